@@ -1,0 +1,113 @@
+"""What a labelled image data set looks like to the input pipelines."""
+
+import tensorflow as tf
+
+# Data sets of written characters: a mirrored character is another one, or none at all.
+_CHARACTER_DATASETS = (
+    "digits", "mnist", "emnist", "kmnist", "svhn", "omniglot", "binarized_mnist", "cmaterdb", "dmlab",
+)  # fmt: skip
+
+
+class ImageSource:
+    """A data set of labelled images, independent of how it is stored.
+
+    Subclasses say where the images come from: `ArraySource` holds decoded images in memory,
+    `FileSource` reads image files by index and `RecordSource` streams TFRecords. Make one with
+    `keras_dsnet.data.load_source`.
+
+    Args:
+        name: the data set's name, used in messages.
+        num_examples: number of images.
+        num_classes: number of classes; every label is in `[0, num_classes)`.
+        class_names: a name per class, or None.
+        image_shape: `(height, width, 3)`, or None where the sizes vary.
+    """
+
+    def __init__(self, name, num_examples, num_classes, class_names=None, image_shape=None):
+        self.name = name
+        self.num_examples = num_examples
+        self.num_classes = num_classes
+        self.class_names = class_names
+        self.image_shape = image_shape
+
+    @property
+    def mirrorable(self):
+        """Whether a mirrored image still shows its class: False for written characters."""
+        return not self.name.startswith(_CHARACTER_DATASETS)
+
+    def steps_per_epoch(self, batch_size):
+        """Number of whole batches in one pass over the images.
+
+        Args:
+            batch_size: images per batch.
+
+        Returns:
+            `num_examples // batch_size`, at least 1.
+
+        Raises:
+            ValueError: `batch_size` is below 1 or above the number of images.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+        if batch_size > self.num_examples:
+            raise ValueError(
+                f"batch_size must be at most the {self.num_examples} images of '{self.name}'. "
+                f"Received: batch_size={batch_size}"
+            )
+        return self.num_examples // batch_size
+
+    def training_examples(self, seed, epoch_size, start=0):
+        """An endless stream of shuffled examples, the same for the same seed.
+
+        Args:
+            seed: int; the order of epoch `e` is a function of `(seed, e)`.
+            epoch_size: number of examples taken from each epoch's order, at most `num_examples`.
+            start: number of the first example to deliver, counted from the start of training.
+
+        Returns:
+            A `tf.data.Dataset` of `(number, stored image, label)`: the int64 number of the example
+            in the stream, what `decode` takes, and an int32 label.
+        """
+        raise NotImplementedError
+
+    def ordered_examples(self):
+        """Every example once, always in the same order.
+
+        Returns:
+            A `tf.data.Dataset` of `(stored image, label)`.
+        """
+        raise NotImplementedError
+
+    def decode(self, stored):
+        """Turns a stored image into pixels.
+
+        Args:
+            stored: a scalar string (a file name or encoded bytes) or the image itself.
+
+        Returns:
+            uint8 `[height, width, 3]`.
+        """
+        raise NotImplementedError
+
+
+def shuffled_indices(numbers, seed, epoch_size, num_examples):
+    """The images that examples number `numbers` of an endless shuffled stream show.
+
+    Each epoch has its own permutation of all images. A block cipher on the indices computes it at
+    any position, so a resumed run does not replay what came before.
+
+    Args:
+        numbers: int64 tensor, scalar or `[n]`, positions in the stream; `[n]` within one epoch.
+        seed: int.
+        epoch_size: positions per epoch.
+        num_examples: number of images.
+
+    Returns:
+        int64 tensor of the same shape, indices in `[0, num_examples)`.
+    """
+    epoch = tf.reshape(numbers, [-1])[0] // epoch_size
+    return tf.random.experimental.index_shuffle(
+        numbers % epoch_size,
+        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
+        max_index=tf.constant(num_examples - 1, tf.int64),
+    )

@@ -1,0 +1,75 @@
+"""One door to every data set."""
+
+import pathlib
+
+from keras_dsnet.data.array_source import ArraySource
+from keras_dsnet.data.digits import load_digits
+from keras_dsnet.data.image_folder import load_folder
+from keras_dsnet.data.splits import slice_of
+from keras_dsnet.data.tfds_source import load_tfds
+
+
+def load_source(
+    dataset,
+    data_dir=None,
+    split="train",
+    *,
+    train_split=None,
+    eval_split=None,
+    classes=None,
+    on_bad_image="skip",
+):
+    """Opens a labelled image data set.
+
+    Args:
+        dataset: `"digits"` (scikit-learn's), a TFDS name such as `"cifar10"` or `"imagenet2012"`,
+            or a folder of class folders.
+        data_dir: where TFDS prepared the data set; None is the TFDS default folder. Nothing is
+            downloaded.
+        split: `"train"` or `"eval"`. For TFDS, `"eval"` is `test` if that has labels, else
+            `validation`.
+        train_split: what `"train"` stands for, in TFDS syntax, such as `"train[:90%]"`.
+        eval_split: what `"eval"` stands for, in TFDS syntax, such as `"train[90%:]"`.
+        classes: number of classes of the network, or None for those of the data set.
+        on_bad_image: `"skip"` or `"raise"`, for unreadable files in a folder.
+
+    Returns:
+        An `ImageSource`.
+
+    Raises:
+        ValueError: no such data set or split, or its labels are not in `[0, classes)`.
+        FileNotFoundError: the folder does not exist, or TFDS has not prepared the data set.
+    """
+    if split not in ("train", "eval"):
+        raise ValueError(f"split must be 'train' or 'eval'. Received: {split!r}")
+    if on_bad_image not in ("skip", "raise"):
+        raise ValueError(f"on_bad_image must be 'skip' or 'raise'. Received: {on_bad_image!r}")
+    spec = train_split if split == "train" else eval_split
+    dataset = str(dataset)
+    if dataset == "digits":
+        source = _digits(split, spec)
+    elif pathlib.Path(dataset).expanduser().is_dir():
+        source = load_folder(pathlib.Path(dataset).expanduser(), split, spec, on_bad_image)
+    elif dataset.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"folder {dataset} does not exist")
+    else:
+        source = load_tfds(dataset, data_dir, split, spec)
+    if classes is not None:
+        if source.num_classes > classes:
+            raise ValueError(
+                f"data set '{source.name}' has labels 0 to {source.num_classes - 1}, outside "
+                f"classes={classes}: use classes={source.num_classes}"
+            )
+        source.num_classes = classes
+    return source
+
+
+def _digits(split, spec):
+    splits = load_digits()
+    key = "train" if split == "train" else "test"
+    chosen = slice(None)
+    if spec:
+        lengths = {name: len(labels) for name, (_, labels) in splits.items()}
+        key, chosen = slice_of(spec, lengths, "digits")
+    images, labels = splits[key]
+    return ArraySource("digits", images[chosen], labels[chosen], 10, tuple("0123456789"))
