@@ -1,0 +1,25 @@
+"""Dynamic Slimmable Networks in Keras 3: layers, networks, training and export.
+
+Importing the package registers its layers and networks, so that `keras.models.load_model` finds
+them. Everything that needs more than Keras and TensorFlow is imported on first use.
+"""
+
+import importlib
+
+from keras_dsnet import layers, models
+
+__version__ = "0.1.0"
+
+_ON_FIRST_USE = ("applications", "checkpoints", "data", "export", "training", "utils")
+
+__all__ = ["__version__", "layers", "models", *_ON_FIRST_USE]
+
+
+def __getattr__(name: str):
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"keras_dsnet.{name}")
+    raise AttributeError(f"module 'keras_dsnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

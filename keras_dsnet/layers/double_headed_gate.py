@@ -1,0 +1,204 @@
+"""The double-headed dynamic gate: channel attention and a choice of width."""
+
+import keras
+import tensorflow as tf
+
+from keras_dsnet.layers.channel_options import (
+    as_options,
+    channels_of,
+    first_channels,
+    resolve_width,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_dsnet")
+class DoubleHeadedGate(keras.layers.Layer):
+    """Double-headed dynamic gate (Sec. 3.2 of the paper, Eqs. 6-9).
+
+    An average pool encodes the features (Eq. 6) and a hidden layer `W1` maps them, sliced to the
+    channels at hand, to a vector of fixed length. The attention head `W3` scales the channels
+    (Eq. 9); the slimming head `W2` scores the candidate widths of what follows (Eqs. 7 and 8).
+
+    Args:
+        channels: int, or ascending tuple of ints: the channel options of the input.
+        hidden_units: int or None: length of the hidden vector; None: a quarter of the most
+            channels.
+        attention: "tanh" (`1 + tanh`, `W3` starts at zero, so that attention starts at one),
+            "sigmoid", or None for no attention head.
+        num_choices: int or None: candidate widths of the slimming head; None disables the head.
+        slimming_head: "one_hot": a score for each width, the largest is chosen; or "scalar": one
+            score, whose sigmoid picks the width with the nearest ratio (Table 7).
+        choice_ratios: for the scalar head: the ratio of each choice to the widest, in (0, 1].
+        share_encoder: bool: whether both heads share `W1` (Table 7). False gives the slimming head
+            a `W1` of its own.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: `[batch, height, width, channels]`.
+        width: Python int or int32 scalar tensor: the index into `channels`; it is only checked,
+            since the channels of the input say as much.
+
+    Returns:
+        The attended input; with a slimming head the pair of it and the scores, float32
+        `[batch, num_choices]` (`[batch, 1]` for a scalar head).
+
+    Raises:
+        ValueError: on a width that the layer does not have, or unknown options.
+    """
+
+    def __init__(
+        self,
+        channels,
+        hidden_units=None,
+        attention="tanh",
+        num_choices=None,
+        slimming_head="one_hot",
+        choice_ratios=None,
+        share_encoder=True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.channels = as_options(channels, "channels")
+        self.hidden_units = hidden_units or max(1, int(0.25 * self.channels[-1] + 0.5))
+        self.attention = attention
+        self.num_choices = num_choices
+        self.slimming_head = slimming_head
+        self.choice_ratios = None if choice_ratios is None else tuple(map(float, choice_ratios))
+        self.share_encoder = share_encoder
+        self.supports_jit = len(self.channels) == 1
+        if attention not in ("tanh", "sigmoid", None):
+            raise ValueError(
+                f"`attention` must be 'tanh', 'sigmoid' or None. Received: attention={attention!r}"
+            )
+        if slimming_head not in ("one_hot", "scalar"):
+            raise ValueError(
+                "`slimming_head` must be 'one_hot' or 'scalar'. "
+                f"Received: slimming_head={slimming_head!r}"
+            )
+        if num_choices and slimming_head == "scalar":
+            if self.choice_ratios is None or len(self.choice_ratios) != num_choices:
+                raise ValueError(
+                    f"A scalar slimming head needs `choice_ratios`, one for each of {num_choices} "
+                    f"choices. Received: choice_ratios={choice_ratios!r}"
+                )
+
+    @property
+    def slimming_variables(self):
+        """The variables of the slimming head alone: what stage II trains."""
+        if not self.num_choices:
+            return []
+        return [self.w2] if self.share_encoder else [self.w1_slimming, self.b1_slimming, self.w2]
+
+    def build(self, input_shape):
+        channels, hidden = self.channels[-1], self.hidden_units
+        self.w1 = self.b1 = self.w2 = self.w3 = self.b3 = None
+        if self.attention or (self.num_choices and self.share_encoder):
+            self.w1 = self._add("w1", (channels, hidden), "he_normal")
+            self.b1 = self._add("b1", (hidden,), "zeros")
+        if self.attention:
+            start = "zeros" if self.attention == "tanh" else "glorot_uniform"
+            self.w3 = self._add("w3", (hidden, channels), start)
+            self.b3 = self._add("b3", (channels,), "zeros")
+        if self.num_choices:
+            if not self.share_encoder:
+                self.w1_slimming = self._add("w1_slimming", (channels, hidden), "he_normal")
+                self.b1_slimming = self._add("b1_slimming", (hidden,), "zeros")
+            scores = 1 if self.slimming_head == "scalar" else self.num_choices
+            self.w2 = self._add("w2", (hidden, scores), "glorot_uniform")
+
+    def _add(self, name, shape, initializer):
+        return self.add_weight(name=name, shape=shape, initializer=initializer)
+
+    def call(self, inputs, width=None):
+        resolve_width(width, len(self.channels), self.name)
+        pooled = tf.reduce_mean(inputs, (1, 2))
+        hidden = None if self.w1 is None else self._encode(pooled, self.w1, self.b1)
+        outputs = inputs
+        if self.attention:
+            outputs = inputs * self._attend(hidden, channels_of(inputs))[:, None, None, :]
+        if not self.num_choices:
+            return outputs
+        if not self.share_encoder:
+            hidden = self._encode(pooled, self.w1_slimming, self.b1_slimming)
+        return outputs, tf.cast(tf.matmul(hidden, tf.convert_to_tensor(self.w2)), tf.float32)
+
+    def _encode(self, pooled, weights, bias):
+        weights = first_channels(tf.convert_to_tensor(weights), channels_of(pooled), weights.shape[1])
+        return tf.nn.relu(tf.matmul(pooled, weights) + tf.convert_to_tensor(bias))
+
+    def _attend(self, hidden, channels):
+        weights = first_channels(tf.convert_to_tensor(self.w3), channels)
+        logits = tf.matmul(hidden, weights) + first_channels(tf.convert_to_tensor(self.b3), channels)
+        return 1.0 + tf.tanh(logits) if self.attention == "tanh" else tf.sigmoid(logits)
+
+    def route_scores(self, scores, routes):
+        """Returns what the choice is the argmax of: float32 `[batch, len(routes)]`.
+
+        Args:
+            scores: the slimming head's output.
+            routes: tuple of candidate widths, ascending.
+        """
+        if self.slimming_head == "one_hot":
+            return tf.gather(scores, tf.constant(routes), axis=1)
+        ratios = tf.constant([self.choice_ratios[width] for width in routes])
+        return -tf.abs(tf.sigmoid(scores) - ratios)
+
+    def choose(self, scores, routes):
+        """Returns the chosen widths, int32 `[batch]`, always among `routes` (Eq. 8)."""
+        index = tf.argmax(self.route_scores(scores, routes), axis=1, output_type=tf.int32)
+        return tf.gather(tf.constant(routes, tf.int32), index)
+
+    def sample(self, scores, routes, temperature=1.0, seed=None):
+        """Returns a differentiable choice: one-hot forwards, soft backwards (straight-through).
+
+        Args:
+            scores: the slimming head's output.
+            routes: tuple of candidate widths, ascending.
+            temperature: float: of the Gumbel-softmax.
+            seed: int32 tensor `[2]` for the Gumbel noise; None: no noise. A scalar head has none.
+
+        Returns:
+            float32 `[batch, len(routes)]`: exactly one-hot in value, with the gradient of the
+            Gumbel-softmax, or for a scalar head of the linear interpolation between its ratio's
+            neighbours.
+        """
+        if self.slimming_head == "scalar":
+            soft, hard = self._interpolated(scores, routes), self.route_scores(scores, routes)
+        else:
+            hard = self.route_scores(scores, routes)
+            if seed is not None:
+                uniform = tf.random.stateless_uniform(tf.shape(hard), seed, minval=1e-20)
+                hard -= tf.math.log(-tf.math.log(uniform))
+            soft = tf.nn.softmax(hard / temperature)
+        one_hot = tf.one_hot(tf.argmax(hard, axis=1), len(routes))
+        return one_hot + soft - tf.stop_gradient(soft)
+
+    def _interpolated(self, scores, routes):
+        ratios = [self.choice_ratios[width] for width in routes]
+        ratio = tf.sigmoid(scores)
+        # Beyond the first and the last candidate the interpolation has no slope of its own.
+        ratio += tf.stop_gradient(tf.clip_by_value(ratio, ratios[0], ratios[-1]) - ratio)
+        gaps = [b - a for a, b in zip(ratios, ratios[1:])] or [1.0]
+        left, right = tf.constant([gaps[0], *gaps]), tf.constant([*gaps, gaps[-1]])
+        distance = ratio - tf.constant(ratios)[: len(routes)]
+        gap = tf.where(distance < 0, left[: len(routes)], right[: len(routes)])
+        return tf.nn.relu(1.0 - tf.abs(distance) / gap)
+
+    def compute_output_shape(self, input_shape, width=None):
+        if not self.num_choices:
+            return input_shape
+        scores = 1 if self.slimming_head == "scalar" else self.num_choices
+        return input_shape, (input_shape[0], scores)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            channels=self.channels,
+            hidden_units=self.hidden_units,
+            attention=self.attention,
+            num_choices=self.num_choices,
+            slimming_head=self.slimming_head,
+            choice_ratios=self.choice_ratios,
+            share_encoder=self.share_encoder,
+        )
+        return config

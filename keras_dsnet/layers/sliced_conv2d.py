@@ -1,0 +1,159 @@
+"""A convolution that runs with the first of its filters."""
+
+import keras
+import tensorflow as tf
+
+from keras_dsnet.layers.channel_options import (
+    as_options,
+    channels_at,
+    channels_of,
+    first_channels,
+    resolve_width,
+    static_channels,
+)
+
+
+def tf_padding(padding, kernel_size, strides):
+    """Returns the `padding` argument of TensorFlow's convolutions.
+
+    "symmetric" pads `kernel_size // 2` on both sides at every stride, as PyTorch does; TensorFlow's
+    "SAME" pads one side alone at stride 2. Where both agree, "SAME" is the faster one.
+    """
+    if padding != "symmetric":
+        return padding.upper()
+    if strides == 1 and kernel_size % 2:
+        return "SAME"
+    pad = [kernel_size // 2] * 2
+    return [[0, 0], pad, pad, [0, 0]]
+
+
+def check_padding(padding):
+    """Raises a ValueError unless `padding` is one that the sliced convolutions know."""
+    if padding not in ("symmetric", "same", "valid"):
+        raise ValueError(
+            f"`padding` must be 'symmetric', 'same' or 'valid'. Received: padding={padding!r}"
+        )
+
+
+def padded_size(size, padding, kernel_size, strides):
+    """Returns the output height or width of a convolution (None stays None)."""
+    if size is None:
+        return None
+    if padding == "same":
+        return -(-size // strides)
+    padded = size + (2 * (kernel_size // 2) if padding == "symmetric" else 0)
+    return (padded - kernel_size) // strides + 1
+
+
+@keras.saving.register_keras_serializable(package="keras_dsnet")
+class SlicedConv2D(keras.layers.Layer):
+    """2D convolution whose filters are sliced: `W[:rho * N] * X`, Eq. 2 of the paper.
+
+    The full kernel is held once. A call uses as many input channels as its input has, and the
+    first `filters[width]` filters.
+
+    Args:
+        filters: int, or ascending tuple of ints: the channel options of the output. One option
+            makes the output static.
+        kernel_size: int, height and width of the kernel.
+        strides: int.
+        padding: "symmetric" (`kernel_size // 2` on both sides, as in PyTorch), "same" or "valid".
+        use_bias: bool.
+        input_channels: int or None: the most channels an input may have. None: the channels of the
+            first input, which then must be the widest.
+        kernel_initializer: Keras initializer.
+        bias_initializer: Keras initializer.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: `[batch, height, width, channels]`.
+        width: Python int or int32 scalar tensor: the index into `filters`.
+
+    Returns:
+        `[batch, new_height, new_width, filters[width]]`.
+
+    Raises:
+        ValueError: on a width that the layer does not have, or an input with too many channels.
+
+    Example:
+
+    >>> layer = SlicedConv2D((8, 16, 24), kernel_size=3, input_channels=4)
+    >>> layer(np.ones((1, 5, 5, 2), "float32"), width=1).shape
+    TensorShape([1, 5, 5, 16])
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        padding="symmetric",
+        use_bias=False,
+        input_channels=None,
+        kernel_initializer="he_normal",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_padding(padding)
+        self.filters = as_options(filters, "filters")
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.padding = padding
+        self.use_bias = use_bias
+        self.input_channels = input_channels
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.supports_jit = len(self.filters) == 1
+
+    def build(self, input_shape):
+        channels = self.input_channels or input_shape[-1]
+        if channels is None:
+            raise ValueError(f"Layer '{self.name}' needs `input_channels`: its input has None.")
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.kernel_size, self.kernel_size, channels, self.filters[-1]),
+            initializer=self.kernel_initializer,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.filters[-1],), initializer=self.bias_initializer
+            )
+
+    def call(self, inputs, width=None):
+        width = resolve_width(width, len(self.filters), self.name)
+        out_channels = channels_at(self.filters, width)
+        in_channels = channels_of(inputs)
+        if isinstance(in_channels, int) and in_channels > self.kernel.shape[2]:
+            raise ValueError(
+                f"Layer '{self.name}' takes at most {self.kernel.shape[2]} input channels. "
+                f"Received: inputs.shape={tuple(inputs.shape)}"
+            )
+        kernel = first_channels(tf.convert_to_tensor(self.kernel), in_channels, out_channels)
+        padding = tf_padding(self.padding, self.kernel_size, self.strides)
+        outputs = tf.nn.conv2d(inputs, kernel, self.strides, padding)
+        if self.bias is not None:
+            outputs += first_channels(tf.convert_to_tensor(self.bias), out_channels)
+        return outputs
+
+    def compute_output_shape(self, input_shape, width=None):
+        sizes = [
+            padded_size(size, self.padding, self.kernel_size, self.strides)
+            for size in input_shape[1:3]
+        ]
+        return (input_shape[0], *sizes, static_channels(self.filters, width, self.name))
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            filters=self.filters,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            padding=self.padding,
+            use_bias=self.use_bias,
+            input_channels=self.input_channels,
+            kernel_initializer=keras.initializers.serialize(self.kernel_initializer),
+            bias_initializer=keras.initializers.serialize(self.bias_initializer),
+        )
+        return config

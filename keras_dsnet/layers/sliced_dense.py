@@ -1,0 +1,100 @@
+"""A fully connected layer that runs with the first of its inputs and units."""
+
+import keras
+import tensorflow as tf
+
+from keras_dsnet.layers.channel_options import (
+    as_options,
+    channels_at,
+    channels_of,
+    first_channels,
+    resolve_width,
+    static_channels,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_dsnet")
+class SlicedDense(keras.layers.Layer):
+    """Fully connected layer whose matrix is sliced on both sides, Eq. 2 of the paper.
+
+    Args:
+        units: int, or ascending tuple of ints: the channel options of the output. One option makes
+            the output static, as in a classifier over a slimmable network.
+        use_bias: bool.
+        input_channels: int or None: the most channels an input may have. None: the channels of the
+            first input, which then must be the widest.
+        kernel_initializer: Keras initializer.
+        bias_initializer: Keras initializer.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: `[batch, channels]`.
+        width: Python int or int32 scalar tensor: the index into `units`.
+
+    Returns:
+        `[batch, units[width]]`.
+
+    Raises:
+        ValueError: on a width that the layer does not have, or an input with too many channels.
+    """
+
+    def __init__(
+        self,
+        units,
+        use_bias=True,
+        input_channels=None,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.units = as_options(units, "units")
+        self.use_bias = use_bias
+        self.input_channels = input_channels
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.supports_jit = len(self.units) == 1
+
+    def build(self, input_shape):
+        channels = self.input_channels or input_shape[-1]
+        if channels is None:
+            raise ValueError(f"Layer '{self.name}' needs `input_channels`: its input has None.")
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(channels, self.units[-1]),
+            initializer=self.kernel_initializer,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.units[-1],), initializer=self.bias_initializer
+            )
+
+    def call(self, inputs, width=None):
+        width = resolve_width(width, len(self.units), self.name)
+        units = channels_at(self.units, width)
+        in_channels = channels_of(inputs)
+        if isinstance(in_channels, int) and in_channels > self.kernel.shape[0]:
+            raise ValueError(
+                f"Layer '{self.name}' takes at most {self.kernel.shape[0]} input channels. "
+                f"Received: inputs.shape={tuple(inputs.shape)}"
+            )
+        kernel = first_channels(tf.convert_to_tensor(self.kernel), in_channels, units)
+        outputs = tf.matmul(inputs, kernel)
+        if self.bias is not None:
+            outputs += first_channels(tf.convert_to_tensor(self.bias), units)
+        return outputs
+
+    def compute_output_shape(self, input_shape, width=None):
+        return (*input_shape[:-1], static_channels(self.units, width, self.name))
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            units=self.units,
+            use_bias=self.use_bias,
+            input_channels=self.input_channels,
+            kernel_initializer=keras.initializers.serialize(self.kernel_initializer),
+            bias_initializer=keras.initializers.serialize(self.bias_initializer),
+        )
+        return config

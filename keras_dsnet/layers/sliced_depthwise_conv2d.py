@@ -1,0 +1,122 @@
+"""A depthwise convolution that runs on as many channels as its input has."""
+
+import keras
+import tensorflow as tf
+
+from keras_dsnet.layers.channel_options import (
+    as_options,
+    channels_at,
+    channels_of,
+    first_channels,
+    resolve_width,
+)
+from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, tf_padding
+
+
+@keras.saving.register_keras_serializable(package="keras_dsnet")
+class SlicedDepthwiseConv2D(keras.layers.Layer):
+    """2D depthwise convolution whose kernels are sliced, Eq. 2 of the paper for one group a channel.
+
+    Args:
+        channels: int, or ascending tuple of ints: the channel options of input and output.
+        kernel_size: int, height and width of the kernel.
+        strides: int.
+        padding: "symmetric" (`kernel_size // 2` on both sides, as in PyTorch), "same" or "valid".
+        use_bias: bool.
+        depthwise_initializer: Keras initializer.
+        bias_initializer: Keras initializer.
+        **kwargs: of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: `[batch, height, width, channels[width]]`.
+        width: Python int or int32 scalar tensor: the index into `channels`.
+
+    Returns:
+        `[batch, new_height, new_width, channels[width]]`.
+
+    Raises:
+        ValueError: on a width that the layer does not have, or an input of another width.
+    """
+
+    def __init__(
+        self,
+        channels,
+        kernel_size,
+        strides=1,
+        padding="symmetric",
+        use_bias=False,
+        depthwise_initializer=None,
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        check_padding(padding)
+        self.channels = as_options(channels, "channels")
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.padding = padding
+        self.use_bias = use_bias
+        self.depthwise_initializer = keras.initializers.get(
+            depthwise_initializer or depthwise_he_normal(kernel_size)
+        )
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.supports_jit = len(self.channels) == 1
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.kernel_size, self.kernel_size, self.channels[-1], 1),
+            initializer=self.depthwise_initializer,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.channels[-1],), initializer=self.bias_initializer
+            )
+
+    def call(self, inputs, width=None):
+        width = resolve_width(width, len(self.channels), self.name)
+        channels = channels_at(self.channels, width)
+        received = channels_of(inputs)
+        if isinstance(channels, int) and isinstance(received, int) and channels != received:
+            raise ValueError(
+                f"Layer '{self.name}' has {channels} channels at width {width}. "
+                f"Received: inputs.shape={tuple(inputs.shape)}"
+            )
+        kernel = first_channels(tf.convert_to_tensor(self.kernel), channels, 1)
+        padding = tf_padding(self.padding, self.kernel_size, self.strides)
+        strides = (1, self.strides, self.strides, 1)
+        outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, padding)
+        if self.bias is not None:
+            outputs += first_channels(tf.convert_to_tensor(self.bias), channels)
+        return outputs
+
+    def compute_output_shape(self, input_shape, width=None):
+        sizes = [
+            padded_size(size, self.padding, self.kernel_size, self.strides)
+            for size in input_shape[1:3]
+        ]
+        return (input_shape[0], *sizes, input_shape[3])
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            channels=self.channels,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            padding=self.padding,
+            use_bias=self.use_bias,
+            depthwise_initializer=keras.initializers.serialize(self.depthwise_initializer),
+            bias_initializer=keras.initializers.serialize(self.bias_initializer),
+        )
+        return config
+
+
+def depthwise_he_normal(kernel_size):
+    """Returns He initialisation for one input channel a filter.
+
+    Keras computes the fan of a kernel `[size, size, channels, 1]` from all its channels, which
+    would start a depthwise kernel far too small.
+    """
+    stddev = (2.0 / kernel_size**2) ** 0.5
+    return keras.initializers.TruncatedNormal(stddev=stddev / 0.87962566103423978)

@@ -1,0 +1,7 @@
+"""The networks: what they are made of, their paths, and how they run."""
+
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
+from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
+from keras_dsnet.models.path import Path
+
+__all__ = ["DynamicSlimmableNetwork", "MobileNetSpec", "MobileNetStage", "Path"]

@@ -1,0 +1,85 @@
+"""Counts the multiply-adds and the parameters of a path."""
+
+from keras_dsnet.layers.sliced_conv2d import padded_size
+from keras_dsnet.models.topology import Executor
+
+
+class CostCounter(Executor):
+    """Runs steps over shapes `(height, width, channels)` and counts what they cost for one image.
+
+    Args:
+        path: a `Path` of Python ints.
+
+    Attributes:
+        madds: multiply-adds of convolutions and linear layers, without the slimming heads.
+        pooling: input elements of every average pool (the paper's count adds them).
+        slimming: multiply-adds of the slimming heads.
+        parameters: trainable parameters that the path uses, without the slimming heads.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.madds = self.pooling = self.slimming = self.parameters = 0
+
+    def _spatial(self, layer, shape):
+        size = (layer.padding, layer.kernel_size, layer.strides)
+        return tuple(padded_size(side, *size) for side in shape[:2])
+
+    def conv(self, step, shape):
+        layer = step.layer
+        height, width = self._spatial(layer, shape)
+        channels = _at(layer.filters, self.path.widths[step.section])
+        weights = layer.kernel_size**2 * shape[2] * channels
+        self.madds += height * width * weights
+        self.parameters += weights + channels * layer.use_bias
+        return height, width, channels
+
+    def depthwise(self, step, shape):
+        layer = step.layer
+        height, width = self._spatial(layer, shape)
+        weights = layer.kernel_size**2 * shape[2]
+        self.madds += height * width * weights
+        self.parameters += weights + shape[2] * layer.use_bias
+        return height, width, shape[2]
+
+    def norm(self, step, shape):
+        self.parameters += 2 * shape[2]
+        return shape
+
+    def gate(self, step, shape):
+        layer, channels = step.layer, shape[2]
+        encoder = channels * layer.hidden_units
+        self.pooling += _elements(shape)
+        if layer.attention:
+            self.madds += 2 * encoder
+            self.parameters += 2 * encoder + layer.hidden_units + channels
+        if step.is_slimming_gate:
+            scores = 1 if layer.slimming_head == "scalar" else layer.num_choices
+            own_encoder = not (layer.attention and layer.share_encoder)
+            self.slimming += layer.hidden_units * scores + encoder * own_encoder
+        return shape
+
+    def pool(self, step, shape):
+        self.pooling += _elements(shape)
+        return (shape[2],)
+
+    def dropout(self, step, shape):
+        return shape
+
+    def dense(self, step, shape):
+        units = _at(step.layer.units, self.path.widths[step.section])
+        self.madds += shape[0] * units
+        self.parameters += shape[0] * units + units * step.layer.use_bias
+        return (units,)
+
+    def add(self, shape, shortcut):
+        return shape
+
+
+def _at(options, width):
+    return options[width] if len(options) > 1 else options[0]
+
+
+def _elements(shape):
+    height, width, channels = shape
+    return height * width * channels

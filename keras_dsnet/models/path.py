@@ -1,0 +1,76 @@
+"""Paths: which width each section of a network runs at."""
+
+import operator
+from typing import NamedTuple
+
+
+class Path(NamedTuple):
+    """The widths of one sub-network, section by section.
+
+    Args:
+        widths: index into the channel options per section: the front's first, then one per gate.
+        statistics: row of batch-norm statistics per section.
+    """
+
+    widths: tuple
+    statistics: tuple
+
+    @property
+    def gates(self):
+        """One width per slimming gate."""
+        return self.widths[1:]
+
+
+def resolve_path(path, num_gates, num_widths):
+    """Turns what a user may pass as `path` into a `Path`.
+
+    Args:
+        path: int (that width at every gate), a tuple with one int per gate, "slimmest", "widest", or
+            "largest": the widest path behind a front at its most channels, with statistics of its
+            own.
+        num_gates: int.
+        num_widths: int, the widths of each gate.
+
+    Returns:
+        A `Path` of Python ints.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    last = num_widths - 1
+    if path == "largest":
+        return Path((1,) + (last,) * num_gates, (1,) + (num_widths,) * num_gates)
+    named = {"slimmest": 0, "widest": last}
+    path = named.get(path, path) if isinstance(path, str) else path
+    widths = path if isinstance(path, (tuple, list)) else (path,) * num_gates
+    try:
+        widths = tuple(operator.index(width) for width in widths)
+    except TypeError:
+        widths = ()
+    known = all(0 <= width <= last for width in widths)
+    if len(widths) != num_gates or not known or isinstance(path, bool):
+        tuples = "" if num_gates == 1 else f", a tuple of {num_gates} of them"
+        raise ValueError(
+            f"`path` must be an int from 0 to {last}{tuples}, 'slimmest', 'widest' or 'largest'. "
+            f"Received: path={path!r}"
+        )
+    return Path((0, *widths), (0, *widths))
+
+
+def check_routes(routes, num_widths):
+    """Returns `routes` as a tuple of candidate widths.
+
+    Raises:
+        ValueError: unless they ascend and are widths of the network.
+    """
+    try:
+        checked = tuple(operator.index(width) for width in routes)
+    except TypeError:
+        checked = ()
+    ascending = all(a < b for a, b in zip(checked, checked[1:]))
+    if not checked or checked[0] < 0 or checked[-1] >= num_widths or not ascending:
+        raise ValueError(
+            f"`routes` must be ascending widths from 0 to {num_widths - 1}. "
+            f"Received: routes={routes!r}"
+        )
+    return checked

@@ -1,0 +1,162 @@
+"""Writes a path out as a plain Keras model of stock layers."""
+
+import keras
+import numpy as np
+
+from keras_dsnet.models.topology import Executor
+
+
+def plain_subnetwork(network, path, fold_batch_norm=False):
+    """Returns one sub-network as a functional Keras model, with weights of its own.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+        path: a `Path` of Python ints.
+        fold_batch_norm: bool: put batch normalisation into the kernels and biases of the
+            convolutions before it.
+
+    Returns:
+        `keras.Model` of stock layers: it saves and loads without this package.
+    """
+    x = inputs = keras.Input(network.input_shape[1:], name="image")
+    executor = PlainExecutor(path, fold_batch_norm)
+    for steps in network.sections:
+        x = executor.run(steps, x)
+    if network.include_top and network.classifier_activation != "linear":
+        x = keras.layers.Activation(network.classifier_activation, name="predictions")(x)
+    return keras.Model(inputs, x, name="_".join([network.name, *map(str, path.gates)]))
+
+
+class PlainExecutor(Executor):
+    """Runs steps over symbolic tensors with stock Keras layers that hold sliced copies.
+
+    Args:
+        path: a `Path` of Python ints.
+        fold_batch_norm: bool.
+    """
+
+    def __init__(self, path, fold_batch_norm):
+        self.path = path
+        self.fold_batch_norm = fold_batch_norm
+        self._norm_behind = {}
+
+    def run(self, steps, x):
+        if self.fold_batch_norm:
+            for step, behind in zip(steps, steps[1:]):
+                if step.kind in ("conv", "depthwise") and behind.kind == "norm":
+                    if hasattr(behind.layer, "moving_mean"):
+                        self._norm_behind[step.layer] = behind
+        return super().run(steps, x)
+
+    def conv(self, step, x):
+        layer = step.layer
+        width = self.path.widths[step.section]
+        filters = layer.filters[width if len(layer.filters) > 1 else 0]
+        kernel = _numpy(layer.kernel)[:, :, : x.shape[-1], :filters]
+        return self._convolve(keras.layers.Conv2D, step, x, kernel, filters, filters=filters)
+
+    def depthwise(self, step, x):
+        kernel = _numpy(step.layer.kernel)[:, :, : x.shape[-1]]
+        return self._convolve(keras.layers.DepthwiseConv2D, step, x, kernel, x.shape[-1])
+
+    def _convolve(self, stock, step, x, kernel, channels, **arguments):
+        layer = step.layer
+        bias = None if layer.bias is None else _numpy(layer.bias)[:channels]
+        if layer in self._norm_behind:
+            scale, offset = self._scale_and_offset(self._norm_behind[layer], channels)
+            # A depthwise kernel [size, size, channels, 1] has its channels on the third axis.
+            kernel = kernel * (scale[:, None] if stock is keras.layers.DepthwiseConv2D else scale)
+            bias = offset + (0.0 if bias is None else bias * scale)
+        padding = layer.padding
+        if padding == "symmetric":
+            padding = "same" if layer.strides == 1 and layer.kernel_size % 2 else "valid"
+            if padding == "valid":
+                pad = keras.layers.ZeroPadding2D(layer.kernel_size // 2, name=f"{layer.name}_pad")
+                x = pad(x)
+        made = stock(
+            kernel_size=layer.kernel_size,
+            strides=layer.strides,
+            padding=padding,
+            use_bias=bias is not None,
+            name=layer.name,
+            **arguments,
+        )
+        return _apply(made, x, kernel, bias)
+
+    def norm(self, step, x):
+        layer = step.layer
+        if not hasattr(layer, "moving_mean"):
+            x = self._group_norm(layer, x)
+        elif not self.fold_batch_norm:
+            x = self._batch_norm(step, x)
+        if step.activation is None:
+            return x
+        return keras.layers.Activation(step.activation, name=f"{layer.name}_activation")(x)
+
+    def _batch_norm(self, step, x):
+        layer = step.layer
+        stock = keras.layers.BatchNormalization(
+            momentum=layer.momentum, epsilon=layer.epsilon, name=layer.name
+        )
+        return _apply(stock, x, *self._batch_norm_values(step, x.shape[-1]))
+
+    def _group_norm(self, layer, x):
+        channels = x.shape[-1]
+        stock = keras.layers.GroupNormalization(
+            channels // layer.channels_per_group, epsilon=layer.epsilon, name=layer.name
+        )
+        return _apply(stock, x, _numpy(layer.gamma)[:channels], _numpy(layer.beta)[:channels])
+
+    def _batch_norm_values(self, step, channels):
+        layer, row = step.layer, self.path.statistics[step.section]
+        vectors = _numpy(layer.gamma), _numpy(layer.beta)
+        tables = _numpy(layer.moving_mean), _numpy(layer.moving_variance)
+        return [v[:channels] for v in vectors] + [t[row, :channels] for t in tables]
+
+    def _scale_and_offset(self, step, channels):
+        gamma, beta, mean, variance = self._batch_norm_values(step, channels)
+        scale = gamma / np.sqrt(variance + step.layer.epsilon)
+        return scale, beta - mean * scale
+
+    def gate(self, step, x):
+        layer, channels = step.layer, x.shape[-1]
+        if not layer.attention:
+            return x
+        pool = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{layer.name}_pool")
+        hidden = keras.layers.Dense(
+            layer.hidden_units, activation="relu", name=f"{layer.name}_hidden"
+        )
+        hidden = _apply(hidden, pool(x), _numpy(layer.w1)[:channels], _numpy(layer.b1))
+        head = keras.layers.Dense(channels, activation=layer.attention, name=f"{layer.name}_head")
+        attention = _apply(head, hidden, _numpy(layer.w3)[:, :channels], _numpy(layer.b3)[:channels])
+        if layer.attention == "tanh":
+            one_plus = keras.layers.Rescaling(1.0, offset=1.0, name=f"{layer.name}_one_plus")
+            attention = one_plus(attention)
+        return keras.layers.Multiply(name=f"{layer.name}_attend")([x, attention])
+
+    def pool(self, step, x):
+        return keras.layers.GlobalAveragePooling2D(name="pool")(x)
+
+    def dropout(self, step, x):
+        return keras.layers.Dropout(step.layer.rate, name=step.layer.name)(x)
+
+    def dense(self, step, x):
+        layer = step.layer
+        units = layer.units[self.path.widths[step.section] if len(layer.units) > 1 else 0]
+        stock = keras.layers.Dense(units, use_bias=layer.use_bias, name=layer.name)
+        bias = None if layer.bias is None else _numpy(layer.bias)[:units]
+        return _apply(stock, x, _numpy(layer.kernel)[: x.shape[-1], :units], bias)
+
+    def add(self, x, shortcut):
+        return keras.layers.Add()([x, shortcut])
+
+
+def _apply(layer, x, *weights):
+    """Calls a new stock layer and sets its weights; those that are None do not exist."""
+    outputs = layer(x)
+    layer.set_weights([weight for weight in weights if weight is not None])
+    return outputs
+
+
+def _numpy(variable):
+    return keras.ops.convert_to_numpy(variable).astype("float32")

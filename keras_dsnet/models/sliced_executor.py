@@ -1,0 +1,60 @@
+"""Runs a network along one path, every layer sliced to its width."""
+
+import tensorflow as tf
+
+from keras_dsnet.models.topology import Executor, activate
+
+
+class SlicedExecutor(Executor):
+    """Runs steps with the first channels of every layer (Eq. 2 of the paper).
+
+    With Python ints as widths every shape is static: a sub-network. With int32 scalar tensors one
+    trace serves every width.
+
+    Args:
+        path: a `Path`; its entries are Python ints or int32 scalar tensors.
+        training: bool.
+        momentum: momentum of the batch-norm statistics for this run; None: each layer's own.
+
+    Attributes:
+        scores: the slimming heads' outputs, in order, filled while running.
+    """
+
+    def __init__(self, path, training=False, momentum=None):
+        self.path = path
+        self.training = training
+        self.momentum = momentum
+        self.scores = []
+
+    def conv(self, step, x):
+        return step.layer(x, width=self.path.widths[step.section])
+
+    depthwise = conv
+    dense = conv
+
+    def norm(self, step, x):
+        width = self.path.widths[step.section]
+        if hasattr(step.layer, "moving_mean"):
+            x = step.layer(
+                x,
+                width=width,
+                statistics=self.path.statistics[step.section],
+                momentum=self.momentum,
+                training=self.training,
+            )
+        else:
+            x = step.layer(x, width=width)
+        return activate(step.activation, x)
+
+    def gate(self, step, x):
+        outputs = step.layer(x, width=self.path.widths[step.section])
+        if not step.is_slimming_gate:
+            return outputs
+        self.scores.append(outputs[1])
+        return outputs[0]
+
+    def pool(self, step, x):
+        return tf.reduce_mean(x, (1, 2))
+
+    def dropout(self, step, x):
+        return step.layer(x, training=self.training)

@@ -1,0 +1,84 @@
+"""The topology of a network: its steps, written once and run by executors.
+
+A network is a flat tuple of steps. Executors (`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`,
+`CostCounter`) have one method per kind of step and run them over tensors, symbolic tensors or
+shapes; none of them knows the network, and the network knows none of them.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation of a network.
+
+    Args:
+        kind: "conv", "depthwise", "norm", "gate", "pool", "dropout", "dense" or "residual".
+        layer: the Keras layer, where the kind has one.
+        section: 0 before the first slimming gate; i from the step after the i-th one on. The path's
+            i-th width is the width of the outputs of section i.
+        activation: for "norm": name of the activation that follows, or None.
+        branch: for "residual": the steps of the branch.
+        shortcut: for "residual": the steps of the shortcut; empty: the identity.
+    """
+
+    kind: str
+    layer: Any = None
+    section: int = 0
+    activation: str | None = None
+    branch: tuple = ()
+    shortcut: tuple = ()
+
+    @property
+    def is_slimming_gate(self):
+        """Whether this step chooses the width of the next section."""
+        return self.kind == "gate" and bool(self.layer.num_choices)
+
+
+def split_sections(steps):
+    """Cuts steps behind every slimming gate.
+
+    Returns:
+        Tuple of tuples of steps, one more than there are slimming gates.
+    """
+    sections = [[]]
+    for step in steps:
+        sections[-1].append(step)
+        if step.is_slimming_gate:
+            sections.append([])
+    return tuple(map(tuple, sections))
+
+
+def walk(steps):
+    """Yields every step, those inside of residual branches and shortcuts included."""
+    for step in steps:
+        if step.kind == "residual":
+            yield from walk(step.branch)
+            yield from walk(step.shortcut)
+        else:
+            yield step
+
+
+class Executor:
+    """Runs steps one after the other; subclasses define a method per kind of step."""
+
+    def run(self, steps, x):
+        """Runs `steps` on `x` and returns what the last one gives."""
+        for step in steps:
+            x = getattr(self, step.kind)(step, x)
+        return x
+
+    def residual(self, step, x):
+        shortcut = self.run(step.shortcut, x)
+        return self.add(self.run(step.branch, x), shortcut)
+
+    def add(self, x, shortcut):
+        return x + shortcut
+
+
+def activate(name, x):
+    """Applies the activation of a "norm" step."""
+    return x if name is None else keras.activations.get(name)(x)

@@ -1,0 +1,58 @@
+"""The traced functions of a network: one per section and width, made once."""
+
+import tensorflow as tf
+
+from keras_dsnet.models.path import Path
+from keras_dsnet.models.sliced_executor import SlicedExecutor
+
+
+class TracedSections:
+    """Traces each section of a network once per pair of widths and keeps the functions.
+
+    Channels are static in each function and the batch is not, so that one trace serves every batch.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+
+    Attributes:
+        trace_count: how many times Python traced a section.
+    """
+
+    def __init__(self, network):
+        self._network = network
+        self._functions = {}
+        self.trace_count = 0
+
+    def __call__(self, section, before, after, x):
+        """Runs one section.
+
+        Args:
+            section: int.
+            before: `(width, statistics row)` of the section before (None for the first section).
+            after: `(width, statistics row)` of this section.
+            x: its input.
+
+        Returns:
+            `(outputs, scores)`; scores is None behind the last gate.
+        """
+        key = (section, before, after)
+        if key not in self._functions:
+            self._functions[key] = self._trace(section, after, x)
+        return self._functions[key](x)
+
+    def _trace(self, section, after, x):
+        steps = self._network.sections[section]
+        width, row = after
+        path = Path((width,) * (section + 1), (row,) * (section + 1))
+
+        def run(inputs):
+            self.trace_count += 1
+            executor = SlicedExecutor(path)
+            outputs = executor.run(steps, inputs)
+            return outputs, (executor.scores or [None])[0]
+
+        # The image's size is the model's to say; every other shape follows from it.
+        shape = self._network.input_shape if section == 0 else (None, *x.shape[1:])
+        return tf.function(run, autograph=False).get_concrete_function(
+            tf.TensorSpec(shape, x.dtype)
+        )
