@@ -15,15 +15,26 @@ class ArraySource(ImageSource):
         labels: int array `[examples]`.
         num_classes: number of classes.
         class_names: a name per class, or None.
+        mirrorable: whether a mirrored image still shows its class.
+
+    Raises:
+        ValueError: a label is not in `[0, num_classes)`.
     """
 
-    def __init__(self, name, images, labels, num_classes, class_names=None):
-        super().__init__(name, len(images), num_classes, class_names, tuple(images.shape[1:]))
+    def __init__(self, name, images, labels, num_classes, class_names=None, mirrorable=True):
+        shape = tuple(images.shape[1:])
+        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable)
         self.images = np.asarray(images, np.uint8)
         self.labels = np.asarray(labels, np.int32)
+        outside = self.labels[(self.labels < 0) | (self.labels >= num_classes)]
+        if outside.size:
+            raise ValueError(
+                f"labels of data set '{name}' must be in 0..{num_classes - 1}. "
+                f"Received: {outside[0]}"
+            )
 
     def training_batches(self, seed, batch_size, start_step=0):
-        """An endless stream of shuffled batches.
+        """An endless stream of shuffled batches, looked up at once instead of image by image.
 
         Args:
             seed: int; the order of epoch `e` is a function of `(seed, e)`.
@@ -31,30 +42,20 @@ class ArraySource(ImageSource):
             start_step: number of the first batch to deliver.
 
         Returns:
-            A `tf.data.Dataset` of `(step, indices)`: an int64 scalar and int64 `[batch]`, to be
-            looked up by `gather`.
+            A `tf.data.Dataset` of `(step, images, labels)`: int64 scalar, uint8
+            `[batch, height, width, 3]`, int32 `[batch]`.
         """
-        steps = self.steps_per_epoch(batch_size)
+        epoch_size = self.steps_per_epoch(batch_size) * batch_size
+        lookup = self._lookup()
 
-        def indices_of(step):
+        def batch(step):
             numbers = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-            return step, shuffled_indices(numbers, seed, steps * batch_size, self.num_examples)
+            return step, *lookup(shuffled_indices(numbers, seed, epoch_size, self.num_examples))
 
-        return tf.data.Dataset.range(start_step, tf.int64.max).map(indices_of)
-
-    def lookup(self):
-        """A function from indices to images and labels, over one copy of the tensors.
-
-        Returns:
-            A function of an int64 tensor (scalar or `[batch]`) that returns `(images, labels)`.
-        """
-        with tf.device("CPU"):
-            images = tf.constant(self.images)
-            labels = tf.constant(self.labels)
-        return lambda indices: (tf.gather(images, indices), tf.gather(labels, indices))
+        return tf.data.Dataset.range(start_step, tf.int64.max).map(batch)
 
     def training_examples(self, seed, epoch_size, start=0):
-        lookup = self.lookup()
+        lookup = self._lookup()
 
         def example(number):
             index = shuffled_indices(number, seed, epoch_size, self.num_examples)
@@ -63,7 +64,16 @@ class ArraySource(ImageSource):
         return tf.data.Dataset.range(start, tf.int64.max).map(example)
 
     def ordered_examples(self):
-        return tf.data.Dataset.range(self.num_examples).map(self.lookup())
+        return tf.data.Dataset.range(self.num_examples).map(self._lookup())
 
-    def decode(self, stored):
-        return stored
+    def decode(self, stored, window_of=None):
+        if window_of is None:
+            return stored
+        return tf.image.crop_to_bounding_box(stored, *tf.unstack(window_of(tf.shape(stored))))
+
+    def _lookup(self):
+        # On the host: as a constant on an accelerator the images would be copied back each step.
+        with tf.device("CPU"):
+            images = tf.constant(self.images)
+            labels = tf.constant(self.labels)
+        return lambda indices: (tf.gather(images, indices), tf.gather(labels, indices))

@@ -16,8 +16,8 @@ def load_digits():
     train on and 360 to evaluate on.
 
     Returns:
-        Two `(images, labels)` by split name, `{"train": ..., "test": ...}`: uint8
-        `[examples, 32, 32, 3]` and int32 `[examples]`.
+        `{"train": (images, labels), "test": (images, labels)}`: uint8 `[examples, 32, 32, 3]` and
+        int32 `[examples]`.
 
     Raises:
         ValueError: scikit-learn is not installed.
@@ -34,11 +34,11 @@ def load_digits():
     gray = values.reshape(-1, 8, 8, 1).astype(np.float32) * (255.0 / _MAX_VALUE)
     resized = tf.image.resize(gray, (32, 32), method="bicubic", antialias=True).numpy()
     images = np.repeat(np.clip(np.rint(resized), 0, 255).astype(np.uint8), 3, axis=-1)
+    labels = labels.astype(np.int32)
     train, test = train_test_split(
         np.arange(len(labels)),
         test_size=NUM_EVAL_EXAMPLES,
         random_state=SPLIT_SEED,
         stratify=labels,
     )
-    labels = labels.astype(np.int32)
     return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}

@@ -3,32 +3,11 @@
 import tensorflow as tf
 
 
-def resize_and_center_crop(image, image_size, crop_fraction):
-    """Resizes the short side to `image_size / crop_fraction` (bicubic) and crops the centre.
-
-    Args:
-        image: `[height, width, 3]`, 0..255.
-        image_size: `(height, width)` of the result.
-        crop_fraction: share of the resized image, per side, that is kept.
-
-    Returns:
-        float32 `[*image_size, 3]`, 0..255.
-    """
-    target = tf.cast(image_size, tf.float32)
-    shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    scale = tf.reduce_max(target / crop_fraction / shape)
-    # Cropping before resizing gives the same pixels for less work.
-    crop = tf.minimum(tf.cast(tf.round(target / scale), tf.int32), tf.shape(image)[:2])
-    offset = (tf.shape(image)[:2] - crop) // 2
-    image = tf.image.crop_to_bounding_box(image, offset[0], offset[1], crop[0], crop[1])
-    image = tf.image.resize(image, image_size, method="bicubic", antialias=True)
-    return tf.clip_by_value(image, 0.0, 255.0)
-
-
 def evaluation_pipeline(source, *, image_size, batch_size, preprocess, crop_fraction=0.875):
     """All images of a source once, in a fixed order.
 
-    Images that have the right size already are used whole.
+    Images that have the right size already are used whole; of others the short side is resized to
+    `image_size / crop_fraction` (bicubic) and the centre is cropped.
 
     Args:
         source: an `ImageSource`.
@@ -40,25 +19,69 @@ def evaluation_pipeline(source, *, image_size, batch_size, preprocess, crop_frac
     Returns:
         A finite `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels
         `[batch]`.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     image_size = as_size(image_size)
-    whole = source.image_shape is not None and tuple(source.image_shape[:2]) == image_size
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction must be in (0, 1]. Received: {crop_fraction}")
 
     def prepare(stored, label):
-        image = source.decode(stored)
-        if not whole:
-            image = resize_and_center_crop(image, image_size, crop_fraction)
-        return tf.ensure_shape(image, (*image_size, 3)), label
+        return whole_image(source, stored, image_size, crop_fraction), label
 
-    dataset = source.ordered_examples()
-    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(batch_size)
+    dataset = source.map_examples(source.ordered_examples(), prepare).batch(batch_size)
     dataset = dataset.map(lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels))
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def whole_image(source, stored, image_size, crop_fraction=1.0):
+    """Decodes an image to a size, without randomness.
+
+    Args:
+        source: an `ImageSource`.
+        stored: a stored image of it.
+        image_size: `(height, width)`.
+        crop_fraction: share of the resized image, per side, that is kept where it is resized.
+
+    Returns:
+        float32 `[*image_size, 3]`, 0..255.
+    """
+    if source.image_shape is not None and tuple(source.image_shape[:2]) == image_size:
+        return tf.cast(source.decode(stored), tf.float32)
+
+    # The centre of the original is cropped, then resized: the same pixels for less work.
+    def centre(shape):
+        target = tf.constant(image_size, tf.float32)
+        scale = tf.reduce_max(target / crop_fraction / tf.cast(shape[:2], tf.float32))
+        size = tf.clip_by_value(tf.cast(tf.round(target / scale), tf.int32), 1, shape[:2])
+        return tf.concat([(shape[:2] - size) // 2, size], axis=0)
+
+    return resize(source.decode(stored, centre), image_size)
+
+
+def resize(image, image_size):
+    """Resizes an image, bicubic with antialiasing.
+
+    Args:
+        image: `[height, width, 3]`, 0..255.
+        image_size: `(height, width)` of the result.
+
+    Returns:
+        float32 `[*image_size, 3]`, 0..255.
+    """
+    # A bicubic filter overshoots at edges, which uint8 decoders of other libraries clip too.
+    resized = tf.image.resize(image, image_size, method="bicubic", antialias=True)
+    return tf.ensure_shape(tf.clip_by_value(resized, 0.0, 255.0), (*image_size, 3))
+
+
 def as_size(image_size):
-    """`(height, width)` of an `image_size` argument: an int or a pair of them."""
-    if isinstance(image_size, int):
-        return (image_size, image_size)
-    return tuple(int(side) for side in image_size)
+    """`(height, width)` of an `image_size` argument, an int or two of them."""
+    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(
+            f"image_size must be a positive int or (height, width). Received: {image_size}"
+        )
+    return size

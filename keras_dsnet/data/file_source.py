@@ -1,29 +1,38 @@
 """Images as files on a disk."""
 
+import logging
+
+import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.data.decoding import decode_image
 from keras_dsnet.data.image_source import ImageSource, shuffled_indices
+
+_FILES_AT_ONCE = 16
+
+_log = logging.getLogger(__name__)
 
 
 class FileSource(ImageSource):
     """Image files (JPEG, PNG, BMP, GIF), read by index.
+
+    A file that turns out to be unreadable while batches are made does not end the run: training
+    sees a gray image in its place, so that no other image changes its batch, evaluation leaves it
+    out, and either way the log names the file.
 
     Args:
         name: the data set's name.
         paths: list of file names.
         labels: list of ints, a label per file.
         class_names: a name per class.
+        on_bad_image: `"skip"`, or `"raise"` to end the run at an unreadable file.
     """
 
-    def __init__(self, name, paths, labels, class_names):
-        super().__init__(name, len(paths), len(class_names), tuple(class_names))
+    def __init__(self, name, paths, labels, class_names, on_bad_image="skip"):
+        super().__init__(name, len(paths), len(class_names), class_names)
         self.paths = list(paths)
         self.labels = list(labels)
-
-    def _lookup(self):
-        paths = tf.constant(self.paths)
-        labels = tf.constant(self.labels, tf.int32)
-        return lambda index: (tf.gather(paths, index), tf.gather(labels, index))
+        self._on_bad_image = on_bad_image
 
     def training_examples(self, seed, epoch_size, start=0):
         lookup = self._lookup()
@@ -37,5 +46,48 @@ class FileSource(ImageSource):
     def ordered_examples(self):
         return tf.data.Dataset.range(self.num_examples).map(self._lookup())
 
-    def decode(self, stored):
-        return tf.io.decode_image(tf.io.read_file(stored), channels=3, expand_animations=False)
+    def decode(self, stored, window_of=None):
+        return decode_image(tf.io.read_file(stored), window_of)
+
+    def map_examples(self, dataset, function, replacement=None):
+        def reported(*example):
+            stored, label = example[-2:]
+            is_reported = tf.numpy_function(self._report, [stored], tf.bool)
+            with tf.control_dependencies([is_reported]):
+                return (tf.zeros([]) if replacement is None else replacement()), label
+
+        def one(*example):
+            example = tf.data.Dataset.from_tensors(example)
+            instead = example.map(reported)
+            if replacement is None:
+                instead = instead.filter(lambda *_: False)
+            return example.map(function).ignore_errors().concatenate(instead).take(1)
+
+        return dataset.interleave(
+            one,
+            cycle_length=_FILES_AT_ONCE,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
+    def _lookup(self):
+        paths = tf.constant(self.paths)
+        labels = tf.constant(self.labels, tf.int32)
+        return lambda index: (tf.gather(paths, index), tf.gather(labels, index))
+
+    def _report(self, path):
+        path = path.decode()
+        try:
+            decode_image(tf.io.read_file(path))
+        except tf.errors.InvalidArgumentError as error:
+            line = unreadable(path)
+            if self._on_bad_image == "raise":
+                raise ValueError(line) from error
+            _log.warning("%s; skipped", line)
+            return np.True_
+        raise RuntimeError(f"image {path} can be read, but preparing it failed")
+
+
+def unreadable(path):
+    """The message for a file that is not an image."""
+    return f"image {path} cannot be read: expected a whole JPEG, PNG, BMP or GIF file"

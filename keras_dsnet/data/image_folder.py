@@ -1,18 +1,22 @@
 """Data sets that are folders of class folders of images."""
 
 import logging
-import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.data.file_source import FileSource
+from keras_dsnet.data.decoding import decode_image
+from keras_dsnet.data.file_source import FileSource, unreadable
 from keras_dsnet.data.splits import slice_of
 
 HOLD_OUT_FRACTION = 0.1
 HOLD_OUT_SEED = 0
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+# Decoding ten thousand photographs takes a minute on one core; decoding ImageNet, hours.
+FULL_CHECK_FILES = 10_000
 _EVAL_FOLDERS = ("val", "validation", "test")
+_THREADS = 16
 
 _log = logging.getLogger(__name__)
 
@@ -20,13 +24,16 @@ _log = logging.getLogger(__name__)
 def load_folder(root, split, spec, on_bad_image):
     """Opens a folder of class folders.
 
-    With `train/` and `val/`, `validation/` or `test/` in it, these are the splits. Otherwise every
-    tenth image of each class (`HOLD_OUT_FRACTION`, at least one) is held out for evaluation, chosen
-    by `HOLD_OUT_SEED`, always the same. Images come in a fixed shuffled order, so that a slice of a
-    split has images of all classes.
+    With `train/` and `val/`, `validation/` or `test/` in it, these are the splits. Otherwise a
+    tenth of the images of each class (`HOLD_OUT_FRACTION`, at least one) is held out as the split
+    `test`, always the same (`HOLD_OUT_SEED`). Images come in a fixed shuffled order, so that a
+    slice of a split has images of all classes.
+
+    Up to `FULL_CHECK_FILES` files are decoded once here; of more, JPEG files are judged by how they
+    begin and end.
 
     Args:
-        root: the folder.
+        root: `pathlib.Path` of the folder.
         split: `"train"` or `"eval"`.
         spec: a split in TFDS syntax that overrides `split`, or None.
         on_bad_image: `"skip"` leaves unreadable images out and logs them; `"raise"` raises.
@@ -35,19 +42,21 @@ def load_folder(root, split, spec, on_bad_image):
         A `FileSource`.
 
     Raises:
-        ValueError: fewer than two class folders, an empty class folder, an unreadable image where
-            `on_bad_image="raise"`, or no such split.
+        ValueError: fewer than two class folders, an empty class folder, no such split, no readable
+            image, or an unreadable one where `on_bad_image="raise"`.
     """
-    root = pathlib.Path(root)
     splits, class_names = _splits(root)
-    key = split if split == "train" else next(key for key in splits if key != "train")
     if spec:
-        key, chosen = slice_of(spec, {key: len(files) for key, files in splits.items()}, str(root))
+        lengths = {name: len(files) for name, files in splits.items()}
+        key, chosen = slice_of(spec, lengths, str(root))
+        files = splits[key][chosen]
     else:
-        chosen = slice(None)
-    files = _readable(splits[key][chosen], root, on_bad_image)
+        key = "train" if split == "train" else next(name for name in splits if name != "train")
+        files = splits[key]
+    files = _readable(files, root, on_bad_image)
     paths = [str(path) for path, _ in files]
-    return FileSource(str(root), paths, [label for _, label in files], class_names)
+    labels = [label for _, label in files]
+    return FileSource(str(root), paths, labels, class_names, on_bad_image)
 
 
 def _splits(root):
@@ -75,8 +84,11 @@ def _hold_out(root):
     for label, name in enumerate(class_names):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            raise ValueError(f"class folder {root / name} needs 2 images or more: one is held out")
-        # Files are in a fixed shuffled order: the first ones of a class are a random choice.
+            raise ValueError(
+                f"class folder {root / name} must hold two images or more, because one is held "
+                f"out for evaluation. Received: {len(members)}"
+            )
+        # The files are in a fixed shuffled order, so the first ones of a class are any ones.
         held_out[members[: max(1, round(len(members) * HOLD_OUT_FRACTION))]] = True
     train = [file for file, held in zip(files, held_out, strict=True) if not held]
     test = [file for file, held in zip(files, held_out, strict=True) if held]
@@ -103,28 +115,48 @@ def _labelled_files(root, class_names):
         images = sorted(
             path
             for path in (root / name).rglob("*")
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
         )
         if not images:
-            raise ValueError(f"class folder {root / name} holds no image ({', '.join(_SUFFIXES)})")
+            raise ValueError(
+                f"class folder {root / name} holds no image: expected files that end in "
+                f"{', '.join(SUFFIXES)}"
+            )
         files += [(path, label) for path in images]
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(files))
     return [files[index] for index in order]
 
 
 def _readable(files, root, on_bad_image):
-    good = []
-    bad = 0
-    for path, label in files:
-        try:
-            tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
-            good.append((path, label))
-        except (tf.errors.InvalidArgumentError, OSError) as error:
-            line = f"image {path} cannot be read: expected a JPEG, PNG, BMP or GIF file"
-            if on_bad_image == "raise":
-                raise ValueError(line) from error
-            bad += 1
-            _log.warning("%s; skipped", line)
+    check = _decodes if len(files) <= FULL_CHECK_FILES else _looks_whole
+    with ThreadPoolExecutor(_THREADS) as threads:
+        verdicts = list(threads.map(check, [path for path, _ in files]))
+    bad = [path for (path, _), good in zip(files, verdicts, strict=True) if not good]
+    if bad and on_bad_image == "raise":
+        raise ValueError(unreadable(bad[0]))
+    if len(bad) == len(files):
+        raise ValueError(f"none of the {len(files)} images in {root} can be read")
+    for path in bad:
+        _log.warning("%s; skipped", unreadable(path))
     if bad:
-        _log.warning("%d of %d images in %s cannot be read; skipped", bad, len(files), root)
-    return good
+        _log.warning("skipped %d of %d images in %s", len(bad), len(files), root)
+    return [file for file, good in zip(files, verdicts, strict=True) if good]
+
+
+def _decodes(path):
+    try:
+        decode_image(path.read_bytes())
+    except (tf.errors.InvalidArgumentError, OSError):
+        return False
+    return True
+
+
+def _looks_whole(path):
+    try:
+        with path.open("rb") as file:
+            begin = file.read(3)
+            file.seek(-2, 2)
+            end = file.read()
+    except OSError:
+        return False
+    return (begin == b"\xff\xd8\xff" and end == b"\xff\xd9") or _decodes(path)

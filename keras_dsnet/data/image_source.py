@@ -2,11 +2,6 @@
 
 import tensorflow as tf
 
-# Data sets of written characters: a mirrored character is another one, or none at all.
-_CHARACTER_DATASETS = (
-    "digits", "mnist", "emnist", "kmnist", "svhn", "omniglot", "binarized_mnist", "cmaterdb", "dmlab",
-)  # fmt: skip
-
 
 class ImageSource:
     """A data set of labelled images, independent of how it is stored.
@@ -21,19 +16,24 @@ class ImageSource:
         num_classes: number of classes; every label is in `[0, num_classes)`.
         class_names: a name per class, or None.
         image_shape: `(height, width, 3)`, or None where the sizes vary.
+        mirrorable: whether a mirrored image still shows its class; False for written characters.
     """
 
-    def __init__(self, name, num_examples, num_classes, class_names=None, image_shape=None):
+    def __init__(
+        self,
+        name,
+        num_examples,
+        num_classes,
+        class_names=None,
+        image_shape=None,
+        mirrorable=True,
+    ):
         self.name = name
         self.num_examples = num_examples
         self.num_classes = num_classes
-        self.class_names = class_names
+        self.class_names = None if class_names is None else tuple(class_names)
         self.image_shape = image_shape
-
-    @property
-    def mirrorable(self):
-        """Whether a mirrored image still shows its class: False for written characters."""
-        return not self.name.startswith(_CHARACTER_DATASETS)
+        self.mirrorable = mirrorable
 
     def steps_per_epoch(self, batch_size):
         """Number of whole batches in one pass over the images.
@@ -51,8 +51,8 @@ class ImageSource:
             raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
         if batch_size > self.num_examples:
             raise ValueError(
-                f"batch_size must be at most the {self.num_examples} images of '{self.name}'. "
-                f"Received: batch_size={batch_size}"
+                f"batch_size must be at most {self.num_examples}, the number of images in "
+                f"'{self.name}'. Received: batch_size={batch_size}"
             )
         return self.num_examples // batch_size
 
@@ -78,16 +78,33 @@ class ImageSource:
         """
         raise NotImplementedError
 
-    def decode(self, stored):
+    def decode(self, stored, window_of=None):
         """Turns a stored image into pixels.
 
         Args:
             stored: a scalar string (a file name or encoded bytes) or the image itself.
+            window_of: a function from the image's shape, int32 `[3]`, to the window to return,
+                int32 `[4]`: top, left, height, width. None returns the whole image.
 
         Returns:
             uint8 `[height, width, 3]`.
         """
         raise NotImplementedError
+
+    def map_examples(self, dataset, function, replacement=None):
+        """Applies `function` to every example of a dataset, in parallel and in order.
+
+        Args:
+            dataset: a `tf.data.Dataset` of examples of this source.
+            function: from an example to `(image, label)`; it decodes the stored image.
+            replacement: a function that makes the image to deliver where decoding fails. None
+                leaves the example out.
+
+        Returns:
+            A `tf.data.Dataset` of `(image, label)`.
+        """
+        del replacement  # only loose files can be broken: arrays and TFRecords were checked
+        return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def shuffled_indices(numbers, seed, epoch_size, num_examples):

@@ -26,12 +26,14 @@ def load_source(
             or a folder of class folders.
         data_dir: where TFDS prepared the data set; None is the TFDS default folder. Nothing is
             downloaded.
-        split: `"train"` or `"eval"`. For TFDS, `"eval"` is `test` if that has labels, else
-            `validation`.
-        train_split: what `"train"` stands for, in TFDS syntax, such as `"train[:90%]"`.
-        eval_split: what `"eval"` stands for, in TFDS syntax, such as `"train[90%:]"`.
+        split: `"train"` or `"eval"`.
+        train_split: what `"train"` stands for, in TFDS syntax, such as `"train[:90%]"`. None is
+            the split `train`.
+        eval_split: what `"eval"` stands for, in TFDS syntax, such as `"train[90%:]"`. None is the
+            test split if it has labels, else the validation split; of a folder the first of
+            `val/`, `validation/` and `test/`, else held-out images, which are called `test`.
         classes: number of classes of the network, or None for those of the data set.
-        on_bad_image: `"skip"` or `"raise"`, for unreadable files in a folder.
+        on_bad_image: what happens to unreadable files in a folder: `"skip"` or `"raise"`.
 
     Returns:
         An `ImageSource`.
@@ -41,26 +43,27 @@ def load_source(
         FileNotFoundError: the folder does not exist, or TFDS has not prepared the data set.
     """
     if split not in ("train", "eval"):
-        raise ValueError(f"split must be 'train' or 'eval'. Received: {split!r}")
+        raise ValueError(f"split must be 'train' or 'eval'. Received: '{split}'")
     if on_bad_image not in ("skip", "raise"):
-        raise ValueError(f"on_bad_image must be 'skip' or 'raise'. Received: {on_bad_image!r}")
+        raise ValueError(f"on_bad_image must be 'skip' or 'raise'. Received: '{on_bad_image}'")
     spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
+    folder = pathlib.Path(dataset).expanduser()
     if dataset == "digits":
         source = _digits(split, spec)
-    elif pathlib.Path(dataset).expanduser().is_dir():
-        source = load_folder(pathlib.Path(dataset).expanduser(), split, spec, on_bad_image)
+    elif folder.is_dir():
+        source = load_folder(folder, split, spec, on_bad_image)
+    elif folder.exists():
+        raise ValueError(f"data set '{dataset}' is a file: expected a folder of class folders")
     elif dataset.startswith((".", "/", "~")):
         raise FileNotFoundError(f"folder {dataset} does not exist")
     else:
         source = load_tfds(dataset, data_dir, split, spec)
-    if classes is not None:
-        if source.num_classes > classes:
-            raise ValueError(
-                f"data set '{source.name}' has labels 0 to {source.num_classes - 1}, outside "
-                f"classes={classes}: use classes={source.num_classes}"
-            )
-        source.num_classes = classes
+    if classes is not None and source.num_classes > classes:
+        raise ValueError(
+            f"data set '{source.name}' has labels 0 to {source.num_classes - 1}, outside "
+            f"classes={classes}: use classes={source.num_classes}"
+        )
     return source
 
 
@@ -72,4 +75,5 @@ def _digits(split, spec):
         lengths = {name: len(labels) for name, (_, labels) in splits.items()}
         key, chosen = slice_of(spec, lengths, "digits")
     images, labels = splits[key]
-    return ArraySource("digits", images[chosen], labels[chosen], 10, tuple("0123456789"))
+    names = tuple("0123456789")
+    return ArraySource("digits", images[chosen], labels[chosen], 10, names, mirrorable=False)

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_dsnet.data.decoding import decode_image
 from keras_dsnet.data.image_source import ImageSource
 
 SHUFFLE_BUFFER_BYTES = 512 * 2**20
@@ -13,67 +14,76 @@ class RecordSource(ImageSource):
     """Encoded images in the TFRecord files of a TFDS data set.
 
     An epoch visits the files in its own order, `_FILES_AT_ONCE` interleaved, and draws records from
-    a window of about `SHUFFLE_BUFFER_BYTES`. Records stay encoded until they are drawn, so skipping
-    to a step reads but never decodes.
+    a window of about `SHUFFLE_BUFFER_BYTES`. Records stay encoded until they are drawn, so going
+    to a step in the middle of an epoch reads but never decodes.
 
     Args:
         name: the data set's name.
-        builder: a prepared `tfds.core.DatasetBuilder`.
+        builder: a prepared `tfds.core.DatasetBuilder` with the features `image` and `label`.
         split: a split in TFDS syntax.
-        num_classes: number of classes.
-        class_names: a name per class, or None.
+        mirrorable: whether a mirrored image still shows its class.
+
+    Raises:
+        ValueError: the data set is not stored as TFRecords.
     """
 
-    def __init__(self, name, builder, split, num_classes, class_names=None):
-        selected = builder.info.splits[split]
-        super().__init__(name, selected.num_examples, num_classes, class_names)
-        whole = builder.info.splits[split.split("[")[0].split("+")[0]]
-        self._mean_bytes = max(1, whole.num_bytes // max(1, whole.num_examples))
-        self._features = builder.info.features
-        if builder.info.file_format.file_suffix != "tfrecord":
+    def __init__(self, name, builder, split, mirrorable=True):
+        import tensorflow_datasets as tfds
+
+        info = builder.info
+        if info.file_format != tfds.core.FileFormat.TFRECORD:
             raise ValueError(
                 f"data set '{name}' must be prepared as tfrecord files. "
-                f"Received: {builder.info.file_format.file_suffix}"
+                f"Received: {info.file_format.value}"
             )
+        selected = info.splits[split]
+        label = info.features["label"]
+        super().__init__(
+            name, selected.num_examples, label.num_classes, label.names, mirrorable=mirrorable
+        )
         files = selected.file_instructions
         self._filenames = [str(file.filename) for file in files]
         self._skips = [file.skip for file in files]
-        self._takes = [file.examples_in_shard if file.take == -1 else file.take for file in files]
+        self._takes = [file.take for file in files]
+        sizes = list(info.splits.values())
+        num_bytes = sum(size.num_bytes for size in sizes)
+        self._mean_bytes = max(1, num_bytes // sum(size.num_examples for size in sizes))
+        self._features = tfds.features.FeaturesDict(
+            {"image": info.features["image"], "label": label}
+        )
+        self._decoders = {"image": tfds.decode.SkipDecoding()}
 
     def training_examples(self, seed, epoch_size, start=0):
         window = min(self.num_examples, max(1, SHUFFLE_BUFFER_BYTES // self._mean_bytes))
         first_epoch, offset = divmod(start, epoch_size)
+        num_files = len(self._filenames)
 
         def epoch_records(epoch):
-            order_seed = tf.random.experimental.index_shuffle(
-                epoch, seed=tf.constant([seed, 1], tf.int64), max_index=tf.int64.max - 1
+            key = tf.stack([tf.constant(seed, tf.int64), epoch])
+            order = tf.random.experimental.index_shuffle(
+                tf.range(num_files, dtype=tf.int64), key, tf.constant(num_files - 1, tf.int64)
             )
-            files = self._files().shuffle(len(self._filenames), seed=order_seed)
-            records = self._read(files).shuffle(window, seed=order_seed).take(epoch_size)
-            skipped = tf.where(epoch == first_epoch, tf.constant(offset, tf.int64), 0)
-            return records.skip(skipped)
+            window_seed = tf.random.stateless_uniform(
+                [], key, minval=None, maxval=None, dtype=tf.int64
+            )
+            records = self._read(order).shuffle(window, seed=window_seed).take(epoch_size)
+            return records.skip(tf.where(epoch == first_epoch, tf.constant(offset, tf.int64), 0))
 
-        epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
-        records = epochs.flat_map(epoch_records)
+        records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
         return records.enumerate(start).map(lambda number, record: (number, *self._parse(record)))
 
     def ordered_examples(self):
-        return self._read(self._files()).map(self._parse)
+        return self._read(tf.range(len(self._filenames), dtype=tf.int64)).map(self._parse)
 
-    def decode(self, stored):
-        return tf.io.decode_image(stored, channels=3, expand_animations=False)
+    def decode(self, stored, window_of=None):
+        return decode_image(stored, window_of)
 
-    def _files(self):
-        return tf.data.Dataset.from_tensor_slices(
-            (self._filenames, tf.cast(self._skips, tf.int64), tf.cast(self._takes, tf.int64))
-        )
-
-    def _read(self, files):
-        def records_of(filename, skip, take):
-            return tf.data.TFRecordDataset(filename).skip(skip).take(take)
-
-        return files.interleave(
-            records_of,
+    def _read(self, order):
+        filenames = tf.gather(self._filenames, order)
+        skips = tf.gather(tf.constant(self._skips, tf.int64), order)
+        takes = tf.gather(tf.constant(self._takes, tf.int64), order)
+        return tf.data.Dataset.from_tensor_slices((filenames, skips, takes)).interleave(
+            lambda name, skip, take: tf.data.TFRecordDataset(name).skip(skip).take(take),
             cycle_length=_FILES_AT_ONCE,
             block_length=_RECORDS_PER_VISIT,
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -81,12 +91,5 @@ class RecordSource(ImageSource):
         )
 
     def _parse(self, record):
-        import tensorflow_datasets as tfds
-
-        features = tfds.features.FeaturesDict(
-            {"image": self._features["image"], "label": self._features["label"]}
-        )
-        example = features.deserialize_example(
-            record, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        example = self._features.deserialize_example(record, decoders=self._decoders)
         return example["image"], tf.cast(example["label"], tf.int32)

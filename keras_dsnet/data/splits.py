@@ -1,4 +1,24 @@
-"""TFDS split syntax for data sets that are not TFDS data sets."""
+"""Splits in TFDS syntax, for data sets of any kind."""
+
+
+def describe(lengths):
+    """The splits of a data set in words.
+
+    Args:
+        lengths: dict, the number of images of each split.
+
+    Returns:
+        A string such as `"'train' (1437 images), 'test' (360 images)"`.
+    """
+    return ", ".join(f"'{name}' ({length} images)" for name, length in lengths.items())
+
+
+def invalid_split(spec, lengths, dataset):
+    """The message for a split that a data set does not have."""
+    return (
+        f"split '{spec}' of data set '{dataset}' is not valid: it has {describe(lengths)}; "
+        f"slices look like 'train[:90%]' or 'train[45000:]'"
+    )
 
 
 def slice_of(spec, lengths, dataset):
@@ -6,7 +26,7 @@ def slice_of(spec, lengths, dataset):
 
     Args:
         spec: a split in TFDS syntax: a name, optionally with a slice in examples or percent.
-        lengths: dict, the number of examples of each split the data set has.
+        lengths: dict, the number of images of each split that the data set has.
         dataset: the data set's name, for the message.
 
     Returns:
@@ -18,22 +38,19 @@ def slice_of(spec, lengths, dataset):
     import tensorflow_datasets as tfds
 
     infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
+        name: tfds.core.SplitInfo(
+            name=name, shard_lengths=[length], num_bytes=0, filename_template=None
+        )
         for name, length in lengths.items()
     }
-    splits = ", ".join(f"'{name}' ({length} images)" for name, length in lengths.items())
     try:
-        instructions = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
-    except Exception as error:
-        raise ValueError(
-            f"split '{spec}' of data set '{dataset}' is not valid: it has {splits}; "
-            f"slices look like 'train[:90%]' or 'train[45000:]'"
-        ) from error
-    if len(instructions) != 1:
-        raise ValueError(f"split '{spec}' of data set '{dataset}' must name one split, not a sum")
-    chosen = instructions[0]
+        (chosen,) = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ValueError(invalid_split(spec, lengths, dataset)) from error
     start = 0 if chosen.from_ is None else chosen.from_
     stop = lengths[chosen.splitname] if chosen.to is None else chosen.to
     if stop <= start:
-        raise ValueError(f"split '{spec}' of data set '{dataset}' holds no image: it has {splits}")
+        raise ValueError(
+            f"split '{spec}' of data set '{dataset}' holds no image: it has {describe(lengths)}"
+        )
     return chosen.splitname, slice(start, stop)

@@ -7,14 +7,17 @@ import tensorflow as tf
 
 from keras_dsnet.data.array_source import ArraySource
 from keras_dsnet.data.record_source import RecordSource
+from keras_dsnet.data.splits import describe, invalid_split
 
 IN_MEMORY_BYTES = 10**9
+_CHARACTERS = ("mnist", "emnist", "kmnist", "svhn", "omniglot", "binarized_mnist", "cmaterdb")
 
 
 def load_tfds(name, data_dir, split, spec):
     """Opens a prepared TFDS data set.
 
-    Images of one size that take less than `IN_MEMORY_BYTES` decoded are read into memory.
+    Images of one size that take less than `IN_MEMORY_BYTES` decoded are read into memory; others
+    are streamed. `"eval"` is the split `test` if that has labels, else `validation`.
 
     Args:
         name: TFDS name, such as `"cifar10"`.
@@ -23,37 +26,34 @@ def load_tfds(name, data_dir, split, spec):
         spec: a split in TFDS syntax that overrides `split`, or None.
 
     Returns:
-        An `ImageSource`.
+        An `ArraySource` or a `RecordSource`.
 
     Raises:
         ValueError: there is no such data set, or it has no image and label, or no such split.
         FileNotFoundError: the data set is not prepared in `data_dir`.
     """
     builder = _prepared_builder(name, data_dir)
-    info = builder.info
-    features = info.features
+    features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise ValueError(
             f"data set '{name}' must have the features 'image' and 'label'. "
-            f"Received: {sorted(features)}"
+            f"Received: {', '.join(sorted(features))}"
         )
-    label = features["label"]
-    spec = spec or _default_split(builder, name, split)
+    lengths = {key: value.num_examples for key, value in builder.info.splits.items()}
+    spec = spec or _default_split(builder, name, split, lengths)
     try:
-        selected = info.splits[spec]
-    except Exception as error:
-        raise ValueError(
-            f"split '{spec}' of data set '{name}' is not valid: it has "
-            f"{_describe(info.splits)}; slices look like 'train[:90%]' or 'train[45000:]'"
-        ) from error
-    if not selected.num_examples:
-        raise ValueError(f"split '{spec}' of data set '{name}' holds no image")
-    names = label.names if label.names else None
+        num_examples = builder.info.splits[spec].num_examples
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ValueError(invalid_split(spec, lengths, name)) from error
+    if not num_examples:
+        raise ValueError(f"split '{spec}' of '{name}' holds no image: it has {describe(lengths)}")
+    mirrorable = not name.startswith(_CHARACTERS)
     shape = features["image"].shape
-    if None not in shape and selected.num_examples * np.prod(shape) < IN_MEMORY_BYTES:
-        images, labels = _read_all(builder, spec, selected.num_examples, shape)
-        return ArraySource(name, images, labels, label.num_classes, names)
-    return RecordSource(name, builder, spec, label.num_classes, names)
+    if None in shape or num_examples * np.prod(shape) >= IN_MEMORY_BYTES:
+        return RecordSource(name, builder, spec, mirrorable)
+    images, labels = _read_all(builder, spec, num_examples, shape)
+    label = features["label"]
+    return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable)
 
 
 def _prepared_builder(name, data_dir):
@@ -62,84 +62,67 @@ def _prepared_builder(name, data_dir):
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
-        raise ValueError(_unknown_dataset(name, tfds.list_builders())) from error
-    except (ValueError, ImportError, AssertionError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise ValueError(f"data set '{name}' cannot be opened by TFDS: {line}") from error
+        known = tfds.list_builders(with_community_datasets=False)
+        raise ValueError(_unknown_dataset(name, known)) from error
+    except (ValueError, AssertionError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"data set '{name}' cannot be opened by TFDS: {reason}") from error
     if not builder.is_prepared():
         raise FileNotFoundError(_how_to_prepare(builder, name, data_dir))
     return builder
 
 
 def _unknown_dataset(name, known):
-    base = name.split("/")[0].split(":")[0]
-    close = difflib.get_close_matches(base, [*known, "digits"], n=3)
+    close = difflib.get_close_matches(name.split("/")[0].split(":")[0], [*known, "digits"], n=3)
     hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return (
-        f"unknown data set '{name}': expected 'digits', a TFDS name or a folder of class "
+        f"unknown data set '{name}': expected 'digits', a TFDS name or an existing folder of class "
         f"folders{hint}"
     )
 
 
 def _how_to_prepare(builder, name, data_dir):
     where = f" --data_dir={data_dir}" if data_dir else ""
+    how = f"run `tfds build {name}{where}`"
+    manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
+    if manual:
+        folder = f"{data_dir or '~/tensorflow_datasets'}/downloads/manual"
+        how = f"put its files in {folder} by hand, then {how} ({' '.join(manual.split())})"
     looked = data_dir or "the TFDS default folder"
-    command = f"`tfds build {name}{where}`"
-    if getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None):
-        manual = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-        command = (
-            f"download it by hand ({manual}) into {looked}/downloads/manual, then run {command}"
-            if data_dir
-            else f"download it by hand ({manual}) into ~/tensorflow_datasets/downloads/manual, "
-            f"then run {command}"
-        )
-    else:
-        command = f"run {command}"
-    return f"data set '{name}' is not prepared in {looked}: {command}, or give another data_dir"
+    return f"data set '{name}' is not prepared in {looked}: {how}, or give another data_dir"
 
 
-def _describe(splits):
-    return ", ".join(f"'{key}' ({value.num_examples} images)" for key, value in splits.items())
-
-
-def _default_split(builder, name, split):
-    splits = builder.info.splits
+def _default_split(builder, name, split, lengths):
     candidates = ("train",) if split == "train" else ("test", "validation")
     for candidate in candidates:
-        # The test split of a public challenge has images without labels, written as -1.
-        if candidate in splits and (split == "train" or _is_labelled(builder, candidate)):
+        # The test split of a challenge such as ImageNet has images without labels, written as -1.
+        if candidate in lengths and (split == "train" or _is_labelled(builder, candidate)):
             return candidate
     raise ValueError(
-        f"data set '{name}' has no split for '{split}' (looked for {' and '.join(candidates)}): it "
-        f"has {_describe(splits)}; name one by {split}_split"
+        f"data set '{name}' has no split {' or '.join(candidates)} with labels: it has "
+        f"{describe(lengths)}; name one by {split}_split"
     )
 
 
 def _is_labelled(builder, split):
-    for label in _labels_only(builder, split).take(1):
-        return int(label) >= 0
-    return False
-
-
-def _labels_only(builder, split):
     import tensorflow_datasets as tfds
 
-    decoders = tfds.decode.PartialDecoding({"label": builder.info.features["label"]})
-    return builder.as_dataset(split=split, decoders=decoders).map(lambda example: example["label"])
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    first = builder.as_dataset(split=split, decoders=encoded).take(1)
+    return all(int(example["label"]) >= 0 for example in first)
 
 
 def _read_all(builder, spec, count, shape):
     import tensorflow_datasets as tfds
 
-    read = tfds.ReadConfig(try_autocache=False)
-    dataset = builder.as_dataset(split=spec, read_config=read).map(
-        lambda example: (example["image"], example["label"]), num_parallel_calls=tf.data.AUTOTUNE
-    )
+    dataset = builder.as_dataset(split=spec, read_config=tfds.ReadConfig(try_autocache=False))
     images = np.empty((count, *shape[:2], 3), np.uint8)
     labels = np.empty(count, np.int32)
     start = 0
-    for batch, batch_labels in dataset.batch(1024).as_numpy_iterator():
-        images[start : start + len(batch)] = batch  # gray images broadcast to three channels
-        labels[start : start + len(batch)] = batch_labels
-        start += len(batch)
+    pairs = dataset.map(lambda example: (example["image"], example["label"]))
+    for batch, batch_labels in pairs.batch(1024).prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        stop = start + len(batch)
+        images[start:stop] = batch  # gray images broadcast to three channels
+        labels[start:stop] = batch_labels
+        start = stop
     return images, labels

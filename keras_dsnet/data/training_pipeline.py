@@ -1,10 +1,19 @@
 """Images for training: endless, shuffled and augmented, and resumable at any step."""
 
+import functools
+
 import tensorflow as tf
 
-from keras_dsnet.data import augmentation as augment
 from keras_dsnet.data.array_source import ArraySource
-from keras_dsnet.data.evaluation_pipeline import as_size
+from keras_dsnet.data.augmentation import image_augmentations
+from keras_dsnet.data.cropping import CIFAR_PADDING, inception_window, pad_crop_flip
+from keras_dsnet.data.evaluation_pipeline import as_size, resize, whole_image
+
+RESUME_NOTE = (
+    "Batch t, its order and every augmentation are functions of (seed, t), so a resumed run sees "
+    "what an uninterrupted one would have seen, as long as data, batch size and flags are the same."
+)
+_GRAY = 127.5
 
 
 def training_pipeline(
@@ -17,12 +26,18 @@ def training_pipeline(
     start_step=0,
     augmentation="none",
     hflip=None,
+    randaugment=0,
+    randaugment_magnitude=0.5,
+    auto_augment=None,
+    color_jitter=0.0,
+    random_erasing=0.0,
 ):
     """Endless batches to train on; batch `t` is a function of `(seed, t)`.
 
     Each epoch shows `source.steps_per_epoch(batch_size)` batches in an order of its own and leaves
     out the remainder. With `start_step=t` the stream goes on exactly where an uninterrupted one
-    would be.
+    would be. Images are cropped, flipped, changed by the policies (in the order of the arguments)
+    and erased at 0..255, then preprocessed.
 
     Args:
         source: an `ImageSource`.
@@ -31,36 +46,91 @@ def training_pipeline(
         seed: int.
         preprocess: function of images `[..., height, width, 3]`, 0..255, to network inputs.
         start_step: number of the first batch.
-        augmentation: `"none"`, or `"cifar"` (4 pixels of padding, random crop, flip).
-        hflip: whether to mirror images at random; None mirrors unless the images are characters.
+        augmentation: `"none"` (the whole image), `"cifar"` (4 pixels of padding, random crop,
+            flip) or `"imagenet"` (inception crop, flip).
+        hflip: whether to mirror images at random. None: where there is augmentation, unless the
+            data set is one of written characters.
+        randaugment: number of RandAugment operations per image, 0 for none.
+        randaugment_magnitude: mean strength of these operations, 0..1.
+        auto_augment: name of an AutoAugment policy (`"imagenet"` or `"cifar10"`), or None.
+        color_jitter: largest relative change of brightness, contrast and saturation, 0..1.
+        random_erasing: probability of erasing a rectangle.
 
     Returns:
-        A `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels `[batch]`.
+        An endless `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels
+        `[batch]`.
 
     Raises:
         ValueError: `batch_size` is larger than the data set, or an argument is out of range.
     """
+    if augmentation not in ("none", "cifar", "imagenet"):
+        raise ValueError(
+            f"augmentation must be 'none', 'cifar' or 'imagenet'. Received: '{augmentation}'"
+        )
+    if start_step < 0:
+        raise ValueError(f"start_step must be 0 or more. Received: {start_step}")
     image_size = as_size(image_size)
-    source.steps_per_epoch(batch_size)
+    steps = source.steps_per_epoch(batch_size)
     if hflip is None:
-        hflip = source.mirrorable
-    hflip = hflip and augmentation != "none"
+        hflip = source.mirrorable and augmentation != "none"
+    padding = CIFAR_PADDING if augmentation == "cifar" else 0
+    policies = image_augmentations(
+        randaugment=randaugment,
+        randaugment_magnitude=randaugment_magnitude,
+        auto_augment=auto_augment,
+        color_jitter=color_jitter,
+        random_erasing=random_erasing,
+    )
+    fits = source.image_shape is not None and source.image_shape[:2] == image_size
+    if isinstance(source, ArraySource) and fits and augmentation != "imagenet" and not policies:
+        batches = _whole_batches(source, batch_size, seed, start_step, padding, hflip)
+    else:
+        crop = _inception_crop if augmentation == "imagenet" else _no_crop
+        prepare = _example_function(source, image_size, seed, crop, padding, hflip, policies)
+        examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
+        examples = source.map_examples(examples, prepare, lambda: tf.fill((*image_size, 3), _GRAY))
+        batches = examples.batch(batch_size, drop_remainder=True)
+    return batches.map(
+        lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    ).prefetch(tf.data.AUTOTUNE)
 
-    def augment_batch(images, key):
-        padding = augment.CIFAR_PADDING if augmentation == "cifar" else 0
+
+def _whole_batches(source, batch_size, seed, start_step, padding, hflip):
+    def augment_batch(step, images, labels):
         if padding or hflip:
-            images = augment.pad_crop_flip(images, key, padding, hflip)
-        return images
+            images = pad_crop_flip(images, _key(seed, step), padding, hflip)
+        return images, labels
 
-    if not isinstance(source, ArraySource) or source.image_shape[:2] != image_size:
-        raise NotImplementedError
-    lookup = source.lookup()
+    batches = source.training_batches(seed, batch_size, start_step)
+    return batches.map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    def batch(step, indices):
-        images, labels = lookup(indices)
-        images = augment_batch(images, tf.stack([tf.constant(seed, tf.int64), step]))
-        return tf.cast(preprocess(images), tf.float32), labels
 
-    dataset = source.training_batches(seed, batch_size, start_step)
-    dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+def _example_function(source, image_size, seed, crop, padding, hflip, policies):
+    def prepare(number, stored, label):
+        crop_seed, shift_seed, *seeds = tf.unstack(
+            tf.random.split(_key(seed, number), 2 + len(policies))
+        )
+        image = crop(source, stored, image_size, crop_seed)
+        if padding or hflip:
+            image = pad_crop_flip(image[tf.newaxis], shift_seed, padding, hflip)[0]
+        for policy, policy_seed in zip(policies, seeds, strict=True):
+            image = policy(image, policy_seed)
+        return tf.ensure_shape(image, (*image_size, 3)), label
+
+    return prepare
+
+
+def _inception_crop(source, stored, image_size, seed):
+    window_of = functools.partial(inception_window, seed=seed)
+    return resize(source.decode(stored, window_of), image_size)
+
+
+def _no_crop(source, stored, image_size, seed):
+    del seed
+    return whole_image(source, stored, image_size)
+
+
+def _key(seed, number):
+    return tf.stack([tf.constant(seed, tf.int64), number])
