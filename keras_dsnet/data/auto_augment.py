@@ -98,15 +98,17 @@ def auto_augment(image, seed, policy, library):
     row = tf.random.stateless_uniform([], choice_seed, 0, len(sub_policies), tf.int32)
     applies = tf.random.stateless_uniform([2], chance_seed) < chances[row]
     signs = tf.where(tf.random.stateless_uniform([2], sign_seed) < 0.5, -1.0, 1.0)
+
+    # A function of its own is traced once for both operations of a sub-policy.
+    @tf.function
+    def operate(image, index, level, sign):
+        changes = [functools.partial(change, image, level, sign) for change in operations.values()]
+        changed = tf.switch_case(index, [*changes, lambda: image])
+        return tf.ensure_shape(changed, image.shape)
+
     for slot in range(2):
-        branches = [
-            functools.partial(operation, image, levels[row, slot], signs[slot])
-            for operation in operations.values()
-        ]
-        index = tf.where(applies[slot], indices[row, slot], len(branches))
-        unchanged = image
-        image = tf.switch_case(index, [*branches, lambda unchanged=unchanged: unchanged])
-        image = tf.ensure_shape(image, unchanged.shape)
+        index = tf.where(applies[slot], indices[row, slot], len(operations))
+        image = operate(image, index, levels[row, slot], signs[slot])
     return image
 
 

@@ -32,8 +32,12 @@ def evaluation_pipeline(source, *, image_size, batch_size, preprocess, crop_frac
     def prepare(stored, label):
         return whole_image(source, stored, image_size, crop_fraction), label
 
-    dataset = source.map_examples(source.ordered_examples(), prepare).batch(batch_size)
-    dataset = dataset.map(lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels))
+    dataset = source.map_examples(
+        source.ordered_examples(), prepare, (*image_size, 3), replace_unreadable=False
+    )
+    dataset = dataset.batch(batch_size).map(
+        lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels)
+    )
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 

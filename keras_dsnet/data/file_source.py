@@ -9,6 +9,7 @@ from keras_dsnet.data.decoding import decode_image
 from keras_dsnet.data.image_source import ImageSource, shuffled_indices
 
 _FILES_AT_ONCE = 16
+_GRAY = 127.5
 
 _log = logging.getLogger(__name__)
 
@@ -49,17 +50,17 @@ class FileSource(ImageSource):
     def decode(self, stored, window_of=None):
         return decode_image(tf.io.read_file(stored), window_of)
 
-    def map_examples(self, dataset, function, replacement=None):
-        def reported(*example):
+    def map_examples(self, dataset, function, image_shape, replace_unreadable):
+        def gray(*example):
             stored, label = example[-2:]
             is_reported = tf.numpy_function(self._report, [stored], tf.bool)
             with tf.control_dependencies([is_reported]):
-                return (tf.zeros([]) if replacement is None else replacement()), label
+                return tf.fill(image_shape, _GRAY), label
 
         def one(*example):
             example = tf.data.Dataset.from_tensors(example)
-            instead = example.map(reported)
-            if replacement is None:
+            instead = example.map(gray)
+            if not replace_unreadable:
                 instead = instead.filter(lambda *_: False)
             return example.map(function).ignore_errors().concatenate(instead).take(1)
 

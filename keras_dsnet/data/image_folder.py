@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_dsnet.data.decoding import decode_image
 from keras_dsnet.data.file_source import FileSource, unreadable
+from keras_dsnet.data.image_source import check_classes
 from keras_dsnet.data.splits import slice_of
 
 HOLD_OUT_FRACTION = 0.1
@@ -21,7 +22,7 @@ _THREADS = 16
 _log = logging.getLogger(__name__)
 
 
-def load_folder(root, split, spec, on_bad_image):
+def load_folder(root, split, spec, classes, on_bad_image):
     """Opens a folder of class folders.
 
     With `train/` and `val/`, `validation/` or `test/` in it, these are the splits. Otherwise a
@@ -36,16 +37,18 @@ def load_folder(root, split, spec, on_bad_image):
         root: `pathlib.Path` of the folder.
         split: `"train"` or `"eval"`.
         spec: a split in TFDS syntax that overrides `split`, or None.
+        classes: number of classes of the network, or None.
         on_bad_image: `"skip"` leaves unreadable images out and logs them; `"raise"` raises.
 
     Returns:
         A `FileSource`.
 
     Raises:
-        ValueError: fewer than two class folders, an empty class folder, no such split, no readable
-            image, or an unreadable one where `on_bad_image="raise"`.
+        ValueError: fewer than two class folders or more than `classes`, an empty class folder, no
+            such split, no readable image, or an unreadable one where `on_bad_image="raise"`.
     """
     splits, class_names = _splits(root)
+    check_classes(str(root), len(class_names), classes)
     if spec:
         lengths = {name: len(files) for name, files in splits.items()}
         key, chosen = slice_of(spec, lengths, str(root))

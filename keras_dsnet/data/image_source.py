@@ -91,20 +91,39 @@ class ImageSource:
         """
         raise NotImplementedError
 
-    def map_examples(self, dataset, function, replacement=None):
+    def map_examples(self, dataset, function, image_shape, replace_unreadable):
         """Applies `function` to every example of a dataset, in parallel and in order.
 
         Args:
             dataset: a `tf.data.Dataset` of examples of this source.
             function: from an example to `(image, label)`; it decodes the stored image.
-            replacement: a function that makes the image to deliver where decoding fails. None
-                leaves the example out.
+            image_shape: shape of the float32 images that `function` returns.
+            replace_unreadable: whether a gray image takes the place of an unreadable one, which is
+                left out otherwise. Only loose files can turn out to be unreadable.
 
         Returns:
             A `tf.data.Dataset` of `(image, label)`.
         """
-        del replacement  # only loose files can be broken: arrays and TFRecords were checked
+        del image_shape, replace_unreadable
         return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def check_classes(name, num_classes, classes):
+    """Checks that a network has an output for every label of a data set.
+
+    Args:
+        name: the data set's name.
+        num_classes: number of classes of the data set.
+        classes: number of classes of the network, or None where it follows the data set.
+
+    Raises:
+        ValueError: there are more labels than classes.
+    """
+    if classes is not None and num_classes > classes:
+        raise ValueError(
+            f"data set '{name}' has labels 0 to {num_classes - 1}, outside classes={classes}: "
+            f"use classes={num_classes}"
+        )
 
 
 def shuffled_indices(numbers, seed, epoch_size, num_examples):

@@ -5,6 +5,7 @@ import pathlib
 from keras_dsnet.data.array_source import ArraySource
 from keras_dsnet.data.digits import load_digits
 from keras_dsnet.data.image_folder import load_folder
+from keras_dsnet.data.image_source import check_classes
 from keras_dsnet.data.splits import slice_of
 from keras_dsnet.data.tfds_source import load_tfds
 
@@ -50,24 +51,19 @@ def load_source(
     dataset = str(dataset)
     folder = pathlib.Path(dataset).expanduser()
     if dataset == "digits":
-        source = _digits(split, spec)
-    elif folder.is_dir():
-        source = load_folder(folder, split, spec, on_bad_image)
-    elif folder.exists():
+        return _digits(split, spec, classes)
+    if folder.is_dir():
+        return load_folder(folder, split, spec, classes, on_bad_image)
+    if folder.exists():
         raise ValueError(f"data set '{dataset}' is a file: expected a folder of class folders")
-    elif dataset.startswith((".", "/", "~")):
+    if dataset.startswith((".", "/", "~")):
         raise FileNotFoundError(f"folder {dataset} does not exist")
-    else:
-        source = load_tfds(dataset, data_dir, split, spec)
-    if classes is not None and source.num_classes > classes:
-        raise ValueError(
-            f"data set '{source.name}' has labels 0 to {source.num_classes - 1}, outside "
-            f"classes={classes}: use classes={source.num_classes}"
-        )
-    return source
+    return load_tfds(dataset, data_dir, split, spec, classes)
 
 
-def _digits(split, spec):
+def _digits(split, spec, classes):
+    names = tuple("0123456789")
+    check_classes("digits", len(names), classes)
     splits = load_digits()
     key = "train" if split == "train" else "test"
     chosen = slice(None)
@@ -75,5 +71,6 @@ def _digits(split, spec):
         lengths = {name: len(labels) for name, (_, labels) in splits.items()}
         key, chosen = slice_of(spec, lengths, "digits")
     images, labels = splits[key]
-    names = tuple("0123456789")
-    return ArraySource("digits", images[chosen], labels[chosen], 10, names, mirrorable=False)
+    return ArraySource(
+        "digits", images[chosen], labels[chosen], len(names), names, mirrorable=False
+    )

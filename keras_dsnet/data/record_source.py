@@ -38,8 +38,14 @@ class RecordSource(ImageSource):
             )
         selected = info.splits[split]
         label = info.features["label"]
+        height, width, _ = info.features["image"].shape
         super().__init__(
-            name, selected.num_examples, label.num_classes, label.names, mirrorable=mirrorable
+            name,
+            selected.num_examples,
+            label.num_classes,
+            label.names,
+            None if height is None or width is None else (height, width, 3),
+            mirrorable,
         )
         files = selected.file_instructions
         self._filenames = [str(file.filename) for file in files]

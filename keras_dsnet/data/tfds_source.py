@@ -1,11 +1,14 @@
 """Data sets by their TensorFlow Datasets (TFDS) name."""
 
+import contextlib
 import difflib
 
+import absl.logging
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.data.array_source import ArraySource
+from keras_dsnet.data.image_source import check_classes
 from keras_dsnet.data.record_source import RecordSource
 from keras_dsnet.data.splits import describe, invalid_split
 
@@ -13,7 +16,7 @@ IN_MEMORY_BYTES = 10**9
 _CHARACTERS = ("mnist", "emnist", "kmnist", "svhn", "omniglot", "binarized_mnist", "cmaterdb")
 
 
-def load_tfds(name, data_dir, split, spec):
+def load_tfds(name, data_dir, split, spec, classes):
     """Opens a prepared TFDS data set.
 
     Images of one size that take less than `IN_MEMORY_BYTES` decoded are read into memory; others
@@ -24,21 +27,19 @@ def load_tfds(name, data_dir, split, spec):
         data_dir: the folder TFDS prepared it in, or None for the TFDS default folder.
         split: `"train"` or `"eval"`.
         spec: a split in TFDS syntax that overrides `split`, or None.
+        classes: number of classes of the network, or None.
 
     Returns:
         An `ArraySource` or a `RecordSource`.
 
     Raises:
-        ValueError: there is no such data set, or it has no image and label, or no such split.
+        ValueError: there is no such data set, or it has no image and label, more labels than
+            `classes`, or no such split.
         FileNotFoundError: the data set is not prepared in `data_dir`.
     """
     builder = _prepared_builder(name, data_dir)
-    features = builder.info.features
-    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
-        raise ValueError(
-            f"data set '{name}' must have the features 'image' and 'label'. "
-            f"Received: {', '.join(sorted(features))}"
-        )
+    image, label = _image_and_label(name, builder.info.features)
+    check_classes(name, label.num_classes, classes)
     lengths = {key: value.num_examples for key, value in builder.info.splits.items()}
     spec = spec or _default_split(builder, name, split, lengths)
     try:
@@ -48,28 +49,57 @@ def load_tfds(name, data_dir, split, spec):
     if not num_examples:
         raise ValueError(f"split '{spec}' of '{name}' holds no image: it has {describe(lengths)}")
     mirrorable = not name.startswith(_CHARACTERS)
-    shape = features["image"].shape
-    if None in shape or num_examples * np.prod(shape) >= IN_MEMORY_BYTES:
+    if None in image.shape or num_examples * 3 * np.prod(image.shape[:2]) >= IN_MEMORY_BYTES:
         return RecordSource(name, builder, spec, mirrorable)
-    images, labels = _read_all(builder, spec, num_examples, shape)
-    label = features["label"]
+    images, labels = _read_all(builder, spec, num_examples, image.shape)
     return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable)
+
+
+def _image_and_label(name, features):
+    import tensorflow_datasets as tfds
+
+    by_name = dict(features.items())
+    image, label = by_name.get("image"), by_name.get("label")
+    if (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and isinstance(label, tfds.features.ClassLabel)
+    ):
+        return image, label
+    raise ValueError(
+        f"data set '{name}' must have an 8-bit 'image' and a class 'label' among its features. "
+        f"Received: {', '.join(sorted(by_name))}"
+    )
 
 
 def _prepared_builder(name, data_dir):
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        with _quiet():
+            builder = tfds.builder(name, data_dir=data_dir)
+            is_prepared = builder.is_prepared()
     except tfds.core.registered.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(_unknown_dataset(name, known)) from error
     except (ValueError, AssertionError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # TFDS puts the arguments before the reason, and a list of all alternatives after it.
+        reason = str(error).strip().splitlines()[0].split('}": ')[-1].split(" Here are")[0]
         raise ValueError(f"data set '{name}' cannot be opened by TFDS: {reason}") from error
-    if not builder.is_prepared():
+    if not is_prepared:
         raise FileNotFoundError(_how_to_prepare(builder, name, data_dir))
     return builder
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps TFDS from logging what the error says better."""
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
 
 
 def _unknown_dataset(name, known):

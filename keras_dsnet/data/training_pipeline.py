@@ -13,7 +13,6 @@ RESUME_NOTE = (
     "Batch t, its order and every augmentation are functions of (seed, t), so a resumed run sees "
     "what an uninterrupted one would have seen, as long as data, batch size and flags are the same."
 )
-_GRAY = 127.5
 
 
 def training_pipeline(
@@ -88,7 +87,7 @@ def training_pipeline(
         crop = _inception_crop if augmentation == "imagenet" else _no_crop
         prepare = _example_function(source, image_size, seed, crop, padding, hflip, policies)
         examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
-        examples = source.map_examples(examples, prepare, lambda: tf.fill((*image_size, 3), _GRAY))
+        examples = source.map_examples(examples, prepare, (*image_size, 3), replace_unreadable=True)
         batches = examples.batch(batch_size, drop_remainder=True)
     return batches.map(
         lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels),

@@ -1,0 +1,134 @@
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_dsnet.data
+from keras_dsnet.data.augmentation import image_augmentations
+from keras_dsnet.data.auto_augment import AUTO_AUGMENT_POLICIES, _operations, _parse
+
+KINDS = [
+    {"randaugment": 2},
+    {"auto_augment": "imagenet"},
+    {"auto_augment": "cifar10"},
+    {"color_jitter": 0.4},
+    {"random_erasing": 1.0},
+]
+
+
+@pytest.fixture(scope="module")
+def image():
+    coarse = np.random.default_rng(0).uniform(0, 255, (6, 6, 3))
+    return tf.clip_by_value(tf.image.resize(coarse, (32, 32), method="bicubic"), 0.0, 255.0)
+
+
+def _traced(kind):
+    (augmentation,) = image_augmentations(**kind)
+    return tf.function(augmentation).get_concrete_function(
+        tf.TensorSpec([32, 32, 3]), tf.TensorSpec([2], tf.int64)
+    )
+
+
+def _key(seed):
+    return tf.constant([7, seed], tf.int64)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_images_change_as_a_function_of_the_seed_alone(kind, image):
+    apply, again = _traced(kind), _traced(kind)
+    results = []
+    for seed in range(20):
+        result = apply(image, _key(seed)).numpy()
+        np.testing.assert_array_equal(result, again(image, _key(seed)))
+        assert result.min() >= -1e-3
+        assert result.max() <= 255.001
+        results.append(result)
+    changed = np.mean([np.abs(result - image).max() > 0.5 for result in results])
+    assert changed >= 0.5
+    assert len({result.tobytes() for result in results}) >= 6
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_no_stateful_random_operation_is_left(kind):
+    graph = _traced(kind).graph.as_graph_def()
+    operations = {node.op for node in graph.node}
+    for function in graph.library.function:
+        operations |= {node.op for node in function.node_def}
+    stateful = {
+        name
+        for name in operations
+        if "Random" in name and not name.startswith("Stateless") and "Shuffle" not in name
+    }
+    assert not stateful
+    assert not any(name == "RngReadAndSkip" or name.startswith("Stateful") for name in operations)
+
+
+def test_nothing_asked_for_is_nothing():
+    assert image_augmentations() == []
+
+
+def test_op_determinism_is_no_obstacle(image):
+    tf.random.set_global_generator(None)
+    tf.config.experimental.enable_op_determinism()
+    try:
+        _traced({"randaugment": 1})(image, _key(0))
+    finally:
+        from tensorflow.python.framework import config
+
+        config.disable_op_determinism()
+
+
+@pytest.mark.parametrize("name", AUTO_AUGMENT_POLICIES)
+def test_policies_are_25_pairs_of_known_operations(name):
+    policy = _parse(AUTO_AUGMENT_POLICIES[name])
+    assert len(policy) == 25
+    for sub_policy in policy:
+        assert len(sub_policy) == 2
+        for operation, probability, level in sub_policy:
+            assert operation in _operations({})
+            assert 0 <= probability <= 1
+            assert 0 <= level <= 9
+
+
+def _operation(name, image, level, sign=1.0):
+    return _operations({})[name](image, tf.constant(level), tf.constant(sign)).numpy()
+
+
+def test_geometric_operations_move_pixels_about_the_centre():
+    dot = np.zeros((33, 33, 3), np.float32)
+    dot[16, 16] = 255.0
+    for name in ("rotate", "shear_x", "shear_y"):
+        assert _operation(name, tf.constant(dot), 1.0)[16, 16, 0] == pytest.approx(255.0, abs=1.0)
+    moved = _operation("translate_x", tf.constant(dot), 0.5) % 128
+    row, column = np.unravel_index(moved[..., 0].argmax(), (33, 33))
+    assert row == 16
+    assert abs(column - 16) == pytest.approx(150 / 331 / 2 * 33, abs=1)
+
+
+def test_rotation_by_the_full_level_is_thirty_degrees():
+    line = np.zeros((65, 65, 3), np.float32)
+    line[32, :] = 255.0
+    rotated = _operation("rotate", tf.constant(line), 1.0)[..., 0]
+    points = np.argwhere(rotated > 100)
+    points = points[np.hypot(*(points - 32).T) < 25] - 32
+    direction = np.linalg.svd(points)[2][0]
+    slope = abs(direction[0] / direction[1])
+    assert np.degrees(np.arctan(slope)) == pytest.approx(30, abs=1)
+
+
+def test_colour_operations_know_their_end_points(image):
+    np.testing.assert_allclose(_operation("invert", image, 0.5), 255 - image)
+    np.testing.assert_allclose(_operation("solarize", image, 0.0), image)
+    np.testing.assert_allclose(_operation("solarize", image, 1.0), 255 - image)
+    for name in ("color", "contrast", "brightness"):
+        np.testing.assert_allclose(_operation(name, image, 0.0), image, atol=1e-3)
+    brighter = np.minimum(image * 1.9, 255)
+    np.testing.assert_allclose(_operation("brightness", image, 1.0), brighter, atol=1e-2)
+    assert set(np.unique(_operation("posterize", image, 1.0)) % 16) == {0}
+
+
+def test_only_one_module_knows_keras_cv():
+    folder = pathlib.Path(keras_dsnet.data.__file__).parent
+    users = {path.name for path in folder.glob("*.py") if "import keras_cv" in path.read_text()}
+    assert users == {"augmentation.py"}

@@ -1,0 +1,161 @@
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.data import evaluation_pipeline, load_source, training_pipeline
+from keras_dsnet.data.image_folder import HOLD_OUT_FRACTION
+
+
+def _move_into(root, name, classes=("ant", "bee", "cat")):
+    (root / name).mkdir()
+    for label in classes:
+        shutil.copytree(root / label, root / name / label)
+
+
+def _train_and_val(image_folder):
+    for name in ("train", "val"):
+        _move_into(image_folder, name)
+    for name in ("ant", "bee", "cat"):
+        shutil.rmtree(image_folder / name)
+
+
+def test_a_tenth_of_each_class_is_held_out_always_the_same(image_folder):
+    train, held_out = load_source(image_folder), load_source(image_folder, split="eval")
+    assert HOLD_OUT_FRACTION == 0.1
+    np.testing.assert_array_equal(np.bincount(held_out.labels), [1, 1, 1])
+    np.testing.assert_array_equal(np.bincount(train.labels), [9, 9, 9])
+    assert not set(train.paths) & set(held_out.paths)
+    assert held_out.paths == load_source(image_folder, split="eval").paths
+    assert train.class_names == ("ant", "bee", "cat")
+
+
+def test_labels_are_those_of_the_class_folder(image_folder):
+    source = load_source(image_folder)
+    for path, label in zip(source.paths, source.labels, strict=True):
+        assert f"/{source.class_names[label]}/" in path
+
+
+def test_sub_folders_are_the_splits(image_folder):
+    _train_and_val(image_folder)
+    (image_folder / "val" / "ant" / "0.jpg").unlink()
+    train, val = load_source(image_folder), load_source(image_folder, split="eval")
+    assert (train.num_examples, val.num_examples) == (30, 29)
+    assert all("/val/" in path for path in val.paths)
+
+
+def test_a_slice_of_a_folder_has_all_classes(image_folder):
+    front = load_source(image_folder, train_split="train[:50%]")
+    back = load_source(image_folder, split="eval", eval_split="train[50%:]")
+    assert not set(front.paths) & set(back.paths)
+    assert set(front.labels) == set(back.labels) == {0, 1, 2}
+
+
+def test_an_empty_class_folder_is_named(image_folder):
+    (image_folder / "dog").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*/dog holds no image"):
+        load_source(image_folder)
+
+
+def test_a_single_class_folder_is_refused(image_folder):
+    shutil.rmtree(image_folder / "ant")
+    shutil.rmtree(image_folder / "bee")
+    with pytest.raises(ValueError, match=r"two class folders of images or more.*only 'cat'"):
+        load_source(image_folder)
+
+
+def test_a_class_of_the_validation_images_must_be_one_of_the_training_images(image_folder):
+    _train_and_val(image_folder)
+    (image_folder / "val" / "ant").rename(image_folder / "val" / "wasp")
+    with pytest.raises(ValueError, match="val/wasp has no counterpart"):
+        load_source(image_folder, split="eval")
+
+
+def test_more_class_folders_than_classes_raise(image_folder):
+    with pytest.raises(ValueError, match="outside classes=2"):
+        load_source(image_folder, classes=2)
+
+
+def _break(path, how):
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"<html>", "cut": whole[: len(whole) // 2]}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut"])
+@pytest.mark.parametrize("name", ["bee/2.jpg", "bee/3.png"])
+def test_an_unreadable_image_is_named_skipped_and_counted(image_folder, caplog, how, name):
+    whole = load_source(image_folder)
+    path = next(path for path in whole.paths if path.endswith(name))
+    _break(image_folder / name, how)
+    with caplog.at_level(logging.WARNING):
+        source = load_source(image_folder)
+    assert source.num_examples == whole.num_examples - 1
+    assert path not in source.paths
+    assert path in caplog.text
+    assert f"skipped 1 of {whole.num_examples} images" in caplog.text
+    with pytest.raises(ValueError, match=name):
+        load_source(image_folder, on_bad_image="raise")
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut"])
+def test_large_folders_are_judged_by_how_files_begin_and_end(image_folder, monkeypatch, how):
+    monkeypatch.setattr("keras_dsnet.data.image_folder.FULL_CHECK_FILES", 0)
+    whole = load_source(image_folder)
+    assert whole.num_examples == 27
+    _break(image_folder / "bee" / "2.jpg", how)
+    assert load_source(image_folder).num_examples == 26
+
+
+def test_a_folder_without_readable_images_is_refused(image_folder):
+    for path in image_folder.rglob("*.*"):
+        _break(path, "empty")
+    with pytest.raises(ValueError, match="none of the 27 images"):
+        load_source(image_folder)
+
+
+def test_a_file_that_breaks_after_the_check_does_not_move_other_images(
+    image_folder, to_float, caplog
+):
+    source = load_source(image_folder)
+    settings = {"image_size": 16, "batch_size": 9, "seed": 1, "preprocess": to_float}
+    before = list(training_pipeline(source, **settings).take(6).as_numpy_iterator())
+    broken = source.paths[4]
+    with open(broken, "wb") as file:  # noqa: PTH123
+        file.write(b"\xff\xd8\xff broken")
+    with caplog.at_level(logging.WARNING):
+        after = list(training_pipeline(source, **settings).take(6).as_numpy_iterator())
+    changed = 0
+    for (images, labels), (new_images, new_labels) in zip(before, after, strict=True):
+        np.testing.assert_array_equal(labels, new_labels)
+        different = np.any(images != new_images, axis=(1, 2, 3))
+        np.testing.assert_array_equal(new_images[different], 127.5)
+        changed += different.sum()
+    assert changed == 2
+    assert broken in caplog.text
+
+    caplog.clear()
+    evaluated = evaluation_pipeline(source, image_size=16, batch_size=9, preprocess=to_float)
+    assert sum(len(labels) for _, labels in evaluated) == 26
+    assert broken in caplog.text
+
+
+def test_a_file_that_breaks_after_the_check_is_fatal_if_asked(image_folder, to_float):
+    source = load_source(image_folder, on_bad_image="raise")
+    (image_folder / source.paths[4]).write_bytes(b"broken")
+    evaluated = evaluation_pipeline(source, image_size=16, batch_size=9, preprocess=to_float)
+    with pytest.raises(Exception, match=source.paths[4]):
+        list(evaluated)
+
+
+def test_a_broken_preparation_is_not_taken_for_a_broken_image(image_folder):
+    source = load_source(image_folder)
+
+    def fails(stored, label):
+        with tf.control_dependencies([tf.debugging.Assert(label < 0, [stored])]):
+            return tf.zeros((16, 16, 3)), label
+
+    examples = source.map_examples(source.ordered_examples(), fails, (16, 16, 3), True)
+    with pytest.raises(Exception, match="can be read, but preparing it failed"):
+        list(examples)

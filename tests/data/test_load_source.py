@@ -1,0 +1,111 @@
+import sys
+
+import numpy as np
+import pytest
+
+from keras_dsnet.data import load_source
+
+
+def test_digits_are_rgb_images_with_a_fixed_split():
+    train, test = load_source("digits"), load_source("digits", split="eval")
+    assert (train.num_examples, test.num_examples) == (1437, 360)
+    assert train.images.shape == (1437, 32, 32, 3)
+    assert train.images.dtype == np.uint8
+    assert train.images.min() == 0
+    assert train.images.max() == 255
+    assert train.num_classes == 10
+    np.testing.assert_array_equal(train.images[..., 0], train.images[..., 2])
+    np.testing.assert_array_equal(train.images, load_source("digits").images)
+
+
+def test_digits_splits_share_no_image_and_cover_every_class_alike():
+    train, test = load_source("digits"), load_source("digits", split="eval")
+    both = {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
+    assert not both
+    shares = np.bincount(test.labels) / np.bincount(train.labels)
+    np.testing.assert_allclose(shares, 0.25, atol=0.02)
+
+
+def test_written_characters_are_not_mirrorable():
+    assert not load_source("digits").mirrorable
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match="pip install scikit-learn"):
+        load_source("digits")
+
+
+@pytest.mark.parametrize(
+    ("spec", "count"), [("train[:90%]", 1293), ("train[1400:]", 37), ("test[:5]", 5)]
+)
+def test_splits_slice_by_percent_and_by_examples(spec, count):
+    source = load_source("digits", train_split=spec)
+    assert source.num_examples == count
+
+
+def test_the_two_sides_of_a_slice_are_disjoint_and_complete():
+    whole = load_source("digits")
+    front = load_source("digits", train_split="train[:80%]")
+    back = load_source("digits", split="eval", eval_split="train[80%:]")
+    np.testing.assert_array_equal(whole.images, np.concatenate([front.images, back.images]))
+
+
+@pytest.mark.parametrize("spec", ["trian", "train[:x]", "train[:0%]", "train+test", ""])
+def test_a_wrong_split_is_named_with_the_splits_there_are(spec):
+    if not spec:
+        assert load_source("digits", train_split=spec).num_examples == 1437
+        return
+    with pytest.raises(ValueError, match=r"'train' \(1437 images\)"):
+        load_source("digits", train_split=spec)
+
+
+def test_more_labels_than_classes_raise():
+    with pytest.raises(ValueError, match="outside classes=9: use classes=10"):
+        load_source("digits", classes=9)
+    assert load_source("digits", classes=12).num_classes == 10
+
+
+def test_an_unknown_name_suggests_close_ones():
+    with pytest.raises(ValueError, match=r"did you mean .*'cifar10'") as caught:
+        load_source("cifar11")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_that_is_not_prepared_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="tfds build mnist --data_dir") as caught:
+        load_source("mnist", str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_imagenet_says_that_its_files_are_fetched_by_hand(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"downloads/manual .*ILSVRC2012_img_train.tar"):
+        load_source("imagenet2012", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no_such_folder"])
+def test_a_missing_folder_is_named(name):
+    with pytest.raises(FileNotFoundError, match=f"folder {name} does not exist"):
+        load_source(name)
+
+
+def test_a_file_is_not_a_data_set(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file"):
+        load_source(tmp_path / "a.jpg")
+
+
+@pytest.mark.needs_shared
+def test_cifar10_has_its_official_sizes_and_classes(shared_tfds):
+    source = load_source("cifar10", shared_tfds, "eval")
+    assert source.num_examples == 10_000
+    assert source.image_shape == (32, 32, 3)
+    assert source.class_names[:2] == ("airplane", "automobile")
+    assert source.mirrorable
+    np.testing.assert_array_equal(np.bincount(source.labels), [1000] * 10)
+
+
+@pytest.mark.needs_shared
+def test_a_data_set_without_a_class_label_is_refused(shared_tfds):
+    with pytest.raises(ValueError, match="class 'label'"):
+        load_source("voc/2007", shared_tfds)

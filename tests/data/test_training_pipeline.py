@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.data import load_source, training_pipeline
+
+STRONG = {"augmentation": "imagenet", "color_jitter": 0.4, "random_erasing": 0.5}
+
+
+def _batches(source, steps, seed=1, start_step=0, image_size=8, batch_size=16, **settings):
+    dataset = training_pipeline(
+        source,
+        image_size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        preprocess=lambda images: tf.cast(images, tf.float32) / 255.0,
+        **settings,
+    )
+    return list(dataset.take(steps).as_numpy_iterator())
+
+
+def _assert_equal(left, right):
+    assert len(left) == len(right)
+    for (images, labels), (other_images, other_labels) in zip(left, right, strict=True):
+        np.testing.assert_array_equal(images, other_images)
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+def _image_numbers(images):
+    """Which images of `array_source` a batch of unaugmented ones shows."""
+    return np.rint(images[:, 0, 0, 0] * 255 / 5).astype(int)
+
+
+def test_batches_are_float_images_and_int_labels(array_source):
+    ((images, labels),) = _batches(array_source, 1)
+    assert images.shape == (16, 8, 8, 3)
+    assert images.dtype == np.float32
+    assert images.max() <= 1.0
+    assert labels.shape == (16,)
+    assert labels.dtype == np.int32
+
+
+def test_labels_stay_with_their_images(array_source):
+    for images, labels in _batches(array_source, 5):
+        np.testing.assert_array_equal(_image_numbers(images) % 10, labels)
+
+
+def test_an_epoch_shows_no_image_twice_and_epochs_differ(array_source):
+    batches = _batches(array_source, 6)
+    epochs = [
+        np.concatenate([_image_numbers(images) for images, _ in batches[start : start + 3]])
+        for start in (0, 3)
+    ]
+    for epoch in epochs:
+        assert len(set(epoch)) == 48
+    assert not np.array_equal(*epochs)
+
+
+def test_no_image_is_always_left_out(array_source):
+    seen = set()
+    for images, _ in _batches(array_source, 30):
+        seen |= set(_image_numbers(images))
+    assert seen == set(range(50))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"augmentation": "cifar"}, STRONG, {**STRONG, "randaugment": 1}], ids=str
+)
+def test_a_resumed_stream_equals_the_uninterrupted_one(array_source, settings):
+    whole = _batches(array_source, 6, **settings)
+    for start in (2, 5):
+        _assert_equal(
+            whole[start:], _batches(array_source, 6 - start, start_step=start, **settings)
+        )
+
+
+def test_folders_resume_exactly(image_folder):
+    source = load_source(image_folder)
+    settings = {"augmentation": "imagenet", "image_size": 16, "batch_size": 10}
+    whole = _batches(source, 5, **settings)
+    _assert_equal(whole[1:], _batches(source, 4, start_step=1, **settings))
+    _assert_equal(whole[3:], _batches(source, 2, start_step=3, **settings))
+
+
+@pytest.mark.parametrize("settings", [{"augmentation": "cifar"}, STRONG], ids=str)
+def test_another_seed_gives_other_batches(array_source, settings):
+    ((images, labels),) = _batches(array_source, 1, **settings)
+    ((other_images, other_labels),) = _batches(array_source, 1, seed=2, **settings)
+    assert not np.array_equal(labels, other_labels)
+    assert not np.array_equal(images, other_images)
+
+
+def test_augmentation_differs_between_steps_that_show_the_same_image(array_source):
+    settings = {"augmentation": "cifar", "batch_size": 50}
+    first, second = (
+        images[np.argsort(images.max(axis=(1, 2, 3)))]
+        for images, _ in _batches(array_source, 2, **settings)
+    )
+    np.testing.assert_array_equal(
+        first.max(axis=(1, 2, 3)) * 255 // 5, second.max(axis=(1, 2, 3)) * 255 // 5
+    )
+    changed = np.any(first != second, axis=(1, 2, 3))
+    assert changed.mean() > 0.9
+
+
+def test_the_global_seed_changes_nothing(array_source):
+    expected = _batches(array_source, 2, **STRONG)
+    tf.random.set_seed(77)
+    _assert_equal(expected, _batches(array_source, 2, **STRONG))
+
+
+def test_images_of_another_size_are_resized(array_source):
+    ((images, _),) = _batches(array_source, 1, image_size=(12, 10), augmentation="cifar")
+    assert images.shape == (16, 12, 10, 3)
+
+
+def _share_mirrored(source, **settings):
+    # The images of `array_source` rise from left to right.
+    ((images, _),) = _batches(source, 1, batch_size=50, **settings)
+    return np.mean(images[:, 0, 0, 0] > images[:, 0, -1, 0])
+
+
+def test_mirroring_follows_the_data_set_unless_told(array_source):
+    assert _share_mirrored(array_source, augmentation="none") == 0.0
+    assert 0.2 < _share_mirrored(array_source, augmentation="none", hflip=True) < 0.8
+    assert 0.2 < _share_mirrored(array_source, augmentation="imagenet") < 0.8
+    assert _share_mirrored(array_source, augmentation="imagenet", hflip=False) == 0.0
+    array_source.mirrorable = False
+    assert _share_mirrored(array_source, augmentation="imagenet") == 0.0
+
+
+def test_mixed_precision_leaves_images_alone(array_source, float16_policy):
+    ((images, _),) = _batches(array_source, 1, **STRONG)
+    assert images.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 51}, "at most 50.*batch_size=51"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"augmentation": "strong"}, "Received: 'strong'"),
+        ({"image_size": 0}, "image_size"),
+        ({"start_step": -1}, "start_step"),
+        ({"randaugment": -1}, "randaugment"),
+        ({"randaugment_magnitude": 9}, "randaugment_magnitude must be in 0..1"),
+        ({"auto_augment": "v9"}, "'imagenet' or 'cifar10'"),
+        ({"color_jitter": 2}, "color_jitter"),
+        ({"random_erasing": -0.1}, "random_erasing"),
+    ],
+)
+def test_arguments_out_of_range_are_named(array_source, settings, message):
+    with pytest.raises(ValueError, match=message):
+        _batches(array_source, 1, **settings)
+
+
+@pytest.mark.needs_shared
+def test_cifar10_resumes_over_the_end_of_an_epoch(shared_tfds):
+    source = load_source("cifar10", shared_tfds, eval_split="test[:1000]", split="eval")
+    settings = {"augmentation": "cifar", "image_size": 32, "batch_size": 128}
+    whole = _batches(source, 10, **settings)
+    _assert_equal(whole[6:], _batches(source, 4, start_step=6, **settings))
