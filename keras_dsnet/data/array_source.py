@@ -24,14 +24,17 @@ class ArraySource(ImageSource):
     def __init__(self, name, images, labels, num_classes, class_names=None, mirrorable=True):
         shape = tuple(images.shape[1:])
         super().__init__(name, len(images), num_classes, class_names, shape, mirrorable)
-        self.images = np.asarray(images, np.uint8)
-        self.labels = np.asarray(labels, np.int32)
-        outside = self.labels[(self.labels < 0) | (self.labels >= num_classes)]
+        labels = np.asarray(labels, np.int32)
+        outside = labels[(labels < 0) | (labels >= num_classes)]
         if outside.size:
             raise ValueError(
                 f"labels of data set '{name}' must be in 0..{num_classes - 1}. "
                 f"Received: {outside[0]}"
             )
+        # On the host: batches are made there, whatever the network runs on.
+        with tf.device("CPU"):
+            self.images = tf.constant(images, tf.uint8)
+            self.labels = tf.constant(labels)
 
     def training_batches(self, seed, batch_size, start_step=0):
         """An endless stream of shuffled batches, looked up at once instead of image by image.
@@ -46,34 +49,30 @@ class ArraySource(ImageSource):
             `[batch, height, width, 3]`, int32 `[batch]`.
         """
         epoch_size = self.steps_per_epoch(batch_size) * batch_size
-        lookup = self._lookup()
 
         def batch(step):
             numbers = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-            return step, *lookup(shuffled_indices(numbers, seed, epoch_size, self.num_examples))
+            return step, *self._lookup(
+                shuffled_indices(numbers, seed, epoch_size, self.num_examples)
+            )
 
         return tf.data.Dataset.range(start_step, tf.int64.max).map(batch)
 
     def training_examples(self, seed, epoch_size, start=0):
-        lookup = self._lookup()
 
         def example(number):
             index = shuffled_indices(number, seed, epoch_size, self.num_examples)
-            return number, *lookup(index)
+            return number, *self._lookup(index)
 
         return tf.data.Dataset.range(start, tf.int64.max).map(example)
 
     def ordered_examples(self):
-        return tf.data.Dataset.range(self.num_examples).map(self._lookup())
+        return tf.data.Dataset.range(self.num_examples).map(self._lookup)
 
     def decode(self, stored, window_of=None):
         if window_of is None:
             return stored
         return tf.image.crop_to_bounding_box(stored, *tf.unstack(window_of(tf.shape(stored))))
 
-    def _lookup(self):
-        # On the host: as a constant on an accelerator the images would be copied back each step.
-        with tf.device("CPU"):
-            images = tf.constant(self.images)
-            labels = tf.constant(self.labels)
-        return lambda indices: (tf.gather(images, indices), tf.gather(labels, indices))
+    def _lookup(self, indices):
+        return tf.gather(self.images, indices), tf.gather(self.labels, indices)

@@ -65,6 +65,9 @@ class RecordSource(ImageSource):
         num_files = len(self._filenames)
 
         def epoch_records(epoch):
+            # The seed of this function's graph, in place of the global one. A tensor as the other
+            # seed needs one that is not 0.
+            tf.compat.v1.set_random_seed(1)
             key = tf.stack([tf.constant(seed, tf.int64), epoch])
             order = tf.random.experimental.index_shuffle(
                 tf.range(num_files, dtype=tf.int64), key, tf.constant(num_files - 1, tf.int64)

@@ -48,6 +48,8 @@ def load_tfds(name, data_dir, split, spec, classes):
         raise ValueError(invalid_split(spec, lengths, name)) from error
     if not num_examples:
         raise ValueError(f"split '{spec}' of '{name}' holds no image: it has {describe(lengths)}")
+    if not _is_labelled(builder, spec):
+        raise ValueError(f"the images of split '{spec}' of '{name}' have no labels")
     mirrorable = not name.startswith(_CHARACTERS)
     if None in image.shape or num_examples * 3 * np.prod(image.shape[:2]) >= IN_MEMORY_BYTES:
         return RecordSource(name, builder, spec, mirrorable)
@@ -63,12 +65,13 @@ def _image_and_label(name, features):
     if (
         isinstance(image, tfds.features.Image)
         and image.np_dtype == np.uint8
+        and image.shape[-1] in (1, 3)
         and isinstance(label, tfds.features.ClassLabel)
     ):
         return image, label
     raise ValueError(
-        f"data set '{name}' must have an 8-bit 'image' and a class 'label' among its features. "
-        f"Received: {', '.join(sorted(by_name))}"
+        f"data set '{name}' must have an 'image' (8 bits, gray or RGB) and a class 'label' among "
+        f"its features. Received: {', '.join(sorted(by_name))}"
     )
 
 
@@ -126,7 +129,7 @@ def _default_split(builder, name, split, lengths):
     candidates = ("train",) if split == "train" else ("test", "validation")
     for candidate in candidates:
         # The test split of a challenge such as ImageNet has images without labels, written as -1.
-        if candidate in lengths and (split == "train" or _is_labelled(builder, candidate)):
+        if candidate in lengths and _is_labelled(builder, candidate):
             return candidate
     raise ValueError(
         f"data set '{name}' has no split {' or '.join(candidates)} with labels: it has "

@@ -1,5 +1,6 @@
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -62,6 +63,12 @@ def test_no_stateful_random_operation_is_left(kind):
     }
     assert not stateful
     assert not any(name == "RngReadAndSkip" or name.startswith("Stateful") for name in operations)
+
+
+def test_mixed_precision_leaves_images_alone(image, float16_policy):
+    result = _traced({"randaugment": 1})(image, _key(3))
+    keras.config.set_dtype_policy("float32")
+    np.testing.assert_array_equal(result, _traced({"randaugment": 1})(image, _key(3)))
 
 
 def test_nothing_asked_for_is_nothing():

@@ -11,17 +11,20 @@ def test_digits_are_rgb_images_with_a_fixed_split():
     assert (train.num_examples, test.num_examples) == (1437, 360)
     assert train.images.shape == (1437, 32, 32, 3)
     assert train.images.dtype == np.uint8
-    assert train.images.min() == 0
-    assert train.images.max() == 255
+    assert np.min(train.images) == 0
+    assert np.max(train.images) == 255
     assert train.num_classes == 10
     np.testing.assert_array_equal(train.images[..., 0], train.images[..., 2])
     np.testing.assert_array_equal(train.images, load_source("digits").images)
 
 
+def _contents(source):
+    return {image.numpy().tobytes() for image in source.images}
+
+
 def test_digits_splits_share_no_image_and_cover_every_class_alike():
     train, test = load_source("digits"), load_source("digits", split="eval")
-    both = {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
-    assert not both
+    assert not _contents(train) & _contents(test)
     shares = np.bincount(test.labels) / np.bincount(train.labels)
     np.testing.assert_allclose(shares, 0.25, atol=0.02)
 
@@ -51,11 +54,8 @@ def test_the_two_sides_of_a_slice_are_disjoint_and_complete():
     np.testing.assert_array_equal(whole.images, np.concatenate([front.images, back.images]))
 
 
-@pytest.mark.parametrize("spec", ["trian", "train[:x]", "train[:0%]", "train+test", ""])
+@pytest.mark.parametrize("spec", ["trian", "train[:x]", "train[:0%]", "train+test"])
 def test_a_wrong_split_is_named_with_the_splits_there_are(spec):
-    if not spec:
-        assert load_source("digits", train_split=spec).num_examples == 1437
-        return
     with pytest.raises(ValueError, match=r"'train' \(1437 images\)"):
         load_source("digits", train_split=spec)
 

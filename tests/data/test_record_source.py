@@ -79,6 +79,8 @@ def test_images_of_varying_size_are_streamed(prepared):
 
 def test_a_test_split_without_labels_is_not_evaluated_on(prepared):
     assert load_source("grays", prepared, "eval").num_examples == 10
+    with pytest.raises(ValueError, match="split 'test' of 'grays' have no labels"):
+        load_source("grays", prepared, "eval", eval_split="test")
 
 
 def test_epochs_are_complete_and_labels_stay_with_images(prepared):
@@ -122,6 +124,14 @@ def test_evaluation_and_slices_keep_the_order(prepared):
     sliced = np.concatenate([numbers("train[:30%]"), numbers("train[30%:]")])
     assert sorted(sliced) == list(range(COUNT))
     np.testing.assert_array_equal(numbers("train[:30%]"), numbers("train[:30%]"))
+
+
+def test_the_global_seed_changes_nothing(prepared):
+    source = load_source("grays", prepared)
+    expected = _numbers(_batches(source, 3))
+    for global_seed in (0, 77):
+        tf.random.set_seed(global_seed)
+        np.testing.assert_array_equal(expected, _numbers(_batches(source, 3)))
 
 
 @pytest.mark.needs_shared

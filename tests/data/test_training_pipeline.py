@@ -130,11 +130,6 @@ def test_mirroring_follows_the_data_set_unless_told(array_source):
     assert _share_mirrored(array_source, augmentation="imagenet") == 0.0
 
 
-def test_mixed_precision_leaves_images_alone(array_source, float16_policy):
-    ((images, _),) = _batches(array_source, 1, **STRONG)
-    assert images.dtype == np.float32
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
