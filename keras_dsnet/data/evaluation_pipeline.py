@@ -1,5 +1,7 @@
 """Images for evaluation, in order, without randomness."""
 
+import numbers
+
 import tensorflow as tf
 
 
@@ -83,7 +85,7 @@ def resize(image, image_size):
 
 def as_size(image_size):
     """`(height, width)` of an `image_size` argument, an int or two of them."""
-    size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+    size = (image_size,) * 2 if isinstance(image_size, numbers.Integral) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(
             f"image_size must be a positive int or (height, width). Received: {image_size}"
