@@ -1,0 +1,61 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+
+_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic_file(path, mode="w"):
+    """Opens a file beside `path` that takes its place when the block ends without an error.
+
+    It is flushed to the disk before it is renamed, so that whatever ends the process or the machine
+    leaves either the old file or the new one.
+
+    Args:
+        path: of the file; its folder must exist.
+        mode: "w" (UTF-8 text, newlines as written) or "wb".
+
+    Yields:
+        The open file.
+
+    Raises:
+        OSError: where it cannot be written; what was at `path` is still there.
+    """
+    path = pathlib.Path(path)
+    beside = temporary_path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with beside.open(mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _flush_folder(path.parent)
+    except BaseException:
+        remove_leftover(path)
+        raise
+
+
+def temporary_path(path):
+    """Returns where `atomic_file(path)` writes before it renames."""
+    path = pathlib.Path(path)
+    return path.with_name(path.name + _SUFFIX)
+
+
+def remove_leftover(path):
+    """Removes what a killed write of `path` left behind."""
+    with contextlib.suppress(OSError):
+        temporary_path(path).unlink()
+
+
+def _flush_folder(folder):
+    # A rename is on the disk only when the folder is; some file systems cannot flush one.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
