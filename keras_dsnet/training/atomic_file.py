@@ -22,7 +22,7 @@ def atomic_file(path, mode="w"):
         The open file.
 
     Raises:
-        OSError: where it cannot be written; what was at `path` is still there.
+        OSError: it cannot be written; the error names `path`, and what was there still is.
     """
     path = pathlib.Path(path)
     beside = temporary_path(path)
@@ -34,8 +34,10 @@ def atomic_file(path, mode="w"):
             os.fsync(file.fileno())
         beside.replace(path)
         _flush_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         remove_leftover(path)
+        if isinstance(error, OSError) and error.filename in (None, str(beside)):
+            error.filename = str(path)
         raise
 
 

@@ -1,0 +1,124 @@
+"""Shows how training goes."""
+
+import sys
+import time
+
+from keras_dsnet.training.global_step_callback import GlobalStepCallback
+
+
+class ProgressBar(GlobalStepCallback):
+    """One bar per epoch: loss of every net, learning rate, images per second.
+
+    Where the output is no terminal, one line per epoch and one every `line_minutes` within it.
+    Images per second are the mean over the epoch without its first step, which may trace.
+
+    Args:
+        batch_size: int, images per step, of all replicas.
+        steps_per_epoch: int.
+        start_step: int, steps that were done before; the first bar starts within its epoch.
+        names: metrics to show; None: all but the evaluation's, which begin with "val_".
+        line_minutes: float.
+        stream: where to write; None: stdout.
+    """
+
+    def __init__(
+        self,
+        batch_size,
+        steps_per_epoch,
+        start_step=0,
+        names=None,
+        line_minutes=1.0,
+        stream=None,
+    ):
+        super().__init__(start_step)
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.names = names
+        self.line_minutes = line_minutes
+        self._stream = stream or sys.stdout
+        self._bar = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch)
+        self._done = self.step % self.steps_per_epoch
+        self._epoch_start = self.step
+        self._clock_start = None
+        self._line_time = time.monotonic()
+        if self._stream.isatty():
+            self._bar = self._make_bar()
+
+    def _make_bar(self):
+        # Here, because `import keras_dsnet` has to stay quick.
+        from tqdm import tqdm
+
+        return tqdm(
+            total=self.steps_per_epoch,
+            initial=self._done,
+            desc=self._title(),
+            file=self._stream,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+            "[{elapsed}<{remaining}{postfix}]",
+        )
+
+    def on_step_end(self, logs):
+        steps = self.step - self._epoch_start
+        now = time.monotonic()
+        if self._clock_start is None:
+            self._clock_start, self._clock_step = now, self.step
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._describe(logs), refresh=False)
+            self._bar.update(self._done + steps - self._bar.n)
+        elif now - self._line_time >= 60 * self.line_minutes:
+            self._line_time = now
+            self._print(self._done + steps, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        done = self._done + self.step - self._epoch_start
+        if self._bar is None:
+            self._print(done, logs or {})
+        else:
+            self._bar.set_postfix_str(self._describe(logs or {}))
+        self.close()
+
+    def on_train_end(self, logs=None):
+        self.close()
+
+    def close(self):
+        """Leaves the bar and goes to the next line; for runs that an exception ends."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _title(self):
+        epochs = (self.params or {}).get("epochs")
+        return f"epoch {self.epoch + 1}" + (f"/{epochs}" if epochs else "")
+
+    def _print(self, done, logs):
+        steps = f"step {done}/{self.steps_per_epoch}"
+        print(self._title(), steps, self._describe(logs), sep=", ", file=self._stream, flush=True)
+
+    def _describe(self, logs):
+        names = self.names or [name for name in logs if not name.startswith("val_")]
+        values = {name: float(logs[name]) for name in names if name in logs}
+        rate = values.pop("learning_rate", None)
+        nets = [n for n in values if n.endswith("_loss")]
+        parts = []
+        if "loss" in values:
+            parts.append(f"loss {values.pop('loss'):.3f}")
+        if nets:
+            losses = [f"{n.removesuffix('_loss')} {values.pop(n):.3f}" for n in nets]
+            parts.append(f"({', '.join(losses)})")
+        parts = [" ".join(parts)] if parts else []
+        parts += [f"{name} {_number(value)}" for name, value in values.items()]
+        if rate is not None:
+            parts.append(f"lr {rate:.3g}")
+        if self._clock_start is not None and self.step > self._clock_step:
+            images = (self.step - self._clock_step) * self.batch_size
+            seconds = max(time.monotonic() - self._clock_start, 1e-9)
+            parts.append(f"{images / seconds:,.0f} images/s")
+        return ", ".join(parts)
+
+
+def _number(value):
+    return f"{value / 1e6:.1f}M" if abs(value) >= 1e6 else f"{value:.4g}"
