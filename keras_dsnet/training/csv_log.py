@@ -7,6 +7,7 @@ import keras
 
 from keras_dsnet.training.atomic_file import atomic_file
 
+EVALUATION_PREFIX = "val_top1_"
 _EPOCH = "epoch"
 
 
@@ -71,6 +72,17 @@ def read_log(path):
         return [{**row, _EPOCH: int(row[_EPOCH])} for row in rows]
     except (ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
         raise ValueError(f"{path} is not a log of this package: {error!r}; remove it") from error
+
+
+def evaluation_metrics(rows):
+    """Returns the accuracies of a table as metrics of a log: `val_top1_<path>`.
+
+    Args:
+        rows: list of dicts with "path" and "top1", as of `evaluate_paths`.
+    """
+    paths = [row["path"] for row in rows]
+    words = ["-".join(map(str, p)) if isinstance(p, (tuple, list)) else str(p) for p in paths]
+    return {EVALUATION_PREFIX + word: float(row["top1"]) for word, row in zip(words, rows)}
 
 
 def _text(value):
