@@ -15,15 +15,18 @@ class SlicedExecutor(Executor):
         path: a `Path`; its entries are Python ints or int32 scalar tensors.
         training: bool.
         momentum: momentum of the batch-norm statistics for this run; None: each layer's own.
+        repeats: int: how many sub-networks this run stands for. Their equal updates of the same
+            batch-norm statistics are made in one: momentum to this power.
 
     Attributes:
         scores: the slimming heads' outputs, in order, filled while running.
     """
 
-    def __init__(self, path, training=False, momentum=None):
+    def __init__(self, path, training=False, momentum=None, repeats=1):
         self.path = path
         self.training = training
         self.momentum = momentum
+        self.repeats = repeats
         self.scores = []
 
     def conv(self, step, x):
@@ -39,12 +42,16 @@ class SlicedExecutor(Executor):
                 x,
                 width=width,
                 statistics=self.path.statistics[step.section],
-                momentum=self.momentum,
+                momentum=self._momentum(step.layer),
                 training=self.training,
             )
         else:
             x = step.layer(x, width=width)
         return activate(step.activation, x)
+
+    def _momentum(self, layer):
+        momentum = layer.momentum if self.momentum is None else self.momentum
+        return momentum**self.repeats
 
     def gate(self, step, x):
         outputs = step.layer(x, width=self.path.widths[step.section])

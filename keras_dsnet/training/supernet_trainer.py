@@ -1,0 +1,269 @@
+"""Stage I: trains the supernet by In-place Ensemble Bootstrapping."""
+
+import keras
+import tensorflow as tf
+
+from keras_dsnet.models.path import Path
+from keras_dsnet.models.topology import walk
+from keras_dsnet.training.l2_sgd import L2SGD
+from keras_dsnet.training.losses import label_cross_entropy, soft_cross_entropy
+
+TARGETS = ("in_place", "ema", "ensemble")
+
+
+class SupernetTrainer(keras.Model):
+    """In-place Ensemble Bootstrapping (Sec. 3.1 of the paper, Eqs. 3-5).
+
+    Each step trains the widest sub-network on the labels, `num_random` random ones on the soft
+    labels of the teacher's widest, and the slimmest on the mean of the teacher's widest and random
+    ones (sandwich rule). The teacher is the exponential moving average of the model, batch-norm
+    statistics included. All widths share one traced step.
+
+    The front of the network, before the first gate, does the same for all these sub-networks: it
+    runs once per step, with the sum of their gradients.
+
+    Args:
+        model: a `DynamicSlimmableNetwork`.
+        target: "ensemble" (Eq. 4); "ema": the teacher's widest alone; "in_place": the widest of the
+            same step, without a teacher, as in US-Net (Table 5).
+        num_random: int, n of Eq. 4.
+        temperature: float, of the distillation (Table 10).
+        ema_momentum: float, alpha of Eq. 3.
+        ema_warmup: bool: momentum `min(ema_momentum, (1 + t) / (10 + t))` at step t, since a fresh
+            teacher knows nothing.
+        label_path: what is trained on labels: "widest", or "largest" (with the wide front).
+        label_smoothing: float.
+        decay_norms_and_biases: bool: weight decay on norms and biases too; never on gates.
+        seed: int, of the random widths, which are a function of it and the step.
+
+    Example:
+
+    >>> trainer = SupernetTrainer(model)
+    >>> trainer.compile(L2SGD(0.08))
+    >>> trainer.fit(dataset, epochs=150)
+    >>> trainer.load_teacher()
+    """
+
+    def __init__(
+        self,
+        model,
+        target="ensemble",
+        num_random=2,
+        temperature=1.0,
+        ema_momentum=0.997,
+        ema_warmup=True,
+        label_path="widest",
+        label_smoothing=0.0,
+        decay_norms_and_biases=False,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _check(target in TARGETS, "target", target, f"one of {TARGETS}")
+        _check(num_random >= 0, "num_random", num_random, "0 or more")
+        _check(temperature > 0, "temperature", temperature, "positive")
+        _check(0 <= ema_momentum < 1, "ema_momentum", ema_momentum, "in [0, 1)")
+        _check(label_path in ("widest", "largest"), "label_path", label_path, "widest or largest")
+        self.model = model
+        self.target = target
+        self.num_random = num_random
+        self.temperature = temperature
+        self.ema_momentum = ema_momentum
+        self.ema_warmup = ema_warmup
+        self.label_path = label_path
+        self.label_smoothing = label_smoothing
+        self.decay_norms_and_biases = decay_norms_and_biases
+        self.seed = seed
+        self.front_variables = _stage_one_variables(model.sections[:1])
+        self.tail_variables = _stage_one_variables(model.sections[1:])
+        self.teacher_variables = self._make_teacher() if target != "in_place" else []
+        names = ["loss", f"{label_path}_loss", "slimmest_loss"]
+        names += ["random_loss"] * bool(num_random)
+        self._trackers = {name: keras.metrics.Mean(name) for name in names}
+        self._accuracy = keras.metrics.Mean(f"{label_path}_accuracy")
+        self.supports_jit = False
+        self.built = True
+
+    def _make_teacher(self):
+        self._averaged = [v for v in self.model.variables if v.dtype.startswith(("float", "bfloat"))]
+        return [
+            keras.Variable(v.value, trainable=False, name=f"teacher_{v.name}", aggregation="mean")
+            for v in self._averaged
+        ]
+
+    @property
+    def metrics(self):
+        return [*self._trackers.values(), self._accuracy]
+
+    def compile(self, optimizer=None, **kwargs):
+        """Sets the optimizer; the losses are those of Eqs. 5.
+
+        Args:
+            optimizer: None: `L2SGD()`, the paper's. Weight decay, where it has one, leaves out the
+                gates, and the norms and biases unless `decay_norms_and_biases`.
+            **kwargs: of `keras.Model.compile`.
+        """
+        optimizer = keras.optimizers.get(L2SGD() if optimizer is None else optimizer)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner.exclude_from_weight_decay(var_list=self._undecayed_variables())
+        kwargs.setdefault("jit_compile", False)
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def _undecayed_variables(self):
+        undecayed = []
+        for step in walk([step for steps in self.model.sections for step in steps]):
+            if step.kind == "gate":
+                undecayed += step.layer.variables
+            elif step.layer is not None and not self.decay_norms_and_biases:
+                variables = step.layer.trainable_variables
+                undecayed += [v for v in variables if v.name in ("gamma", "beta", "bias")]
+        return undecayed
+
+    def draw_widths(self):
+        """Draws the random paths of a step.
+
+        Returns:
+            int32 `[num_random, num_gates]`, the same on every replica and after a resume. Interior
+            widths, since the slimmest and the widest are trained at every step.
+        """
+        widths = self.model.num_widths
+        low, high = (1, widths - 1) if widths > 2 else (0, widths)
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        shape = (self.num_random, self.model.num_gates)
+        return tf.random.stateless_uniform(shape, [self.seed, step], low, high, tf.int32)
+
+    def train_step(self, data):
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        _check(weights is None, "sample_weight", "a tensor", "None")
+        paths = self._paths(self.draw_widths())
+        losses, logits, gradients = self._gradients(images, labels, paths)
+        variables = self.front_variables + self.tail_variables
+        self.optimizer.apply_gradients(zip(gradients, variables))
+        self._update_teacher()
+        return self._report(losses, logits, labels)
+
+    def _paths(self, widths):
+        draws = [Path((0, *tf.unstack(w)), (0, *tf.unstack(w))) for w in tf.unstack(widths)]
+        label = self.model.resolve_path(self.label_path)
+        return [label, *draws, self.model.resolve_path("slimmest")]
+
+    def _gradients(self, images, labels, paths):
+        """Returns the losses, the first net's logits, and the gradients of their sum."""
+        teacher = self.teacher_probabilities(images, paths[:-1])
+        fronts = {path.widths[0]: None for path in paths}
+        for width in fronts:
+            fronts[width] = self._student_front(images, [p for p in paths if p.widths[0] == width])
+        losses, all_logits, tails = [], [], []
+        front_gradients = dict.fromkeys(fronts)
+        for index, path in enumerate(paths):
+            features = fronts[path.widths[0]][1]
+            # One sub-network after the other: side by side they would need all their activations.
+            with tf.control_dependencies(tails[-1] if tails else []):
+                loss, logits, gradients = self._student_tail(
+                    tf.identity(features), path, lambda z, i=index: self._loss(i, z, labels, teacher)
+                )
+            if index == 0 and self.target == "in_place":
+                teacher = [tf.nn.softmax(tf.stop_gradient(logits) / self.temperature)]
+            losses.append(loss)
+            all_logits.append(logits)
+            tails.append(gradients[1:])
+            front_gradients[path.widths[0]] = _sum(front_gradients[path.widths[0]], gradients[0])
+        tail = [tf.add_n(gradients) for gradients in zip(*tails)]
+        front = [
+            tape.gradient(features, _values(self.front_variables), front_gradients[width])
+            for width, (tape, features) in fronts.items()
+        ]
+        return losses, all_logits[0], [tf.add_n(gradients) for gradients in zip(*front)] + tail
+
+    def _student_front(self, images, paths):
+        """Runs section 0 for all `paths` at once; batch norm moves as often as there are paths."""
+        with tf.GradientTape() as tape:
+            features = self.model.run_sections(
+                images, paths[0], last=0, training=True, repeats=len(paths)
+            )
+        return tape, features
+
+    def _student_tail(self, features, path, loss_of):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            logits = self.model.run_sections(features, path, first=1, training=True)
+            logits = tf.cast(logits, tf.float32)
+            loss = loss_of(logits)
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
+        gradients = tape.gradient(scaled, [features, *_values(self.tail_variables)])
+        return loss, logits, gradients
+
+    def _loss(self, index, logits, labels, teacher):
+        """Eqs. 5: the first path learns from labels, the last from the mean of the teachers."""
+        if index == 0:
+            return label_cross_entropy(labels, logits, self.label_smoothing)
+        slimmest = index == self.num_random + 1
+        soft = tf.add_n(teacher) / len(teacher) if slimmest else teacher[0]
+        return soft_cross_entropy(soft, logits, self.temperature)
+
+    def teacher_probabilities(self, images, paths):
+        """Returns the teacher's probabilities of the given paths, the label path's first."""
+        if self.target == "in_place":
+            return None
+        paths = paths if self.target == "ensemble" else paths[:1]
+        probabilities, fronts = [], {}
+        with keras.StatelessScope(zip(self._averaged, _values(self.teacher_variables))):
+            for path in paths:
+                front = path.widths[0]
+                if front not in fronts:
+                    fronts[front] = self.model.run_sections(images, path, last=0)
+                logits = self.model.run_sections(fronts[front], path, first=1)
+                probabilities.append(tf.nn.softmax(tf.cast(logits, tf.float32) / self.temperature))
+        return [tf.stop_gradient(p) for p in probabilities]
+
+    def _update_teacher(self):
+        """Eq. 3, for variables and batch-norm statistics alike."""
+        step = tf.cast(self.optimizer.iterations, tf.float32)
+        momentum = tf.constant(self.ema_momentum)
+        if self.ema_warmup:
+            momentum = tf.minimum(momentum, step / (9.0 + step))
+        for average, variable in zip(self.teacher_variables, getattr(self, "_averaged", [])):
+            rest = tf.cast(1.0 - momentum, average.dtype)
+            average.assign_sub((average - tf.cast(variable, average.dtype)) * rest)
+
+    def _report(self, losses, logits, labels):
+        values = {f"{self.label_path}_loss": losses[0], "slimmest_loss": losses[-1]}
+        if self.num_random:
+            values["random_loss"] = tf.add_n(losses[1:-1]) / self.num_random
+        values["loss"] = tf.add_n(losses)
+        for name, value in values.items():
+            self._trackers[name].update_state(value)
+        truth = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1)
+        right = tf.cast(tf.argmax(logits, axis=1), tf.int64) == tf.cast(truth, tf.int64)
+        self._accuracy.update_state(right)
+        logs = {metric.name: metric.result() for metric in self.metrics}
+        return {**logs, "learning_rate": self.optimizer.learning_rate}
+
+    def load_teacher(self):
+        """Gives the model the teacher's variables: the average, which is the better network."""
+        for average, variable in zip(self.teacher_variables, getattr(self, "_averaged", [])):
+            variable.assign(average)
+
+    def call(self, inputs, **kwargs):
+        return self.model(inputs, **kwargs)
+
+
+def _stage_one_variables(sections):
+    """Trainable variables of the sections, slimming heads left out."""
+    layers = [step.layer for steps in sections for step in walk(steps) if step.layer is not None]
+    slimming = {id(v) for layer in layers for v in getattr(layer, "slimming_variables", [])}
+    return [v for layer in layers for v in layer.trainable_variables if id(v) not in slimming]
+
+
+def _values(variables):
+    return [variable.value for variable in variables]
+
+
+def _sum(total, value):
+    return value if total is None else total + value
+
+
+def _check(holds, name, value, right):
+    if not holds:
+        raise ValueError(f"`{name}` must be {right}. Received: {name}={value!r}")
