@@ -14,13 +14,14 @@ from keras_dsnet.training.atomic_file import atomic_file, remove_leftover
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
-# What reading a damaged zip file or array can raise, beside the file system's errors.
+# What reading a damaged zip file or array can raise; OSError comes from places beyond its end.
 _DAMAGE = (
     zipfile.BadZipFile,
     ValueError,
     KeyError,
     TypeError,
     EOFError,
+    OSError,
     NotImplementedError,
     RuntimeError,
     struct.error,
@@ -64,10 +65,7 @@ class RunCheckpoint:
             ValueError: a variable is NaN or infinite: such a state is not worth the last good one.
             OSError: the file could not be written (a full disk); the last state is still there.
         """
-        arrays = {
-            name: [keras.ops.convert_to_numpy(v) for v in group]
-            for name, group in variables.items()
-        }
+        arrays = {name: [v.numpy() for v in group] for name, group in variables.items()}
         self._check_finite(variables, arrays, step)
         manifest = {
             "format": _FORMAT,
@@ -131,16 +129,17 @@ class RunCheckpoint:
 
     def _read(self, variables):
         """Returns the manifest, and the arrays of the groups that `variables` names."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                manifest = json.loads(archive.read(_MANIFEST))
-                mismatch = _mismatch(manifest, variables)
-                arrays = {} if mismatch else _read_arrays(archive, variables)
-        except _DAMAGE as error:
-            raise ValueError(
-                f"The checkpoint {self.path} is damaged ({_first_line(error)}): remove it to start "
-                "the run anew, or put a copy of it in its place"
-            ) from error
+        with self.path.open("rb") as file:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    manifest = json.loads(archive.read(_MANIFEST))
+                    mismatch = _mismatch(manifest, variables)
+                    arrays = {} if mismatch else _read_arrays(archive, variables)
+            except _DAMAGE as error:
+                raise ValueError(
+                    f"The checkpoint {self.path} is damaged ({_first_line(error)}): remove it to "
+                    "start the run anew, or put a copy of it in its place"
+                ) from error
         if mismatch:
             raise ValueError(
                 f"The checkpoint {self.path} is of another run: {mismatch}. Give the flags that "

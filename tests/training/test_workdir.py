@@ -1,0 +1,136 @@
+"""A run's folder belongs to one configuration and to one process."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from keras_dsnet.training.workdir import WorkDir, read_config
+
+_HOLD_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_new_folder_is_made_with_its_parents(tmp_path):
+    workdir = WorkDir(tmp_path / "runs" / "x", {"alpha": 0.5, "sizes": (32, 32)})
+    assert read_config(workdir.path) == {"alpha": 0.5, "sizes": [32, 32]}
+    assert workdir.checkpoint == tmp_path / "runs" / "x" / "checkpoint.npz"
+    assert workdir.tables.is_dir()
+    assert workdir.plots.is_dir()
+    for path in (workdir.log, workdir.tensorboard):
+        assert path.parent == workdir.path
+
+
+def test_the_same_configuration_goes_on(tmp_path):
+    config = {"sizes": (32, 32), "data_dir": pathlib.Path("/data"), "seed": None}
+    WorkDir(tmp_path, config)
+    assert WorkDir(tmp_path, config).config == read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"alpha": 1.0, "batch": 8},
+            "was started with --alpha=0.5, and now runs with --alpha=1.0: give the same flags",
+        ),
+        ({"dataset": "cifar10"}, "with --dataset=digits, and now runs with --dataset=cifar10"),
+        ({"seed": 3}, "was started without --seed, and now runs with --seed=3"),
+        ({"alpha": None}, "was started with --alpha=0.5, and now runs without --alpha"),
+    ],
+)
+def test_another_configuration_is_refused_by_its_first_flag(tmp_path, changes, message):
+    config = {"alpha": 0.5, "dataset": "digits", "batch": 4}
+    WorkDir(tmp_path, config)
+    with pytest.raises(ValueError, match=message) as caught:
+        WorkDir(tmp_path, {**config, **changes})
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert read_config(tmp_path) == config
+
+
+def test_exempt_flags_may_change_and_the_last_are_kept(tmp_path):
+    WorkDir(tmp_path, {"alpha": 0.5, "log_steps": 10}, exempt=("log_steps",))
+    WorkDir(tmp_path, {"alpha": 0.5, "log_steps": 20}, exempt=("log_steps",))
+    assert read_config(tmp_path)["log_steps"] == 20
+    with pytest.raises(ValueError, match="log_steps"):
+        WorkDir(tmp_path, {"alpha": 0.5, "log_steps": 30})
+
+
+def test_a_flag_that_is_new_and_unset_changes_nothing(tmp_path):
+    WorkDir(tmp_path, {"alpha": 0.5})
+    WorkDir(tmp_path, {"alpha": 0.5, "cutout": None})
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, inside):
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(NotADirectoryError, match=r"--workdir=.*file.* is a file, or is inside one"):
+        WorkDir(path / inside, {})
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("keras_dsnet.training.workdir.os.open", refuse)
+    with pytest.raises(
+        PermissionError, match=f"--workdir={tmp_path} cannot be written: Permission"
+    ):
+        WorkDir(tmp_path, {})
+    monkeypatch.undo()
+    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        WorkDir(tmp_path / "new", {})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        WorkDir(tmp_path, {})
+
+
+def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
+    WorkDir(tmp_path, {})
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLD_LOCK, str(tmp_path / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        process.stdout.readline()
+        with pytest.raises(OSError, match="is in use by another process"):
+            WorkDir(tmp_path, {})
+        process.stdin.close()
+    WorkDir(tmp_path, {})
+
+
+@pytest.mark.parametrize("content", ["", "{half", "[1]", "null"])
+def test_a_damaged_configuration_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json is damaged") as caught:
+        WorkDir(tmp_path, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_run_is_refused_where_one_is_needed(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=r"not the folder of a run: it has no config"):
+            read_config(path)
+
+
+def test_the_configuration_is_readable(tmp_path):
+    WorkDir(tmp_path, {"alpha": 0.5})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"alpha": 0.5}
+    assert (tmp_path / "config.json").read_text().endswith("}\n")
