@@ -34,7 +34,11 @@ class TensorBoardLog(GlobalStepCallback):
             self._write(logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._write(logs or {})
+        logs = logs or {}
+        if self._written_step == self.step:
+            # The step wrote the rest already.
+            logs = {name: value for name, value in logs.items() if name.startswith("val_")}
+        self._write(logs)
         self._writer.flush()
 
     def on_train_end(self, logs=None):
