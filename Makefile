@@ -1,0 +1,70 @@
+# Needs Python 3.11, 3.12 or 3.13 and make. Another interpreter: make test PYTHON=python3.12
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-lowest lint format clean
+
+# The first interpreter that runs (a pyenv shim may exist and not run), of a version below the given
+# one, and able to make an environment.
+find_python = $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, $(1)))' \
+	2>/dev/null && echo "$$python" && break; done)
+
+ifndef PYTHON
+PYTHON := $(call find_python,14)
+endif
+# The lowest TensorFlow that is supported has no wheels for Python 3.13.
+ifndef LOWEST_PYTHON
+LOWEST_PYTHON := $(call find_python,13)
+endif
+
+VENV := .venv
+LOWEST_VENV := .venv-lowest
+BUILD_FILES := setup.cfg setup.py
+PYTEST_FLAGS ?=
+
+help:
+	@echo "make demo         train, gate, evaluate and export on the embedded digits (runs/demo)"
+	@echo "make test         run all tests"
+	@echo "make test-lowest  run the quick tests on the lowest supported versions"
+	@echo "make lint         check code and formatting"
+	@echo "make format       format the code"
+	@echo "make clean        remove the environments and what builds leave behind"
+
+$(VENV)/installed: $(BUILD_FILES)
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 with venv found; name one: make PYTHON=..." >&2; exit 1; }
+	@echo "Installing into $(VENV) (TensorFlow is large: this takes minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	@$(VENV)/bin/python -m pip install --quiet --editable '.[digits,test]'
+	@touch $@
+
+$(LOWEST_VENV)/installed: $(BUILD_FILES) tests/lowest.txt
+	@test -n "$(LOWEST_PYTHON)" || { echo "error: no Python 3.11 or 3.12 with venv found; name one: make LOWEST_PYTHON=..." >&2; exit 1; }
+	@echo "Installing the lowest supported versions into $(LOWEST_VENV) (this takes minutes)"
+	@rm -rf $(LOWEST_VENV)
+	@$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
+	@$(LOWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	@$(LOWEST_VENV)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[digits,test]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python recipes/demo.py --workdir=runs/demo
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-lowest: $(LOWEST_VENV)/installed
+	$(LOWEST_VENV)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) $(LOWEST_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,112 @@
+"""Starts a command-line program: flags, exit codes, and one line instead of a traceback."""
+
+import functools
+import re
+import sys
+
+import tensorflow as tf
+from absl import app, flags
+
+from keras_dsnet.utils.errors import UserError
+
+# What a user can cause and mend. Every other exception is a bug and keeps its traceback.
+_USER_ERRORS = (
+    ValueError,
+    OSError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+)
+_EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
+_ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_GRAPH_NODE = re.compile(r"^\{\{.*?\}\}\s*")
+
+
+def run(main):
+    """Parses the command line by absl flags and runs `main` as the whole program.
+
+    A user's mistake (`ValueError`, `OSError`, and TensorFlow's not found, permission denied and
+    resource exhausted errors; wrong flags too) ends the program with one line `error: ...` on
+    stderr and exit code 1. The flag `--debug`, added here, shows the traceback instead. Ctrl-C
+    ends it with exit code 130 and says how to go on.
+
+    Args:
+        main: a function of the command line's remaining arguments, the program's name first. What
+            it returns is the exit code; None means 0.
+
+    Raises:
+        SystemExit: always; with an exception of another kind if `main` has a bug.
+    """
+    # Under the program's own name, so that its --help lists the flag.
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
+    app.run(functools.partial(_run_guarded, main), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv):
+    try:
+        remaining = flags.FLAGS(argv)
+    except flags.Error as error:
+        _print_error(_one_line(error))
+        sys.exit(_EXIT_ERROR)
+    except SystemExit:
+        # Only the help flags exit while flags are parsed, and absl gives them exit code 1.
+        sys.exit(0)
+    if flags.FLAGS["verbosity"].using_default_value:
+        # absl would turn on the info lines of every library.
+        flags.FLAGS.verbosity = -1
+    return remaining
+
+
+def _run_guarded(main, argv):
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted{_how_to_resume()}", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except _USER_ERRORS as error:
+        if flags.FLAGS.debug:
+            raise
+        _print_error(_one_line(error) + ("" if _is_ours(error) else " (--debug shows where)"))
+        return _EXIT_ERROR
+
+
+def _print_error(line):
+    print(f"error: {line}", file=sys.stderr)
+
+
+def _how_to_resume():
+    workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else None
+    if not workdir:
+        return ""
+    return f": the same command goes on from the last checkpoint in {workdir}"
+
+
+def _one_line(error):
+    """Returns the first line of an error's message that says what is wrong."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([error.strerror, " -> ".join(names)] if names else [error.strerror])
+    lines = [line.strip() for line in _ANSI_STYLE.sub("", str(error)).splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        return type(error).__name__
+    if lines[0] == "in user code:":
+        # An error inside a traced function: a traceback as text, the message behind it.
+        lines = [line.split(": ", 1)[1] for line in lines if re.match(r"\w+: ", line)] or lines
+    if lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:] or lines
+    return _GRAPH_NODE.sub("", lines[0])
+
+
+def _is_ours(error):
+    """Whether the message was written for the user: by this package, its programs, or the system.
+
+    A ValueError that a library raised may be a bug of ours that only looks like a user's mistake.
+    """
+    if isinstance(error, UserError) or not isinstance(error, ValueError):
+        return True
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    return module.split(".")[0] in ("keras_dsnet", "__main__")

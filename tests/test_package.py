@@ -1,0 +1,145 @@
+import configparser
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from importlib import metadata
+
+import pytest
+
+import keras_dsnet
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+# What only some uses need; importing the package must not pay for it.
+LAZY = {
+    "ai_edge_litert",
+    "keras_cv",
+    "matplotlib",
+    "sklearn",
+    "tensorboard",
+    "tensorflow_datasets",
+    "tensorflow_model_optimization",
+    "tf_keras",
+    "tqdm",
+}
+
+MEASURE_IMPORT = """
+import contextlib, io, json, sys, time
+import keras, tensorflow
+before = set(sys.modules)
+printed = io.StringIO()
+start = time.perf_counter()
+with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    import keras_dsnet
+seconds = time.perf_counter() - start
+modules = sorted({name.split(".")[0] for name in set(sys.modules) - before})
+print(json.dumps({"seconds": seconds, "printed": printed.getvalue(), "modules": modules}))
+"""
+
+
+def _run_python(code, python=sys.executable, **kwargs):
+    result = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=False, **kwargs
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_is_cheap_silent_and_brings_no_optional_package(tmp_path):
+    for _ in range(4):
+        report = json.loads(_run_python(MEASURE_IMPORT, cwd=tmp_path).splitlines()[-1])
+        assert report["printed"] == ""
+        assert not LAZY & set(report["modules"])
+        # The least of several runs is the cost; the rest is what else the machine did.
+        if report["seconds"] <= 0.3:
+            return
+    pytest.fail(f"import keras_dsnet took {report['seconds']:.2f} s more than keras and tensorflow")
+
+
+def test_subpackages_are_there_without_being_imported(tmp_path):
+    code = """
+import sys, keras_dsnet
+assert "keras_dsnet.applications" not in sys.modules and "keras_dsnet.training" not in sys.modules
+assert callable(keras_dsnet.applications.DSMobileNet)
+assert keras_dsnet.layers.SlicedConv2D.__module__.startswith("keras_dsnet.layers")
+assert keras_dsnet.training is sys.modules["keras_dsnet.training"]
+"""
+    _run_python(code, cwd=tmp_path)
+
+
+def test_an_unknown_attribute_raises():
+    with pytest.raises(AttributeError, match=r"keras_dsnet.*'no_such_thing'"):
+        _ = keras_dsnet.no_such_thing
+
+
+def test_dir_lists_every_subpackage():
+    folders = {path.parent.name for path in (REPOSITORY / "keras_dsnet").glob("*/__init__.py")}
+    assert set(dir(keras_dsnet)) == {"__version__", "applications", *folders}
+
+
+def test_the_installed_version_is_the_version_of_the_code():
+    assert metadata.version("keras_dsnet") == keras_dsnet.__version__
+
+
+def _requirements():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    lines = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    return [line for line in "\n".join(lines).split("\n") if line]
+
+
+def test_every_requirement_has_a_lower_bound():
+    for requirement in _requirements():
+        assert re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?", requirement)
+
+
+def test_the_lowest_versions_that_are_tested_are_the_declared_ones():
+    declared = {re.sub(r"(,<.*)", "", line).replace(">=", "==") for line in _requirements()}
+    lines = (REPOSITORY / "tests" / "lowest.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == declared
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the sources, so that the checkout stays clean."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("keras_dsnet", "applications"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    built = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    command += ["--no-build-isolation", "--wheel-dir", str(built), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = built.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_the_wheel_installs_applications_inside_the_package_only(wheel, tmp_path):
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    (site_packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    # The dependencies, without the editable install: a .pth file in a folder named here is ignored.
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--target", str(site_packages), str(wheel)], check=True)
+
+    code = """
+import importlib.util, keras_dsnet.applications, keras_dsnet.training
+assert importlib.util.find_spec("applications") is None
+assert importlib.util.find_spec("recipes") is None
+print(keras_dsnet.applications.__file__)
+"""
+    printed = _run_python(code, python=str(python), cwd=tmp_path)
+    assert printed.splitlines()[-1].startswith(str(site_packages))
+    installed = {path.relative_to(site_packages) for path in site_packages.rglob("*.py")}
+    for folder, prefix in (("keras_dsnet", ""), ("applications", "keras_dsnet")):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            assert pathlib.Path(prefix) / path.relative_to(REPOSITORY) in installed

@@ -1,0 +1,208 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from keras_dsnet.utils import UserError
+
+PROGRAM = '''
+"""Fails in the way that it is asked for.
+
+    python program.py --do=nothing
+"""
+
+import errno, os, signal, sys, time
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+from keras_dsnet.utils import UserError, cli
+
+DO = flags.DEFINE_string("do", "nothing", "What to do.")
+flags.DEFINE_integer("batch", 1, "A number.")
+flags.DEFINE_string("workdir", None, "Where the run is kept.")
+
+@tf.function
+def traced(x):
+    if x.shape[0] != 3:
+        raise ValueError("needs 3 images")
+    return x
+
+def main(argv):
+    match DO.value:
+        case "nothing":
+            print("argv", argv[1:])
+        case "code":
+            return 3
+        case "value_error":
+            raise ValueError("alpha must be positive. Received: alpha=0\\nmore")
+        case "user_error":
+            raise UserError("no such data set: 'cifar11'")
+        case "library_error":
+            keras.layers.Dense(-1)
+        case "traced_error":
+            traced(tf.zeros([2]))
+        case "missing_file":
+            open("/no/such/file")
+        case "full_disk":
+            raise OSError(errno.ENOSPC, "No space left on device", "runs/x/checkpoint")
+        case "tensorflow_missing_file":
+            tf.io.read_file("/no/such/file")
+        case "bug":
+            {}["key"]
+        case "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+if __name__ == "__main__":
+    cli.run(main)
+'''
+
+# Importing TensorFlow takes seconds: every case is a fork of one process that has imported it.
+FORK_EACH = """
+import json, os, runpy, sys, traceback
+import keras_dsnet.utils.cli
+
+def run(arguments):
+    sys.argv = ["program.py", *arguments]
+    try:
+        runpy.run_path("program.py", run_name="__main__")
+    except SystemExit as stop:
+        return stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    return 1
+
+outcomes = {}
+for name, arguments in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if not child:
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+        code = run(arguments)
+        sys.stdout.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    outcomes[name] = [code, open(f"{name}.out").read(), open(f"{name}.err").read()]
+print(json.dumps(outcomes))
+"""
+
+CASES = {
+    "nothing": ["file"],
+    "code": ["--do=code"],
+    "value_error": ["--do=value_error"],
+    "value_error_debug": ["--do=value_error", "--debug"],
+    "user_error": ["--do=user_error"],
+    "library_error": ["--do=library_error"],
+    "traced_error": ["--do=traced_error"],
+    "missing_file": ["--do=missing_file"],
+    "full_disk": ["--do=full_disk"],
+    "tensorflow_missing_file": ["--do=tensorflow_missing_file"],
+    "bug": ["--do=bug"],
+    "interrupt": ["--do=interrupt"],
+    "interrupt_workdir": ["--do=interrupt", "--workdir=runs/x"],
+    "unknown_flag": ["--workdr=x"],
+    "wrong_value": ["--batch=two"],
+    "help": ["--help"],
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """The exit code, the output and the lines on stderr of every case."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "program.py").write_text(PROGRAM.lstrip())
+    command = [sys.executable, "-c", FORK_EACH, json.dumps(CASES)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return {
+        name: (code, out, [line for line in err.splitlines() if not _is_tensorflow_log(line)])
+        for name, (code, out, err) in json.loads(result.stdout.splitlines()[-1]).items()
+    }
+
+
+def _is_tensorflow_log(line):
+    return re.match(r"[IWE]\d{4} |WARNING: All log messages|\d{4}-\d\d-\d\d ", line)
+
+
+def test_main_gets_what_is_left_of_the_command_line(outcomes):
+    assert outcomes["nothing"] == (0, "argv ['file']\n", [])
+
+
+def test_what_main_returns_is_the_exit_code(outcomes):
+    assert outcomes["code"] == (3, "", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("value_error", "error: alpha must be positive. Received: alpha=0"),
+        ("user_error", "error: no such data set: 'cifar11'"),
+        ("missing_file", "error: No such file or directory: /no/such/file"),
+        ("full_disk", "error: No space left on device: runs/x/checkpoint"),
+        ("unknown_flag", "error: Unknown command line flag 'workdr'. Did you mean: workdir ?"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_1(outcomes, name, line):
+    assert outcomes[name] == (1, "", [line])
+
+
+def test_a_wrong_value_names_the_flag(outcomes):
+    code, _, (line,) = outcomes["wrong_value"]
+    assert code == 1
+    assert line.startswith("error: flag --batch=two: ")
+
+
+def test_a_missing_file_that_tensorflow_reports_is_one_line(outcomes):
+    code, _, (line,) = outcomes["tensorflow_missing_file"]
+    assert code == 1
+    assert line.startswith("error: /no/such/file; No such file or directory")
+
+
+def test_an_error_of_a_library_says_how_to_see_its_place(outcomes):
+    code, _, (line,) = outcomes["library_error"]
+    assert code == 1
+    assert re.match(r"error: .*units.* \(--debug shows where\)$", line)
+
+
+def test_an_error_inside_a_traced_function_is_its_message(outcomes):
+    code, _, (line,) = outcomes["traced_error"]
+    assert code == 1
+    assert line.startswith("error: needs 3 images")
+
+
+def test_debug_shows_the_traceback(outcomes):
+    code, _, lines = outcomes["value_error_debug"]
+    assert code == 1
+    assert lines[0].startswith("Traceback")
+    assert "ValueError: alpha must be positive. Received: alpha=0" in lines
+
+
+def test_a_bug_keeps_its_traceback(outcomes):
+    code, _, lines = outcomes["bug"]
+    assert code == 1
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "KeyError: 'key'"
+
+
+def test_an_interrupted_run_says_how_to_go_on(outcomes):
+    assert outcomes["interrupt"] == (130, "", ["", "interrupted"])
+    code, _, lines = outcomes["interrupt_workdir"]
+    assert code == 130
+    assert lines == [
+        "",
+        "interrupted: the same command goes on from the last checkpoint in runs/x",
+    ]
+
+
+def test_help_shows_the_programs_flags_and_succeeds(outcomes):
+    code, out, lines = outcomes["help"]
+    assert (code, lines) == (0, [])
+    for text in ("Fails in the way", "python program.py --do=nothing", "--do:", "--[no]debug:"):
+        assert text in out
+
+
+def test_a_user_error_is_a_value_error():
+    assert issubclass(UserError, ValueError)
