@@ -192,6 +192,10 @@ class DynamicSlimmableNetwork(keras.Model):
         outputs = executor.run(self.sections[section], x)
         return outputs, (executor.scores or [None])[0]
 
+    def run_any_width(self, first, x, path):
+        """Runs the front (`first=0`) or the rest (1) along any path by one trace for all."""
+        return self._traced.value.any_width(first, x, path)
+
     def _current_routes(self):
         if self.gates_trained:
             return self.routes
@@ -216,6 +220,11 @@ class DynamicSlimmableNetwork(keras.Model):
         """
         inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
         return self._router.value.choose(inputs, self._current_routes())
+
+    def run_dynamic(self, inputs):
+        """Routes a batch: `(logits [batch, classes], widths int32 [batch, num_gates])`."""
+        inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
+        return self._router.value(inputs, self._current_routes())
 
     def make_predict_function(self, force=False):
         # Eager, because only so a width that no image chose costs nothing at all; the sections

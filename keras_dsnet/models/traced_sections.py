@@ -1,5 +1,7 @@
 """The traced functions of a network: one per section and width, made once."""
 
+import functools
+
 import tensorflow as tf
 
 from keras_dsnet.models.path import Path
@@ -21,6 +23,7 @@ class TracedSections:
     def __init__(self, network):
         self._network = network
         self._functions = {}
+        self._any_width = {}
         self.trace_count = 0
 
     def __call__(self, section, before, after, x):
@@ -56,3 +59,27 @@ class TracedSections:
         return tf.function(run, autograph=False).get_concrete_function(
             tf.TensorSpec(shape, x.dtype)
         )
+
+    def any_width(self, first, x, path):
+        """Runs section 0, or with `first=1` all others, by one trace for every path.
+
+        Slower than the functions of one width, and traced once where those are traced 14 times:
+        right for an evaluation of all paths.
+
+        Args:
+            first: 0 or 1.
+            x: input of section `first`.
+            path: a `Path` of Python ints.
+        """
+        if first not in self._any_width:
+            self._any_width[first] = tf.function(
+                functools.partial(self._run_any_width, first),
+                autograph=False,
+                reduce_retracing=True,
+            )
+        return self._any_width[first](x, tf.constant(path.widths), tf.constant(path.statistics))
+
+    def _run_any_width(self, first, x, widths, rows):
+        path = Path(tuple(tf.unstack(widths)), tuple(tf.unstack(rows)))
+        last = 0 if first == 0 else None
+        return self._network.run_sections(x, path, first=first, last=last)

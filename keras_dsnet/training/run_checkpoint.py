@@ -3,7 +3,6 @@
 import json
 import pathlib
 import re
-import struct
 import zipfile
 
 import keras
@@ -14,18 +13,6 @@ from keras_dsnet.training.atomic_file import atomic_file, remove_leftover
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
-# What reading a damaged zip file or array can raise; OSError comes from places beyond its end.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-)
 
 
 class RunCheckpoint:
@@ -135,7 +122,7 @@ class RunCheckpoint:
                     manifest = json.loads(archive.read(_MANIFEST))
                     mismatch = _mismatch(manifest, variables)
                     arrays = {} if mismatch else _read_arrays(archive, variables)
-            except _DAMAGE as error:
+            except Exception as error:  # On arbitrary bytes the libraries raise whatever they like.
                 raise ValueError(
                     f"The checkpoint {self.path} is damaged ({_first_line(error)}): remove it to "
                     "start the run anew, or put a copy of it in its place"

@@ -119,6 +119,11 @@ class SupernetTrainer(keras.Model):
                 undecayed += [v for v in variables if v.name in ("gamma", "beta", "bias")]
         return undecayed
 
+    @property
+    def optimized_variables(self):
+        """What stage I trains: all but the slimming heads."""
+        return self.front_variables + self.tail_variables
+
     def draw_widths(self):
         """Draws the random paths of a step.
 
@@ -137,8 +142,7 @@ class SupernetTrainer(keras.Model):
         _check(weights is None, "sample_weight", "a tensor", "None")
         paths = self._paths(self.draw_widths())
         losses, logits, gradients = self._gradients(images, labels, paths)
-        variables = self.front_variables + self.tail_variables
-        self.optimizer.apply_gradients(zip(gradients, variables))
+        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
         self._update_teacher()
         return self._report(losses, logits, labels)
 

@@ -1,0 +1,124 @@
+"""A training run that a kill cannot harm: fits a trainer and goes on where it stopped."""
+
+from keras_dsnet.training.csv_log import CsvLog, evaluation_metrics
+from keras_dsnet.training.global_step_callback import GlobalStepCallback
+from keras_dsnet.training.progress_bar import ProgressBar
+from keras_dsnet.training.run_checkpoint import RunCheckpoint
+from keras_dsnet.training.save_run_checkpoint import SaveRunCheckpoint
+from keras_dsnet.training.tensorboard_log import TensorBoardLog
+from keras_dsnet.training.terminate_on_nan import TerminateOnNaN
+
+
+class TrainingRun:
+    """Fits a compiled trainer in a work directory, from its checkpoint where it has one.
+
+    Args:
+        trainer: a compiled `SupernetTrainer` or `GateTrainer`.
+        workdir: a `WorkDir`.
+        make_dataset: function of a start step that gives endless batches from that step on.
+        batch_size: int, images per step.
+        steps_per_epoch: int.
+        epochs: int.
+        checkpoint_steps: int: steps between checkpoints; the end of an epoch is always one.
+        evaluate: function that gives the rows of `evaluate_paths`; None: no evaluation.
+        evaluate_epochs: int: epochs between evaluations.
+    """
+
+    def __init__(
+        self,
+        trainer,
+        workdir,
+        make_dataset,
+        *,
+        batch_size,
+        steps_per_epoch,
+        epochs,
+        checkpoint_steps=500,
+        evaluate=None,
+        evaluate_epochs=1,
+    ):
+        self.trainer = trainer
+        self.workdir = workdir
+        self.make_dataset = make_dataset
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
+        self.checkpoint_steps = checkpoint_steps
+        self.evaluate = evaluate
+        self.evaluate_epochs = evaluate_epochs
+        self.checkpoint = RunCheckpoint(workdir.checkpoint)
+
+    def variables(self):
+        """The groups of variables that make the state of the run."""
+        trainer = self.trainer
+        if not trainer.optimizer.built:
+            trainer.optimizer.build(trainer.optimized_variables)
+        return {
+            "model": trainer.model.variables,
+            "teacher": list(getattr(trainer, "teacher_variables", [])),
+            "optimizer": trainer.optimizer.variables,
+        }
+
+    def fit(self):
+        """Trains to the last epoch.
+
+        Returns:
+            The step that this start began at: 0, or that of the checkpoint.
+        """
+        state = self.checkpoint.restore(self.variables())
+        start = state["step"] if state else 0
+        total = self.epochs * self.steps_per_epoch
+        if state:
+            print(f"resuming {self.workdir.path} at step {start} of {total}", flush=True)
+        callbacks = self._callbacks(start)
+        epoch, done = divmod(start, self.steps_per_epoch)
+        if done:
+            # Keras counts whole epochs: the torn one is a fit of its own.
+            self._fit(start, epoch, epoch + 1, self.steps_per_epoch - done, callbacks)
+            epoch += 1
+        if epoch < self.epochs:
+            step = epoch * self.steps_per_epoch
+            self._fit(step, epoch, self.epochs, self.steps_per_epoch, callbacks)
+        return start
+
+    def _fit(self, step, first_epoch, last_epoch, steps, callbacks):
+        self.trainer.fit(
+            self.make_dataset(step),
+            initial_epoch=first_epoch,
+            epochs=last_epoch,
+            steps_per_epoch=steps,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+
+    def _callbacks(self, start):
+        progress = ProgressBar(self.batch_size, self.steps_per_epoch, start_step=start)
+        evaluation = []
+        if self.evaluate:
+            evaluation = [_Evaluation(self.evaluate, self.evaluate_epochs, self.epochs, start)]
+        save = SaveRunCheckpoint(
+            self.checkpoint, self.checkpoint_steps, self.variables, start_step=start
+        )
+        return [
+            TerminateOnNaN(start),
+            *evaluation,
+            progress,
+            CsvLog(self.workdir.log),
+            TensorBoardLog(self.workdir.tensorboard, start_step=start),
+            save,
+        ]
+
+
+class _Evaluation(GlobalStepCallback):
+    """Adds the accuracy of every path to the logs of each `every`-th epoch and of the last."""
+
+    def __init__(self, evaluate, every, epochs, start_step):
+        super().__init__(start_step)
+        self.evaluate = evaluate
+        self.every = every
+        self.epochs = epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs:
+            logs.update(evaluation_metrics(self.evaluate()))

@@ -1,0 +1,127 @@
+r"""Stage I: trains the supernet of DS-MobileNet by In-place Ensemble Bootstrapping.
+
+Real work, as in the paper (150 epochs, batch 512 over the replicas, lr 0.08 at batch 512):
+
+    python recipes/imagenet_stage1.py --data_dir=/data/tfds --workdir=runs/imagenet \
+        --batch_size=512 --strategy=mirrored
+
+CIFAR-10, as in docs/results/cifar10.md:
+
+    python recipes/imagenet_stage1.py --dataset=cifar10 --data_dir=... --workdir=runs/cifar \
+        --alpha=0.25 --output_stride=8 --batch_size=64 --epochs=30 --learning_rate=0.4 \
+        --weight_decay=5e-4 --warmup_epochs=1
+
+The work directory gets checkpoint.npz (a run that was stopped goes on by the same command),
+log.csv, tensorboard/, supernet.keras (the teacher, with recalibrated batch norm), tables/, plots/.
+Batches, augmentation and random widths are functions of --seed and the step, so a run that was
+killed and resumed ends with the weights of one that was not, with --deterministic bit for bit; a
+dropout rate above 0 is exempt, since its masks are drawn by a stateful generator.
+"""
+
+import common
+from absl import flags
+
+from keras_dsnet.utils.cli import run
+
+FLAGS = flags.FLAGS
+common.define_data_flags()
+flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
+flags.DEFINE_float("alpha", 1.0, "Scales all channels.")
+flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small images.")
+flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: every width.")
+flags.DEFINE_enum("attention", "tanh", ["tanh", "sigmoid"], "Activation of the attention heads.")
+flags.DEFINE_enum("slimming_head", "one_hot", ["one_hot", "scalar"], "Design of the gate (Table 7).")
+flags.DEFINE_bool("share_encoder", True, "Both heads of a gate share W1 (Table 7).")
+flags.DEFINE_float("dropout", 0.0, "Rate before the classifier.")
+flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
+flags.DEFINE_integer("epochs", 150, "Epochs.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 0.08, "At batch 512; scaled linearly by the batch.")
+flags.DEFINE_float("warmup_epochs", 0.0, "Epochs of linear warm-up.", lower_bound=0.0)
+flags.DEFINE_float("weight_decay", 1e-4, "L2 in the gradient; none on the gates.")
+flags.DEFINE_bool("decay_norms_and_biases", False, "Weight decay on norms and biases too.")
+flags.DEFINE_enum("target", "ensemble", ["in_place", "ema", "ensemble"], "Soft labels (Table 5).")
+flags.DEFINE_integer("num_random", 2, "Random sub-networks per step.", lower_bound=0)
+flags.DEFINE_float("temperature", 1.0, "Of the distillation (Table 10).")
+flags.DEFINE_float("ema_momentum", 0.997, "Of the teacher.")
+flags.DEFINE_enum("label_path", "widest", ["widest", "largest"], "What is trained on labels.")
+flags.DEFINE_float("label_smoothing", 0.0, "Of the labels.")
+flags.DEFINE_integer("recalibration_steps", 100, "Batches for the batch-norm statistics.")
+
+
+def make_model(classes):
+    """Builds the network that the flags ask for."""
+    from keras_dsnet.applications import DSMobileNet
+
+    size = common.image_size()
+    model = DSMobileNet(
+        input_shape=(size, size, 3),
+        classes=classes,
+        alpha=FLAGS.alpha,
+        output_stride=int(FLAGS.output_stride),
+        attention=FLAGS.attention,
+        slimming_head=FLAGS.slimming_head,
+        share_encoder=FLAGS.share_encoder,
+        dropout=FLAGS.dropout,
+        synchronized=FLAGS.strategy == "mirrored",
+    )
+    model.routes = common.variant_routes(model) or model.routes
+    return model
+
+
+def make_trainer(model, total_steps, steps_per_epoch):
+    """Builds the trainer with the paper's optimizer and schedule."""
+    from keras_dsnet.training import L2SGD, SupernetTrainer, cosine_schedule, scaled_learning_rate
+
+    trainer = SupernetTrainer(
+        model,
+        target=FLAGS.target,
+        num_random=FLAGS.num_random,
+        temperature=FLAGS.temperature,
+        ema_momentum=FLAGS.ema_momentum,
+        label_path=FLAGS.label_path,
+        label_smoothing=FLAGS.label_smoothing,
+        decay_norms_and_biases=FLAGS.decay_norms_and_biases,
+        seed=FLAGS.seed,
+    )
+    schedule = cosine_schedule(
+        scaled_learning_rate(FLAGS.learning_rate, FLAGS.batch_size),
+        total_steps,
+        warmup_steps=round(FLAGS.warmup_epochs * steps_per_epoch),
+    )
+    trainer.compile(L2SGD(schedule, weight_decay=FLAGS.weight_decay))
+    return trainer
+
+
+def main(_):
+    from keras_dsnet.training import TrainingRun, WorkDir, evaluate_paths, recalibrate_batch_norm
+
+    config, exempt = common.config()
+    workdir = WorkDir(FLAGS.workdir, config, exempt)
+    train, evaluation = common.load_sources()
+    steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
+    with common.prepare_machine():
+        model = make_model(FLAGS.classes or train.num_classes)
+        trainer = make_trainer(model, FLAGS.epochs * steps_per_epoch, steps_per_epoch)
+    ends = ["slimmest", "widest"]
+    training = TrainingRun(
+        trainer,
+        workdir,
+        lambda step: common.training_dataset(train, step),
+        batch_size=FLAGS.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        epochs=FLAGS.epochs,
+        checkpoint_steps=FLAGS.checkpoint_steps,
+        evaluate=lambda: evaluate_paths(model, common.evaluation_dataset(evaluation), ends, False),
+        evaluate_epochs=FLAGS.evaluate_epochs,
+    )
+    training.fit()
+    trainer.load_teacher()
+    steps = min(FLAGS.recalibration_steps, steps_per_epoch)
+    recalibrate_batch_norm(model, common.training_dataset(train, 0), steps=steps)
+    common.save_model(model, workdir.path / "supernet.keras")
+    rows = evaluate_paths(model, common.evaluation_dataset(evaluation), dynamic=False)
+    common.report(model, rows, workdir)
+
+
+if __name__ == "__main__":
+    run(main)
