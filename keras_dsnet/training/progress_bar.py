@@ -16,6 +16,7 @@ class ProgressBar(GlobalStepCallback):
         batch_size: int, images per step, of all replicas.
         steps_per_epoch: int.
         start_step: int, steps that were done before; the first bar starts within its epoch.
+        epochs: int, to show behind the number of the epoch; None: those of this call of `fit`.
         names: metrics to show; None: all but the evaluation's, which begin with "val_".
         line_minutes: float.
         stream: where to write; None: stdout.
@@ -26,6 +27,7 @@ class ProgressBar(GlobalStepCallback):
         batch_size,
         steps_per_epoch,
         start_step=0,
+        epochs=None,
         names=None,
         line_minutes=1.0,
         stream=None,
@@ -33,6 +35,7 @@ class ProgressBar(GlobalStepCallback):
         super().__init__(start_step)
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
         self.names = names
         self.line_minutes = line_minutes
         self._stream = stream or sys.stdout
@@ -66,6 +69,8 @@ class ProgressBar(GlobalStepCallback):
         now = time.monotonic()
         if self._clock_start is None:
             self._clock_start, self._clock_step = now, self.step
+        # Not the time when a line is written, which may be after an evaluation.
+        self._clock_end = now
         if self._bar is not None:
             self._bar.set_postfix_str(self._describe(logs), refresh=False)
             self._bar.update(self._done + steps - self._bar.n)
@@ -91,7 +96,7 @@ class ProgressBar(GlobalStepCallback):
             self._bar = None
 
     def _title(self):
-        epochs = (self.params or {}).get("epochs")
+        epochs = self.epochs or (self.params or {}).get("epochs")
         return f"epoch {self.epoch + 1}" + (f"/{epochs}" if epochs else "")
 
     def _print(self, done, logs):
@@ -115,7 +120,7 @@ class ProgressBar(GlobalStepCallback):
             parts.append(f"lr {rate:.3g}")
         if self._clock_start is not None and self.step > self._clock_step:
             images = (self.step - self._clock_step) * self.batch_size
-            seconds = max(time.monotonic() - self._clock_start, 1e-9)
+            seconds = max(self._clock_end - self._clock_start, 1e-9)
             parts.append(f"{images / seconds:,.0f} images/s")
         return ", ".join(parts)
 

@@ -19,7 +19,9 @@ _PERCENT = ("top1", "top5", "share")
 def write_table(rows, folder, name):
     """Writes rows as `<name>.csv` and `<name>.json`, and returns them as aligned text.
 
-    The files hold the values as they are; the text shows MAdds in millions and shares in percent.
+    The files hold the values as they are; the text shows MAdds in millions and accuracies in
+    percent. A column of dicts, such as which share of the images took which width, is in the JSON
+    file alone.
 
     Args:
         rows: list of dicts, such as those of `evaluate_paths`; a row may lack a column.
@@ -33,16 +35,16 @@ def write_table(rows, folder, name):
         ValueError: there are no rows.
         OSError: a file cannot be written; one of that name that was there before still is.
     """
-    rows = [{key: _plain(value) for key, value in row.items()} for row in rows]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    rows = [_plain(row) for row in rows]
+    columns = _flat_columns(rows)
     if not columns:
         raise ValueError(f"A table needs rows. Received: rows={rows} for {name!r}")
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / f"{name}.csv") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _joined(value) for key, value in row.items()} for row in rows)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_joined(row.get(key)) for key in columns] for row in rows)
     with atomic_file(folder / f"{name}.json") as file:
         json.dump(rows, file, indent=2)
         file.write("\n")
@@ -54,11 +56,23 @@ def format_table(rows, columns=None):
 
     Args:
         rows: list of dicts.
-        columns: keys of the rows to show, in order; None: all.
+        columns: keys of the rows to show, in order; None: all that hold no dicts.
     """
-    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    rows = [_plain(row) for row in rows]
+    columns = columns or _flat_columns(rows)
     blocks = [_column(key, [row.get(key) for row in rows]) for key in columns]
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*blocks))
+
+
+def _flat_columns(rows):
+    """Returns the keys of rows, in order, without those of nested values."""
+    nested = {key for row in rows for key, value in row.items() if _is_nested(value)}
+    return [key for key in dict.fromkeys(k for row in rows for k in row) if key not in nested]
+
+
+def _is_nested(value):
+    entries = value if isinstance(value, list) else [value]
+    return any(isinstance(entry, (dict, list)) for entry in entries)
 
 
 def _column(key, values):
@@ -95,6 +109,8 @@ def _joined(value):
 
 def _plain(value):
     """Returns what JSON holds: tuples as lists, NumPy's numbers as Python's."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
     return value.item() if hasattr(value, "item") else value

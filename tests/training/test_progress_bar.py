@@ -31,13 +31,14 @@ def clock(monkeypatch):
     return now
 
 
-def run_epoch(bar, epoch, steps, clock, seconds_per_step=1.0, epochs=3):
-    bar.set_params({"epochs": epochs})
+def run_epoch(bar, epoch, steps, clock, seconds_per_step=1.0, after=0.0):
+    bar.set_params({"epochs": 3})
     bar.on_epoch_begin(epoch)
     for batch in range(steps):
         # The first step traces, and takes long.
         clock[0] += seconds_per_step if batch else 500
         bar.on_train_batch_end(batch, LOGS)
+    clock[0] += after
     bar.on_epoch_end(epoch, LOGS)
 
 
@@ -71,6 +72,14 @@ def test_a_resumed_run_starts_within_its_epoch(clock):
     assert [line.split(", ")[1] for line in lines] == ["step 10/10", "step 10/10"]
     # 3 steps of 64 images in 3 seconds: what was done before is not this run's speed.
     assert lines[0].endswith("64 images/s")
+
+
+def test_an_evaluation_at_the_end_of_an_epoch_does_not_count_as_training(clock):
+    stream = io.StringIO()
+    bar = ProgressBar(64, 5, epochs=150, line_minutes=100, stream=stream)
+    run_epoch(bar, 0, 5, clock, after=1000.0)
+    assert stream.getvalue().startswith("epoch 1/150, step 5/5, ")
+    assert stream.getvalue().endswith(" 64 images/s\n")
 
 
 def test_only_the_metrics_asked_for_are_shown(clock):

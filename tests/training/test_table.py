@@ -55,6 +55,17 @@ def test_paths_of_several_gates_are_one_word(tmp_path):
     assert json.loads((tmp_path / "paths.json").read_text())[0]["path"] == [0, 2, 3, 1]
 
 
+def test_nested_values_are_in_the_json_file_alone(tmp_path):
+    shares = [{0: np.float64(0.25), 3: 0.75}]
+    rows = [{"path": 0, "top1": 0.5}, {"path": "dynamic", "top1": 0.6, "shares": shares}]
+    text = write_table(rows, tmp_path, "paths")
+    assert text.split() == ["path", "top-1", "(%)", "0", "50.00", "dynamic", "60.00"]
+    assert format_table(rows) == text
+    assert (tmp_path / "paths.csv").read_text() == "path,top1\n0,0.5\ndynamic,0.6\n"
+    written = json.loads((tmp_path / "paths.json").read_text())
+    assert written[1]["shares"] == [{"0": 0.25, "3": 0.75}]
+
+
 def test_other_columns_keep_their_names():
     rows = [{"width": 0, "parameters": 1_234_567, "folded": True, "loss": 0.123456}]
     assert format_table(rows).split() == [
