@@ -1,6 +1,7 @@
 """Starts a command-line program: flags, exit codes, and one line instead of a traceback."""
 
 import functools
+import pathlib
 import re
 import sys
 
@@ -37,9 +38,19 @@ def run(main):
     Raises:
         SystemExit: always; with an exception of another kind if `main` has a bug.
     """
-    # Under the program's own name, so that its --help lists the flag.
-    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", module_name=sys.argv[0])
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    _list_in_help(__file__, *pathlib.Path(sys.argv[0]).resolve().parent.glob("*.py"))
     app.run(functools.partial(_run_guarded, main), flags_parser=_parse_flags)
+
+
+def _list_in_help(*files):
+    """Makes --help show the flags defined in these files; by itself it shows the program's own."""
+    files = {pathlib.Path(file).resolve() for file in files}
+    for name, defined in flags.FLAGS.flags_by_module_dict().items():
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and pathlib.Path(file).resolve() in files:
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _parse_flags(argv):

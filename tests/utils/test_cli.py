@@ -15,6 +15,7 @@ PROGRAM = '''
 
 import errno, os, signal, sys, time
 
+import common
 import keras
 import tensorflow as tf
 from absl import flags
@@ -22,7 +23,7 @@ from absl import flags
 from keras_dsnet.utils import UserError, cli
 
 DO = flags.DEFINE_string("do", "nothing", "What to do.")
-flags.DEFINE_integer("batch", 1, "A number.")
+common.define_flags()
 flags.DEFINE_string("workdir", None, "Where the run is kept.")
 
 @tf.function
@@ -60,6 +61,13 @@ def main(argv):
 if __name__ == "__main__":
     cli.run(main)
 '''
+
+COMMON = """
+from absl import flags
+
+def define_flags():
+    flags.DEFINE_integer("batch", 1, "A number.")
+"""
 
 # Importing TensorFlow takes seconds: every case is a fork of one process that has imported it.
 FORK_EACH = """
@@ -115,6 +123,7 @@ def outcomes(tmp_path_factory):
     """The exit code, the output and the lines on stderr of every case."""
     folder = tmp_path_factory.mktemp("program")
     (folder / "program.py").write_text(PROGRAM.lstrip())
+    (folder / "common.py").write_text(COMMON)
     command = [sys.executable, "-c", FORK_EACH, json.dumps(CASES)]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return {
@@ -197,11 +206,18 @@ def test_an_interrupted_run_says_how_to_go_on(outcomes):
     ]
 
 
-def test_help_shows_the_programs_flags_and_succeeds(outcomes):
+def test_help_shows_the_flags_of_the_program_and_of_what_lies_beside_it(outcomes):
     code, out, lines = outcomes["help"]
     assert (code, lines) == (0, [])
-    for text in ("Fails in the way", "python program.py --do=nothing", "--do:", "--[no]debug:"):
+    for text in ("Fails in the way", "python program.py --do=nothing"):
         assert text in out
+    assert set(re.findall(r"--([a-z\[\]]+)", out.split("flags:", 1)[1])) == {
+        "batch",
+        "[no]debug",
+        "do",
+        "helpfull",
+        "workdir",
+    }
 
 
 def test_a_user_error_is_a_value_error():
