@@ -2,6 +2,7 @@
 
 from keras_dsnet.training.csv_log import CsvLog
 from keras_dsnet.training.evaluate_paths import evaluate_paths
+from keras_dsnet.training.gate_trainer import GateTrainer, describe_gates
 from keras_dsnet.training.l2_sgd import L2SGD
 from keras_dsnet.training.plots import (
     plot_accuracy_against_madds,

@@ -1,0 +1,246 @@
+"""Stage II: trains the slimming heads by Sandwich Gate Sparsification."""
+
+import keras
+import tensorflow as tf
+
+from keras_dsnet.models.masked_executor import MaskedExecutor
+from keras_dsnet.models.path import check_routes
+from keras_dsnet.models.section_costs import section_costs
+from keras_dsnet.training.losses import gate_cross_entropy, label_cross_entropy
+
+STRATEGIES = ("try_best", "give_up")
+
+
+class GateTrainer(keras.Model):
+    """Sandwich Gate Sparsification (Sec. 3.2 of the paper, Eqs. 10-12).
+
+    The supernet is frozen, and only the slimming heads learn, from three losses: the classification
+    loss through straight-through Gumbel-softmax and channel masks, the complexity penalty (Eq. 11),
+    and the SGS loss (Eq. 10). Easy images, which the slimmest route classifies rightly, should take
+    it; all others should take the widest.
+
+    Args:
+        model: a `DynamicSlimmableNetwork` with a trained supernet.
+        routes: candidate widths of every gate; None: the model's.
+        strategy: "try_best": images that the widest route gets wrong take the widest all the same;
+            "give_up": they take the slimmest (Table 6).
+        loss_weights: the three lambdas of Eq. 12: classification, complexity, SGS.
+        temperature: float, of the Gumbel-softmax.
+        seed: int, of the Gumbel noise, which is a function of it and the step.
+
+    Example:
+
+    >>> trainer = GateTrainer(model, routes=(0, 1, 2, 3))
+    >>> trainer.compile("sgd")
+    >>> trainer.fit(dataset, epochs=10)
+    >>> model.gates_trained = True
+    """
+
+    def __init__(
+        self,
+        model,
+        routes=None,
+        strategy="try_best",
+        loss_weights=(1.0, 0.5, 1.0),
+        temperature=1.0,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if strategy not in STRATEGIES:
+            raise ValueError(f"`strategy` must be one of {STRATEGIES}. Received: {strategy!r}")
+        if len(loss_weights) != 3 or min(loss_weights) < 0 or not any(loss_weights):
+            raise ValueError(
+                "`loss_weights` must be three numbers of 0 or more, not all 0. "
+                f"Received: {loss_weights!r}"
+            )
+        self.model = model
+        self.routes = check_routes(model.routes if routes is None else routes, model.num_widths)
+        self.strategy = strategy
+        self.loss_weights = tuple(map(float, loss_weights))
+        self.temperature = temperature
+        self.seed = seed
+        model.routes = self.routes
+        # MAdds overflow float16 and are inexact in float32: the loss gets their ratio to T.
+        self._front_madds, self._section_madds = section_costs(model, self.routes)
+        self._widest_madds = model.madds("widest")
+        names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
+        names += ["accuracy", "gate_accuracy", "easy"]
+        self._trackers = {name: keras.metrics.Mean(name) for name in names}
+        self._madds = keras.metrics.Mean("madds", dtype="float64")
+        self._shares = [
+            [keras.metrics.Mean(self._share_name(gate, width)) for width in self.routes]
+            for gate in range(model.num_gates)
+        ]
+        self.supports_jit = False
+        self.built = True
+
+    def _share_name(self, gate, width):
+        return f"share_{width}" if self.model.num_gates == 1 else f"share_{gate}_{width}"
+
+    @property
+    def metrics(self):
+        shares = [tracker for gate in self._shares for tracker in gate]
+        return [*self._trackers.values(), self._madds, *shares]
+
+    @property
+    def optimized_variables(self):
+        """What stage II trains: the slimming heads alone."""
+        return [v for gate in self.model.slimming_gates for v in gate.slimming_variables]
+
+    def compile(self, optimizer=None, **kwargs):
+        """Sets the optimizer; None: SGD with momentum 0.9, without weight decay."""
+        if optimizer is None:
+            optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
+        kwargs.setdefault("jit_compile", False)
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def train_step(self, data):
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if weights is not None:
+            raise ValueError("`GateTrainer` takes no sample weights.")
+        variables = [variable.value for variable in self.optimized_variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            losses, results = self.losses(images, labels, self._noise_seed())
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(losses["loss"] / replicas)
+        gradients = tape.gradient(scaled, variables)
+        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
+        logs = self._report(losses, results)
+        return {**logs, "learning_rate": self.optimizer.learning_rate}
+
+    def test_step(self, data):
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._report(*self.losses(images, labels, noise_seed=None))
+
+    def _noise_seed(self):
+        return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+
+    def losses(self, images, labels, noise_seed=None):
+        """Computes the three losses of a batch (Eq. 12).
+
+        Args:
+            images: `[batch, height, width, 3]`.
+            labels: int `[batch]`.
+            noise_seed: int32 `[2]` of the Gumbel noise; None: no noise.
+
+        Returns:
+            `(losses, results)`: scalars by name, their weighted sum as "loss"; and per image
+            "right", "easy" (bool `[batch]`), "choices" (one-hot per gate) and "gate_right".
+        """
+        model = self.model
+
+        def choose(gate, scores, index):
+            seed = None if noise_seed is None else noise_seed + [index * 7919, 0]
+            return gate.sample(scores, self.routes, self.temperature, seed)
+
+        masked = MaskedExecutor(model, self.routes, choose)
+        features = model.run_sections(images, None, last=0, executor=masked)
+        logits = model.run_sections(features, None, first=1, executor=masked)
+        easy, wide = self._targets(features, labels)
+        sgs = [
+            gate_cross_entropy(gate, scores, self.routes, wide)
+            for gate, scores in zip(model.slimming_gates, masked.scores)
+        ]
+        losses = {
+            "classification_loss": label_cross_entropy(labels, logits),
+            "complexity_loss": tf.reduce_mean(self._relative_madds(masked.choices) ** 2),
+            "sgs_loss": tf.add_n(sgs) / len(sgs),
+        }
+        terms = zip(self.loss_weights, losses.values())
+        losses["loss"] = tf.add_n([weight * loss for weight, loss in terms if weight])
+        results = {
+            "right": _right(logits, labels),
+            "easy": easy,
+            "choices": masked.choices,
+            "gate_right": self._gate_right(masked.scores, wide),
+        }
+        return losses, results
+
+    def _targets(self, features, labels):
+        """Returns which images are easy, and which should take the widest route (Eq. 10)."""
+        easy = _right(self._route_logits(features, self.routes[0]), labels)
+        wide = tf.logical_not(easy)
+        if self.strategy == "give_up":
+            # Hard images, which the widest gets wrong too, are not worth its cost.
+            wide &= _right(self._route_logits(features, self.routes[-1]), labels)
+        return easy, wide
+
+    def _route_logits(self, features, width):
+        path = self.model.resolve_path((width,) * self.model.num_gates)
+        return tf.stop_gradient(self.model.run_sections(tf.stop_gradient(features), path, first=1))
+
+    def _gate_right(self, scores, wide):
+        """Share of the gates whose choice, without noise, is the target."""
+        target = tf.where(wide, self.routes[-1], self.routes[0])
+        rights = [
+            tf.cast(gate.choose(score, self.routes) == target, tf.float32)
+            for gate, score in zip(self.model.slimming_gates, scores)
+        ]
+        return tf.add_n(rights) / len(rights)
+
+    def _relative_madds(self, choices):
+        """MAdds of every image over those of the widest path, differentiable: `[batch]`."""
+        total = self._front_madds / self._widest_madds
+        before = tf.ones_like(choices[0][:, :1])
+        for choice, table in zip(choices, self._section_madds):
+            relative = tf.constant(table / self._widest_madds, tf.float32)
+            total += tf.reduce_sum((before @ relative) * choice, axis=1)
+            before = choice
+        return total
+
+    def _exact_madds(self, choices):
+        """MAdds of every image, float64 `[batch]`: whole numbers, exact."""
+        total = tf.constant(self._front_madds, tf.float64)
+        before = tf.zeros_like(choices[0][:, 0], tf.int64)
+        for choice, table in zip(choices, self._section_madds):
+            after = tf.argmax(choice, axis=1)
+            pairs = tf.stack([before, after], axis=1)
+            total += tf.cast(tf.gather_nd(tf.constant(table), pairs), tf.float64)
+            before = after
+        return total
+
+    def _report(self, losses, results):
+        for name, value in losses.items():
+            self._trackers[name].update_state(value)
+        for name, key in (("accuracy", "right"), ("gate_accuracy", "gate_right"), ("easy", "easy")):
+            self._trackers[name].update_state(results[key])
+        self._madds.update_state(self._exact_madds(results["choices"]))
+        for trackers, choice in zip(self._shares, results["choices"]):
+            taken = tf.one_hot(tf.argmax(choice, axis=1), len(self.routes))
+            for tracker, share in zip(trackers, tf.unstack(taken, axis=1)):
+                tracker.update_state(share)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def call(self, inputs, **kwargs):
+        return self.model(inputs, **kwargs)
+
+
+def describe_gates(rows):
+    """Says in words what the gates of an evaluated network do.
+
+    Args:
+        rows: of `evaluate_paths`, with a row "dynamic".
+
+    Returns:
+        One line per gate: how many widths it uses, or that it collapsed: over 99 % of the images
+        took one width.
+    """
+    lines = []
+    shares = next(row["shares"] for row in rows if row["path"] == "dynamic")
+    for index, gate in enumerate(shares):
+        width, share = max(gate.items(), key=lambda item: item[1])
+        used = f"gate {index} uses {len(gate)} widths, width {width} for {share:.1%} of the images"
+        if share > 0.99:
+            used = (
+                f"gate {index} collapsed: {share:.1%} of the images take width {width}. Train it "
+                "on images that the supernet has not memorised (augmentation, or a held-out "
+                "split), or change the loss weights"
+            )
+        lines.append(used)
+    return "\n".join(lines)
+
+
+def _right(logits, labels):
+    return tf.argmax(logits, axis=1, output_type=tf.int32) == tf.cast(labels, tf.int32)

@@ -1,0 +1,120 @@
+r"""Stage II: trains the slimming gate of a supernet by Sandwich Gate Sparsification.
+
+As in the paper (10 epochs, lr 0.05 at batch 512, times 0.9 in every epoch):
+
+    python recipes/imagenet_stage2.py --supernet=runs/imagenet --data_dir=/data/tfds \
+        --workdir=runs/imagenet_gate --batch_size=512 --variant=S
+
+The supernet is frozen; only the slimming head learns. Gates learn from images that the supernet
+has not memorised: keep the augmentation of stage I, or hold images out of it (--train_split). The
+share of easy images, which the slimmest route gets right, is printed: near 1 there is nothing to
+learn. The work directory gets what stage I's gets, and model.keras, the network with its gate.
+Batches, augmentation and Gumbel noise are functions of --seed and the step.
+"""
+
+import pathlib
+
+import common
+from absl import flags
+
+from keras_dsnet.utils.cli import run
+
+FLAGS = flags.FLAGS
+common.define_data_flags()
+flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
+flags.DEFINE_string(
+    "supernet", None, "Work directory of stage I, or a .keras file.", required=True
+)
+flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: the supernet's.")
+flags.DEFINE_list("routes", None, "Candidate widths, as 0,1,2,3; none: those of --variant.")
+flags.DEFINE_enum("gate_strategy", "try_best", ["try_best", "give_up"], "For hard images (Table 6).")
+flags.DEFINE_list("loss_weights", ["1", "0.5", "1"], "Classification, complexity, SGS (Eq. 12).")
+flags.DEFINE_float("temperature", 1.0, "Of the Gumbel-softmax.")
+flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
+flags.DEFINE_integer("epochs", 10, "Epochs.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 0.05, "At batch 512; scaled linearly by the batch.")
+
+
+def load_supernet():
+    """Loads the network of stage I."""
+    import keras
+
+    from keras_dsnet.models import DynamicSlimmableNetwork
+
+    path = pathlib.Path(FLAGS.supernet)
+    filename = path / "supernet.keras" if path.is_dir() else path
+    if not filename.is_file():
+        raise FileNotFoundError(
+            f"--supernet={FLAGS.supernet} has no supernet.keras: name the workdir of a finished "
+            "run of imagenet_stage1.py, or a .keras file"
+        )
+    model = keras.models.load_model(filename)
+    if not isinstance(model, DynamicSlimmableNetwork):
+        raise ValueError(f"--supernet={FLAGS.supernet} is a {type(model).__name__}, no supernet")
+    return model
+
+
+def choose_routes(model):
+    """Returns the candidate widths of --routes, of --variant, or of the supernet."""
+    if FLAGS.routes is None:
+        return common.variant_routes(model) or model.routes
+    try:
+        return tuple(int(width) for width in FLAGS.routes)
+    except ValueError:
+        raise ValueError(
+            f"--routes must be widths such as 0,1,2,3. Received: {','.join(FLAGS.routes)}"
+        ) from None
+
+
+def make_trainer(model, steps_per_epoch):
+    """Builds the trainer with the paper's optimizer and schedule."""
+    import keras
+
+    from keras_dsnet.training import GateTrainer, exponential_schedule, scaled_learning_rate
+
+    trainer = GateTrainer(
+        model,
+        routes=choose_routes(model),
+        strategy=FLAGS.gate_strategy,
+        loss_weights=[float(weight) for weight in FLAGS.loss_weights],
+        temperature=FLAGS.temperature,
+        seed=FLAGS.seed,
+    )
+    rate = scaled_learning_rate(FLAGS.learning_rate, FLAGS.batch_size)
+    schedule = exponential_schedule(rate, steps_per_epoch)
+    trainer.compile(keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
+    return trainer
+
+
+def main(_):
+    from keras_dsnet.training import TrainingRun, WorkDir, describe_gates, evaluate_paths
+
+    config, exempt = common.config()
+    train, evaluation = common.load_sources()
+    with common.prepare_machine():
+        model = load_supernet()
+        workdir = WorkDir(FLAGS.workdir, config, exempt)
+        steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
+        trainer = make_trainer(model, steps_per_epoch)
+        model.gates_trained = True
+    run_ = TrainingRun(
+        trainer,
+        workdir,
+        lambda step: common.training_dataset(train, step),
+        batch_size=FLAGS.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        epochs=FLAGS.epochs,
+        checkpoint_steps=FLAGS.checkpoint_steps,
+        evaluate=lambda: evaluate_paths(model, common.evaluation_dataset(evaluation), [], True),
+        evaluate_epochs=FLAGS.evaluate_epochs,
+    )
+    run_.fit()
+    common.save_model(model, workdir.path / "model.keras")
+    rows = evaluate_paths(model, common.evaluation_dataset(evaluation))
+    common.report(model, rows, workdir)
+    easy = trainer.get_metrics_result().get("easy")
+    print(f"{float(easy):.1%} of the last epoch's images were easy\n{describe_gates(rows)}")
+
+
+if __name__ == "__main__":
+    run(main)
