@@ -13,7 +13,7 @@ find_python = $(shell for python in python3.11 python3.12 python3.13 python3 pyt
 ifndef PYTHON
 PYTHON := $(call find_python,14)
 endif
-# The lowest TensorFlow that is supported has no wheels for Python 3.13.
+# The lowest numpy that is supported has no wheels for Python 3.13.
 ifndef LOWEST_PYTHON
 LOWEST_PYTHON := $(call find_python,13)
 endif
