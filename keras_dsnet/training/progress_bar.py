@@ -60,8 +60,7 @@ class ProgressBar(GlobalStepCallback):
             desc=self._title(),
             file=self._stream,
             dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-            "[{elapsed}<{remaining}{postfix}]",
+            bar_format="{desc} |{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
 
     def on_step_end(self, logs):
@@ -106,23 +105,22 @@ class ProgressBar(GlobalStepCallback):
     def _describe(self, logs):
         names = self.names or [name for name in logs if not name.startswith("val_")]
         values = {name: float(logs[name]) for name in names if name in logs}
-        rate = values.pop("learning_rate", None)
-        nets = [n for n in values if n.endswith("_loss")]
-        parts = []
-        if "loss" in values:
-            parts.append(f"loss {values.pop('loss'):.3f}")
-        if nets:
-            losses = [f"{n.removesuffix('_loss')} {values.pop(n):.3f}" for n in nets]
-            parts.append(f"({', '.join(losses)})")
-        parts = [" ".join(parts)] if parts else []
+        # First what is short and always wanted: a narrow terminal cuts the end.
+        parts = [*self._speed()]
+        if "learning_rate" in values:
+            parts.append(f"lr {values.pop('learning_rate'):.3g}")
+        nets = [name for name in values if name.endswith("_loss")]
+        losses = [f"{name.removesuffix('_loss')} {values.pop(name):.3f}" for name in nets]
+        total = f"loss {values.pop('loss'):.3f}" if "loss" in values else ""
+        parts.append(f"{total} ({', '.join(losses)})".lstrip() if losses else total)
         parts += [f"{name} {_number(value)}" for name, value in values.items()]
-        if rate is not None:
-            parts.append(f"lr {rate:.3g}")
+        return ", ".join(part for part in parts if part)
+
+    def _speed(self):
         if self._clock_start is not None and self.step > self._clock_step:
             images = (self.step - self._clock_step) * self.batch_size
             seconds = max(self._clock_end - self._clock_start, 1e-9)
-            parts.append(f"{images / seconds:,.0f} images/s")
-        return ", ".join(parts)
+            yield f"{images / seconds:,.0f} images/s"
 
 
 def _number(value):

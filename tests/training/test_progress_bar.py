@@ -47,8 +47,8 @@ def test_a_line_tells_losses_learning_rate_and_speed(clock):
     bar = ProgressBar(64, 5, line_minutes=100, stream=stream)
     run_epoch(bar, 0, 5, clock, seconds_per_step=2.0)
     assert stream.getvalue() == (
-        "epoch 1/3, step 5/5, loss 6.900 (widest 2.300, slimmest 2.400), widest_accuracy 0.125, "
-        "lr 0.04, 32 images/s\n"
+        "epoch 1/3, step 5/5, 32 images/s, lr 0.04, loss 6.900 (widest 2.300, slimmest 2.400), "
+        "widest_accuracy 0.125\n"
     )
 
 
@@ -71,15 +71,14 @@ def test_a_resumed_run_starts_within_its_epoch(clock):
     lines = stream.getvalue().splitlines()
     assert [line.split(", ")[1] for line in lines] == ["step 10/10", "step 10/10"]
     # 3 steps of 64 images in 3 seconds: what was done before is not this run's speed.
-    assert lines[0].endswith("64 images/s")
+    assert ", 64 images/s, " in lines[0]
 
 
 def test_an_evaluation_at_the_end_of_an_epoch_does_not_count_as_training(clock):
     stream = io.StringIO()
     bar = ProgressBar(64, 5, epochs=150, line_minutes=100, stream=stream)
     run_epoch(bar, 0, 5, clock, after=1000.0)
-    assert stream.getvalue().startswith("epoch 1/150, step 5/5, ")
-    assert stream.getvalue().endswith(" 64 images/s\n")
+    assert stream.getvalue().startswith("epoch 1/150, step 5/5, 64 images/s, ")
 
 
 def test_only_the_metrics_asked_for_are_shown(clock):
@@ -104,9 +103,9 @@ def test_a_terminal_gets_a_bar_per_epoch(clock):
     run_epoch(bar, 1, 4, clock)
     bar.on_train_end()
     first, second = terminal.getvalue().rstrip("\n").split("\n")
-    assert first.split("\r")[1].startswith("epoch 1/3  50%")
+    assert first.split("\r")[1].startswith("epoch 1/3 |████    | 2/4 [")
     assert "| 4/4 [" in first.split("\r")[-1]
-    assert second.split("\r")[1].startswith("epoch 2/3   0%")
+    assert second.split("\r")[1].startswith("epoch 2/3 |        | 0/4 [")
     assert "loss 6.900 (widest 2.300, slimmest 2.400)" in second.split("\r")[-1]
     assert "lr 0.04" in second.split("\r")[-1]
 
@@ -137,7 +136,7 @@ def test_fit_drives_it():
         callbacks=[ProgressBar(4, 2, stream=stream)],
     )
     lines = stream.getvalue().splitlines()
-    assert [line.split(", loss")[0] for line in lines] == [
+    assert [", ".join(line.split(", ")[:2]) for line in lines] == [
         "epoch 1/2, step 2/2",
         "epoch 2/2, step 2/2",
     ]
