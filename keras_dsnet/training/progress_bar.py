@@ -106,7 +106,7 @@ class ProgressBar(GlobalStepCallback):
         names = self.names or [name for name in logs if not name.startswith("val_")]
         values = {name: float(logs[name]) for name in names if name in logs}
         # First what is short and always wanted: a narrow terminal cuts the end.
-        parts = [*self._speed()]
+        parts = [self._speed()]
         if "learning_rate" in values:
             parts.append(f"lr {values.pop('learning_rate'):.3g}")
         nets = [name for name in values if name.endswith("_loss")]
@@ -117,10 +117,11 @@ class ProgressBar(GlobalStepCallback):
         return ", ".join(part for part in parts if part)
 
     def _speed(self):
-        if self._clock_start is not None and self.step > self._clock_step:
-            images = (self.step - self._clock_step) * self.batch_size
-            seconds = max(self._clock_end - self._clock_start, 1e-9)
-            yield f"{images / seconds:,.0f} images/s"
+        if self._clock_start is None or self.step == self._clock_step:
+            return ""
+        images = (self.step - self._clock_step) * self.batch_size
+        seconds = max(self._clock_end - self._clock_start, 1e-9)
+        return f"{images / seconds:,.0f} images/s"
 
 
 def _number(value):

@@ -103,7 +103,7 @@ def test_a_terminal_gets_a_bar_per_epoch(clock):
     run_epoch(bar, 1, 4, clock)
     bar.on_train_end()
     first, second = terminal.getvalue().rstrip("\n").split("\n")
-    assert first.split("\r")[1].startswith("epoch 1/3 |████    | 2/4 [")
+    assert first.split("\r")[1].startswith("epoch 1/3 |####    | 2/4 [")
     assert "| 4/4 [" in first.split("\r")[-1]
     assert second.split("\r")[1].startswith("epoch 2/3 |        | 0/4 [")
     assert "loss 6.900 (widest 2.300, slimmest 2.400)" in second.split("\r")[-1]
