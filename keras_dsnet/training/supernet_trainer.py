@@ -85,9 +85,18 @@ class SupernetTrainer(keras.Model):
         self.built = True
 
     def _make_teacher(self):
-        self._averaged = [v for v in self.model.variables if v.dtype.startswith(("float", "bfloat"))]
+        self._averaged = [
+            v for v in self.model.variables if v.dtype.startswith(("float", "bfloat"))
+        ]
+        # A copy by NumPy: given a TensorFlow variable, a Keras one would wrap it, not copy it.
         return [
-            keras.Variable(v.value, trainable=False, name=f"teacher_{v.name}", aggregation="mean")
+            keras.Variable(
+                v.numpy(),
+                dtype=v.dtype,
+                trainable=False,
+                name=f"teacher_{v.name}",
+                aggregation="mean",
+            )
             for v in self._averaged
         ]
 
@@ -164,7 +173,9 @@ class SupernetTrainer(keras.Model):
             # One sub-network after the other: side by side they would need all their activations.
             with tf.control_dependencies(tails[-1] if tails else []):
                 loss, logits, gradients = self._student_tail(
-                    tf.identity(features), path, lambda z, i=index: self._loss(i, z, labels, teacher)
+                    tf.identity(features),
+                    path,
+                    lambda z, i=index: self._loss(i, z, labels, teacher),
                 )
             if index == 0 and self.target == "in_place":
                 teacher = [tf.nn.softmax(tf.stop_gradient(logits) / self.temperature)]

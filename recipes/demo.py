@@ -1,0 +1,68 @@
+r"""The whole way in minutes, on the handwritten digits inside scikit-learn.
+
+    python recipes/demo.py --workdir=runs/demo
+
+Trains a small supernet (stage I), its gate (stage II), evaluates every width and the dynamic
+network, and writes one width as a TFLite file. Each step is a recipe that does the real work too;
+its command is printed before it runs.
+"""
+
+import pathlib
+import shlex
+import subprocess
+import sys
+
+from absl import flags
+
+from keras_dsnet.utils.cli import run
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", None, "Folder of the demo: all that it writes.", required=True)
+flags.DEFINE_bool("quick", False, "A few epochs: shows that every step works, not what it learns.")
+
+RECIPES = pathlib.Path(__file__).resolve().parent
+
+
+def run_recipe(name, *arguments):
+    """Prints the command of a recipe and runs it; a failure ends the demo with its exit code."""
+    command = [sys.executable, str(RECIPES / name), *map(str, arguments)]
+    shown = ["python", f"recipes/{name}", *map(str, arguments)]
+    print(f"\n$ {shlex.join(shown)}", flush=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def main(_):
+    workdir = pathlib.Path(FLAGS.workdir)
+    epochs, gate_epochs = (3, 2) if FLAGS.quick else (40, 20)
+    data = ("--dataset=digits", "--batch_size=64", f"--evaluate_epochs={epochs}")
+    run_recipe(
+        "imagenet_stage1.py",
+        *data,
+        f"--workdir={workdir / 'supernet'}",
+        "--alpha=0.25",
+        "--output_stride=16",
+        f"--epochs={epochs}",
+        "--learning_rate=0.4",
+        "--warmup_epochs=1",
+    )
+    run_recipe(
+        "imagenet_stage2.py",
+        *data,
+        f"--supernet={workdir / 'supernet'}",
+        f"--workdir={workdir / 'gate'}",
+        f"--epochs={gate_epochs}",
+        "--learning_rate=0.4",
+    )
+    run_recipe(
+        "export_mobile.py",
+        f"--model={workdir / 'gate'}",
+        "--path=slimmest",
+        f"--output={workdir / 'slimmest.tflite'}",
+    )
+    print(f"\nTables, plots, logs and the TFLite file are in {workdir}")
+
+
+if __name__ == "__main__":
+    run(main)

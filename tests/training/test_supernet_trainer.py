@@ -1,0 +1,209 @@
+"""Stage I against the same equations written plainly, and what its arguments change."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+from keras_dsnet.training import L2SGD, SupernetTrainer
+
+SPEC = MobileNetSpec(
+    stem=(4, 6),
+    stages=(
+        MobileNetStage(1, 2, (6, 8)),
+        MobileNetStage(1, 2, (8, 12, 16), gated=True),
+        MobileNetStage(1, 1, (12, 16, 24)),
+    ),
+)
+
+
+def make_network(seed=0, **options):
+    keras.utils.set_random_seed(seed)
+    network = DynamicSlimmableNetwork(
+        SPEC, input_shape=(16, 16, 3), classes=5, classifier_activation=None, **options
+    )
+    generator = np.random.default_rng(seed)
+    for variable in network.variables:
+        noise = generator.normal(scale=0.1, size=variable.shape)
+        if "variance" in variable.name:
+            noise = np.abs(noise)
+        variable.assign_add(noise.astype("float32"))
+    return network
+
+
+def make_trainer(network=None, optimizer=None, **options):
+    trainer = SupernetTrainer(network or make_network(), **options)
+    trainer.compile(optimizer or L2SGD(0.1, weight_decay=0.0))
+    return trainer
+
+
+def make_batch(count=12):
+    generator = np.random.default_rng(1)
+    images = generator.normal(size=(count, 16, 16, 3)).astype("float32")
+    return tf.constant(images), tf.constant(generator.integers(0, 5, count), tf.int32)
+
+
+def values_of(variables):
+    return [variable.numpy().copy() for variable in variables]
+
+
+def softmax_cross_entropy(targets, logits):
+    return -tf.reduce_mean(tf.reduce_sum(targets * tf.nn.log_softmax(logits), axis=1))
+
+
+def plain_gradients(network, images, labels, random_width, target):
+    """The losses of Eqs. 5, every sub-network run whole, teacher equal to the model."""
+    teach = {k: tf.nn.softmax(network(images, path=k)) for k in ("widest", random_width)}
+    variables = [v.value for v in network.trainable_variables if v.name != "w2"]
+    with tf.GradientTape() as tape:
+        widest = network(images, path="widest", training=True)
+        soft = tf.nn.softmax(tf.stop_gradient(widest)) if target == "in_place" else teach["widest"]
+        ensemble = (teach["widest"] + teach[random_width]) / 2 if target == "ensemble" else soft
+        losses = [
+            softmax_cross_entropy(tf.one_hot(labels, 5), widest),
+            softmax_cross_entropy(soft, network(images, path=random_width, training=True)),
+            softmax_cross_entropy(ensemble, network(images, path="slimmest", training=True)),
+        ]
+        total = tf.add_n(losses)
+    return losses, tape.gradient(total, variables, unconnected_gradients="zero")
+
+
+@pytest.mark.parametrize("target", ["ensemble", "ema", "in_place"])
+def test_a_step_has_the_losses_and_gradients_of_the_papers_equations(target):
+    images, labels = make_batch()
+    network = make_network()
+    expected_losses, expected = plain_gradients(make_network(), images, labels, 1, target)
+    trainer = make_trainer(network, num_random=1, target=target)
+    paths = trainer._paths(tf.constant([[1]]))
+    losses, _, gradients = trainer._gradients(images, labels, paths)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    by_path = dict(zip([v.path for v in trainer.optimized_variables], gradients))
+    names = [v.path for v in network.trainable_variables if v.name != "w2"]
+    assert sorted(names) == sorted(by_path)
+    for name, gradient in zip(names, expected):
+        scale = np.abs(gradient).max() + 1e-6
+        np.testing.assert_allclose(by_path[name], gradient, atol=1e-4 * scale, err_msg=name)
+
+
+def test_statistics_move_once_for_every_subnetwork():
+    images, labels = make_batch()
+    network, plain = make_network(), make_network()
+    trainer = make_trainer(network, num_random=1)
+    trainer._gradients(images, labels, trainer._paths(tf.constant([[1]])))
+    for path in ("widest", 1, "slimmest"):
+        plain(images, path=path, training=True)
+    for moved, expected in zip(network.non_trainable_variables, plain.non_trainable_variables):
+        np.testing.assert_allclose(moved, expected, atol=1e-5, err_msg=moved.path)
+
+
+def test_teacher_is_the_moving_average_of_variables_and_statistics():
+    images, labels = make_batch()
+    trainer = make_trainer(ema_momentum=0.75, ema_warmup=False)
+    before = values_of(trainer.teacher_variables)
+    trainer.train_on_batch(images, labels)
+    averaged = [v for v in trainer.model.variables if v.dtype == "float32"]
+    for old, variable, average in zip(before, averaged, trainer.teacher_variables):
+        expected = 0.75 * old + 0.25 * variable.numpy()
+        np.testing.assert_allclose(average, expected, atol=1e-6, err_msg=variable.path)
+
+
+def test_warm_up_lets_a_fresh_teacher_follow():
+    images, labels = make_batch()
+    trainer = make_trainer(ema_momentum=0.997)
+    before = values_of(trainer.teacher_variables)
+    trainer.train_on_batch(images, labels)
+    averaged = [v for v in trainer.model.variables if v.dtype == "float32"]
+    for old, variable, average in zip(before, averaged, trainer.teacher_variables):
+        np.testing.assert_allclose(average, 0.1 * old + 0.9 * variable.numpy(), atol=1e-5)
+
+
+def test_load_teacher_gives_the_model_the_averages():
+    images, labels = make_batch()
+    trainer = make_trainer()
+    trainer.train_on_batch(images, labels)
+    trainer.load_teacher()
+    averaged = [v for v in trainer.model.variables if v.dtype == "float32"]
+    for variable, average in zip(averaged, trainer.teacher_variables):
+        np.testing.assert_array_equal(variable, average)
+
+
+def test_training_lowers_the_loss_of_every_net_in_one_trace(monkeypatch):
+    images, labels = make_batch(32)
+    trainer = make_trainer(optimizer=L2SGD(0.05))
+    traces, step = [], trainer.train_step
+    monkeypatch.setattr(trainer, "train_step", lambda data: traces.append(1) or step(data))
+    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    fitted = trainer.fit(dataset, epochs=3, steps_per_epoch=10, shuffle=False, verbose=0)
+    history = fitted.history
+    for name in ("widest_loss", "slimmest_loss", "random_loss"):
+        assert history[name][-1] < history[name][0], name
+    assert len(traces) <= 2, "30 steps of random widths must not trace anew"
+
+
+def test_random_widths_are_interior_and_a_function_of_seed_and_step():
+    trainer, same = make_trainer(num_random=50), make_trainer(num_random=50)
+    other = make_trainer(num_random=50, seed=1)
+    first = trainer.draw_widths().numpy()
+    assert set(first.ravel()) == {1}
+    network = trainer.model
+    np.testing.assert_array_equal(first, same.draw_widths())
+    assert network.num_widths == 3
+    assert other.draw_widths().shape == (50, 1)
+
+
+def test_weight_decay_goes_through_the_momentum_and_spares_gates_norms_and_biases():
+    network = make_network()
+    trainer = make_trainer(network, L2SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.5))
+    trainer.optimizer.build(trainer.optimized_variables)
+    before = {v.path: v.numpy().copy() for v in trainer.optimized_variables}
+    gradients = [tf.zeros(v.shape) for v in trainer.optimized_variables]
+    for _ in range(2):
+        trainer.optimizer.apply(gradients)
+    for variable in trainer.optimized_variables:
+        value, momentum = before[variable.path].astype("float64"), 0.0
+        decayed = variable.name == "kernel"
+        for _ in range(2):
+            gradient = 0.5 * value * decayed
+            momentum = 0.9 * momentum - 0.1 * gradient
+            value = value + 0.9 * momentum - 0.1 * gradient
+        np.testing.assert_allclose(variable, value, atol=1e-5, err_msg=variable.path)
+
+
+def test_slimming_heads_do_not_move():
+    images, labels = make_batch()
+    trainer = make_trainer(optimizer=L2SGD(0.1, weight_decay=0.5))
+    (gate,) = trainer.model.slimming_gates
+    before = gate.w2.numpy().copy()
+    trainer.train_on_batch(images, labels)
+    np.testing.assert_array_equal(gate.w2, before)
+
+
+def test_the_wide_front_has_statistics_of_its_own():
+    images, labels = make_batch()
+    network = make_network()
+    trainer = make_trainer(network, label_path="largest")
+    norm = next(s.layer for s in network.sections[1] if s.kind == "norm")
+    before = norm.moving_mean.numpy().copy()
+    trainer.train_on_batch(images, labels)
+    moved = np.abs(norm.moving_mean.numpy() - before).max(axis=1) > 0
+    np.testing.assert_array_equal(moved, [True, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("target", "mean"), ("num_random", -1), ("temperature", 0.0), ("label_path", "slimmest")],
+)
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        SupernetTrainer(make_network(), **{name: value})
+
+
+def test_mixed_float16_trains_with_loss_scaling():
+    images, labels = make_batch()
+    network = make_network(dtype="mixed_float16")
+    optimizer = keras.optimizers.LossScaleOptimizer(L2SGD(0.05), initial_scale=1024.0)
+    trainer = make_trainer(network, optimizer)
+    logs = [trainer.train_on_batch(images, labels, return_dict=True) for _ in range(8)]
+    assert np.isfinite(logs[-1]["loss"])
+    assert all(v.dtype == "float32" for v in network.variables)
