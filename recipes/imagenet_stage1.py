@@ -30,7 +30,9 @@ flags.DEFINE_float("alpha", 1.0, "Scales all channels.")
 flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small images.")
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: every width.")
 flags.DEFINE_enum("attention", "tanh", ["tanh", "sigmoid"], "Activation of the attention heads.")
-flags.DEFINE_enum("slimming_head", "one_hot", ["one_hot", "scalar"], "Design of the gate (Table 7).")
+flags.DEFINE_enum(
+    "slimming_head", "one_hot", ["one_hot", "scalar"], "Design of the gate (Table 7)."
+)
 flags.DEFINE_bool("share_encoder", True, "Both heads of a gate share W1 (Table 7).")
 flags.DEFINE_float("dropout", 0.0, "Rate before the classifier.")
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)

@@ -22,12 +22,12 @@ from keras_dsnet.utils.cli import run
 FLAGS = flags.FLAGS
 common.define_data_flags()
 flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
-flags.DEFINE_string(
-    "supernet", None, "Work directory of stage I, or a .keras file.", required=True
-)
+flags.DEFINE_string("supernet", None, "Work directory of stage I, or a .keras file.", required=True)
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: the supernet's.")
 flags.DEFINE_list("routes", None, "Candidate widths, as 0,1,2,3; none: those of --variant.")
-flags.DEFINE_enum("gate_strategy", "try_best", ["try_best", "give_up"], "For hard images (Table 6).")
+flags.DEFINE_enum(
+    "gate_strategy", "try_best", ["try_best", "give_up"], "For hard images (Table 6)."
+)
 flags.DEFINE_list("loss_weights", ["1", "0.5", "1"], "Classification, complexity, SGS (Eq. 12).")
 flags.DEFINE_float("temperature", 1.0, "Of the Gumbel-softmax.")
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
@@ -107,6 +107,7 @@ def main(_):
         checkpoint_steps=FLAGS.checkpoint_steps,
         evaluate=lambda: evaluate_paths(model, common.evaluation_dataset(evaluation), [], True),
         evaluate_epochs=FLAGS.evaluate_epochs,
+        progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
     run_.fit()
     common.save_model(model, workdir.path / "model.keras")

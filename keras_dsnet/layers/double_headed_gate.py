@@ -123,12 +123,16 @@ class DoubleHeadedGate(keras.layers.Layer):
         return outputs, tf.cast(tf.matmul(hidden, tf.convert_to_tensor(self.w2)), tf.float32)
 
     def _encode(self, pooled, weights, bias):
-        weights = first_channels(tf.convert_to_tensor(weights), channels_of(pooled), weights.shape[1])
+        weights = first_channels(
+            tf.convert_to_tensor(weights), channels_of(pooled), weights.shape[1]
+        )
         return tf.nn.relu(tf.matmul(pooled, weights) + tf.convert_to_tensor(bias))
 
     def _attend(self, hidden, channels):
         weights = first_channels(tf.convert_to_tensor(self.w3), channels)
-        logits = tf.matmul(hidden, weights) + first_channels(tf.convert_to_tensor(self.b3), channels)
+        logits = tf.matmul(hidden, weights) + first_channels(
+            tf.convert_to_tensor(self.b3), channels
+        )
         return 1.0 + tf.tanh(logits) if self.attention == "tanh" else tf.sigmoid(logits)
 
     def route_scores(self, scores, routes):

@@ -129,9 +129,7 @@ class MobileNetSpec:
             drop = surplus and stage.strides > 1
             channels = _scaled(stage.channels, alpha)
             stages.append(
-                dataclasses.replace(
-                    stage, channels=channels, strides=1 if drop else stage.strides
-                )
+                dataclasses.replace(stage, channels=channels, strides=1 if drop else stage.strides)
             )
             surplus -= bool(drop)
         spec = dataclasses.replace(
@@ -186,9 +184,7 @@ class MobileNetSpec:
         if self.dropout:
             dropout = layers.Dropout(self.dropout, dtype=dtype, name="dropout")
             steps.append(Step("dropout", dropout, section=1))
-        dense = SlicedDense(
-            classes, input_channels=channels[-1], dtype=dtype, name="classifier"
-        )
+        dense = SlicedDense(classes, input_channels=channels[-1], dtype=dtype, name="classifier")
         dense.build((None, channels[-1]))
         return [*steps, Step("dense", dense, section=1)]
 

@@ -128,7 +128,9 @@ class PlainExecutor(Executor):
         )
         hidden = _apply(hidden, pool(x), _numpy(layer.w1)[:channels], _numpy(layer.b1))
         head = keras.layers.Dense(channels, activation=layer.attention, name=f"{layer.name}_head")
-        attention = _apply(head, hidden, _numpy(layer.w3)[:, :channels], _numpy(layer.b3)[:channels])
+        attention = _apply(
+            head, hidden, _numpy(layer.w3)[:, :channels], _numpy(layer.b3)[:channels]
+        )
         if layer.attention == "tanh":
             one_plus = keras.layers.Rescaling(1.0, offset=1.0, name=f"{layer.name}_one_plus")
             attention = one_plus(attention)

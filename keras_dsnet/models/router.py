@@ -82,7 +82,9 @@ def _split_in_graph(run, x, index, choice, width):
     """Inside a traced function every width has a branch, which runs where an image chose it."""
     mine = tf.where(choice == width)[:, 0]
     x, index = tf.gather(x, mine), tf.gather(index, mine)
-    traced = tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec(x.shape, x.dtype))
+    traced = tf.function(run, autograph=False).get_concrete_function(
+        tf.TensorSpec(x.shape, x.dtype)
+    )
     empty = [spec for spec in traced.structured_outputs if spec is not None]
 
     def chosen():

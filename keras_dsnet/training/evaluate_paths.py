@@ -78,6 +78,7 @@ def _dynamic_row(model, widths, accuracy, input_shape):
     rho = float(np.dot(shares, [_rho(model, path) for path in taken]))
     row = _row("dynamic", rho, madds, accuracy, model.classes)
     row["shares"] = [
-        {int(width): float(np.mean(gate == width)) for width in np.unique(gate)} for gate in widths.T
+        {int(width): float(np.mean(gate == width)) for width in np.unique(gate)}
+        for gate in widths.T
     ]
     return row

@@ -28,7 +28,9 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
     Raises:
         ValueError: on a path that the model does not have, or a data set without batches.
     """
-    resolved = [model.resolve_path(p) for p in (range(model.num_widths) if paths is None else paths)]
+    resolved = [
+        model.resolve_path(p) for p in (range(model.num_widths) if paths is None else paths)
+    ]
     fronts = {}
     for path in resolved:
         fronts.setdefault((path.widths[0], path.statistics[0]), []).append(path)

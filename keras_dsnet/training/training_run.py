@@ -22,6 +22,7 @@ class TrainingRun:
         checkpoint_steps: int: steps between checkpoints; the end of an epoch is always one.
         evaluate: function that gives the rows of `evaluate_paths`; None: no evaluation.
         evaluate_epochs: int: epochs between evaluations.
+        progress_names: metrics that the progress bar shows; None: all.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class TrainingRun:
         checkpoint_steps=500,
         evaluate=None,
         evaluate_epochs=1,
+        progress_names=None,
     ):
         self.trainer = trainer
         self.workdir = workdir
@@ -46,6 +48,7 @@ class TrainingRun:
         self.checkpoint_steps = checkpoint_steps
         self.evaluate = evaluate
         self.evaluate_epochs = evaluate_epochs
+        self.progress_names = progress_names
         self.checkpoint = RunCheckpoint(workdir.checkpoint)
 
     def variables(self):
@@ -70,7 +73,14 @@ class TrainingRun:
         total = self.epochs * self.steps_per_epoch
         if state:
             print(f"resuming {self.workdir.path} at step {start} of {total}", flush=True)
-        callbacks = self._callbacks(start)
+        progress, callbacks = self._callbacks(start)
+        try:
+            self._fit_from(start, callbacks)
+        finally:
+            progress.close()
+        return start
+
+    def _fit_from(self, start, callbacks):
         epoch, done = divmod(start, self.steps_per_epoch)
         if done:
             # Keras counts whole epochs: the torn one is a fit of its own.
@@ -79,7 +89,6 @@ class TrainingRun:
         if epoch < self.epochs:
             step = epoch * self.steps_per_epoch
             self._fit(step, epoch, self.epochs, self.steps_per_epoch, callbacks)
-        return start
 
     def _fit(self, step, first_epoch, last_epoch, steps, callbacks):
         self.trainer.fit(
@@ -93,17 +102,24 @@ class TrainingRun:
         )
 
     def _callbacks(self, start):
-        progress = ProgressBar(self.batch_size, self.steps_per_epoch, start_step=start)
+        progress = ProgressBar(
+            self.batch_size,
+            self.steps_per_epoch,
+            start_step=start,
+            epochs=self.epochs,
+            names=self.progress_names,
+        )
         evaluation = []
         if self.evaluate:
             evaluation = [_Evaluation(self.evaluate, self.evaluate_epochs, self.epochs, start)]
+        # The checkpoint comes last: what it says is done must be on the disk by then.
         save = SaveRunCheckpoint(
             self.checkpoint, self.checkpoint_steps, self.variables, start_step=start
         )
-        return [
+        return progress, [
             TerminateOnNaN(start),
-            *evaluation,
             progress,
+            *evaluation,
             CsvLog(self.workdir.log),
             TensorBoardLog(self.workdir.tensorboard, start_step=start),
             save,

@@ -1,0 +1,200 @@
+"""Stage II: what it trains, what it leaves alone, and its losses against their equations."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+from keras_dsnet.training import GateTrainer, describe_gates, evaluate_paths
+from keras_dsnet.training.losses import gate_cross_entropy
+
+ROUTES = (0, 2, 3)
+
+
+def make_network(**options):
+    keras.utils.set_random_seed(0)
+    spec = MobileNetSpec(
+        stem=(4, 6),
+        stages=(
+            MobileNetStage(1, 2, (6, 8)),
+            MobileNetStage(1, 2, (8, 12, 16, 24), gated=True),
+            MobileNetStage(1, 1, (12, 16, 24, 32)),
+        ),
+        **options,
+    )
+    network = DynamicSlimmableNetwork(
+        spec, input_shape=(16, 16, 3), classes=4, classifier_activation=None
+    )
+    generator = np.random.default_rng(0)
+    for variable in network.variables:
+        noise = generator.normal(scale=0.3, size=variable.shape)
+        if "variance" in variable.name:
+            noise = np.abs(noise)
+        variable.assign_add(noise.astype("float32"))
+    return network
+
+
+def make_batch(count=40):
+    generator = np.random.default_rng(1)
+    images = generator.normal(size=(count, 16, 16, 3)).astype("float32")
+    return tf.constant(images), tf.constant(generator.integers(0, 4, count), tf.int32)
+
+
+def make_trainer(network=None, learning_rate=0.1, **options):
+    trainer = GateTrainer(network or make_network(), **{"routes": ROUTES, **options})
+    trainer.compile(keras.optimizers.SGD(learning_rate, momentum=0.9))
+    return trainer
+
+
+def right(network, images, labels, path):
+    return np.argmax(network(images, path=path), axis=1) == labels.numpy()
+
+
+def chosen_of(results):
+    return np.array(ROUTES)[np.argmax(results["choices"][0], axis=1)]
+
+
+@pytest.mark.parametrize("options", [{}, {"share_encoder": False}, {"slimming_head": "scalar"}])
+def test_only_the_slimming_head_moves(options):
+    network = make_network(**options)
+    images, labels = make_batch()
+    trainer = make_trainer(network)
+    before = {v.path: v.numpy().copy() for v in network.variables}
+    for _ in range(3):
+        trainer.train_on_batch(images, labels)
+    moved = {v.path for v in network.variables if not np.array_equal(v, before[v.path])}
+    assert moved == {v.path for v in trainer.optimized_variables}
+    assert {path.split("/")[-1] for path in moved} <= {"w2", "w1_slimming", "b1_slimming"}
+
+
+def test_losses_are_those_of_the_equations():
+    network = make_network()
+    images, labels = make_batch()
+    trainer = make_trainer(network, loss_weights=(1, 0.5, 1))
+    losses, results = trainer.losses(images, labels)
+    chosen = chosen_of(results)
+    assert len(set(chosen)) > 1
+    logits = np.stack([network(images[i : i + 1], path=int(k))[0] for i, k in enumerate(chosen)])
+    log_softmax = tf.nn.log_softmax(logits).numpy()
+    classification = -log_softmax[np.arange(40), labels].mean()
+    ratios = np.array([network.madds(int(k)) for k in chosen]) / network.madds("widest")
+    scores = network.run_section(0, None, (0, 0), images)[1].numpy()[:, list(ROUTES)]
+    targets = np.where(right(network, images, labels, 0), 0, 2)
+    sgs = -tf.nn.log_softmax(scores).numpy()[np.arange(40), targets].mean()
+    np.testing.assert_allclose(losses["classification_loss"], classification, rtol=1e-4)
+    np.testing.assert_allclose(losses["complexity_loss"], np.mean(ratios**2), rtol=1e-5)
+    np.testing.assert_allclose(losses["sgs_loss"], sgs, rtol=1e-5)
+    expected = classification + 0.5 * np.mean(ratios**2) + sgs
+    np.testing.assert_allclose(losses["loss"], expected, rtol=1e-4)
+
+
+def test_a_perfect_gate_scores_zero():
+    network = make_network()
+    trainer = make_trainer(network)
+    images, labels = make_batch()
+    easy = right(network, images, labels, 0)
+    (gate,) = network.slimming_gates
+    scores = np.zeros((40, 4), "float32")
+    scores[np.arange(40), np.where(easy, 0, 3)] = 50.0
+    assert float(gate_cross_entropy(gate, tf.constant(scores), trainer.routes, ~easy)) < 1e-6
+
+
+def test_reported_madds_are_the_mean_of_the_chosen_paths_exactly():
+    network = make_network()
+    images, labels = make_batch()
+    trainer = make_trainer(network)
+    _, results = trainer.losses(images, labels)
+    expected = np.mean([network.madds(int(k)) for k in chosen_of(results)], dtype="float64")
+    logs = trainer.test_on_batch(images, labels, return_dict=True)
+    np.testing.assert_allclose(float(logs["madds"]), expected, rtol=1e-9)
+
+
+def test_try_best_sends_hard_images_wide_and_give_up_sends_them_slim():
+    network = make_network()
+    images, labels = make_batch()
+    easy = right(network, images, labels, ROUTES[0])
+    solvable = right(network, images, labels, ROUTES[-1])
+    assert np.any(~easy & ~solvable)
+    features = network.run_sections(images, network.resolve_path(0), last=0)
+    for strategy, wide in (("try_best", ~easy), ("give_up", ~easy & solvable)):
+        trainer = make_trainer(network, strategy=strategy)
+        np.testing.assert_array_equal(trainer._targets(features, labels)[1], wide)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_any_loss_alone_trains_the_gate(kept):
+    images, labels = make_batch()
+    trainer = make_trainer(loss_weights=[float(i == kept) for i in range(3)])
+    before = [v.numpy().copy() for v in trainer.optimized_variables]
+    trainer.train_on_batch(images, labels)
+    assert any(np.abs(v - b).max() > 0 for v, b in zip(trainer.optimized_variables, before))
+
+
+def test_complexity_loss_alone_ends_at_the_slimmest_route():
+    images, labels = make_batch()
+    network = make_network()
+    trainer = make_trainer(network, learning_rate=10.0, loss_weights=(0, 1, 0))
+    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    trainer.fit(dataset, steps_per_epoch=150, epochs=1, shuffle=False, verbose=0)
+    network.gates_trained = True
+    assert np.mean(network.route(images).numpy() == ROUTES[0]) > 0.95
+
+
+def test_sgs_loss_learns_to_tell_easy_images_it_can_tell():
+    network = make_network()
+    images, _ = make_batch()
+    # Labels that make the bright half of the images easy.
+    images = images + np.repeat([1.5, -1.5], 20)[:, None, None, None].astype("float32")
+    slim = np.argmax(network(images, path=0), axis=1)
+    labels = tf.constant(np.where(np.arange(40) < 20, slim, (slim + 1) % 4), tf.int32)
+    trainer = make_trainer(network, learning_rate=0.5, loss_weights=(0, 0, 1))
+    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    trainer.fit(dataset, steps_per_epoch=150, epochs=1, shuffle=False, verbose=0)
+    network.gates_trained = True
+    chosen = network.route(images).numpy()[:, 0]
+    assert np.mean(chosen[:20] == ROUTES[0]) > 0.75
+    assert np.mean(chosen[20:] == ROUTES[-1]) > 0.75
+
+
+def test_routes_are_given_to_the_model():
+    network = make_network()
+    make_trainer(network)
+    assert network.routes == ROUTES
+
+
+def test_noise_is_a_function_of_the_seed():
+    network = make_network()
+    images, labels = make_batch()
+    trainer = make_trainer(network)
+    draws = [trainer.losses(images, labels, tf.constant([s, 5]))[1] for s in (0, 0, 1)]
+    first, same, other = (chosen_of(draw) for draw in draws)
+    np.testing.assert_array_equal(first, same)
+    assert np.any(first != other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "best"}, "'best'"),
+        ({"loss_weights": (0, 0, 0)}, "not all 0"),
+        ({"loss_weights": (1, -1, 0)}, "0 or more"),
+        ({"routes": (0, 4)}, r"\(0, 4\)"),
+        ({"routes": (2, 1)}, r"\(2, 1\)"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        GateTrainer(make_network(), **options)
+
+
+def test_a_collapsed_gate_is_reported_in_words():
+    images, labels = make_batch()
+    network = make_network()
+    network.gates_trained = True
+    network.routes = (1,)
+    rows = evaluate_paths(network, [(images, labels)], paths=[0])
+    assert "collapsed: 100.0% of the images take width 1" in describe_gates(rows)
+    network.routes = (0, 1, 2, 3)
+    rows = evaluate_paths(network, [(images, labels)], paths=[0])
+    assert "collapsed" not in describe_gates(rows)
