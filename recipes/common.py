@@ -1,8 +1,8 @@
 """What the recipes share: flags of data and machine, and how a run is set up from them."""
 
 import contextlib
-import os
 import pathlib
+import sys
 
 from absl import flags
 
@@ -48,10 +48,9 @@ def define_data_flags():
 
 def config():
     """Returns the flags that make a run what it is, and the names of those that do not."""
-    own = ("common", "__main__", os.path.basename(flags.FLAGS.find_module_defining_flag("dataset")))
     modules = FLAGS.flags_by_module_dict()
-    names = {f.name for m, fs in modules.items() if m in own or "imagenet_stage" in m for f in fs}
-    names -= {"workdir", "debug", "variant"}
+    names = {flag.name for module in (__name__, sys.argv[0]) for flag in modules.get(module, [])}
+    names -= {"workdir", "debug"}
     exempt = ("checkpoint_steps", "evaluate_epochs", "eval_batch_size", "data_dir")
     return {name: FLAGS[name].value for name in sorted(names)}, exempt
 
@@ -105,6 +104,7 @@ def load_sources():
 def training_dataset(source, start_step):
     """Returns the training batches from a step on."""
     from keras_dsnet.applications.ds_mobilenet import preprocess_input
+
     from keras_dsnet.data import training_pipeline
 
     default = {"digits": "none", "cifar10": "cifar", "cifar100": "cifar"}
@@ -127,6 +127,7 @@ def training_dataset(source, start_step):
 def evaluation_dataset(source):
     """Returns the evaluation batches."""
     from keras_dsnet.applications.ds_mobilenet import preprocess_input
+
     from keras_dsnet.data import evaluation_pipeline
 
     return evaluation_pipeline(
@@ -160,7 +161,7 @@ def save_model(model, filename):
     beside = filename.with_name(f".{filename.stem}.tmp.keras")
     try:
         model.save(beside)
-        os.replace(beside, filename)
+        beside.replace(filename)
     finally:
         beside.unlink(missing_ok=True)
 

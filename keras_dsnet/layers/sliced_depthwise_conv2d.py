@@ -15,7 +15,7 @@ from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, tf_padd
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class SlicedDepthwiseConv2D(keras.layers.Layer):
-    """2D depthwise convolution whose kernels are sliced, Eq. 2 of the paper for one group a channel.
+    """2D depthwise convolution whose kernels are sliced (Eq. 2 of the paper, channel by channel).
 
     Args:
         channels: int, or ascending tuple of ints: the channel options of input and output.

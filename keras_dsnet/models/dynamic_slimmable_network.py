@@ -174,7 +174,8 @@ class DynamicSlimmableNetwork(keras.Model):
             path: a `Path`.
             first: int.
             last: int or None, inclusive.
-            executor: an executor to run with; None: a `SlicedExecutor` of `path` and `kwargs`.
+            executor: an executor to run with; None: a `SlicedExecutor` of `path`.
+            **kwargs: of the `SlicedExecutor`.
         """
         executor = executor or SlicedExecutor(path, **kwargs)
         last = self.num_gates if last is None else last
@@ -302,7 +303,7 @@ class DynamicSlimmableNetwork(keras.Model):
         self.gates_trained = bool(np.array(store["gates_trained"]))
 
     def get_config(self):
-        config = {
+        return {
             "spec": {"family": type(self.spec).__name__, **dataclasses.asdict(self.spec)},
             "input_shape": self._image_shape,
             "classes": self.classes,
@@ -313,7 +314,6 @@ class DynamicSlimmableNetwork(keras.Model):
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
-        return config
 
     @classmethod
     def from_config(cls, config):

@@ -25,9 +25,9 @@ def resolve_path(path, num_gates, num_widths):
     """Turns what a user may pass as `path` into a `Path`.
 
     Args:
-        path: int (that width at every gate), a tuple with one int per gate, "slimmest", "widest", or
-            "largest": the widest path behind a front at its most channels, with statistics of its
-            own.
+        path: int (that width at every gate), a tuple with one int per gate, "slimmest", "widest",
+            or "largest": the widest path behind a front at its most channels, with statistics of
+            its own.
         num_gates: int.
         num_widths: int, the widths of each gate.
 

@@ -17,9 +17,9 @@ def evaluate_paths(model, dataset, paths=None, dynamic=None, input_shape=None):
 
     Returns:
         List of dicts: "path", "rho", "madds", "top1", "top5" (accuracies 0..1; "top5" only with
-        more than five classes), a row per path, and last one whose path is "dynamic", with the mean
-        of rho, the mean MAdds, slimming heads counted, and "shares": for each gate a dict from width
-        to the share of the images that took it.
+        more than five classes), a row per path. The last row's path is "dynamic": it has the mean
+        of rho, the mean MAdds, slimming heads counted, and "shares": for each gate a dict from
+        width to the share of the images that took it.
 
     Raises:
         ValueError: on a path that the model does not have, or an empty data set.

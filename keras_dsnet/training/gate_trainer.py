@@ -132,7 +132,12 @@ class GateTrainer(keras.Model):
         model = self.model
 
         def choose(gate, scores, index):
-            seed = None if noise_seed is None else noise_seed + [index * 7919, 0]
+            # Every gate has noise of its own.
+            seed = (
+                None
+                if noise_seed is None
+                else tf.stack([noise_seed[0] + 7919 * index, noise_seed[1]])
+            )
             return gate.sample(scores, self.routes, self.temperature, seed)
 
         masked = MaskedExecutor(model, self.routes, choose)

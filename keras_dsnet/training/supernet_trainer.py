@@ -1,5 +1,7 @@
 """Stage I: trains the supernet by In-place Ensemble Bootstrapping."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -175,7 +177,7 @@ class SupernetTrainer(keras.Model):
                 loss, logits, gradients = self._student_tail(
                     tf.identity(features),
                     path,
-                    lambda z, i=index: self._loss(i, z, labels, teacher),
+                    functools.partial(self._loss, index, labels, teacher),
                 )
             if index == 0 and self.target == "in_place":
                 teacher = [tf.nn.softmax(tf.stop_gradient(logits) / self.temperature)]
@@ -209,7 +211,7 @@ class SupernetTrainer(keras.Model):
         gradients = tape.gradient(scaled, [features, *_values(self.tail_variables)])
         return loss, logits, gradients
 
-    def _loss(self, index, logits, labels, teacher):
+    def _loss(self, index, labels, teacher, logits):
         """Eqs. 5: the first path learns from labels, the last from the mean of the teachers."""
         if index == 0:
             return label_cross_entropy(labels, logits, self.label_smoothing)
