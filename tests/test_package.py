@@ -104,6 +104,21 @@ def test_the_lowest_versions_that_are_tested_are_the_declared_ones():
     assert {line for line in lines if not line.startswith("#")} == declared
 
 
+def test_the_dependencies_work_together_in_one_process(tmp_path):
+    code = """
+import keras, keras_dsnet, tensorflow as tf
+network = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+file = tf.lite.TFLiteConverter.from_keras_model(network).convert()
+from ai_edge_litert.interpreter import Interpreter
+Interpreter(model_content=file).allocate_tensors()
+import keras_cv, matplotlib.figure, sklearn.datasets, tensorboard, tqdm
+import tensorflow_datasets as tfds
+tfds.features.FeaturesDict({"image": tfds.features.Image()}).to_proto()
+import tensorflow_model_optimization
+"""
+    _run_python(code, cwd=tmp_path)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the sources, so that the checkout stays clean."""
