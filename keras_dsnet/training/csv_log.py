@@ -5,7 +5,7 @@ import pathlib
 
 import keras
 
-from keras_dsnet.training.atomic_file import atomic_file
+from keras_dsnet.utils.atomic_file import atomic_file
 
 EVALUATION_PREFIX = "val_top1_"
 _EPOCH = "epoch"

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from keras_dsnet.training.atomic_file import atomic_file
 from keras_dsnet.training.csv_log import EVALUATION_PREFIX, read_log
+from keras_dsnet.utils.atomic_file import atomic_file
 
 # Blue and vermilion are told apart by nearly everybody (Okabe and Ito).
 _STATIC_COLOR, _DYNAMIC_COLOR, _NEUTRAL_COLOR = "#0072B2", "#D55E00", "#555555"

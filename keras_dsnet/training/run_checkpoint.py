@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.training.atomic_file import atomic_file, remove_leftover
+from keras_dsnet.utils.atomic_file import atomic_file, remove_leftover
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"

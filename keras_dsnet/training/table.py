@@ -4,7 +4,7 @@ import csv
 import json
 import pathlib
 
-from keras_dsnet.training.atomic_file import atomic_file
+from keras_dsnet.utils.atomic_file import atomic_file
 
 _TITLES = {
     "rho": "rho",

@@ -6,7 +6,7 @@ import os
 import pathlib
 import weakref
 
-from keras_dsnet.training.atomic_file import atomic_file
+from keras_dsnet.utils.atomic_file import atomic_file
 
 _CONFIG = "config.json"
 _LOCK = ".lock"

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_dsnet.training.atomic_file import temporary_path
 from keras_dsnet.training.run_checkpoint import RunCheckpoint
+from keras_dsnet.utils.atomic_file import temporary_path
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "int32", "int64", "uint32", "bool")
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from keras_dsnet.training.atomic_file import atomic_file, remove_leftover, temporary_path
+from keras_dsnet.utils.atomic_file import atomic_file, remove_leftover, temporary_path
 
 
 def test_text_is_written_as_it_is(tmp_path):
