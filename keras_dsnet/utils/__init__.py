@@ -1,4 +1,4 @@
-"""Helpers of the command-line programs."""
+"""What every part of the package may use, and how command-line programs start."""
 
 from keras_dsnet.utils.errors import UserError
 
