@@ -6,7 +6,10 @@ The file holds builtin operators only and takes preprocessed images, float32 [1,
 It is run once against the network before it takes the place of an older one.
 """
 
+import json
+import os
 import pathlib
+import zipfile
 
 from absl import flags
 
@@ -18,6 +21,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("path", "widest", "slimmest, widest, largest, or a width.")
 flags.DEFINE_string("output", None, "The .tflite file to write.", required=True)
+flags.DEFINE_integer("image_size", None, "Side of the images; none: the network's.", lower_bound=1)
 
 
 def find_model():
@@ -33,11 +37,30 @@ def find_model():
     )
 
 
+def check_model(filename):
+    """Raises a ValueError unless the file holds a network of this package; builds nothing."""
+    try:
+        with zipfile.ZipFile(filename) as archive:
+            saved = json.loads(archive.read("config.json"))["class_name"]
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
+        raise ValueError(f"--model: {filename} is no .keras file, or is damaged") from None
+    if damaged:
+        raise ValueError(f"--model: {filename} is damaged at {damaged}")
+    if saved != "DynamicSlimmableNetwork":
+        raise ValueError(
+            f"--model: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
+            "of the two stages save it"
+        )
+
+
 def check_output():
     """Returns --output as a path whose folder exists."""
     output = pathlib.Path(FLAGS.output)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output={FLAGS.output}: there is no folder {output.parent}")
+    if not os.access(output.parent, os.W_OK):
+        raise PermissionError(f"--output={FLAGS.output}: {output.parent} cannot be written")
     if output.is_dir():
         raise IsADirectoryError(f"--output={FLAGS.output} is a folder; name a .tflite file")
     return output
@@ -45,16 +68,17 @@ def check_output():
 
 def main(_):
     model_file, output = find_model(), check_output()
+    check_model(model_file)
     import keras
 
     from keras_dsnet.export import export_subnetwork
-    from keras_dsnet.models import DynamicSlimmableNetwork
 
-    network = keras.models.load_model(model_file)
-    if not isinstance(network, DynamicSlimmableNetwork):
-        raise ValueError(f"{model_file} is a {type(network).__name__}, no dynamic network")
-    path = int(FLAGS.path) if FLAGS.path.isdigit() else FLAGS.path
-    report = export_subnetwork(network, path, output)
+    network = keras.models.load_model(model_file, compile=False)
+    path = int(FLAGS.path) if FLAGS.path.isdecimal() else FLAGS.path
+    shape = FLAGS.image_size and (FLAGS.image_size, FLAGS.image_size, 3)
+    if not shape and None in network.input_shape[1:]:
+        raise ValueError(f"{model_file} takes images of any size: choose one by --image_size")
+    report = export_subnetwork(network, path, output, shape)
     print(
         f"{output}: path {report['path']}, {report['madds'] / 1e6:.2f}M MAdds, "
         f"{report['bytes'] / 1e6:.2f} MB, largest difference {report['difference']:.1e}"
