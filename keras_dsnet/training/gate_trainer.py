@@ -89,9 +89,12 @@ class GateTrainer(keras.Model):
         return [v for gate in self.model.slimming_gates for v in gate.slimming_variables]
 
     def compile(self, optimizer=None, **kwargs):
-        """Sets the optimizer; None: SGD with momentum 0.9, without weight decay."""
+        """Sets the optimizer; None: SGD with momentum 0.9. Gates have no weight decay."""
         if optimizer is None:
             optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
+        optimizer = keras.optimizers.get(optimizer)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner.exclude_from_weight_decay(var_list=self.optimized_variables)
         kwargs.setdefault("jit_compile", False)
         super().compile(optimizer=optimizer, **kwargs)
 

@@ -1,0 +1,125 @@
+"""The gate's attention, its choices, and their gradients."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.layers import DoubleHeadedGate
+
+IMAGES = np.random.default_rng(0).normal(size=(30, 4, 4, 24)).astype("float32")
+ROUTES = (0, 2, 3)
+
+
+def made(randomize=True, **options):
+    gate = DoubleHeadedGate((8, 16, 24), num_choices=4, **options)
+    gate.build((None, None, None, 24))
+    generator = np.random.default_rng(1)
+    for variable in gate.variables if randomize else []:
+        variable.assign(generator.normal(size=variable.shape))
+    return gate
+
+
+def scalar(**options):
+    return made(slimming_head="scalar", choice_ratios=(0.25, 0.5, 0.75, 1.0), **options)
+
+
+def test_attention_starts_at_one():
+    outputs, _ = made(randomize=False)(IMAGES, width=2)
+    np.testing.assert_array_equal(outputs, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("attention", "function"),
+    [("tanh", lambda x: 1 + np.tanh(x)), ("sigmoid", lambda x: 1 / (1 + np.exp(-x)))],
+)
+def test_heads_are_equations_8_and_9_at_a_narrow_width(attention, function):
+    gate = made(attention=attention)
+    images = IMAGES[..., :16]
+    w1, b1, w3, b3, w2 = (getattr(gate, name).numpy() for name in ("w1", "b1", "w3", "b3", "w2"))
+    hidden = np.maximum(images.mean((1, 2)) @ w1[:16] + b1, 0)
+    expected = images * function(hidden @ w3[:, :16] + b3[:16])[:, None, None]
+    outputs, scores = gate(images, width=1)
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)
+    np.testing.assert_allclose(scores, hidden @ w2, atol=1e-4)
+
+
+def test_choices_stay_within_the_routes():
+    gate = made()
+    scores = gate(IMAGES, width=2)[1].numpy()
+    scores[:, 1] = 1e9
+    chosen = gate.choose(tf.constant(scores), ROUTES).numpy()
+    assert set(chosen) <= set(ROUTES)
+    best = np.array(ROUTES)[np.argmax(scores[:, ROUTES], axis=1)]
+    np.testing.assert_array_equal(chosen, best)
+
+
+@pytest.mark.parametrize("make", [made, scalar])
+def test_samples_are_one_hot_and_carry_a_gradient(make):
+    gate = make()
+    with tf.GradientTape() as tape:
+        scores = gate(IMAGES, width=2)[1]
+        choice = gate.sample(scores, ROUTES)
+        loss = tf.reduce_sum(choice * [1.0, 2.0, 4.0])
+    values = choice.numpy()
+    np.testing.assert_allclose(np.sort(values, axis=1), [[0, 0, 1]] * 30, atol=1e-6)
+    chosen = np.array(ROUTES)[np.argmax(values, axis=1)]
+    np.testing.assert_array_equal(chosen, gate.choose(scores, ROUTES))
+    assert np.abs(tape.gradient(loss, gate.w2.value)).max() > 0
+
+
+def test_gumbel_noise_is_a_function_of_its_seed():
+    gate = made()
+    scores = tf.zeros((200, 4))
+    first, same, other = (gate.sample(scores, ROUTES, seed=[s, 0]) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 0.9
+    # Equal scores and noise: every route is drawn about as often.
+    assert np.min(np.sum(first, axis=0)) > 40
+
+
+def test_a_scalar_head_picks_the_nearest_ratio():
+    gate = scalar()
+    ratios = np.array([0.1, 0.6, 0.7, 0.88, 0.99])
+    scores = np.log(ratios / (1 - ratios))[:, None].astype("float32")
+    np.testing.assert_array_equal(gate.choose(scores, (0, 1, 2, 3)), [0, 1, 2, 3, 3])
+    np.testing.assert_array_equal(gate.choose(scores, (0, 3)), [0, 0, 3, 3, 3])
+
+
+def test_w1_is_shared_or_not():
+    shared, separate = made(), made(share_encoder=False)
+    assert [v.name for v in shared.slimming_variables] == ["w2"]
+    assert [v.name for v in separate.slimming_variables] == ["w1_slimming", "b1_slimming", "w2"]
+    extra = separate.count_params() - shared.count_params()
+    assert extra == 24 * 6 + 6
+
+
+def test_without_choices_there_is_attention_alone():
+    gate = DoubleHeadedGate((24,))
+    outputs = gate(IMAGES)
+    np.testing.assert_array_equal(outputs, IMAGES)
+    assert gate.slimming_variables == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attention": "relu"}, {"slimming_head": "two_hot"}, {"slimming_head": "scalar"}],
+)
+def test_unknown_options_are_named(options):
+    with pytest.raises(ValueError, match="Received"):
+        made(**options)
+
+
+def test_scores_are_float32_under_mixed_precision():
+    gate = made(dtype="mixed_bfloat16")
+    outputs, scores = gate(IMAGES, width=2)
+    assert outputs.dtype == "bfloat16"
+    assert scores.dtype == "float32"
+
+
+def test_config_brings_back_the_gate():
+    gate = scalar(share_encoder=False, attention="sigmoid")
+    copy = DoubleHeadedGate.from_config(gate.get_config())
+    copy.build((None, None, None, 24))
+    copy.set_weights(gate.get_weights())
+    for expected, got in zip(gate(IMAGES, width=2), copy(IMAGES, width=2)):
+        np.testing.assert_array_equal(expected, got)

@@ -1,0 +1,253 @@
+"""The network along every path, routed, saved, and written out as stock layers."""
+
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+from keras_dsnet.models.masked_executor import MaskedExecutor
+from keras_dsnet.models.section_costs import section_costs
+
+WIDTHS = range(4)
+SPEC = MobileNetSpec(
+    stem=(4, 6),
+    stages=(
+        MobileNetStage(1, 2, (6, 8)),
+        MobileNetStage(1, 2, (8, 12, 16, 24), gated=True),
+        MobileNetStage(1, 1, (12, 16, 24, 32)),
+    ),
+)
+IMAGES = np.random.default_rng(1).normal(size=(24, 16, 16, 3)).astype("float32")
+
+
+def make_network(**options):
+    keras.utils.set_random_seed(0)
+    options = {"input_shape": (16, 16, 3), "classes": 5, "classifier_activation": None, **options}
+    network = DynamicSlimmableNetwork(SPEC, **options)
+    generator = np.random.default_rng(0)
+    # Fresh statistics are equal at every width and fresh attention is one: both hide mistakes.
+    for variable in network.variables:
+        noise = generator.normal(scale=0.3, size=variable.shape)
+        variable.assign_add(np.abs(noise) if "variance" in variable.name else noise)
+    network.gates_trained = True
+    return network
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_network()
+
+
+@pytest.fixture(scope="module")
+def logits(network):
+    return np.stack([network(IMAGES, path=width) for width in WIDTHS])
+
+
+@pytest.fixture(scope="module")
+def widths(network):
+    chosen = network.route(IMAGES).numpy()[:, 0]
+    assert len(set(chosen)) >= 3, "a gate that picks one width would test nothing"
+    return chosen
+
+
+def chosen_logits(logits, widths):
+    return logits[widths, np.arange(len(widths))]
+
+
+def test_routed_images_have_the_outputs_of_their_path(network, logits, widths):
+    expected = chosen_logits(logits, widths)
+    np.testing.assert_allclose(network(IMAGES), expected, atol=1e-4)
+    predicted = network.predict(IMAGES, batch_size=7, verbose=0)
+    np.testing.assert_allclose(predicted, expected, atol=1e-4)
+    np.testing.assert_allclose(tf.function(network)(IMAGES), expected, atol=1e-4)
+
+
+def test_every_width_gives_other_outputs(logits):
+    for one in WIDTHS:
+        for other in range(one):
+            assert np.abs(logits[one] - logits[other]).max() > 0.01
+
+
+def test_probabilities_of_routed_images(network, logits, widths):
+    softmax = make_network(classifier_activation="softmax")
+    softmax.set_weights(network.get_weights())
+    expected = tf.nn.softmax(chosen_logits(logits, widths))
+    np.testing.assert_allclose(softmax(IMAGES), expected, atol=1e-5)
+
+
+def test_calls_of_every_size_trace_nothing_new(network):
+    generator = np.random.default_rng(3)
+    for width in WIDTHS:
+        network(IMAGES, path=width)
+    network(IMAGES)
+    traces = network.trace_count
+    assert traces <= 1 + len(WIDTHS)
+    for size in [1, 2, 3, *generator.integers(1, 65, 60)]:
+        images = generator.normal(size=(size, 16, 16, 3)).astype("float32")
+        assert network(images).shape == (size, 5)
+        network(images, path=2)
+    assert network.trace_count == traces
+
+
+@pytest.mark.slow
+def test_a_thousand_routed_calls_take_no_memory(network):
+    def resident():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    generator = np.random.default_rng(4)
+    batches = [generator.normal(size=(n, 16, 16, 3)).astype("float32") for n in range(1, 65)]
+    for batch in batches * 4:
+        network(batch)
+    before = resident()
+    for call in range(1000):
+        network(batches[call % 64])
+    assert resident() - before < 16e6
+
+
+@pytest.mark.parametrize("path", [0, 3, "widest", "largest"])
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_subnetwork_of_stock_layers_has_the_outputs_of_its_path(network, path, fold):
+    plain = network.subnetwork(path, fold_batch_norm=fold)
+    expected = network(IMAGES, path=path)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(plain(IMAGES), expected, atol=1e-4 * scale)
+    assert all(type(layer).__module__.startswith("keras.src") for layer in plain.layers)
+    norms = [layer for layer in plain.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert bool(norms) != fold
+
+
+def test_a_subnetwork_loads_where_this_package_is_not(network, tmp_path):
+    network.subnetwork(1).save(tmp_path / "plain.keras")
+    np.save(tmp_path / "images.npy", IMAGES)
+    code = (
+        "import sys; sys.modules['keras_dsnet'] = None\n"
+        "import keras, numpy as np\n"
+        "model = keras.models.load_model('plain.keras')\n"
+        "np.save('outputs.npy', model.predict(np.load('images.npy'), verbose=0))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    outputs = np.load(tmp_path / "outputs.npy")
+    np.testing.assert_allclose(outputs, network(IMAGES, path=1), atol=1e-4)
+
+
+def test_saving_brings_back_outputs_routes_and_gates(network, tmp_path):
+    network = make_network(routes=(0, 1, 3))
+    network.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    network.save_weights(tmp_path / "m.weights.h5")
+    filled = DynamicSlimmableNetwork(
+        SPEC, input_shape=(16, 16, 3), classes=5, classifier_activation=None
+    )
+    filled.load_weights(tmp_path / "m.weights.h5")
+    for copy in (loaded, filled):
+        assert copy.routes == (0, 1, 3)
+        assert copy.gates_trained
+        np.testing.assert_array_equal(copy(IMAGES), network(IMAGES))
+        np.testing.assert_array_equal(copy.route(IMAGES), network.route(IMAGES))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_masked_channels_equal_the_slice(network, logits, width):
+    executor = MaskedExecutor(network, (0, 1, 2, 3), lambda *_: tf.one_hot([width] * 24, 4))
+    outputs = network.run_sections(tf.constant(IMAGES), None, executor=executor)
+    np.testing.assert_allclose(outputs, logits[width], atol=1e-4 * np.abs(logits).max())
+
+
+def test_mixed_choices_in_one_masked_batch(network, logits, widths):
+    routes = (0, 1, 2, 3)
+    executor = MaskedExecutor(network, routes, lambda gate, s, _: gate.sample(s, routes))
+    outputs = network.run_sections(tf.constant(IMAGES), None, executor=executor)
+    expected = chosen_logits(logits, widths)
+    np.testing.assert_allclose(outputs, expected, atol=1e-4 * np.abs(logits).max())
+
+
+def test_untrained_gates_warn_once_and_take_the_widest_route(network):
+    untrained = make_network(routes=(0, 2))
+    untrained.gates_trained = False
+    with pytest.warns(UserWarning, match="not trained"):
+        outputs = untrained(IMAGES)
+    np.testing.assert_allclose(outputs, untrained(IMAGES, path=2), atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        untrained(IMAGES)
+        assert set(untrained.route(IMAGES).numpy()[:, 0]) == {2}
+
+
+@pytest.mark.parametrize("path", [4, -1, "slim", (0, 1), 1.5, True])
+def test_a_path_out_of_range_is_named(network, path):
+    with pytest.raises(ValueError, match="int from 0 to 3"):
+        network(IMAGES, path=path)
+
+
+@pytest.mark.parametrize("routes", [(), (1, 0), (0, 0), (0, 4), (0.5,), 3])
+def test_bad_routes_are_named(network, routes):
+    with pytest.raises(ValueError, match="ascending widths from 0 to 3"):
+        network.routes = routes
+
+
+def test_paths_may_be_numpy_integers_and_tuples(network, logits):
+    for path in (np.int64(2), (2,), [2]):
+        np.testing.assert_array_equal(network(IMAGES, path=path), logits[2])
+
+
+def test_training_without_a_path_is_refused(network):
+    with pytest.raises(ValueError, match="SupernetTrainer"):
+        network(IMAGES, training=True)
+
+
+def test_open_image_size(network):
+    open_size = make_network(input_shape=(None, None, 3))
+    open_size.set_weights(network.get_weights())
+    np.testing.assert_allclose(open_size(IMAGES), network(IMAGES), atol=1e-5)
+    larger = np.random.default_rng(5).normal(size=(3, 32, 24, 3)).astype("float32")
+    assert open_size(larger).shape == (3, 5)
+    assert tf.function(open_size)(larger).shape == (3, 5)
+    with pytest.raises(ValueError, match="input_shape"):
+        open_size.madds(0)
+    assert open_size.madds(0, (16, 16, 3)) == network.madds(0)
+
+
+def test_features_without_the_top(network):
+    features = make_network(include_top=False)
+    assert features(IMAGES, path=1).shape == (24, 2, 2, 16)
+    routed = features(IMAGES).numpy()
+    widths = features.route(IMAGES).numpy()[:, 0]
+    assert routed.shape == (24, 2, 2, (12, 16, 24, 32)[max(widths)])
+    for image, width in zip(range(24), widths):
+        expected = features(IMAGES[image : image + 1], path=int(width))[0]
+        channels = expected.shape[-1]
+        np.testing.assert_allclose(routed[image, ..., :channels], expected, atol=1e-4)
+        assert not routed[image, ..., channels:].any()
+
+
+def test_mixed_bfloat16_is_near_float32(network):
+    low = make_network(dtype="mixed_bfloat16")
+    low.set_weights(network.get_weights())
+    expected = network(IMAGES, path=2).numpy()
+    outputs = low(IMAGES, path=2)
+    assert outputs.dtype == "float32"
+    assert np.abs(outputs - expected).max() < 0.1 * np.abs(expected).max()
+    assert low(IMAGES).shape == (24, 5)
+
+
+def test_summary_and_width_table(network, capsys):
+    network.summary()
+    assert "block_1_pointwise" in capsys.readouterr().out
+    table = network.width_table()
+    assert [row["channels"] for row in table] == [8, 12, 16, 24]
+    assert [row["madds"] for row in table] == [network.madds(width) for width in WIDTHS]
+    for row in table:
+        assert row["parameters"] == sum(
+            np.prod(v.shape) for v in network.subnetwork(row["path"]).trainable_variables
+        )
+
+
+def test_section_costs_add_up_to_the_madds(network):
+    front, tables = section_costs(network, (0, 2, 3))
+    assert [front + int(cost) for cost in tables[0][0]] == [network.madds(w) for w in (0, 2, 3)]
