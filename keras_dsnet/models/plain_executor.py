@@ -5,6 +5,9 @@ import numpy as np
 
 from keras_dsnet.models.topology import Executor
 
+# Whatever policy the network, or Keras, computes in: a plain sub-network is for every runtime.
+DTYPE = "float32"
+
 
 def plain_subnetwork(network, path, fold_batch_norm=False):
     """Returns one sub-network as a functional Keras model, with weights of its own.
@@ -18,12 +21,14 @@ def plain_subnetwork(network, path, fold_batch_norm=False):
     Returns:
         `keras.Model` of stock layers: it saves and loads without this package.
     """
-    x = inputs = keras.Input(network.input_shape[1:], name="image")
+    x = inputs = keras.Input(network.input_shape[1:], name="image", dtype=DTYPE)
     executor = PlainExecutor(path, fold_batch_norm)
     for steps in network.sections:
         x = executor.run(steps, x)
     if network.include_top and network.classifier_activation != "linear":
-        x = keras.layers.Activation(network.classifier_activation, name="predictions")(x)
+        x = keras.layers.Activation(network.classifier_activation, name="predictions", dtype=DTYPE)(
+            x
+        )
     return keras.Model(inputs, x, name="_".join([network.name, *map(str, path.gates)]))
 
 
@@ -71,7 +76,9 @@ class PlainExecutor(Executor):
         if padding == "symmetric":
             padding = "same" if layer.strides == 1 and layer.kernel_size % 2 else "valid"
             if padding == "valid":
-                pad = keras.layers.ZeroPadding2D(layer.kernel_size // 2, name=f"{layer.name}_pad")
+                pad = keras.layers.ZeroPadding2D(
+                    layer.kernel_size // 2, name=f"{layer.name}_pad", dtype=DTYPE
+                )
                 x = pad(x)
         made = stock(
             kernel_size=layer.kernel_size,
@@ -79,6 +86,7 @@ class PlainExecutor(Executor):
             padding=padding,
             use_bias=bias is not None,
             name=layer.name,
+            dtype=DTYPE,
             **arguments,
         )
         return _apply(made, x, kernel, bias)
@@ -91,19 +99,24 @@ class PlainExecutor(Executor):
             x = self._batch_norm(step, x)
         if step.activation is None:
             return x
-        return keras.layers.Activation(step.activation, name=f"{layer.name}_activation")(x)
+        return keras.layers.Activation(
+            step.activation, name=f"{layer.name}_activation", dtype=DTYPE
+        )(x)
 
     def _batch_norm(self, step, x):
         layer = step.layer
         stock = keras.layers.BatchNormalization(
-            momentum=layer.momentum, epsilon=layer.epsilon, name=layer.name
+            momentum=layer.momentum, epsilon=layer.epsilon, name=layer.name, dtype=DTYPE
         )
         return _apply(stock, x, *self._batch_norm_values(step, x.shape[-1]))
 
     def _group_norm(self, layer, x):
         channels = x.shape[-1]
         stock = keras.layers.GroupNormalization(
-            channels // layer.channels_per_group, epsilon=layer.epsilon, name=layer.name
+            channels // layer.channels_per_group,
+            epsilon=layer.epsilon,
+            name=layer.name,
+            dtype=DTYPE,
         )
         return _apply(stock, x, _numpy(layer.gamma)[:channels], _numpy(layer.beta)[:channels])
 
@@ -122,35 +135,41 @@ class PlainExecutor(Executor):
         layer, channels = step.layer, x.shape[-1]
         if not layer.attention:
             return x
-        pool = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{layer.name}_pool")
+        pool = keras.layers.GlobalAveragePooling2D(
+            keepdims=True, name=f"{layer.name}_pool", dtype=DTYPE
+        )
         hidden = keras.layers.Dense(
-            layer.hidden_units, activation="relu", name=f"{layer.name}_hidden"
+            layer.hidden_units, activation="relu", name=f"{layer.name}_hidden", dtype=DTYPE
         )
         hidden = _apply(hidden, pool(x), _numpy(layer.w1)[:channels], _numpy(layer.b1))
-        head = keras.layers.Dense(channels, activation=layer.attention, name=f"{layer.name}_head")
+        head = keras.layers.Dense(
+            channels, activation=layer.attention, name=f"{layer.name}_head", dtype=DTYPE
+        )
         attention = _apply(
             head, hidden, _numpy(layer.w3)[:, :channels], _numpy(layer.b3)[:channels]
         )
         if layer.attention == "tanh":
-            one_plus = keras.layers.Rescaling(1.0, offset=1.0, name=f"{layer.name}_one_plus")
+            one_plus = keras.layers.Rescaling(
+                1.0, offset=1.0, name=f"{layer.name}_one_plus", dtype=DTYPE
+            )
             attention = one_plus(attention)
-        return keras.layers.Multiply(name=f"{layer.name}_attend")([x, attention])
+        return keras.layers.Multiply(name=f"{layer.name}_attend", dtype=DTYPE)([x, attention])
 
     def pool(self, step, x):
-        return keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        return keras.layers.GlobalAveragePooling2D(name="pool", dtype=DTYPE)(x)
 
     def dropout(self, step, x):
-        return keras.layers.Dropout(step.layer.rate, name=step.layer.name)(x)
+        return keras.layers.Dropout(step.layer.rate, name=step.layer.name, dtype=DTYPE)(x)
 
     def dense(self, step, x):
         layer = step.layer
         units = layer.units[self.path.widths[step.section] if len(layer.units) > 1 else 0]
-        stock = keras.layers.Dense(units, use_bias=layer.use_bias, name=layer.name)
+        stock = keras.layers.Dense(units, use_bias=layer.use_bias, name=layer.name, dtype=DTYPE)
         bias = None if layer.bias is None else _numpy(layer.bias)[:units]
         return _apply(stock, x, _numpy(layer.kernel)[: x.shape[-1], :units], bias)
 
     def add(self, x, shortcut):
-        return keras.layers.Add()([x, shortcut])
+        return keras.layers.Add(dtype=DTYPE)([x, shortcut])
 
 
 def _apply(layer, x, *weights):

@@ -251,3 +251,13 @@ def test_summary_and_width_table(network, capsys):
 def test_section_costs_add_up_to_the_madds(network):
     front, tables = section_costs(network, (0, 2, 3))
     assert [front + int(cost) for cost in tables[0][0]] == [network.madds(w) for w in (0, 2, 3)]
+
+
+def test_a_subnetwork_is_float32_whatever_the_policy(network):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        plain = network.subnetwork(0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {layer.compute_dtype for layer in plain.layers[1:]} == {"float32"}
+    np.testing.assert_allclose(plain(IMAGES), network(IMAGES, path=0), atol=1e-4)

@@ -1,0 +1,114 @@
+"""The training recipes as programs: killed and resumed, one after the other, and misused."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
+STAGE_1 = (
+    "--dataset=digits",
+    "--train_split=train[:256]",
+    "--eval_split=test[:100]",
+    "--alpha=0.25",
+    "--batch_size=64",
+    "--epochs=2",
+    "--evaluate_epochs=2",
+    "--checkpoint_steps=2",
+    "--learning_rate=0.4",
+    "--num_random=1",
+    "--deterministic",
+)
+STAGE_2 = (*STAGE_1[:3], "--batch_size=64", "--epochs=1", "--variant=S")
+
+
+def command(name, *arguments):
+    return [sys.executable, str(RECIPES / name), *map(str, arguments)]
+
+
+def run(name, *arguments):
+    return subprocess.run(command(name, *arguments), capture_output=True, text=True, check=False)
+
+
+def state_of(workdir):
+    with np.load(workdir / "checkpoint.npz") as archive:
+        return {name: archive[name] for name in archive.files if "/" in name}
+
+
+@pytest.fixture(scope="module")
+def supernet(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("supernet")
+    done = run("imagenet_stage1.py", *STAGE_1, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_ends_with_the_same_weights(supernet, tmp_path):
+    arguments = (*STAGE_1, f"--workdir={tmp_path}")
+    process = subprocess.Popen(
+        command("imagenet_stage1.py", *arguments),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (tmp_path / "checkpoint.npz").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    done = run("imagenet_stage1.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stdout
+    expected, state = state_of(supernet), state_of(tmp_path)
+    assert expected.keys() == state.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(state[name], values, err_msg=name)
+
+
+@pytest.mark.slow
+def test_stage_2_trains_the_gate_of_stage_1(supernet, tmp_path):
+    done = run("imagenet_stage2.py", *STAGE_2, f"--supernet={supernet}", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "images were easy" in done.stdout
+    assert (tmp_path / "model.keras").is_file()
+    rows = json.loads((tmp_path / "tables" / "paths.json").read_text())
+    assert [row["path"] for row in rows] == [*range(14), "dynamic"]
+    assert rows[0]["madds"] < rows[-1]["madds"] <= rows[3]["madds"] + 1000
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "accuracy_against_madds.png",
+        "training_curves.png",
+        "width_shares.png",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("imagenet_stage1.py", ["--dataset=cifar11"], "cifar11"),
+        ("imagenet_stage1.py", ["--dataset=digits", "--batch_size=5000"], "5000"),
+        ("imagenet_stage1.py", ["--dataset=digits", "--alpha=0.1", "--batch_size=64"], "alpha=0.1"),
+        ("imagenet_stage2.py", ["--dataset=digits", "--supernet=nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(recipe, arguments, message, tmp_path):
+    done = run(recipe, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_workdir_of_another_configuration_is_refused(supernet):
+    before = state_of(supernet)
+    done = run("imagenet_stage1.py", *STAGE_1, f"--workdir={supernet}", "--alpha=0.5")
+    assert done.returncode == 1
+    assert "alpha" in done.stderr
+    for name, values in state_of(supernet).items():
+        np.testing.assert_array_equal(before[name], values)
