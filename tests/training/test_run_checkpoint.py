@@ -233,20 +233,25 @@ def test_a_diverged_state_does_not_replace_a_good_one(checkpoint, value, dtype):
     np.testing.assert_array_equal(values(group)[0].astype("float32"), [1, 2])
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """Limits files to 4 KiB: a write beyond it fails, as on a full disk, after a part of it."""
+    """Limits files to 4 KiB: a write beyond it fails, as on a full disk, after a part of it.
+
+    For as short as can be: what pytest itself prints may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_fails_midway_keeps_the_last_state(checkpoint, request):
+def test_a_write_that_fails_midway_keeps_the_last_state(checkpoint):
     group = variables(size=1000)
     checkpoint.save({"model": group}, step=1)
-    request.getfixturevalue("small_files")
-    with pytest.raises(OSError, match=r"step 2.*checkpoint\.npz.*the last checkpoint is unchanged"):
+    failure = r"step 2.*checkpoint\.npz.*the last checkpoint is unchanged"
+    with pytest.raises(OSError, match=failure), small_files():
         checkpoint.save({"model": group}, step=2)
     assert names_in(checkpoint.path.parent) == ["checkpoint.npz"]
     assert checkpoint.restore({"model": group}) == {"step": 1}
