@@ -87,7 +87,13 @@ def make_trainer(model, steps_per_epoch):
 
 
 def main(_):
-    from keras_dsnet.training import TrainingRun, WorkDir, describe_gates, evaluate_paths
+    from keras_dsnet.training import (
+        TrainingRun,
+        WorkDir,
+        describe_gates,
+        evaluate_paths,
+        read_log,
+    )
 
     config, exempt = common.config()
     train, evaluation = common.load_sources()
@@ -113,8 +119,9 @@ def main(_):
     common.save_model(model, workdir.path / "model.keras")
     rows = evaluate_paths(model, common.evaluation_dataset(evaluation))
     common.report(model, rows, workdir)
-    easy = trainer.get_metrics_result().get("easy")
-    print(f"{float(easy):.1%} of the last epoch's images were easy\n{describe_gates(rows)}")
+    # From the log: a run that was finished before has trained nothing now.
+    easy = float(read_log(workdir.log)[-1]["easy"])
+    print(f"{easy:.1%} of the last epoch's images were easy\n{describe_gates(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What is done with a network to train and judge it."""
 
-from keras_dsnet.training.csv_log import CsvLog
+from keras_dsnet.training.csv_log import CsvLog, read_log
 from keras_dsnet.training.evaluate_paths import evaluate_paths
 from keras_dsnet.training.gate_trainer import GateTrainer, describe_gates
 from keras_dsnet.training.l2_sgd import L2SGD

@@ -185,12 +185,11 @@ class TestSwitchableBatchNormalization:
         assert layer.gamma.shape == layer.beta.shape == (24,)
         assert layer.moving_mean.shape == layer.moving_variance.shape == (5, 24)
 
-    def test_replicas_with_synchronized_statistics_equal_one_device(self):
-        # Two replicas as threads of one device: each sums its half over both.
+    def test_synchronized_statistics_on_one_replica_are_the_plain_ones(self):
         images = tf.constant(IMAGES)
-        single = SwitchableBatchNormalization((24,), synchronized=True)
+        synchronized = SwitchableBatchNormalization((24,), synchronized=True)
         plain = SwitchableBatchNormalization((24,))
         np.testing.assert_allclose(
-            single(images, training=True), plain(images, training=True), atol=1e-4
+            synchronized(images, training=True), plain(images, training=True), atol=1e-4
         )
-        np.testing.assert_allclose(single.moving_variance, plain.moving_variance, atol=1e-5)
+        np.testing.assert_allclose(synchronized.moving_variance, plain.moving_variance, atol=1e-5)

@@ -1,5 +1,7 @@
 """Stage I against the same equations written plainly, and what its arguments change."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -142,14 +144,27 @@ def test_training_lowers_the_loss_of_every_net_in_one_trace(monkeypatch):
 
 
 def test_random_widths_are_interior_and_a_function_of_seed_and_step():
-    trainer, same = make_trainer(num_random=50), make_trainer(num_random=50)
-    other = make_trainer(num_random=50, seed=1)
-    first = trainer.draw_widths().numpy()
-    assert set(first.ravel()) == {1}
-    network = trainer.model
-    np.testing.assert_array_equal(first, same.draw_widths())
-    assert network.num_widths == 3
-    assert other.draw_widths().shape == (50, 1)
+    wide = dataclasses.replace(
+        SPEC,
+        stages=(
+            SPEC.stages[0],
+            MobileNetStage(1, 2, (4, 6, 8, 10, 12, 14), gated=True),
+            MobileNetStage(1, 1, (4, 6, 8, 10, 12, 14)),
+        ),
+    )
+
+    def draw(seed, step):
+        network = DynamicSlimmableNetwork(wide, input_shape=(16, 16, 3), classes=5)
+        trainer = make_trainer(network, num_random=50, seed=seed)
+        trainer.optimizer.iterations.assign(step)
+        return trainer.draw_widths().numpy()
+
+    first = draw(seed=0, step=3)
+    assert first.shape == (50, 1)
+    assert set(first.ravel()) == {1, 2, 3, 4}
+    np.testing.assert_array_equal(first, draw(seed=0, step=3))
+    assert np.any(first != draw(seed=1, step=3))
+    assert np.any(first != draw(seed=0, step=4))
 
 
 def test_weight_decay_goes_through_the_momentum_and_spares_gates_norms_and_biases():
