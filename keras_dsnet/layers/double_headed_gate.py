@@ -6,9 +6,9 @@ import tensorflow as tf
 from keras_dsnet.layers.channel_options import (
     as_options,
     channels_of,
-    first_channels,
     resolve_width,
 )
+from keras_dsnet.layers.slice_tape import variable_slice
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -120,19 +120,15 @@ class DoubleHeadedGate(keras.layers.Layer):
             return outputs
         if not self.share_encoder:
             hidden = self._encode(pooled, self.w1_slimming, self.b1_slimming)
-        return outputs, tf.cast(tf.matmul(hidden, tf.convert_to_tensor(self.w2)), tf.float32)
+        return outputs, tf.cast(tf.matmul(hidden, variable_slice(self.w2)), tf.float32)
 
     def _encode(self, pooled, weights, bias):
-        weights = first_channels(
-            tf.convert_to_tensor(weights), channels_of(pooled), weights.shape[1]
-        )
-        return tf.nn.relu(tf.matmul(pooled, weights) + tf.convert_to_tensor(bias))
+        weights = variable_slice(weights, channels_of(pooled), weights.shape[1])
+        return tf.nn.relu(tf.matmul(pooled, weights) + variable_slice(bias))
 
     def _attend(self, hidden, channels):
-        weights = first_channels(tf.convert_to_tensor(self.w3), channels)
-        logits = tf.matmul(hidden, weights) + first_channels(
-            tf.convert_to_tensor(self.b3), channels
-        )
+        weights = variable_slice(self.w3, channels)
+        logits = tf.matmul(hidden, weights) + variable_slice(self.b3, channels)
         return 1.0 + tf.tanh(logits) if self.attention == "tanh" else tf.sigmoid(logits)
 
     def route_scores(self, scores, routes):

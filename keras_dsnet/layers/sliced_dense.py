@@ -7,10 +7,10 @@ from keras_dsnet.layers.channel_options import (
     as_options,
     channels_at,
     channels_of,
-    first_channels,
     resolve_width,
     static_channels,
 )
+from keras_dsnet.layers.slice_tape import variable_slice
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -79,10 +79,10 @@ class SlicedDense(keras.layers.Layer):
                 f"Layer '{self.name}' takes at most {self.kernel.shape[0]} input channels. "
                 f"Received: inputs.shape={tuple(inputs.shape)}"
             )
-        kernel = first_channels(tf.convert_to_tensor(self.kernel), in_channels, units)
+        kernel = variable_slice(self.kernel, in_channels, units)
         outputs = tf.matmul(inputs, kernel)
         if self.bias is not None:
-            outputs += first_channels(tf.convert_to_tensor(self.bias), units)
+            outputs += variable_slice(self.bias, units)
         return outputs
 
     def compute_output_shape(self, input_shape, width=None):

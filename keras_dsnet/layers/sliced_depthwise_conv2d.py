@@ -7,9 +7,9 @@ from keras_dsnet.layers.channel_options import (
     as_options,
     channels_at,
     channels_of,
-    first_channels,
     resolve_width,
 )
+from keras_dsnet.layers.slice_tape import variable_slice
 from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, tf_padding
 
 
@@ -83,13 +83,23 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
                 f"Layer '{self.name}' has {channels} channels at width {width}. "
                 f"Received: inputs.shape={tuple(inputs.shape)}"
             )
-        kernel = first_channels(tf.convert_to_tensor(self.kernel), channels, 1)
-        padding = tf_padding(self.padding, self.kernel_size, self.strides)
+        kernel = variable_slice(self.kernel, channels, 1)
+        padding = self._padding(inputs.shape)
         strides = (1, self.strides, self.strides, 1)
         outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, padding)
         if self.bias is not None:
-            outputs += first_channels(tf.convert_to_tensor(self.bias), channels)
+            outputs += variable_slice(self.bias, channels)
         return outputs
+
+    def _padding(self, shape):
+        padding = tf_padding(self.padding, self.kernel_size, self.strides)
+        small = None not in shape[1:3] and max(shape[1:3]) < self.kernel_size
+        if padding == "SAME" and self.strides == 1 and self.kernel_size % 2 and small:
+            # On features smaller than the kernel oneDNN's filter gradient is many times slower than
+            # TensorFlow's own, which explicit padding selects.
+            pad = [self.kernel_size // 2] * 2
+            return [[0, 0], pad, pad, [0, 0]]
+        return padding
 
     def compute_output_shape(self, input_shape, width=None):
         sizes = [

@@ -6,9 +6,9 @@ import tensorflow as tf
 from keras_dsnet.layers.channel_options import (
     as_options,
     channels_at,
-    first_channels,
     resolve_width,
 )
+from keras_dsnet.layers.slice_tape import variable_slice
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -70,8 +70,8 @@ class SlicedGroupNormalization(keras.layers.Layer):
         mean, variance = tf.nn.moments(groups, (1, 2, 4), keepdims=True)
         groups = (groups - mean) * tf.math.rsqrt(variance + self.epsilon)
         outputs = tf.reshape(groups, shape)
-        outputs *= first_channels(tf.convert_to_tensor(self.gamma), channels)
-        outputs += first_channels(tf.convert_to_tensor(self.beta), channels)
+        outputs *= variable_slice(self.gamma, channels)
+        outputs += variable_slice(self.beta, channels)
         outputs = tf.ensure_shape(outputs, inputs.shape)
         return tf.cast(outputs, inputs.dtype)
 

@@ -9,6 +9,7 @@ from keras_dsnet.layers.channel_options import (
     first_channels,
     resolve_width,
 )
+from keras_dsnet.layers.slice_tape import variable_slice
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -107,8 +108,8 @@ class SwitchableBatchNormalization(keras.layers.Layer):
     def scale_and_offset(self, channels):
         """Returns the first `channels` entries of `gamma` and `beta`, float32."""
         return (
-            first_channels(tf.convert_to_tensor(self.gamma), channels),
-            first_channels(tf.convert_to_tensor(self.beta), channels),
+            variable_slice(self.gamma, channels),
+            variable_slice(self.beta, channels),
         )
 
     def statistics_at(self, row, channels):
@@ -144,6 +145,13 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         return tf.cast(outputs, inputs.dtype), mean, unbiased
 
     def _update(self, table, row, channels, batch, momentum):
+        if isinstance(table.value, tf.Variable) and not _has_replicas():
+            # Only one row is read and written.
+            old = first_channels(table.value.sparse_read(row), channels)
+            change = (old - tf.stop_gradient(batch)) * (1.0 - momentum)
+            change = tf.pad(change, [[0, table.shape[1] - channels]])
+            table.value.scatter_sub(tf.IndexedSlices(change, row))
+            return
         value = tf.convert_to_tensor(table)
         old = first_channels(tf.gather(value, row), channels)
         new = old * momentum + tf.stop_gradient(batch) * (1.0 - momentum)
@@ -163,3 +171,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             synchronized=self.synchronized,
         )
         return config
+
+
+def _has_replicas():
+    return tf.distribute.get_strategy().num_replicas_in_sync > 1

@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
+from keras_dsnet.models.activation import activate
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.sliced_executor import SlicedExecutor
-from keras_dsnet.models.topology import activate
 
 
 class MaskedExecutor(SlicedExecutor):
@@ -39,7 +39,8 @@ class MaskedExecutor(SlicedExecutor):
             x = self._normalize(step.layer, x, choice)
         else:
             x = step.layer(x, width=self.routes[-1])
-        return activate(step.activation, x) * self._mask(step.layer.channels, choice, x.dtype)
+        activated = activate(step.activation, x, training=True)
+        return activated * self._mask(step.layer.channels, choice, x.dtype)
 
     def _normalize(self, layer, x, choice):
         channels = layer.channels[self.routes[-1]]

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from keras_dsnet.models.topology import Executor, activate
+from keras_dsnet.models.activation import activate
+from keras_dsnet.models.topology import Executor
 
 
 class SlicedExecutor(Executor):
@@ -47,7 +48,7 @@ class SlicedExecutor(Executor):
             )
         else:
             x = step.layer(x, width=width)
-        return activate(step.activation, x)
+        return activate(step.activation, x, self.training)
 
     def _momentum(self, layer):
         momentum = layer.momentum if self.momentum is None else self.momentum

@@ -8,8 +8,6 @@ shapes; none of them knows the network, and the network knows none of them.
 import dataclasses
 from typing import Any
 
-import keras
-
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -77,8 +75,3 @@ class Executor:
 
     def add(self, x, shortcut):
         return x + shortcut
-
-
-def activate(name, x):
-    """Applies the activation of a "norm" step."""
-    return x if name is None else keras.activations.get(name)(x)

@@ -54,8 +54,9 @@ class TracedSections:
             outputs = executor.run(steps, inputs)
             return outputs, (executor.scores or [None])[0]
 
-        # The image's size is the model's to say; every other shape follows from it.
-        shape = self._network.input_shape if section == 0 else (None, *x.shape[1:])
+        # What the model leaves open, batch size and image size, is open here too.
+        sizes = zip(self._network.input_shape[:3], x.shape[:3])
+        shape = (*(size if fixed else None for fixed, size in sizes), x.shape[3])
         return tf.function(run, autograph=False).get_concrete_function(
             tf.TensorSpec(shape, x.dtype)
         )

@@ -5,6 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
+from keras_dsnet.layers.slice_tape import SliceTape, add_slices, whole_gradient
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.topology import walk
 from keras_dsnet.training.l2_sgd import L2SGD
@@ -168,48 +169,48 @@ class SupernetTrainer(keras.Model):
         fronts = {path.widths[0]: None for path in paths}
         for width in fronts:
             fronts[width] = self._student_front(images, [p for p in paths if p.widths[0] == width])
-        losses, all_logits, tails = [], [], []
-        front_gradients = dict.fromkeys(fronts)
-        for index, path in enumerate(paths):
-            features = fronts[path.widths[0]][1]
+        losses, total, front_gradients = [None] * len(paths), {}, dict.fromkeys(fronts)
+        for index in self._order(paths):
+            path = paths[index]
             # One sub-network after the other: side by side they would need all their activations.
-            with tf.control_dependencies(tails[-1] if tails else []):
-                loss, logits, gradients = self._student_tail(
-                    tf.identity(features),
-                    path,
-                    functools.partial(self._loss, index, labels, teacher),
-                )
+            with tf.control_dependencies(list(total.values())):
+                features = tf.identity(fronts[path.widths[0]][1])
+            loss_of = functools.partial(self._loss, index, labels, teacher)
+            losses[index], logits, gradient = self._student_tail(features, path, loss_of, total)
+            front_gradients[path.widths[0]] = _sum(front_gradients[path.widths[0]], gradient)
+            if index == 0:
+                label_logits = logits
             if index == 0 and self.target == "in_place":
                 teacher = [tf.nn.softmax(tf.stop_gradient(logits) / self.temperature)]
-            losses.append(loss)
-            all_logits.append(logits)
-            tails.append(gradients[1:])
-            front_gradients[path.widths[0]] = _sum(front_gradients[path.widths[0]], gradients[0])
-        tail = [tf.add_n(gradients) for gradients in zip(*tails)]
-        front = [
-            tape.gradient(features, _values(self.front_variables), front_gradients[width])
-            for width, (tape, features) in fronts.items()
-        ]
-        return losses, all_logits[0], [tf.add_n(gradients) for gradients in zip(*front)] + tail
+        for width, (tape, features) in fronts.items():
+            add_slices(total, tape.gradient(features, (), front_gradients[width])[1])
+        return losses, label_logits, [whole_gradient(total, v) for v in self.optimized_variables]
+
+    def _order(self, paths):
+        """The narrow sub-networks first, whose gradients are small, unless the widest teaches."""
+        order = range(len(paths))
+        return order if self.target == "in_place" else reversed(order)
 
     def _student_front(self, images, paths):
         """Runs section 0 for all `paths` at once; batch norm moves as often as there are paths."""
-        with tf.GradientTape() as tape:
+        with SliceTape() as tape:
             features = self.model.run_sections(
                 images, paths[0], last=0, training=True, repeats=len(paths)
             )
         return tape, features
 
-    def _student_tail(self, features, path, loss_of):
-        with tf.GradientTape() as tape:
+    def _student_tail(self, features, path, loss_of, total):
+        """Adds the gradients to `total`; returns loss, logits and gradient of the features."""
+        with SliceTape() as tape:
             tape.watch(features)
             logits = self.model.run_sections(features, path, first=1, training=True)
             logits = tf.cast(logits, tf.float32)
             loss = loss_of(logits)
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
-        gradients = tape.gradient(scaled, [features, *_values(self.tail_variables)])
-        return loss, logits, gradients
+        (gradient,), gradients = tape.gradient(scaled, [features])
+        add_slices(total, gradients)
+        return loss, logits, gradient
 
     def _loss(self, index, labels, teacher, logits):
         """Eqs. 5: the first path learns from labels, the last from the mean of the teachers."""
@@ -242,7 +243,14 @@ class SupernetTrainer(keras.Model):
             momentum = tf.minimum(momentum, step / (9.0 + step))
         for average, variable in zip(self.teacher_variables, getattr(self, "_averaged", [])):
             rest = tf.cast(1.0 - momentum, average.dtype)
-            average.assign_sub((average - tf.cast(variable, average.dtype)) * rest)
+            difference = average - tf.cast(variable, average.dtype)
+            if self.distribute_strategy.num_replicas_in_sync > 1:
+                average.assign_sub(difference * rest)
+            else:
+                # The product is not written to memory.
+                tf.raw_ops.ResourceApplyGradientDescent(
+                    var=average.value.handle, alpha=rest, delta=difference
+                )
 
     def _report(self, losses, logits, labels):
         values = {f"{self.label_path}_loss": losses[0], "slimmest_loss": losses[-1]}

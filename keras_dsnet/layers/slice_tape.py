@@ -1,0 +1,121 @@
+"""Gradients by slices of variables, for steps that train several widths at once."""
+
+import contextvars
+
+import tensorflow as tf
+
+from keras_dsnet.layers.channel_options import first_channels
+
+_current = contextvars.ContextVar("slice_tape", default=None)
+
+
+class SliceTape:
+    """A gradient tape that differentiates by the slices of variables that the layers use.
+
+    By a whole variable the gradient of a narrow sub-network is mostly zeros, which TensorFlow
+    writes out for every sub-network and then adds up. Under this tape each slice that a sliced
+    layer takes is a source of its own, and `add_slices` sums them.
+
+    Example:
+
+    >>> with SliceTape() as tape:
+    ...     loss = loss_of(model.run_sections(images, path, training=True))
+    >>> _, gradients = tape.gradient(loss)
+    >>> whole = whole_gradient(gradients, variable)
+    """
+
+    def __init__(self):
+        self._tape = tf.GradientTape(watch_accessed_variables=False)
+        self._slices = {}
+
+    def __enter__(self):
+        self._tape.__enter__()
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *exception):
+        _current.reset(self._token)
+        self._tape.__exit__(*exception)
+
+    def watch(self, tensor):
+        """Makes a tensor a source."""
+        self._tape.watch(tensor)
+
+    def take(self, variable, channels):
+        """Returns the slice of a variable, and remembers it as a source."""
+        with self._tape.stop_recording():
+            taken = first_channels(tf.identity(tf.convert_to_tensor(variable)), *channels)
+        self._tape.watch(taken)
+        self._slices.setdefault(id(variable), []).append(taken)
+        return taken
+
+    def gradient(self, target, sources=(), output_gradients=None):
+        """Returns the gradients by `sources`, and those by slices.
+
+        Args:
+            target: the tensor to differentiate.
+            sources: watched tensors.
+            output_gradients: of `tf.GradientTape.gradient`.
+
+        Returns:
+            A list, and a dictionary from a variable's `id` to the gradient by its slice, in the
+            type of the slice.
+        """
+        values, slices = self._tape.gradient(
+            target, (list(sources), self._slices), output_gradients=output_gradients
+        )
+        summed = {}
+        for key, gradients in slices.items():
+            for gradient in gradients:
+                if gradient is not None:
+                    add_slices(summed, {key: gradient})
+        return values, summed
+
+
+def variable_slice(variable, *channels):
+    """Returns the first channels of the last axes of a variable (Eq. 2 of the paper).
+
+    Args:
+        variable: a Keras variable.
+        *channels: as of `first_channels`.
+    """
+    tape = _current.get()
+    if tape is None:
+        return first_channels(tf.convert_to_tensor(variable), *channels)
+    return tape.take(variable, channels)
+
+
+def add_slices(total, gradients):
+    """Adds gradients by slices to `total` in place; the sum has the larger size of each axis."""
+    for key, gradient in gradients.items():
+        total[key] = _add(total[key], gradient) if key in total else gradient
+
+
+def whole_gradient(total, variable):
+    """Returns the gradient by the whole variable: zeros where no slice reached.
+
+    Raises:
+        ValueError: if no layer took a slice of the variable.
+    """
+    if id(variable) not in total:
+        raise ValueError(
+            f"No sliced layer used the variable '{variable.path}', so it has no gradient: "
+            "a layer must take its variables by `variable_slice`."
+        )
+    return _grow(tf.cast(total[id(variable)], variable.dtype), tf.constant(list(variable.shape)))
+
+
+def _add(first, second):
+    if first.shape.is_fully_defined() and first.shape == second.shape:
+        return first + second
+    size = tf.maximum(tf.shape(first), tf.shape(second))
+    return _grow(first, size) + _grow(second, size)
+
+
+def _grow(tensor, size):
+    static = tf.get_static_value(size)
+    if static is not None and tensor.shape.is_fully_defined() and tensor.shape == tuple(static):
+        return tensor
+    missing = size - tf.shape(tensor)
+    grown = tf.pad(tensor, tf.stack([tf.zeros_like(missing), missing], axis=1))
+    return grown if static is None else tf.ensure_shape(grown, static)
