@@ -29,6 +29,7 @@ flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
 flags.DEFINE_integer("rounds", 9, "Rounds of each comparison.", lower_bound=1)
 flags.DEFINE_bool("memory", True, "Measure the resident memory too, in processes of their own.")
 SETTINGS = {"32x32": (32, 64, 10), "224x224": (224, 32, 1000)}
+flags.DEFINE_multi_enum("setting", list(SETTINGS), list(SETTINGS), "Which to run; repeatable.")
 GIB = 2.0**30
 flags.DEFINE_enum("only_train", None, list(SETTINGS), "Used inside: train and print the memory.")
 
@@ -54,8 +55,8 @@ def package_step(size, classes, images, labels):
     trainer = SupernetTrainer(model)
     trainer.compile(L2SGD(0.05))
     batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
-    step = trainer.make_train_function()
-    return lambda: float(step(batches)["loss"])
+    trainer.make_train_function()
+    return lambda: float(trainer.train_function(batches)["loss"])
 
 
 def reference_step(size, classes, images, labels):
@@ -99,9 +100,12 @@ def compare(name):
         seconds_per_step(step, 3)
         counts[key] = max(1, round(1.0 / seconds_per_step(step, 1)))
     times = {key: [] for key in steps}
+    order = list(steps)
     for _ in range(FLAGS.rounds):
-        for key, step in steps.items():
-            times[key].append(seconds_per_step(step, counts[key]))
+        for key in order:
+            times[key].append(seconds_per_step(steps[key], counts[key]))
+        # None is always the one that follows the largest.
+        order.append(order.pop(0))
     row = {"setting": name, "batch": batch, "steps_per_round": counts}
     for key, values in times.items():
         row[f"{key}_seconds"] = [min(values), statistics.median(values)]
@@ -138,10 +142,12 @@ def main(_):
         return
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    rows = [compare(name) for name in SETTINGS]
-    for row in rows if FLAGS.memory else []:
-        row["peak_gib"] = peak_memory(row["setting"])
-        print(f"{row['setting']}: peak resident memory {row['peak_gib']:.2f} GiB", flush=True)
+    memory = {}
+    # Before this process grows: a child starts with its parent's peak.
+    for name in FLAGS.setting if FLAGS.memory else []:
+        memory[name] = peak_memory(name)
+        print(f"{name}: peak resident memory {memory[name]:.2f} GiB", flush=True)
+    rows = [{**compare(name), "peak_gib": memory.get(name)} for name in FLAGS.setting]
     (workdir / "training.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 

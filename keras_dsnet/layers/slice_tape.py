@@ -16,6 +16,10 @@ class SliceTape:
     writes out for every sub-network and then adds up. Under this tape each slice that a sliced
     layer takes is a source of its own, and `add_slices` sums them.
 
+    Args:
+        reads: dictionary in which tapes of one step share what they read of variables, or None. No
+            variable may change in between.
+
     Example:
 
     >>> with SliceTape() as tape:
@@ -24,8 +28,9 @@ class SliceTape:
     >>> whole = whole_gradient(gradients, variable)
     """
 
-    def __init__(self):
+    def __init__(self, reads=None):
         self._tape = tf.GradientTape(watch_accessed_variables=False)
+        self._reads = {} if reads is None else reads
         self._slices = {}
 
     def __enter__(self):
@@ -44,7 +49,9 @@ class SliceTape:
     def take(self, variable, channels):
         """Returns the slice of a variable, and remembers it as a source."""
         with self._tape.stop_recording():
-            taken = first_channels(tf.identity(tf.convert_to_tensor(variable)), *channels)
+            if id(variable) not in self._reads:
+                self._reads[id(variable)] = tf.convert_to_tensor(variable)
+            taken = tf.identity(first_channels(self._reads[id(variable)], *channels))
         self._tape.watch(taken)
         self._slices.setdefault(id(variable), []).append(taken)
         return taken
@@ -85,10 +92,21 @@ def variable_slice(variable, *channels):
     return tape.take(variable, channels)
 
 
-def add_slices(total, gradients):
-    """Adds gradients by slices to `total` in place; the sum has the larger size of each axis."""
+def add_slices(total, gradients, ascending=False):
+    """Adds gradients by slices to `total` in place; the sum has the larger size of each axis.
+
+    Args:
+        total: dictionary of sums so far, as `SliceTape.gradient` returns.
+        gradients: dictionary of what to add.
+        ascending: bool: no axis of a gradient is smaller than that of its sum; saves operations.
+    """
     for key, gradient in gradients.items():
-        total[key] = _add(total[key], gradient) if key in total else gradient
+        if key not in total:
+            total[key] = gradient
+        elif ascending:
+            total[key] = _grow(total[key], _size(gradient)) + gradient
+        else:
+            total[key] = _add(total[key], gradient)
 
 
 def whole_gradient(total, variable):
@@ -108,7 +126,7 @@ def whole_gradient(total, variable):
 def _add(first, second):
     if first.shape.is_fully_defined() and first.shape == second.shape:
         return first + second
-    size = tf.maximum(tf.shape(first), tf.shape(second))
+    size = tf.maximum(_size(first), _size(second))
     return _grow(first, size) + _grow(second, size)
 
 
@@ -116,6 +134,11 @@ def _grow(tensor, size):
     static = tf.get_static_value(size)
     if static is not None and tensor.shape.is_fully_defined() and tensor.shape == tuple(static):
         return tensor
-    missing = size - tf.shape(tensor)
+    missing = size - _size(tensor)
     grown = tf.pad(tensor, tf.stack([tf.zeros_like(missing), missing], axis=1))
     return grown if static is None else tf.ensure_shape(grown, static)
+
+
+def _size(tensor):
+    static = tensor.shape
+    return tf.constant(static.as_list()) if static.is_fully_defined() else tf.shape(tensor)

@@ -88,21 +88,14 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         if not training or not self.trainable:
             mean, variance = self.statistics_at(row, channels)
             return self._normalize(inputs, gamma, beta, mean, variance)
-        if self.synchronized:
-            outputs, mean, variance = self._synchronized(inputs, gamma, beta)
-        else:
-            outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=inputs,
-                scale=gamma,
-                offset=beta,
-                mean=[],
-                variance=[],
-                epsilon=self.epsilon,
-                is_training=True,
-            )
         momentum = self.momentum if momentum is None else momentum
-        self._update(self.moving_mean, row, channels, mean, momentum)
-        self._update(self.moving_variance, row, channels, variance, momentum)
+        old = self.statistics_at(row, channels)
+        if self.synchronized:
+            outputs, *new = self._synchronized(inputs, gamma, beta, old, momentum)
+        else:
+            outputs, *new = self._batch_normalize(inputs, gamma, beta, old, momentum)
+        for table, moving in zip((self.moving_mean, self.moving_variance), new):
+            self._assign(table, row, channels, tf.stop_gradient(moving))
         return outputs
 
     def scale_and_offset(self, channels):
@@ -114,10 +107,10 @@ class SwitchableBatchNormalization(keras.layers.Layer):
 
     def statistics_at(self, row, channels):
         """Returns moving mean and variance of one row, or of a vector of rows, float32."""
-        return tuple(
-            first_channels(tf.gather(tf.convert_to_tensor(table), row), channels)
-            for table in (self.moving_mean, self.moving_variance)
-        )
+        tables = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
+        if isinstance(row, int) or row.shape.rank == 0:
+            return tuple(table[row, :channels] for table in tables)
+        return tuple(first_channels(tf.gather(table, row), channels) for table in tables)
 
     def _normalize(self, inputs, gamma, beta, mean, variance):
         outputs, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -131,7 +124,22 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         )
         return outputs
 
-    def _synchronized(self, inputs, gamma, beta):
+    def _batch_normalize(self, inputs, gamma, beta, moving, momentum):
+        fused = isinstance(momentum, float) and momentum > 0
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=gamma,
+            offset=beta,
+            mean=moving[0] if fused else [],
+            variance=moving[1] if fused else [],
+            epsilon=self.epsilon,
+            exponential_avg_factor=1.0 - momentum if fused else 1.0,
+            is_training=True,
+        )
+        new = (mean, variance)
+        return outputs, *(new if fused else _average(moving, new, momentum))
+
+    def _synchronized(self, inputs, gamma, beta, moving, momentum):
         values = tf.cast(inputs, tf.float32)
         count = tf.cast(tf.size(values[..., 0]), tf.float32)
         sums = tf.reduce_sum(values, (0, 1, 2)), tf.reduce_sum(values**2, (0, 1, 2))
@@ -142,21 +150,15 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         variance = tf.maximum(sums[1] / count - mean**2, 0.0)
         outputs = tf.nn.batch_normalization(values, mean, variance, beta, gamma, self.epsilon)
         unbiased = variance * count / tf.maximum(count - 1.0, 1.0)
-        return tf.cast(outputs, inputs.dtype), mean, unbiased
+        return tf.cast(outputs, inputs.dtype), *_average(moving, (mean, unbiased), momentum)
 
-    def _update(self, table, row, channels, batch, momentum):
+    def _assign(self, table, row, channels, moving):
         if isinstance(table.value, tf.Variable) and not _has_replicas():
-            # Only one row is read and written.
-            old = first_channels(table.value.sparse_read(row), channels)
-            change = (old - tf.stop_gradient(batch)) * (1.0 - momentum)
-            change = tf.pad(change, [[0, table.shape[1] - channels]])
-            table.value.scatter_sub(tf.IndexedSlices(change, row))
+            table.value[row, :channels].assign(moving)
             return
         value = tf.convert_to_tensor(table)
-        old = first_channels(tf.gather(value, row), channels)
-        new = old * momentum + tf.stop_gradient(batch) * (1.0 - momentum)
-        rest = tf.gather(value, row)[channels:]
-        table.assign(tf.tensor_scatter_nd_update(value, [[row]], [tf.concat([new, rest], 0)]))
+        new = tf.concat([moving, value[row, channels:]], 0)
+        table.assign(tf.tensor_scatter_nd_update(value, [[row]], [new]))
 
     def compute_output_shape(self, input_shape, **kwargs):
         return input_shape
@@ -171,6 +173,10 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             synchronized=self.synchronized,
         )
         return config
+
+
+def _average(moving, batch, momentum):
+    return [old * momentum + new * (1.0 - momentum) for old, new in zip(moving, batch)]
 
 
 def _has_replicas():

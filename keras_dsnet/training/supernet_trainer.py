@@ -159,6 +159,9 @@ class SupernetTrainer(keras.Model):
         return self._report(losses, logits, labels)
 
     def _paths(self, widths):
+        if self._is_sorted:
+            # Their order matters to nothing but the speed of adding up gradients.
+            widths = tf.sort(widths, axis=0, direction="DESCENDING")
         draws = [Path((0, *tf.unstack(w)), (0, *tf.unstack(w))) for w in tf.unstack(widths)]
         label = self.model.resolve_path(self.label_path)
         return [label, *draws, self.model.resolve_path("slimmest")]
@@ -170,13 +173,16 @@ class SupernetTrainer(keras.Model):
         for width in fronts:
             fronts[width] = self._student_front(images, [p for p in paths if p.widths[0] == width])
         losses, total, front_gradients = [None] * len(paths), {}, dict.fromkeys(fronts)
+        reads = {}
         for index in self._order(paths):
             path = paths[index]
             # One sub-network after the other: side by side they would need all their activations.
             with tf.control_dependencies(list(total.values())):
                 features = tf.identity(fronts[path.widths[0]][1])
             loss_of = functools.partial(self._loss, index, labels, teacher)
-            losses[index], logits, gradient = self._student_tail(features, path, loss_of, total)
+            losses[index], logits, gradient = self._student_tail(
+                features, path, loss_of, total, reads
+            )
             front_gradients[path.widths[0]] = _sum(front_gradients[path.widths[0]], gradient)
             if index == 0:
                 label_logits = logits
@@ -185,6 +191,11 @@ class SupernetTrainer(keras.Model):
         for width, (tape, features) in fronts.items():
             add_slices(total, tape.gradient(features, (), front_gradients[width])[1])
         return losses, label_logits, [whole_gradient(total, v) for v in self.optimized_variables]
+
+    @property
+    def _is_sorted(self):
+        """Whether the sub-networks of a step ascend in `_order`: the widths of one gate do."""
+        return self.model.num_gates == 1 and self.target != "in_place"
 
     def _order(self, paths):
         """The narrow sub-networks first, whose gradients are small, unless the widest teaches."""
@@ -199,9 +210,9 @@ class SupernetTrainer(keras.Model):
             )
         return tape, features
 
-    def _student_tail(self, features, path, loss_of, total):
+    def _student_tail(self, features, path, loss_of, total, reads):
         """Adds the gradients to `total`; returns loss, logits and gradient of the features."""
-        with SliceTape() as tape:
+        with SliceTape(reads) as tape:
             tape.watch(features)
             logits = self.model.run_sections(features, path, first=1, training=True)
             logits = tf.cast(logits, tf.float32)
@@ -209,7 +220,7 @@ class SupernetTrainer(keras.Model):
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
         (gradient,), gradients = tape.gradient(scaled, [features])
-        add_slices(total, gradients)
+        add_slices(total, gradients, ascending=self._is_sorted)
         return loss, logits, gradient
 
     def _loss(self, index, labels, teacher, logits):
@@ -226,7 +237,8 @@ class SupernetTrainer(keras.Model):
             return None
         paths = paths if self.target == "ensemble" else paths[:1]
         probabilities, fronts = [], {}
-        with keras.StatelessScope(zip(self._averaged, _values(self.teacher_variables))):
+        averages = [tf.convert_to_tensor(variable) for variable in self.teacher_variables]
+        with keras.StatelessScope(zip(self._averaged, averages)):
             for path in paths:
                 front = path.widths[0]
                 if front not in fronts:
@@ -279,10 +291,6 @@ def _stage_one_variables(sections):
     layers = [step.layer for steps in sections for step in walk(steps) if step.layer is not None]
     slimming = {id(v) for layer in layers for v in getattr(layer, "slimming_variables", [])}
     return [v for layer in layers for v in layer.trainable_variables if id(v) not in slimming]
-
-
-def _values(variables):
-    return [variable.value for variable in variables]
 
 
 def _sum(total, value):
