@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_dsnet.layers.channel_options import (
     as_options,
-    channels_of,
+    channels_at,
     resolve_width,
 )
 from keras_dsnet.layers.slice_tape import variable_slice
@@ -35,8 +35,7 @@ class DoubleHeadedGate(keras.layers.Layer):
 
     Call arguments:
         inputs: `[batch, height, width, channels]`.
-        width: Python int or int32 scalar tensor: the index into `channels`; it is only checked,
-            since the channels of the input say as much.
+        width: Python int or int32 scalar tensor: the index into `channels`.
 
     Returns:
         The attended input; with a slimming head the pair of it and the scores, float32
@@ -110,20 +109,21 @@ class DoubleHeadedGate(keras.layers.Layer):
         return self.add_weight(name=name, shape=shape, initializer=initializer)
 
     def call(self, inputs, width=None):
-        resolve_width(width, len(self.channels), self.name)
+        width = resolve_width(width, len(self.channels), self.name)
+        channels = channels_at(self.channels, width)
         pooled = tf.reduce_mean(inputs, (1, 2))
-        hidden = None if self.w1 is None else self._encode(pooled, self.w1, self.b1)
+        hidden = None if self.w1 is None else self._encode(pooled, channels, self.w1, self.b1)
         outputs = inputs
         if self.attention:
-            outputs = inputs * self._attend(hidden, channels_of(inputs))[:, None, None, :]
+            outputs = inputs * self._attend(hidden, channels)[:, None, None, :]
         if not self.num_choices:
             return outputs
         if not self.share_encoder:
-            hidden = self._encode(pooled, self.w1_slimming, self.b1_slimming)
+            hidden = self._encode(pooled, channels, self.w1_slimming, self.b1_slimming)
         return outputs, tf.cast(tf.matmul(hidden, variable_slice(self.w2)), tf.float32)
 
-    def _encode(self, pooled, weights, bias):
-        weights = variable_slice(weights, channels_of(pooled), weights.shape[1])
+    def _encode(self, pooled, channels, weights, bias):
+        weights = variable_slice(weights, channels, weights.shape[1])
         return tf.nn.relu(tf.matmul(pooled, weights) + variable_slice(bias))
 
     def _attend(self, hidden, channels):

@@ -31,7 +31,7 @@ class SliceTape:
     def __init__(self, reads=None):
         self._tape = tf.GradientTape(watch_accessed_variables=False)
         self._reads = {} if reads is None else reads
-        self._slices = {}
+        self._slices, self._sizes = {}, {}
 
     def __enter__(self):
         self._tape.__enter__()
@@ -54,6 +54,8 @@ class SliceTape:
             taken = tf.identity(first_channels(self._reads[id(variable)], *channels))
         self._tape.watch(taken)
         self._slices.setdefault(id(variable), []).append(taken)
+        leading = taken.shape[: len(taken.shape) - len(channels)]
+        self._sizes[id(variable)] = [*leading, *channels]
         return taken
 
     def gradient(self, target, sources=(), output_gradients=None):
@@ -66,7 +68,7 @@ class SliceTape:
 
         Returns:
             A list, and a dictionary from a variable's `id` to the gradient by its slice, in the
-            type of the slice.
+            type of the slice, with its size, a list of ints and scalar tensors.
         """
         values, slices = self._tape.gradient(
             target, (list(sources), self._slices), output_gradients=output_gradients
@@ -75,7 +77,7 @@ class SliceTape:
         for key, gradients in slices.items():
             for gradient in gradients:
                 if gradient is not None:
-                    add_slices(summed, {key: gradient})
+                    add_slices(summed, {key: (gradient, self._sizes[key])})
         return values, summed
 
 
@@ -100,13 +102,14 @@ def add_slices(total, gradients, ascending=False):
         gradients: dictionary of what to add.
         ascending: bool: no axis of a gradient is smaller than that of its sum; saves operations.
     """
-    for key, gradient in gradients.items():
-        if key not in total:
-            total[key] = gradient
-        elif ascending:
-            total[key] = _grow(total[key], _size(gradient)) + gradient
-        else:
-            total[key] = _add(total[key], gradient)
+    for key, (gradient, size) in gradients.items():
+        if key in total:
+            old, old_size = total[key]
+            if not ascending:
+                size = [_larger(a, b) for a, b in zip(old_size, size)]
+                gradient = _grow(gradient, gradients[key][1], size)
+            gradient += _grow(old, old_size, size)
+        total[key] = gradient, size
 
 
 def whole_gradient(total, variable):
@@ -120,25 +123,27 @@ def whole_gradient(total, variable):
             f"No sliced layer used the variable '{variable.path}', so it has no gradient: "
             "a layer must take its variables by `variable_slice`."
         )
-    return _grow(tf.cast(total[id(variable)], variable.dtype), tf.constant(list(variable.shape)))
+    gradient, size = total[id(variable)]
+    full = list(variable.shape)
+    return tf.ensure_shape(_grow(tf.cast(gradient, variable.dtype), size, full), full)
 
 
-def _add(first, second):
-    if first.shape.is_fully_defined() and first.shape == second.shape:
-        return first + second
-    size = tf.maximum(_size(first), _size(second))
-    return _grow(first, size) + _grow(second, size)
+def _larger(first, second):
+    if _is_same(first, second):
+        return first
+    static = isinstance(first, int) and isinstance(second, int)
+    return max(first, second) if static else tf.maximum(first, second)
 
 
-def _grow(tensor, size):
-    static = tf.get_static_value(size)
-    if static is not None and tensor.shape.is_fully_defined() and tensor.shape == tuple(static):
+def _is_same(first, second):
+    """Whether two sizes are known to be equal."""
+    if isinstance(first, int) and isinstance(second, int):
+        return first == second
+    return first is second
+
+
+def _grow(tensor, size, new_size):
+    """Pads with zeros at the end; equal sizes make equal operations, which TensorFlow merges."""
+    if all(map(_is_same, size, new_size)):
         return tensor
-    missing = size - _size(tensor)
-    grown = tf.pad(tensor, tf.stack([tf.zeros_like(missing), missing], axis=1))
-    return grown if static is None else tf.ensure_shape(grown, static)
-
-
-def _size(tensor):
-    static = tensor.shape
-    return tf.constant(static.as_list()) if static.is_fully_defined() else tf.shape(tensor)
+    return tf.pad(tensor, [[0, new - old] for old, new in zip(size, new_size)])
