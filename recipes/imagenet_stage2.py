@@ -28,6 +28,10 @@ flags.DEFINE_list("routes", None, "Candidate widths, as 0,1,2,3; none: those of 
 flags.DEFINE_enum(
     "gate_strategy", "try_best", ["try_best", "give_up"], "For hard images (Table 6)."
 )
+flags.DEFINE_enum(
+    "slimming_head", None, ["one_hot", "scalar"], "Design of the gate (Table 7); none: as it is."
+)
+flags.DEFINE_bool("share_encoder", None, "Both heads share W1 (Table 7); none: as it is.")
 flags.DEFINE_list("loss_weights", ["1", "0.5", "1"], "Classification, complexity, SGS (Eq. 12).")
 flags.DEFINE_float("temperature", 1.0, "Of the Gumbel-softmax.")
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
@@ -39,7 +43,7 @@ def load_supernet():
     """Loads the network of stage I."""
     import keras
 
-    from keras_dsnet.models import DynamicSlimmableNetwork
+    from keras_dsnet.models import DynamicSlimmableNetwork, with_slimming_head
 
     path = pathlib.Path(FLAGS.supernet)
     filename = path / "supernet.keras" if path.is_dir() else path
@@ -51,7 +55,7 @@ def load_supernet():
     model = keras.models.load_model(filename)
     if not isinstance(model, DynamicSlimmableNetwork):
         raise ValueError(f"--supernet={FLAGS.supernet} is a {type(model).__name__}, no supernet")
-    return model
+    return with_slimming_head(model, FLAGS.slimming_head, FLAGS.share_encoder)
 
 
 def choose_routes(model):

@@ -3,5 +3,12 @@
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.path import Path
+from keras_dsnet.models.slimming_head import with_slimming_head
 
-__all__ = ["DynamicSlimmableNetwork", "MobileNetSpec", "MobileNetStage", "Path"]
+__all__ = [
+    "DynamicSlimmableNetwork",
+    "MobileNetSpec",
+    "MobileNetStage",
+    "Path",
+    "with_slimming_head",
+]

@@ -55,7 +55,9 @@ class TrainingRun:
         """The groups of variables that make the state of the run."""
         trainer = self.trainer
         if not trainer.optimizer.built:
-            trainer.optimizer.build(trainer.optimized_variables)
+            # The momenta of every replica: they are made where the trainer's variables were.
+            with trainer.distribute_strategy.scope():
+                trainer.optimizer.build(trainer.optimized_variables)
         return {
             "model": trainer.model.variables,
             "teacher": list(getattr(trainer, "teacher_variables", [])),

@@ -114,3 +114,36 @@ def test_a_workdir_of_another_configuration_is_refused(supernet):
     assert "alpha" in done.stderr
     for name, values in state_of(supernet).items():
         np.testing.assert_array_equal(before[name], values)
+
+
+ON_TWO_REPLICAS = """
+import functools, runpy, sys
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+devices = ["CPU:0", "CPU:1"]
+tf.distribute.MirroredStrategy = functools.partial(tf.distribute.MirroredStrategy, devices)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_on_two_replicas(name, *arguments):
+    program = [sys.executable, "-c", ON_TWO_REPLICAS, *command(name, *arguments)[1:]]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_stage_2_on_two_replicas(supernet, tmp_path):
+    arguments = (*STAGE_2, "--strategy=mirrored", f"--supernet={supernet}")
+    odd = run_on_two_replicas(
+        "imagenet_stage2.py", *arguments, "--batch_size=63", f"--workdir={tmp_path / 'odd'}"
+    )
+    assert odd.returncode == 1
+    assert "63" in odd.stderr
+    assert "multiple of the 2 replicas" in odd.stderr
+    done = run_on_two_replicas("imagenet_stage2.py", *arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model.keras").is_file()

@@ -1,0 +1,38 @@
+"""Another slimming head for a trained supernet."""
+
+import dataclasses
+
+
+def with_slimming_head(model, slimming_head=None, share_encoder=None):
+    """Returns the network with slimming heads of another design (Table 7 of the paper).
+
+    Stage I trains no slimming head, so that one supernet serves to compare their designs.
+
+    Args:
+        model: a `DynamicSlimmableNetwork`.
+        slimming_head: "one_hot" or "scalar"; None: the model's.
+        share_encoder: bool: whether the slimming head uses the attention head's first layer; None:
+            as the model's.
+
+    Returns:
+        `model` itself where it has that design; else a network with its variables, whose slimming
+        heads are new and untrained.
+    """
+    wanted = {"slimming_head": slimming_head, "share_encoder": share_encoder}
+    changes = {
+        name: value
+        for name, value in wanted.items()
+        if value is not None and value != getattr(model.spec, name)
+    }
+    if not changes:
+        return model
+    config = model.get_config()
+    spec = dataclasses.replace(model.spec, **changes)
+    config["spec"] = {"family": type(spec).__name__, **dataclasses.asdict(spec)}
+    changed = type(model).from_config(config)
+    heads = {id(v) for gate in changed.slimming_gates for v in gate.slimming_variables}
+    trained = {variable.path: variable for variable in model.variables}
+    for variable in changed.variables:
+        if id(variable) not in heads:
+            variable.assign(trained[variable.path])
+    return changed
