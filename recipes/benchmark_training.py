@@ -21,8 +21,7 @@ import sys
 import time
 
 from absl import flags
-
-from keras_dsnet.utils.cli import run
+from start import start
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
@@ -152,4 +151,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -46,6 +46,18 @@ def define_data_flags():
     flags.DEFINE_bool("deterministic", False, "TensorFlow's op determinism: equal runs, slower.")
 
 
+def check_flags():
+    """Raises an error for folders that the flags name and that are not there."""
+    for name in ("data_dir", "dataset"):
+        value = FLAGS[name].value
+        is_path = value and (name == "data_dir" or value.startswith((".", "/", "~")))
+        if is_path and not pathlib.Path(value).expanduser().is_dir():
+            raise FileNotFoundError(f"--{name}={value}: there is no such folder")
+    workdir = pathlib.Path(FLAGS.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"--workdir={FLAGS.workdir} is a file; name a folder")
+
+
 def config():
     """Returns the flags that make a run what it is, and the names of those that do not."""
     modules = FLAGS.flags_by_module_dict()

@@ -13,8 +13,7 @@ import subprocess
 import sys
 
 from absl import flags
-
-from keras_dsnet.utils.cli import run
+from start import start
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the demo: all that it writes.", required=True)
@@ -65,4 +64,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -12,8 +12,7 @@ import pathlib
 import zipfile
 
 from absl import flags
-
-from keras_dsnet.utils.cli import run
+from start import start
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -66,6 +65,12 @@ def check_output():
     return output
 
 
+def check_flags():
+    """Checks --model and --output."""
+    check_model(find_model())
+    check_output()
+
+
 def main(_):
     model_file, output = find_model(), check_output()
     check_model(model_file)
@@ -86,4 +91,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main, check_flags)

@@ -20,8 +20,7 @@ dropout rate above 0 is exempt, since its masks are drawn by a stateful generato
 
 import common
 from absl import flags
-
-from keras_dsnet.utils.cli import run
+from start import start
 
 FLAGS = flags.FLAGS
 common.define_data_flags()
@@ -126,4 +125,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main, common.check_flags)

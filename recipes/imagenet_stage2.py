@@ -16,8 +16,7 @@ import pathlib
 
 import common
 from absl import flags
-
-from keras_dsnet.utils.cli import run
+from start import start
 
 FLAGS = flags.FLAGS
 common.define_data_flags()
@@ -39,12 +38,8 @@ flags.DEFINE_integer("epochs", 10, "Epochs.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 0.05, "At batch 512; scaled linearly by the batch.")
 
 
-def load_supernet():
-    """Loads the network of stage I."""
-    import keras
-
-    from keras_dsnet.models import DynamicSlimmableNetwork, with_slimming_head
-
+def find_supernet():
+    """Returns the path of the saved network that --supernet names."""
     path = pathlib.Path(FLAGS.supernet)
     filename = path / "supernet.keras" if path.is_dir() else path
     if not filename.is_file():
@@ -52,7 +47,22 @@ def load_supernet():
             f"--supernet={FLAGS.supernet} has no supernet.keras: name the workdir of a finished "
             "run of imagenet_stage1.py, or a .keras file"
         )
-    model = keras.models.load_model(filename)
+    return filename
+
+
+def check_flags():
+    """Raises an error for what the flags name and is not there."""
+    common.check_flags()
+    find_supernet()
+
+
+def load_supernet():
+    """Loads the network of stage I, with the gate that the flags ask for."""
+    import keras
+
+    from keras_dsnet.models import DynamicSlimmableNetwork, with_slimming_head
+
+    model = keras.models.load_model(find_supernet())
     if not isinstance(model, DynamicSlimmableNetwork):
         raise ValueError(f"--supernet={FLAGS.supernet} is a {type(model).__name__}, no supernet")
     return with_slimming_head(model, FLAGS.slimming_head, FLAGS.share_encoder)
@@ -129,4 +139,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main, check_flags)

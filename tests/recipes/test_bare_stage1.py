@@ -1,7 +1,5 @@
 """The reference of the training benchmark takes the step that the package takes."""
 
-import pathlib
-
 import keras
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from keras_dsnet.applications import DSMobileNet
 
 from keras_dsnet.training import L2SGD, SupernetTrainer
 
-RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 WIDTHS = (3, 9)
 BATCH, SIZE, CLASSES = 4, 32, 10
 
@@ -35,8 +32,7 @@ def make_trainer():
     return trainer
 
 
-def make_reference(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
+def make_reference():
     from bare_mobilenet import BareMobileNet
     from bare_stage1 import BareStageOne
 
@@ -83,8 +79,8 @@ def copy_weights(trainer, reference):
 
 
 @pytest.mark.slow
-def test_a_step_of_the_reference_is_a_step_of_the_package(monkeypatch):
-    trainer, reference = make_trainer(), make_reference(monkeypatch)
+def test_a_step_of_the_reference_is_a_step_of_the_package():
+    trainer, reference = make_trainer(), make_reference()
     copy_weights(trainer, reference)
     images, labels = make_images()
     logs = trainer.train_on_batch(images, labels, return_dict=True)

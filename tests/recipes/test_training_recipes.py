@@ -147,3 +147,32 @@ def test_stage_2_on_two_replicas(supernet, tmp_path):
     done = run_on_two_replicas("imagenet_stage2.py", *arguments, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.keras").is_file()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("imagenet_stage1.py", ["--dataset=./nowhere"], "--dataset=./nowhere"),
+        ("imagenet_stage1.py", ["--dataset=cifar10", "--data_dir=/nowhere"], "--data_dir=/nowhere"),
+        ("imagenet_stage1.py", ["--batch_size=0"], "positive integer"),
+        ("imagenet_stage1.py", ["--lerning_rate=1"], "Did you mean: learning_rate"),
+        ("imagenet_stage2.py", ["--supernet=nowhere"], "--supernet=nowhere"),
+    ],
+)
+def test_what_flags_alone_show_is_told_before_tensorflow_is_loaded(
+    recipe, arguments, message, tmp_path
+):
+    program = (
+        "import runpy, sys; sys.modules['tensorflow'] = None; sys.argv = sys.argv[1:];"
+        "sys.path.insert(0, sys.argv[0].rpartition('/')[0]);"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = [*command(recipe, *arguments)[1:], f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "run").exists()
