@@ -5,7 +5,7 @@ Real work, as in the paper (150 epochs, batch 512 over the replicas, lr 0.08 at 
     python recipes/imagenet_stage1.py --data_dir=/data/tfds --workdir=runs/imagenet \
         --batch_size=512 --strategy=mirrored
 
-CIFAR-10:
+CIFAR-10 (docs/results/cifar10.md):
 
     python recipes/imagenet_stage1.py --dataset=cifar10 --data_dir=... --workdir=runs/cifar \
         --alpha=0.25 --output_stride=8 --batch_size=64 --epochs=30 --learning_rate=0.4 \
