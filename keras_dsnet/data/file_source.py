@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_dsnet.data.decoding import decode_image
 from keras_dsnet.data.image_source import ImageSource, shuffled_indices
+from keras_dsnet.utils import UserError
 
 _FILES_AT_ONCE = 16
 _GRAY = 127.5
@@ -83,7 +84,7 @@ class FileSource(ImageSource):
         except tf.errors.InvalidArgumentError as error:
             line = unreadable(path)
             if self._on_bad_image == "raise":
-                raise ValueError(line) from error
+                raise UserError(line) from error
             _log.warning("%s; skipped", line)
             return np.True_
         raise RuntimeError(f"image {path} can be read, but preparing it failed")

@@ -31,6 +31,7 @@ class SliceTape:
     def __init__(self, reads=None):
         self._tape = tf.GradientTape(watch_accessed_variables=False)
         self._reads = {} if reads is None else reads
+        # The slices that were taken of each variable, and beside them their sizes.
         self._slices, self._sizes = {}, {}
 
     def __enter__(self):
@@ -55,7 +56,7 @@ class SliceTape:
         self._tape.watch(taken)
         self._slices.setdefault(id(variable), []).append(taken)
         leading = taken.shape[: len(taken.shape) - len(channels)]
-        self._sizes[id(variable)] = [*leading, *channels]
+        self._sizes.setdefault(id(variable), []).append([*leading, *channels])
         return taken
 
     def gradient(self, target, sources=(), output_gradients=None):
@@ -75,9 +76,9 @@ class SliceTape:
         )
         summed = {}
         for key, gradients in slices.items():
-            for gradient in gradients:
+            for gradient, size in zip(gradients, self._sizes[key]):
                 if gradient is not None:
-                    add_slices(summed, {key: (gradient, self._sizes[key])})
+                    add_slices(summed, {key: (gradient, size)})
         return values, summed
 
 

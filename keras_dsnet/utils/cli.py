@@ -21,15 +21,17 @@ _USER_ERRORS = (
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _GRAPH_NODE = re.compile(r"^\{\{.*?\}\}\s*")
+# How TensorFlow tells of an exception of a Python function inside a graph or a data pipeline.
+_FROM_GRAPH = re.compile(rf"\b{UserError.__name__}: (.+)")
 
 
 def run(main):
     """Parses the command line by absl flags and runs `main` as the whole program.
 
-    A user's mistake (`ValueError`, `OSError`, and TensorFlow's not found, permission denied and
-    resource exhausted errors; wrong flags too) ends the program with one line `error: ...` on
-    stderr and exit code 1. The flag `--debug`, added here, shows the traceback instead. Ctrl-C
-    ends it with exit code 130 and says how to go on.
+    A user's mistake ends the program with one line `error: ...` on stderr and exit code 1: wrong
+    flags, a `ValueError`, an `OSError`, TensorFlow's not found, permission denied and resource
+    exhausted errors, a `UserError` inside a data pipeline. The flag `--debug`, added here, shows
+    the traceback instead. Ctrl-C ends it with exit code 130 and says how to go on.
 
     Args:
         main: a function of the command line's remaining arguments, the program's name first. What
@@ -74,10 +76,12 @@ def _run_guarded(main, argv):
     except KeyboardInterrupt:
         print(f"\ninterrupted{_how_to_resume()}", file=sys.stderr)
         return _EXIT_INTERRUPTED
-    except _USER_ERRORS as error:
-        if flags.FLAGS.debug:
+    except (*_USER_ERRORS, tf.errors.OpError) as error:
+        from_graph = _FROM_GRAPH.search(str(error))
+        if flags.FLAGS.debug or not (from_graph or isinstance(error, _USER_ERRORS)):
             raise
-        _print_error(_one_line(error) + ("" if _is_ours(error) else " (--debug shows where)"))
+        line = from_graph[1] if from_graph else _one_line(error)
+        _print_error(line + ("" if from_graph or _is_ours(error) else " (--debug shows where)"))
         return _EXIT_ERROR
 
 

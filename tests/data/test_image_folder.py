@@ -145,7 +145,7 @@ def test_a_file_that_breaks_after_the_check_is_fatal_if_asked(image_folder, to_f
     source = load_source(image_folder, on_bad_image="raise")
     (image_folder / source.paths[4]).write_bytes(b"broken")
     evaluated = evaluation_pipeline(source, image_size=16, batch_size=9, preprocess=to_float)
-    with pytest.raises(Exception, match=source.paths[4]):
+    with pytest.raises(tf.errors.OpError, match=f"UserError: image {source.paths[4]} cannot"):
         list(evaluated)
 
 

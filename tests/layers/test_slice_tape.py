@@ -55,6 +55,15 @@ def test_tensor_widths_in_a_traced_function(layers):
         np.testing.assert_allclose(gradient, value, rtol=1e-5, atol=1e-6)
 
 
+def test_one_tape_takes_a_variable_at_two_widths(layers):
+    with SliceTape() as tape:
+        loss = run(*layers, 0) + run(*layers, 2) + run(*layers, 1)
+    total = tape.gradient(loss)[1]
+    variables = [v for layer in layers for v in layer.trainable_variables]
+    for variable, expected in zip(variables, by_variables(layers, (0, 2, 1)), strict=True):
+        np.testing.assert_allclose(whole_gradient(total, variable), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_watched_tensors_and_output_gradients(layers):
     conv, _ = layers
     images = tf.constant(IMAGES)

@@ -32,6 +32,12 @@ def traced(x):
         raise ValueError("needs 3 images")
     return x
 
+def broken_image(number):
+    raise UserError("image bee/2.jpg cannot be read")
+
+def broken_code(number):
+    return {}[number]
+
 def main(argv):
     match DO.value:
         case "nothing":
@@ -52,6 +58,10 @@ def main(argv):
             raise OSError(errno.ENOSPC, "No space left on device", "runs/x/checkpoint")
         case "tensorflow_missing_file":
             tf.io.read_file("/no/such/file")
+        case "pipeline_user_error" | "pipeline_bug":
+            fail = broken_image if DO.value == "pipeline_user_error" else broken_code
+            images = tf.data.Dataset.range(3)
+            list(images.map(lambda x: tf.numpy_function(fail, [x], tf.int64)))
         case "bug":
             {}["key"]
         case "interrupt":
@@ -109,6 +119,8 @@ CASES = {
     "missing_file": ["--do=missing_file"],
     "full_disk": ["--do=full_disk"],
     "tensorflow_missing_file": ["--do=tensorflow_missing_file"],
+    "pipeline_user_error": ["--do=pipeline_user_error"],
+    "pipeline_bug": ["--do=pipeline_bug"],
     "bug": ["--do=bug"],
     "interrupt": ["--do=interrupt"],
     "interrupt_workdir": ["--do=interrupt", "--workdir=runs/x"],
@@ -149,6 +161,7 @@ def test_what_main_returns_is_the_exit_code(outcomes):
     [
         ("value_error", "error: alpha must be positive. Received: alpha=0"),
         ("user_error", "error: no such data set: 'cifar11'"),
+        ("pipeline_user_error", "error: image bee/2.jpg cannot be read"),
         ("missing_file", "error: No such file or directory: /no/such/file"),
         ("full_disk", "error: No space left on device: runs/x/checkpoint"),
         ("unknown_flag", "error: Unknown command line flag 'workdr'. Did you mean: workdir ?"),
@@ -194,6 +207,13 @@ def test_a_bug_keeps_its_traceback(outcomes):
     assert code == 1
     assert lines[0].startswith("Traceback")
     assert lines[-1] == "KeyError: 'key'"
+
+
+def test_a_bug_inside_a_pipeline_keeps_its_traceback(outcomes):
+    code, _, lines = outcomes["pipeline_bug"]
+    assert code == 1
+    assert lines[0].startswith("Traceback")
+    assert any("KeyError: " in line for line in lines)
 
 
 def test_an_interrupted_run_says_how_to_go_on(outcomes):
