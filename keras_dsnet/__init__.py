@@ -10,7 +10,7 @@ from keras_dsnet import layers, models
 
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = ("applications", "data", "export", "training", "utils")
+_ON_FIRST_USE = ("applications", "checkpoints", "data", "export", "training", "utils")
 
 __all__ = ["__version__", "layers", "models", *_ON_FIRST_USE]
 

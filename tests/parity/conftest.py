@@ -1,0 +1,56 @@
+"""The numbers of the authors' code, and a network with their weights."""
+
+import numpy as np
+import pytest
+
+from keras_dsnet.checkpoints import load_checkpoint
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+
+TINY_SPEC = MobileNetSpec(
+    stem=(2, 3),
+    stages=(
+        MobileNetStage(1, 1, (4, 11)),
+        MobileNetStage(2, 2, (6, 21)),
+        MobileNetStage(2, 2, (12, 33)),
+        MobileNetStage(6, 2, tuple(range(28, 81, 4)), gated=True),
+        MobileNetStage(2, 2, tuple(range(92, 145, 4))),
+    ),
+    attention="sigmoid",
+)
+
+
+@pytest.fixture(scope="session")
+def shared_parity(shared_dir):
+    """The folder of the authors' numbers."""
+    return shared_dir / "parity"
+
+
+@pytest.fixture(scope="session")
+def shared_numbers(shared_parity):
+    """Reads one of the authors' `.npz` files as a dictionary."""
+
+    def read(name):
+        with np.load(shared_parity / f"{name}.npz") as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    return read
+
+
+@pytest.fixture
+def tiny_network(shared_parity):
+    """Makes the tiny network with the authors' weights, the average or the trained ones."""
+
+    def make(size=64, ema=False, **options):
+        model = DynamicSlimmableNetwork(
+            TINY_SPEC, (size, size, 3), 10, classifier_activation=None, **options
+        )
+        load_checkpoint(model, shared_parity / "tiny_zip.pth.tar", ema=ema)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def to_images():
+    """Turns the authors' uint8 images `[n, 3, height, width]` into what the network saw."""
+    return lambda images: (np.moveaxis(images, 1, -1).astype("float32") - 128) / 64
