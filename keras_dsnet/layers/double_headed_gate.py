@@ -36,6 +36,8 @@ class DoubleHeadedGate(keras.layers.Layer):
     Call arguments:
         inputs: `[batch, height, width, channels]`.
         width: Python int or int32 scalar tensor: the index into `channels`.
+        attention_mask: `[batch, channels]`, which the attention head's logits are multiplied with:
+            in stage II each image has its own width. None: no mask.
 
     Returns:
         The attended input; with a slimming head the pair of it and the scores, float32
@@ -108,14 +110,15 @@ class DoubleHeadedGate(keras.layers.Layer):
     def _add(self, name, shape, initializer):
         return self.add_weight(name=name, shape=shape, initializer=initializer)
 
-    def call(self, inputs, width=None):
+    def call(self, inputs, width=None, attention_mask=None):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
         pooled = tf.reduce_mean(inputs, (1, 2))
         hidden = None if self.w1 is None else self._encode(pooled, channels, self.w1, self.b1)
         outputs = inputs
         if self.attention:
-            outputs = inputs * self._attend(hidden, channels)[:, None, None, :]
+            attention = self._attend(hidden, channels, attention_mask)
+            outputs = inputs * attention[:, None, None, :]
         if not self.num_choices:
             return outputs
         if not self.share_encoder:
@@ -126,9 +129,10 @@ class DoubleHeadedGate(keras.layers.Layer):
         weights = variable_slice(weights, channels, weights.shape[1])
         return tf.nn.relu(tf.matmul(pooled, weights) + variable_slice(bias))
 
-    def _attend(self, hidden, channels):
+    def _attend(self, hidden, channels, mask):
         weights = variable_slice(self.w3, channels)
         logits = tf.matmul(hidden, weights) + variable_slice(self.b3, channels)
+        logits = logits if mask is None else logits * mask
         return 1.0 + tf.tanh(logits) if self.attention == "tanh" else tf.sigmoid(logits)
 
     def route_scores(self, scores, routes):

@@ -1,5 +1,6 @@
 """Runs a network at full width with a channel mask for every image: stage II."""
 
+import keras
 import tensorflow as tf
 
 from keras_dsnet.models.activation import activate
@@ -11,8 +12,10 @@ class MaskedExecutor(SlicedExecutor):
     """Runs the widest route and masks the channels that an image's choice leaves out.
 
     The choice stays differentiable: the mask of an image is its straight-through one-hot choice
-    times a table of zeros and ones. Each image is normalised with the batch-norm statistics of the
-    width it chose, so that its outputs are those of the sliced path.
+    times a table of zeros and ones, and it multiplies the outputs of convolutions, of norms and the
+    logits of attention heads; the batch-norm statistics are the choice times those of the routes.
+    The outputs are those of the sliced path, and the gradient of the choice that of the authors'
+    code.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
@@ -31,34 +34,62 @@ class MaskedExecutor(SlicedExecutor):
         self.choose = choose
         self.choices = []
 
+    def conv(self, step, x):
+        x = super().conv(step, x)
+        return x if step.section == 0 else x * self._mask(step, step.layer.filters, x.dtype)
+
+    def depthwise(self, step, x):
+        x = super().depthwise(step, x)
+        return x if step.section == 0 else x * self._mask(step, step.layer.channels, x.dtype)
+
     def norm(self, step, x):
         if step.section == 0:
             return super().norm(step, x)
-        choice = self.choices[step.section - 1]
         if hasattr(step.layer, "moving_mean"):
-            x = self._normalize(step.layer, x, choice)
+            x = self._normalize(step, x)
         else:
             x = step.layer(x, width=self.routes[-1])
-        activated = activate(step.activation, x, training=True)
-        return activated * self._mask(step.layer.channels, choice, x.dtype)
+        mask = self._mask(step, step.layer.channels, x.dtype)
+        x = activate(step.activation, x * mask, training=True)
+        # An activation that is not zero at zero would fill the masked channels again.
+        return x if _keeps_zero(step.activation) else x * tf.stop_gradient(mask)
 
-    def _normalize(self, layer, x, choice):
-        channels = layer.channels[self.routes[-1]]
-        rows = tf.gather(tf.constant(self.routes), tf.argmax(choice, axis=1))
-        mean, variance = layer.statistics_at(rows, channels)
-        gamma, beta = layer.scale_and_offset(channels)
+    def _normalize(self, step, x):
+        layer, choice = step.layer, self.choices[step.section - 1]
+        gamma, beta = layer.scale_and_offset(layer.channels[self.routes[-1]])
+        table = self._table(layer.channels)
+        rows = layer.statistics_at(tf.constant(self.routes), table.shape[1])
+        mean, variance = (choice @ (statistics * table) for statistics in rows)
         scale = gamma * tf.math.rsqrt(variance + layer.epsilon)
         offset = beta - mean * scale
         scale, offset = (tf.cast(v, x.dtype)[:, None, None, :] for v in (scale, offset))
         return x * scale + offset
 
-    def _mask(self, options, choice, dtype):
+    def _mask(self, step, options, dtype):
+        choice = self.choices[step.section - 1]
+        return tf.cast(choice @ self._table(options), dtype)[:, None, None, :]
+
+    def _table(self, options):
+        """Returns which channels each route has: zeros and ones `[routes, channels]`."""
         counts = [options[width] for width in self.routes]
-        table = tf.sequence_mask(counts, options[self.routes[-1]], dtype=tf.float32)
-        return tf.cast(choice @ table, dtype)[:, None, None, :]
+        return tf.sequence_mask(counts, options[self.routes[-1]], dtype=tf.float32)
 
     def gate(self, step, x):
-        x = super().gate(step, x)
+        if step.section == 0:
+            x = super().gate(step, x)
+        else:
+            mask = self._mask(step, step.layer.channels, x.dtype)[:, 0, 0]
+            x = step.layer(x, width=self.routes[-1], attention_mask=mask)
+            if step.is_slimming_gate:
+                x, scores = x
+                self.scores.append(scores)
         if step.is_slimming_gate:
             self.choices.append(self.choose(step.layer, self.scores[-1], len(self.choices)))
         return x
+
+
+def _keeps_zero(activation):
+    if activation is None:
+        return True
+    with tf.init_scope():
+        return float(keras.activations.get(activation)(tf.zeros(()))) == 0.0
