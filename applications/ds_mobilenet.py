@@ -18,6 +18,7 @@ def DSMobileNet(
     classifier_activation="softmax",
     alpha=1.0,
     output_stride=32,
+    front_alpha=None,
     routes=None,
     name="ds_mobilenet",
     dtype=None,
@@ -34,6 +35,8 @@ def DSMobileNet(
         alpha: float: scales all channels, in multiples of 8 and at least 8.
         output_stride: 32, 16 or 8: height of the image over height of the last features; 8 or 16
             keep small images large enough.
+        front_alpha: float: scales the channels before the gate, which are those it judges an image
+            by; None: `alpha`.
         routes: candidate widths of the gate, ascending; None: all 14.
         name: str.
         dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
@@ -63,7 +66,7 @@ def DSMobileNet(
             f"`DSMobileNet` has no argument {unknown[0]!r}; its options are {sorted(known)}."
         )
     model = DynamicSlimmableNetwork(
-        MobileNetSpec(**options).scaled(alpha, output_stride),
+        MobileNetSpec(**options).scaled(alpha, output_stride, front_alpha),
         input_shape=input_shape,
         classes=int(classes),
         include_top=include_top,

@@ -101,11 +101,13 @@ class MobileNetSpec:
         )
         return cls(**{**config, "stem": tuple(config["stem"]), "stages": stages})
 
-    def scaled(self, alpha=1.0, output_stride=32):
+    def scaled(self, alpha=1.0, output_stride=32, front_alpha=None):
         """Returns a spec with all channels times `alpha` and fewer strides.
 
         Args:
             alpha: float; channels are rounded to multiples of 8, at least 8.
+            front_alpha: float: the factor of the static front, whose features the gate judges an
+                image by; None: `alpha`.
             output_stride: 32, 16 or 8: height of the image over height of the last features. The
                 earliest strides go first, so that small images keep their resolution where the
                 features are made.
@@ -117,24 +119,27 @@ class MobileNetSpec:
             raise ValueError(
                 f"`output_stride` must be 8, 16 or 32. Received: output_stride={output_stride!r}"
             )
-        if not isinstance(alpha, (int, float)) or alpha <= 0:
-            raise ValueError(f"`alpha` must be a positive number. Received: alpha={alpha!r}")
-        if alpha == 1 and output_stride == 32:
+        front_alpha = alpha if front_alpha is None else front_alpha
+        for name, factor in (("alpha", alpha), ("front_alpha", front_alpha)):
+            if not isinstance(factor, (int, float)) or not factor > 0:
+                raise ValueError(f"`{name}` must be a positive number. Received: {name}={factor!r}")
+        if alpha == front_alpha == 1 and output_stride == 32:
             return self
         surplus = {32: 0, 16: 1, 8: 2}[output_stride]
         stem_strides = 1 if surplus else self.stem_strides
         surplus -= surplus and self.stem_strides > 1
         stages = []
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             drop = surplus and stage.strides > 1
-            channels = _scaled(stage.channels, alpha)
+            is_front = index < self._gated_index
+            channels = _scaled(stage.channels, front_alpha if is_front else alpha)
             stages.append(
                 dataclasses.replace(stage, channels=channels, strides=1 if drop else stage.strides)
             )
             surplus -= bool(drop)
         spec = dataclasses.replace(
             self,
-            stem=_scaled(self.stem, alpha),
+            stem=_scaled(self.stem, front_alpha),
             stem_strides=stem_strides,
             stages=tuple(stages),
         )

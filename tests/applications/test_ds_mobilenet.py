@@ -40,9 +40,20 @@ def test_alpha_keeps_multiples_of_8_and_output_stride_the_early_size():
     assert features(np.zeros((1, 32, 32, 3), "float32"), path=0).shape == (1, 4, 4, 184)
 
 
+def test_front_alpha_scales_what_stands_before_the_gate_alone():
+    small = {"input_shape": (32, 32, 3), "classes": 10, "alpha": 0.25}
+    spec = DSMobileNet(**small, front_alpha=1.0).spec
+    whole, narrow = DSMobileNet().spec, DSMobileNet(**small).spec
+    assert spec.stem == whole.stem
+    assert spec.stages[:3] == whole.stages[:3]
+    assert spec.stages[3:] == narrow.stages[3:]
+    assert DSMobileNet(**small, front_alpha=0.25).spec == narrow
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"front_alpha": 0}, "front_alpha=0"),
         ({"alpha": 0.1}, "alpha=0.1"),
         ({"alpha": -1.0}, "alpha=-1.0"),
         ({"output_stride": 4}, "output_stride=4"),

@@ -26,9 +26,7 @@ def test_logits_of_the_moving_average(tiny_network, shared_numbers, to_images):
     images = to_images(io["img32"])
     for width, expected in enumerate(io["ema_logits32_uniform"]):
         np.testing.assert_allclose(model(images, path=width), expected, atol=1e-3)
-    np.testing.assert_allclose(
-        model(images, path="largest"), io["ema_logits32_largest"], atol=1e-3
-    )
+    np.testing.assert_allclose(model(images, path="largest"), io["ema_logits32_largest"], atol=1e-3)
     np.testing.assert_array_equal(model.route(images)[:, 0], io["ema_gate32_index"])
     np.testing.assert_allclose(model(images), io["ema_dynamic32_logits"], atol=1e-3)
 
