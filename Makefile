@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format clean
+.PHONY: help demo test test-lowest parity lint format clean
 
 # The first interpreter that runs (a pyenv shim may exist and not run), of a version below the given
 # one, and able to make an environment.
@@ -27,6 +27,7 @@ help:
 	@echo "make demo         train, gate, evaluate and export on the embedded digits (runs/demo)"
 	@echo "make test         run all tests"
 	@echo "make test-lowest  run the quick tests on the lowest supported versions"
+	@echo "make parity       compare with the authors' numbers, where ../shared/parity has them"
 	@echo "make lint         check code and formatting"
 	@echo "make format       format the code"
 	@echo "make clean        remove the environments and what builds leave behind"
@@ -56,6 +57,9 @@ test: $(VENV)/installed
 
 test-lowest: $(LOWEST_VENV)/installed
 	$(LOWEST_VENV)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+parity: $(VENV)/installed
+	$(VENV)/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -90,8 +90,8 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             return self._normalize(inputs, gamma, beta, mean, variance)
         momentum = self.momentum if momentum is None else momentum
         old = self.statistics_at(row, channels)
-        if self.synchronized:
-            outputs, *new = self._synchronized(inputs, gamma, beta, old, momentum)
+        if self.synchronized or inputs.dtype == tf.float64:
+            outputs, *new = self._normalize_by_sums(inputs, gamma, beta, old, momentum)
         else:
             outputs, *new = self._batch_normalize(inputs, gamma, beta, old, momentum)
         for table, moving in zip((self.moving_mean, self.moving_variance), new):
@@ -113,6 +113,8 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         return tuple(first_channels(tf.gather(table, row), channels) for table in tables)
 
     def _normalize(self, inputs, gamma, beta, mean, variance):
+        if inputs.dtype == tf.float64:
+            return tf.nn.batch_normalization(inputs, mean, variance, beta, gamma, self.epsilon)
         outputs, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=gamma,
@@ -139,12 +141,13 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         new = (mean, variance)
         return outputs, *(new if fused else _average(moving, new, momentum))
 
-    def _synchronized(self, inputs, gamma, beta, moving, momentum):
-        values = tf.cast(inputs, tf.float32)
-        count = tf.cast(tf.size(values[..., 0]), tf.float32)
+    def _normalize_by_sums(self, inputs, gamma, beta, moving, momentum):
+        # TensorFlow's fused kernel knows neither replicas nor float64.
+        values = tf.cast(inputs, gamma.dtype)
+        count = tf.cast(tf.size(values[..., 0]), gamma.dtype)
         sums = tf.reduce_sum(values, (0, 1, 2)), tf.reduce_sum(values**2, (0, 1, 2))
         replicas = tf.distribute.get_replica_context()
-        if replicas is not None and replicas.num_replicas_in_sync > 1:
+        if self.synchronized and replicas is not None and replicas.num_replicas_in_sync > 1:
             count, *sums = replicas.all_reduce("SUM", [count, *sums])
         mean = sums[0] / count
         variance = tf.maximum(sums[1] / count - mean**2, 0.0)

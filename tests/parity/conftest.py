@@ -37,7 +37,7 @@ def shared_numbers(shared_parity):
 
 
 @pytest.fixture
-def tiny_network(shared_parity):
+def new_tiny_network(shared_parity):
     """Makes the tiny network with the authors' weights, the average or the trained ones."""
 
     def make(size=64, ema=False, **options):
@@ -48,6 +48,14 @@ def tiny_network(shared_parity):
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_network(shared_parity):
+    """The tiny network of any image size, which no test changes."""
+    model = DynamicSlimmableNetwork(TINY_SPEC, (None, None, 3), 10, classifier_activation=None)
+    load_checkpoint(model, shared_parity / "tiny_zip.pth.tar", ema=False)
+    return model
 
 
 @pytest.fixture(scope="session")
