@@ -19,6 +19,7 @@ def DSMobileNet(
     alpha=1.0,
     output_stride=32,
     front_alpha=None,
+    strides=None,
     routes=None,
     name="ds_mobilenet",
     dtype=None,
@@ -37,6 +38,8 @@ def DSMobileNet(
             keep small images large enough.
         front_alpha: float: scales the channels before the gate, which are those it judges an image
             by; None: `alpha`.
+        strides: tuple of 6 numbers, 1 or 2: those of the stem and of the five stages one by one,
+            in place of `output_stride`.
         routes: candidate widths of the gate, ascending; None: all 14.
         name: str.
         dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
@@ -66,7 +69,7 @@ def DSMobileNet(
             f"`DSMobileNet` has no argument {unknown[0]!r}; its options are {sorted(known)}."
         )
     model = DynamicSlimmableNetwork(
-        MobileNetSpec(**options).scaled(alpha, output_stride, front_alpha),
+        MobileNetSpec(**options).scaled(alpha, output_stride, front_alpha, strides),
         input_shape=input_shape,
         classes=int(classes),
         include_top=include_top,

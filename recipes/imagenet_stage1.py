@@ -28,6 +28,7 @@ flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", r
 flags.DEFINE_float("alpha", 1.0, "Scales all channels.")
 flags.DEFINE_float("front_alpha", None, "Scales the channels before the gate; none: --alpha.")
 flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small images.")
+flags.DEFINE_list("strides", None, "1 or 2 for the stem and each of 5 stages: no output_stride.")
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: every width.")
 flags.DEFINE_enum("attention", "tanh", ["tanh", "sigmoid"], "Activation of the attention heads.")
 flags.DEFINE_enum(
@@ -61,6 +62,7 @@ def make_model(classes):
         alpha=FLAGS.alpha,
         output_stride=int(FLAGS.output_stride),
         front_alpha=FLAGS.front_alpha,
+        strides=FLAGS.strides and [int(stride) for stride in FLAGS.strides],
         attention=FLAGS.attention,
         slimming_head=FLAGS.slimming_head,
         share_encoder=FLAGS.share_encoder,

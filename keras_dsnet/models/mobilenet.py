@@ -101,50 +101,61 @@ class MobileNetSpec:
         )
         return cls(**{**config, "stem": tuple(config["stem"]), "stages": stages})
 
-    def scaled(self, alpha=1.0, output_stride=32, front_alpha=None):
+    def scaled(self, alpha=1.0, output_stride=32, front_alpha=None, strides=None):
         """Returns a spec with all channels times `alpha` and fewer strides.
 
         Args:
             alpha: float; channels are rounded to multiples of 8, at least 8.
-            front_alpha: float: the factor of the static front, whose features the gate judges an
-                image by; None: `alpha`.
             output_stride: 32, 16 or 8: height of the image over height of the last features. The
                 earliest strides go first, so that small images keep their resolution where the
                 features are made.
+            front_alpha: float: the factor of the static front, whose features the gate judges an
+                image by; None: `alpha`.
+            strides: tuple of 1 and 2: the strides of the stem and of every stage one by one, in
+                place of `output_stride`.
 
         Raises:
             ValueError: on another output stride, or an alpha that makes two widths equal.
         """
-        if output_stride not in (8, 16, 32):
-            raise ValueError(
-                f"`output_stride` must be 8, 16 or 32. Received: output_stride={output_stride!r}"
-            )
         front_alpha = alpha if front_alpha is None else front_alpha
         for name, factor in (("alpha", alpha), ("front_alpha", front_alpha)):
             if not isinstance(factor, (int, float)) or not factor > 0:
                 raise ValueError(f"`{name}` must be a positive number. Received: {name}={factor!r}")
-        if alpha == front_alpha == 1 and output_stride == 32:
-            return self
-        surplus = {32: 0, 16: 1, 8: 2}[output_stride]
-        stem_strides = 1 if surplus else self.stem_strides
-        surplus -= surplus and self.stem_strides > 1
+        stem_strides, *stage_strides = self._new_strides(output_stride, strides)
         stages = []
         for index, stage in enumerate(self.stages):
-            drop = surplus and stage.strides > 1
-            is_front = index < self._gated_index
-            channels = _scaled(stage.channels, front_alpha if is_front else alpha)
+            factor = front_alpha if index < self._gated_index else alpha
             stages.append(
-                dataclasses.replace(stage, channels=channels, strides=1 if drop else stage.strides)
+                dataclasses.replace(
+                    stage, channels=_scaled(stage.channels, factor), strides=stage_strides[index]
+                )
             )
-            surplus -= bool(drop)
+        stem = _scaled(self.stem, front_alpha)
         spec = dataclasses.replace(
-            self,
-            stem=_scaled(self.stem, front_alpha),
-            stem_strides=stem_strides,
-            stages=tuple(stages),
+            self, stem=stem, stem_strides=stem_strides, stages=tuple(stages)
         )
         spec.check(f"alpha={alpha!r}")
         return spec
+
+    def _new_strides(self, output_stride, strides):
+        """Returns the strides of the stem and of every stage; see `scaled`."""
+        own = [self.stem_strides, *(stage.strides for stage in self.stages)]
+        if strides is not None:
+            strides = tuple(strides) if isinstance(strides, (list, tuple)) else (strides,)
+            if len(strides) != len(own) or not set(strides) <= {1, 2} or output_stride != 32:
+                raise ValueError(
+                    f"`strides` must be {len(own)} numbers, each 1 or 2: of the stem and of the "
+                    "stages, without another `output_stride`. "
+                    f"Received: strides={strides!r}, output_stride={output_stride!r}"
+                )
+            return strides
+        if output_stride not in (8, 16, 32):
+            raise ValueError(
+                f"`output_stride` must be 8, 16 or 32. Received: output_stride={output_stride!r}"
+            )
+        early = [index for index, stride in enumerate(own) if stride > 1]
+        dropped = early[: {32: 0, 16: 1, 8: 2}[output_stride]]
+        return [1 if index in dropped else stride for index, stride in enumerate(own)]
 
     def check(self, received):
         """Raises a ValueError if two widths of the gated stages have the same channels."""
@@ -272,6 +283,8 @@ class _BlockBuilder:
 
 
 def _scaled(options, alpha):
+    if alpha == 1:
+        return options
     return tuple(max(8, int(alpha * channels / 8 + 0.5) * 8) for channels in options)
 
 

@@ -50,9 +50,21 @@ def test_front_alpha_scales_what_stands_before_the_gate_alone():
     assert DSMobileNet(**small, front_alpha=0.25).spec == narrow
 
 
+def test_strides_one_by_one():
+    small = {"input_shape": (32, 32, 3), "alpha": 0.25, "include_top": False}
+    late = DSMobileNet(**small, strides=(1, 1, 2, 2, 1, 2))
+    assert late(np.zeros((1, 32, 32, 3), "float32"), path=0).shape == (1, 4, 4, 184)
+    early = DSMobileNet(**small, output_stride=8)
+    assert DSMobileNet(**small, strides=(1, 1, 1, 2, 2, 2)).spec == early.spec
+    assert late.spec != early.spec
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"strides": (1, 2)}, r"strides=\(1, 2\)"),
+        ({"strides": (1, 1, 3, 2, 2, 2)}, "3, 2, 2, 2"),
+        ({"strides": (1, 1, 1, 2, 2, 2), "output_stride": 8}, "output_stride=8"),
         ({"front_alpha": 0}, "front_alpha=0"),
         ({"alpha": 0.1}, "alpha=0.1"),
         ({"alpha": -1.0}, "alpha=-1.0"),
