@@ -1,9 +1,14 @@
 """DS-MobileNet: MobileNetV1 as a dynamic slimmable network (DS-MBNet in the paper)."""
 
+import os
+import pathlib
+
 import keras
 import numpy as np
 import tensorflow as tf
+from keras_dsnet.applications.pretrained import pretrained_network
 
+from keras_dsnet.checkpoints import WeightsFile, released_weights
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -16,11 +21,12 @@ def DSMobileNet(
     classes=None,
     include_top=True,
     classifier_activation="softmax",
-    alpha=1.0,
-    output_stride=32,
+    alpha=None,
+    output_stride=None,
     front_alpha=None,
     strides=None,
     routes=None,
+    ema=None,
     name="ds_mobilenet",
     dtype=None,
     **options,
@@ -28,19 +34,26 @@ def DSMobileNet(
     """Returns a DS-MobileNet: one slimming gate, 14 widths (Sec. 4 of the paper).
 
     Args:
-        weights: None, or a path to a `.weights.h5` file.
-        input_shape: `(height, width, 3)`, height and width may be None; None: `(224, 224, 3)`.
-        classes: int; None: 1000.
+        weights: None; "imagenet": the authors' released supernet, whose gate is not trained,
+            downloaded on first use; or a path: `.weights.h5`, or a checkpoint of the authors' code
+            (`.pth.tar`), whose gate counts as trained.
+        input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
+            made for, without weights `(224, 224, 3)`.
+        classes: int; None: those of the weights, without weights 1000. Another number than the
+            weights' loads all but the classifier, and the log says so.
         include_top: bool: end with the classifier.
         classifier_activation: name of a Keras activation; None: logits.
-        alpha: float: scales all channels, in multiples of 8 and at least 8.
+        alpha: float: scales all channels, in multiples of 8 and at least 8; None: 1.
         output_stride: 32, 16 or 8: height of the image over height of the last features; 8 or 16
-            keep small images large enough.
+            keep small images large enough; None: 32.
         front_alpha: float: scales the channels before the gate, which are those it judges an image
             by; None: `alpha`.
         strides: tuple of 6 numbers, 1 or 2: those of the stem and of the five stages one by one,
             in place of `output_stride`.
-        routes: candidate widths of the gate, ascending; None: all 14.
+        routes: candidate widths of the gate, ascending; None: those of the weights, without weights
+            all 14.
+        ema: bool: of a checkpoint the moving average of the weights, or the weights themselves;
+            None: the average where there is one.
         name: str.
         dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
         **options: other fields of `keras_dsnet.models.MobileNetSpec`: `attention` ("tanh" or
@@ -51,16 +64,77 @@ def DSMobileNet(
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: on an argument that no DS-MobileNet has.
+        ValueError: on an argument that no DS-MobileNet has, that contradicts the weights, or on
+            weights that cannot be read.
+        OSError: the weights cannot be opened.
 
     Example:
 
     >>> model = DSMobileNet(input_shape=(32, 32, 3), classes=10, alpha=0.25, output_stride=8)
     >>> model(preprocess_input(images), path="slimmest")
     """
-    input_shape = _check_input_shape(input_shape or (224, 224, 3))
-    classes = 1000 if classes is None else classes
-    if not isinstance(classes, (int, np.integer)) or classes < 1:
+    _check_arguments(input_shape, classes, options)
+    file = _weights_file(weights, ema)
+    scaling = {
+        "alpha": alpha,
+        "output_stride": output_stride,
+        "front_alpha": front_alpha,
+        "strides": strides,
+    }
+    scaling = {key: value for key, value in scaling.items() if value is not None}
+    arguments = {
+        "classifier_activation": classifier_activation,
+        "name": name,
+        "dtype": dtype,
+    }
+    if file is None or file.config is None:
+        model = DynamicSlimmableNetwork(
+            MobileNetSpec(**options).scaled(**scaling),
+            input_shape=input_shape or (224, 224, 3),
+            classes=int(classes or 1000),
+            include_top=include_top,
+            **arguments,
+        )
+        if file is not None:
+            file.load(model)
+    else:
+        _check_scaling(file, scaling)
+        model = pretrained_network(file, options, input_shape, classes, include_top, **arguments)
+    if routes is not None:
+        model.routes = routes
+    return model
+
+
+def _weights_file(weights, ema):
+    if weights is None:
+        return None
+    if weights == "imagenet":
+        return WeightsFile(released_weights())
+    if not isinstance(weights, (str, os.PathLike)) or not pathlib.Path(weights).suffix:
+        raise ValueError(
+            "`weights` must be None, 'imagenet', or the path of a .weights.h5 or .pth.tar file. "
+            f"Received: weights={weights!r}"
+        )
+    return WeightsFile(weights, ema)
+
+
+def _check_scaling(file, scaling):
+    """Raises a ValueError unless `scaling` gives the channels and strides of the weights."""
+    spec = MobileNetSpec.from_dict({k: v for k, v in file.config["spec"].items() if k != "family"})
+    scaled = MobileNetSpec().scaled(**scaling)
+    names = ("stem", "stem_strides", "stages")
+    if scaling and any(getattr(spec, name) != getattr(scaled, name) for name in names):
+        given = ", ".join(f"{name}={value!r}" for name, value in scaling.items())
+        raise ValueError(
+            f"The weights {file.path} are of a network of other channels or strides; leave these "
+            f"arguments out, since the weights bring their own. Received: {given}"
+        )
+
+
+def _check_arguments(input_shape, classes, options):
+    if input_shape is not None:
+        _check_input_shape(input_shape)
+    if classes is not None and (not isinstance(classes, (int, np.integer)) or classes < 1):
         raise ValueError(f"`classes` must be a positive int. Received: classes={classes!r}")
     known = set(MobileNetSpec.__dataclass_fields__)
     unknown = sorted(set(options) - known)
@@ -68,19 +142,6 @@ def DSMobileNet(
         raise ValueError(
             f"`DSMobileNet` has no argument {unknown[0]!r}; its options are {sorted(known)}."
         )
-    model = DynamicSlimmableNetwork(
-        MobileNetSpec(**options).scaled(alpha, output_stride, front_alpha, strides),
-        input_shape=input_shape,
-        classes=int(classes),
-        include_top=include_top,
-        classifier_activation=classifier_activation,
-        routes=routes,
-        name=name,
-        dtype=dtype,
-    )
-    if weights is not None:
-        model.load_weights(weights)
-    return model
 
 
 def _check_input_shape(shape):
@@ -91,7 +152,6 @@ def _check_input_shape(shape):
             "`input_shape` must be (height, width, 3) with sides of at least 32, or None. "
             f"Received: input_shape={shape}"
         )
-    return shape
 
 
 def preprocess_input(images):

@@ -12,6 +12,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
+pytest_plugins = ["torch_writer"]
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 REQUIRE_SHARED = os.environ.get("KERAS_DSNET_REQUIRE_SHARED") == "1"

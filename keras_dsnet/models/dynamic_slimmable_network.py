@@ -1,6 +1,7 @@
 """The model class: one supernet, its sub-networks, and the gates that choose among them."""
 
 import dataclasses
+import json
 import warnings
 
 import keras
@@ -297,6 +298,8 @@ class DynamicSlimmableNetwork(keras.Model):
     def save_own_variables(self, store):
         store["routes"] = np.array(self.routes, "int32")
         store["gates_trained"] = np.array(self.gates_trained)
+        # So that a file of weights alone says what network it is for.
+        store["config"] = np.frombuffer(json.dumps(self.get_config()).encode(), "uint8")
 
     def load_own_variables(self, store):
         self.routes = [int(width) for width in store["routes"]]

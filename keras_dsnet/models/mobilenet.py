@@ -131,9 +131,7 @@ class MobileNetSpec:
                 )
             )
         stem = _scaled(self.stem, front_alpha)
-        spec = dataclasses.replace(
-            self, stem=stem, stem_strides=stem_strides, stages=tuple(stages)
-        )
+        spec = dataclasses.replace(self, stem=stem, stem_strides=stem_strides, stages=tuple(stages))
         spec.check(f"alpha={alpha!r}")
         return spec
 

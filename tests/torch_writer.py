@@ -1,4 +1,4 @@
-"""Writes files as `torch.save` does, without PyTorch."""
+"""Fixtures that write files as `torch.save` does, without PyTorch."""
 
 import collections
 import io

@@ -1,0 +1,43 @@
+"""Converts a PyTorch checkpoint into a `.weights.h5` file."""
+
+import pathlib
+
+from keras_dsnet.checkpoints.weights_file import WeightsFile
+from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.utils import UserError
+
+_SUFFIX = ".weights.h5"
+
+
+def convert_checkpoint(source, target, ema=None, gates_trained=True):
+    """Writes a checkpoint of the authors' DS-MBNet as a weights file of DS-MobileNet.
+
+    Args:
+        source: path of the checkpoint.
+        target: path of the `.weights.h5` file, which appears whole or not at all.
+        ema: bool or None, as of `read_checkpoint`.
+        gates_trained: bool: whether the checkpoint's slimming head was trained.
+
+    Returns:
+        The network with these weights.
+
+    Raises:
+        OSError: a file cannot be opened or written.
+        UserError: the checkpoint cannot be read or is of another network, or the target's name
+            does not end with `.weights.h5`.
+    """
+    target = pathlib.Path(target)
+    if not target.name.endswith(_SUFFIX):
+        raise UserError(f"the target {target} must end with {_SUFFIX}")
+    file = WeightsFile(source, ema)
+    model = DynamicSlimmableNetwork.from_config(file.config)
+    file.load(model)
+    model.gates_trained = gates_trained
+    # Keras insists on the ending.
+    beside = target.with_name(f"partial-{target.name}")
+    try:
+        model.save_weights(beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return model

@@ -1,0 +1,85 @@
+"""Files of weights, and the network that each was made for."""
+
+import json
+import pathlib
+
+import h5py
+import numpy as np
+
+from keras_dsnet.checkpoints.load_checkpoint import assign_tensors, read_checkpoint
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
+from keras_dsnet.utils import UserError
+
+_TORCH = (".pth.tar", ".pth", ".pt")
+_KERAS = ".weights.h5"
+
+
+class WeightsFile:
+    """A `.weights.h5` file of a network of this package, or a checkpoint of the authors' code.
+
+    Args:
+        path: of the file.
+        ema: bool or None, for a checkpoint: as of `read_checkpoint`.
+
+    Attributes:
+        config: dictionary, as of `DynamicSlimmableNetwork.get_config`, of the network that the
+            weights are for; None: an older `.weights.h5` file, which does not say.
+
+    Raises:
+        OSError: the file cannot be opened.
+        UserError: it is neither, or damaged.
+    """
+
+    def __init__(self, path, ema=None):
+        self.path = pathlib.Path(path)
+        name = self.path.name
+        if not name.endswith((_KERAS, *_TORCH)):
+            raise UserError(
+                f"weights file {path} must end with {_KERAS} or, from PyTorch, with "
+                f"{', '.join(_TORCH)}"
+            )
+        self._tensors = None
+        if name.endswith(_KERAS):
+            if ema is not None:
+                raise UserError(f"`ema` is for checkpoints of PyTorch. Received: ema={ema}, {path}")
+            self.config = self._read_config()
+        else:
+            self._tensors = read_checkpoint(path, ema)
+            self.config = self._config_of_checkpoint()
+
+    def _read_config(self):
+        with self.path.open("rb"):
+            # An error of the system names the file; one of HDF5 would not.
+            pass
+        try:
+            with h5py.File(self.path) as file:
+                stored = file["vars"].get("config")
+                return None if stored is None else json.loads(bytes(np.array(stored)))
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"weights file {self.path} is damaged, or not of a network of keras_dsnet"
+            ) from error
+
+    def _config_of_checkpoint(self):
+        """The authors' network has a sigmoid; its classes are the rows of the classifier."""
+        model_config = DynamicSlimmableNetwork(MobileNetSpec(attention="sigmoid")).get_config()
+        bias = self._tensors.get("classifier.bias", np.zeros(0))
+        return {**model_config, "classes": len(bias) or model_config["classes"]}
+
+    def load(self, model):
+        """Gives `model` the weights, its routes and `gates_trained`.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        if self._tensors is not None:
+            assign_tensors(model, self._tensors, self.path)
+            return
+        try:
+            model.load_weights(self.path)
+        except (OSError, KeyError, ValueError) as error:
+            reason = [line for line in str(error).splitlines() if "expected" in line.lower()]
+            raise UserError(
+                f"weights file {self.path} is not of this network: "
+                f"{(reason or [str(error).splitlines()[0]])[0]}"
+            ) from error

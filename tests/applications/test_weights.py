@@ -1,0 +1,274 @@
+"""Networks with weights: from files of this package, of the authors, and from the release."""
+
+import collections
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from keras_dsnet.applications import DSMobileNet, ds_mobilenet
+
+from keras_dsnet.checkpoints import convert_checkpoint, read_checkpoint
+from keras_dsnet.checkpoints.__main__ import main as convert_main
+from keras_dsnet.checkpoints.mobilenet_tensors import mobilenet_tensors
+from keras_dsnet.checkpoints.released_weights import cache_folder, released_weights
+from keras_dsnet.models import MobileNetStage
+from keras_dsnet.utils import UserError
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+SMALL = {"input_shape": (32, 32, 3), "classes": 5, "alpha": 0.25, "output_stride": 16}
+TINY = {
+    "stem": (2, 3),
+    "stages": (
+        MobileNetStage(1, 2, (4, 6)),
+        MobileNetStage(1, 2, (4, 6, 8, 10, 12), gated=True),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A network with trained gates, and its file of weights."""
+    model = DSMobileNet(**SMALL, attention="sigmoid", routes=(0, 3, 7))
+    for variable in model.slimming_gates[0].slimming_variables:
+        variable.assign(np.random.default_rng(1).normal(size=variable.shape))
+    model.gates_trained = True
+    path = tmp_path_factory.mktemp("weights") / "small.weights.h5"
+    model.save_weights(path)
+    return model, path
+
+
+def test_a_file_says_what_network_it_is_for(small):
+    model, path = small
+    loaded = DSMobileNet(weights=path)
+    assert loaded.spec == model.spec
+    assert loaded.input_shape == (None, 32, 32, 3)
+    assert (loaded.classes, loaded.routes, loaded.gates_trained) == (5, (0, 3, 7), True)
+    np.testing.assert_array_equal(loaded(IMAGES), model(IMAGES))
+
+
+def test_arguments_that_agree_or_change_no_weight(small):
+    model, path = small
+    loaded = DSMobileNet(
+        weights=str(path),
+        **{**SMALL, "input_shape": (64, 64, 3)},
+        attention="sigmoid",
+        dropout=0.5,
+        routes=(1, 2),
+        classifier_activation=None,
+        name="mine",
+    )
+    assert (loaded.input_shape, loaded.routes) == ((None, 64, 64, 3), (1, 2))
+    assert (loaded.spec.dropout, loaded.name) == (0.5, "mine")
+    np.testing.assert_allclose(
+        np.exp(loaded(IMAGES, path=4))[0] / np.exp(loaded(IMAGES, path=4))[0].sum(),
+        model(IMAGES, path=4)[0],
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attention": "tanh"}, r"attention='sigmoid'\. Received: attention='tanh'"),
+        ({"alpha": 0.5}, r"other channels or strides.*alpha=0\.5$"),
+        ({"alpha": 0.25, "output_stride": 8}, "alpha=0.25, output_stride=8"),
+        ({"share_encoder": False}, "share_encoder=True"),
+    ],
+)
+def test_arguments_that_contradict_the_weights(small, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DSMobileNet(weights=small[1], **arguments)
+
+
+def test_another_number_of_classes_loads_all_but_the_classifier(small, caplog):
+    model, path = small
+    loaded = DSMobileNet(weights=path, classes=7)
+    (message,) = caplog.messages
+    assert "5 classes" in message
+    assert "7 classes" in message
+    before = {v.path: np.array(v) for v in model.variables}
+    for variable in loaded.variables:
+        if not variable.path.startswith("classifier"):
+            np.testing.assert_array_equal(variable, before[variable.path])
+    assert loaded.gates_trained
+    np.testing.assert_array_equal(loaded.route(IMAGES), model.route(IMAGES))
+
+
+def test_without_the_classifier(small, caplog):
+    model, path = small
+    features = DSMobileNet(weights=path, include_top=False)(IMAGES, path=3)
+    pooled = np.mean(features, (1, 2))
+    dense = model.supernet_layers[-1]
+    logits = pooled @ np.array(dense.kernel)[: pooled.shape[1]] + np.array(dense.bias)
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(model(IMAGES, path=3), expected, rtol=1e-4)
+    assert not caplog.messages
+
+
+def test_a_file_without_its_network_needs_the_arguments(small, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    old = tmp_path / "old.weights.h5"
+    old.write_bytes(small[1].read_bytes())
+    with h5py.File(old, "a") as file:
+        del file["vars"]["config"]
+    loaded = DSMobileNet(weights=old, **SMALL, attention="sigmoid")
+    np.testing.assert_array_equal(loaded(IMAGES), small[0](IMAGES))
+    with pytest.raises(UserError, match=r"old\.weights\.h5 is not of this network: "):
+        DSMobileNet(weights=old)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.weights.h5", b"", "is damaged"),
+        ("x.weights.h5", b"<html>", "is damaged"),
+        ("x.pth.tar", b"<html>", "web page"),
+        ("x.onnx", b"", "must end with"),
+    ],
+)
+def test_files_that_hold_no_weights(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message) as caught:
+        DSMobileNet(weights=tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", ["imagenet21k", 3, True])
+def test_unknown_weights_are_named(weights):
+    with pytest.raises(ValueError, match=f"weights={weights!r}"):
+        DSMobileNet(weights=weights)
+
+
+def test_a_missing_file():
+    for name in ("none.weights.h5", "none.pth.tar"):
+        with pytest.raises(FileNotFoundError, match=name):
+            DSMobileNet(weights=name)
+
+
+def random_state(model):
+    generator = np.random.default_rng(0)
+    return collections.OrderedDict(
+        (name, generator.uniform(0.5, 1.5, target.shape).astype("float32"))
+        for name, target in mobilenet_tensors(model).items()
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, write_torch_file):
+    """A checkpoint of the full network for 20 classes."""
+    state = random_state(DSMobileNet(attention="sigmoid", classes=20))
+    path = tmp_path_factory.mktemp("release") / "net.pth.tar"
+    return write_torch_file(path, {"state_dict": state})
+
+
+def test_a_checkpoint_of_the_authors_code(checkpoint):
+    model = DSMobileNet(weights=checkpoint, input_shape=(32, 32, 3))
+    assert (model.classes, model.spec.attention) == (20, "sigmoid")
+    assert (model.routes, model.gates_trained) == ((0, 1, 2, 3), True)
+    kernel = read_checkpoint(checkpoint)["conv_stem.weight"]
+    np.testing.assert_array_equal(model.supernet_layers[0].kernel, kernel.transpose(2, 3, 1, 0))
+    with pytest.raises(ValueError, match="attention='sigmoid'"):
+        DSMobileNet(weights=checkpoint, attention="tanh")
+    with pytest.raises(UserError, match="state_dict_ema"):
+        DSMobileNet(weights=checkpoint, ema=True)
+
+
+def test_the_converter(checkpoint, tmp_path):
+    target = tmp_path / "net.weights.h5"
+    command = [sys.executable, "-m", "keras_dsnet.checkpoints", checkpoint, target]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "20 classes, routes (0, 1, 2, 3)" in result.stdout
+    model = DSMobileNet(weights=checkpoint, input_shape=(32, 32, 3))
+    converted = DSMobileNet(weights=target, input_shape=(32, 32, 3))
+    for value, expected in zip(converted.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.weights.h5"]
+
+
+@pytest.mark.parametrize("argv", [["x"], ["x", "a.pth"], ["x", "a", "b", "c"]])
+def test_the_converter_wants_two_files(argv):
+    with pytest.raises(UserError, match="usage"):
+        convert_main(argv)
+
+
+def test_the_converter_leaves_nothing_half_written(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"must end with \.weights\.h5"):
+        convert_checkpoint(checkpoint, tmp_path / "net.h5")
+    (tmp_path / "cut.pth.tar").write_bytes(checkpoint.read_bytes()[:9000])
+    with pytest.raises(UserError, match="cut"):
+        convert_checkpoint(tmp_path / "cut.pth.tar", tmp_path / "net.weights.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.pth.tar"]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return cache_folder()
+
+
+@pytest.fixture
+def release(checkpoint, cache, monkeypatch):
+    """Makes a local file the release."""
+    url = checkpoint.as_uri()
+    monkeypatch.setattr(ds_mobilenet, "released_weights", lambda: released_weights(url))
+    return checkpoint
+
+
+def test_imagenet_weights_are_fetched_and_converted_once(release, cache):
+    first = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3))
+    files = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert set(files) == {"net.pth.tar", "net.weights.h5"}
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        again = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3))
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2
+    assert files == {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    for value, expected in zip(again.get_weights(), first.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_the_released_gates_are_not_trained(release):
+    model = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3))
+    assert not model.gates_trained
+    with pytest.warns(UserWarning, match="not trained"):
+        outputs = model(IMAGES)
+    np.testing.assert_allclose(outputs, model(IMAGES, path=3), atol=1e-6)
+    np.testing.assert_array_equal(model.route(IMAGES), 3)
+
+
+def test_a_file_that_was_put_into_the_cache(checkpoint, cache):
+    cache.mkdir(parents=True)
+    (cache / "net.pth.tar").write_bytes(checkpoint.read_bytes())
+    assert released_weights("http://127.0.0.1:9/net.pth.tar").name == "net.weights.h5"
+
+
+def test_without_a_network_the_line_says_where_to_put_the_file(cache):
+    url = "http://127.0.0.1:9/net.pth.tar"
+    with pytest.raises(UserError, match="cannot download") as caught:
+        released_weights(url)
+    assert str(cache / "net.pth.tar") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>Not Found</html>", None])
+def test_a_broken_download_never_stays(checkpoint, cache, tmp_path, data):
+    broken = tmp_path / "net.pth.tar"
+    broken.write_bytes(checkpoint.read_bytes()[:100_000] if data is None else data)
+    with pytest.raises(UserError, match=r"net\.pth\.tar"):
+        released_weights(broken.as_uri())
+    assert not list(cache.iterdir())
+    # What a killed download left behind is not taken for the file either.
+    (cache / "partial-net.pth.tar").write_bytes(b"half")
+    assert released_weights(checkpoint.as_uri()).exists()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, checkpoint):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot write the cache .*KERAS_HOME"):
+        released_weights(checkpoint.as_uri())
