@@ -33,6 +33,9 @@ flags.DEFINE_enum(
 flags.DEFINE_bool("share_encoder", None, "Both heads share W1 (Table 7); none: as it is.")
 flags.DEFINE_list("loss_weights", ["1", "0.5", "1"], "Classification, complexity, SGS (Eq. 12).")
 flags.DEFINE_float("temperature", 1.0, "Of the Gumbel-softmax.")
+flags.DEFINE_enum(
+    "estimator", "straight_through", ["straight_through", "exact"], "Of the choice's gradient."
+)
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
 flags.DEFINE_integer("epochs", 10, "Epochs.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 0.05, "At batch 512; scaled linearly by the batch.")
@@ -92,6 +95,7 @@ def make_trainer(model, steps_per_epoch):
         strategy=FLAGS.gate_strategy,
         loss_weights=[float(weight) for weight in FLAGS.loss_weights],
         temperature=FLAGS.temperature,
+        estimator=FLAGS.estimator,
         seed=FLAGS.seed,
     )
     rate = scaled_learning_rate(FLAGS.learning_rate, FLAGS.batch_size)

@@ -166,16 +166,28 @@ class DoubleHeadedGate(keras.layers.Layer):
             Gumbel-softmax, or for a scalar head of the linear interpolation between its ratio's
             neighbours.
         """
-        if self.slimming_head == "scalar":
-            soft, hard = self._interpolated(scores, routes), self.route_scores(scores, routes)
-        else:
-            hard = self.route_scores(scores, routes)
-            if seed is not None:
-                uniform = tf.random.stateless_uniform(tf.shape(hard), seed, minval=1e-20)
-                hard -= tf.math.log(-tf.math.log(uniform))
-            soft = tf.nn.softmax(hard / temperature)
+        soft, hard = self._soft_and_hard(scores, routes, temperature, seed)
         one_hot = tf.one_hot(tf.argmax(hard, axis=1), len(routes))
         return one_hot + soft - tf.stop_gradient(soft)
+
+    def soft_choice(self, scores, routes, temperature=1.0):
+        """Returns the shares of a choice without noise: float32 `[batch, len(routes)]`, sum 1.
+
+        Args:
+            scores: the slimming head's output.
+            routes: tuple of candidate widths, ascending.
+            temperature: float: of the softmax.
+        """
+        return self._soft_and_hard(scores, routes, temperature, None)[0]
+
+    def _soft_and_hard(self, scores, routes, temperature, seed):
+        hard = self.route_scores(scores, routes)
+        if self.slimming_head == "scalar":
+            return self._interpolated(scores, routes), hard
+        if seed is not None:
+            uniform = tf.random.stateless_uniform(tf.shape(hard), seed, minval=1e-20)
+            hard -= tf.math.log(-tf.math.log(uniform))
+        return tf.nn.softmax(hard / temperature), hard
 
     def _interpolated(self, scores, routes):
         ratios = [self.choice_ratios[width] for width in routes]

@@ -6,9 +6,11 @@ import tensorflow as tf
 from keras_dsnet.models.masked_executor import MaskedExecutor
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.section_costs import section_costs
+from keras_dsnet.models.sliced_executor import SlicedExecutor
 from keras_dsnet.training.losses import gate_cross_entropy, label_cross_entropy
 
 STRATEGIES = ("try_best", "give_up")
+ESTIMATORS = ("straight_through", "exact")
 
 
 class GateTrainer(keras.Model):
@@ -26,6 +28,11 @@ class GateTrainer(keras.Model):
             "give_up": they take the slimmest (Table 6).
         loss_weights: the three lambdas of Eq. 12: classification, complexity, SGS.
         temperature: float, of the Gumbel-softmax.
+        estimator: how the first two losses depend on a choice. "straight_through": Gumbel-softmax
+            and channel masks, as in the paper. "exact": their expectation over the soft choice
+            without noise, from the outputs of every route; for one gate and few routes. The
+            gradient of a mask favours the width that an image takes already, which makes gates
+            collapse; that of the expectation does not.
         seed: int, of the Gumbel noise, which is a function of it and the step.
 
     Example:
@@ -43,12 +50,18 @@ class GateTrainer(keras.Model):
         strategy="try_best",
         loss_weights=(1.0, 0.5, 1.0),
         temperature=1.0,
+        estimator="straight_through",
         seed=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         if strategy not in STRATEGIES:
             raise ValueError(f"`strategy` must be one of {STRATEGIES}. Received: {strategy!r}")
+        if estimator not in ESTIMATORS or (estimator == "exact" and model.num_gates > 1):
+            raise ValueError(
+                f"`estimator` must be one of {ESTIMATORS}, 'exact' for networks of one gate alone. "
+                f"Received: {estimator!r} for {model.num_gates} gates"
+            )
         if len(loss_weights) != 3 or min(loss_weights) < 0 or not any(loss_weights):
             raise ValueError(
                 "`loss_weights` must be three numbers of 0 or more, not all 0. "
@@ -59,6 +72,7 @@ class GateTrainer(keras.Model):
         self.strategy = strategy
         self.loss_weights = tuple(map(float, loss_weights))
         self.temperature = temperature
+        self.estimator = estimator
         self.seed = seed
         model.routes = self.routes
         # MAdds overflow float16 and are inexact in float32: the loss gets their ratio to T.
@@ -132,39 +146,75 @@ class GateTrainer(keras.Model):
             `(losses, results)`: scalars by name, their weighted sum as "loss"; and per image
             "right", "easy" (bool `[batch]`), "choices" (one-hot per gate) and "gate_right".
         """
-        model = self.model
-
-        def choose(gate, scores, index):
-            # Every gate has noise of its own.
-            seed = (
-                None
-                if noise_seed is None
-                else tf.stack([noise_seed[0] + 7919 * index, noise_seed[1]])
-            )
-            return gate.sample(scores, self.routes, self.temperature, seed)
-
-        masked = MaskedExecutor(model, self.routes, choose)
-        features = model.run_sections(images, None, last=0, executor=masked)
-        logits = model.run_sections(features, None, first=1, executor=masked)
-        easy, wide = self._targets(features, labels)
+        exact = self.estimator == "exact"
+        run = (
+            self._run_every_route(images, labels)
+            if exact
+            else self._run_masked(images, labels, noise_seed)
+        )
+        easy, wide = self._targets(run["features"], labels)
         sgs = [
             gate_cross_entropy(gate, scores, self.routes, wide)
-            for gate, scores in zip(model.slimming_gates, masked.scores)
+            for gate, scores in zip(self.model.slimming_gates, run["scores"])
         ]
         losses = {
-            "classification_loss": label_cross_entropy(labels, logits),
-            "complexity_loss": tf.reduce_mean(self._relative_madds(masked.choices) ** 2),
+            "classification_loss": run["classification_loss"],
+            "complexity_loss": run["complexity_loss"],
             "sgs_loss": tf.add_n(sgs) / len(sgs),
         }
         terms = zip(self.loss_weights, losses.values())
         losses["loss"] = tf.add_n([weight * loss for weight, loss in terms if weight])
         results = {
-            "right": _right(logits, labels),
+            "right": run["right"],
             "easy": easy,
-            "choices": masked.choices,
-            "gate_right": self._gate_right(masked.scores, wide),
+            "choices": run["choices"],
+            "gate_right": self._gate_right(run["scores"], wide),
         }
         return losses, results
+
+    def _run_masked(self, images, labels, noise_seed):
+        """Runs the widest route under the masks of the images' choices."""
+
+        def choose(gate, scores, index):
+            seed = noise_seed
+            if seed is not None:
+                # Every gate has noise of its own.
+                seed = tf.stack([noise_seed[0] + 7919 * index, noise_seed[1]])
+            return gate.sample(scores, self.routes, self.temperature, seed)
+
+        masked = MaskedExecutor(self.model, self.routes, choose)
+        features = self.model.run_sections(images, None, last=0, executor=masked)
+        logits = self.model.run_sections(features, None, first=1, executor=masked)
+        return {
+            "features": features,
+            "scores": masked.scores,
+            "choices": masked.choices,
+            "classification_loss": label_cross_entropy(labels, logits),
+            "complexity_loss": tf.reduce_mean(self._relative_madds(masked.choices) ** 2),
+            "right": _right(logits, labels),
+        }
+
+    def _run_every_route(self, images, labels):
+        """Runs every route; the losses are their expectations over the soft choice."""
+        (gate,) = self.model.slimming_gates
+        front = SlicedExecutor(self.model.resolve_path("slimmest"))
+        features = front.run(self.model.sections[0], images)
+        soft = gate.soft_choice(front.scores[0], self.routes, self.temperature)
+        choice = gate.sample(front.scores[0], self.routes)
+        logits = tf.stack([self._route_logits(features, width) for width in self.routes], axis=1)
+        logits = tf.cast(logits, tf.float32)
+        each = tf.one_hot(tf.range(len(self.routes)), len(self.routes))
+        costs = self._relative_madds([each]) ** 2
+        truth = tf.repeat(tf.cast(labels, tf.int32)[:, None], len(self.routes), axis=1)
+        entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits)
+        return {
+            "features": features,
+            "scores": front.scores,
+            "choices": [choice],
+            "classification_loss": tf.reduce_mean(tf.reduce_sum(soft * entropies, axis=1)),
+            "complexity_loss": tf.reduce_mean(tf.linalg.matvec(soft, costs)),
+            "right": _right(tf.reduce_sum(logits * choice[:, :, None], axis=1), labels),
+        }
 
     def _targets(self, features, labels):
         """Returns which images are easy, and which should take the widest route (Eq. 10)."""

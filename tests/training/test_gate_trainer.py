@@ -198,3 +198,65 @@ def test_a_collapsed_gate_is_reported_in_words():
     network.routes = (0, 1, 2, 3)
     rows = evaluate_paths(network, [(images, labels)], paths=[0])
     assert "collapsed" not in describe_gates(rows)
+
+
+@pytest.mark.parametrize("options", [{}, {"share_encoder": False}, {"slimming_head": "scalar"}])
+def test_the_exact_estimator_is_the_expectation_over_the_routes(options):
+    network = make_network(**options)
+    images, labels = make_batch()
+    trainer = make_trainer(network, estimator="exact", temperature=2.0)
+    (gate,) = network.slimming_gates
+    variables = [variable.value for variable in trainer.optimized_variables]
+    logits = [network(images, path=width) for width in ROUTES]
+    entropies = np.stack(
+        [tf.nn.sparse_softmax_cross_entropy_with_logits(labels, rows) for rows in logits], 1
+    )
+    costs = np.array([network.madds(width) / network.madds("widest") for width in ROUTES])
+    costs = tf.constant(costs**2, "float32")
+    with tf.GradientTape(persistent=True) as tape:
+        losses, results = trainer.losses(images, labels, noise_seed=[0, 1])
+        scores = network.run_section(0, None, (0, 0), images)[1]
+        soft = gate.soft_choice(scores, ROUTES, 2.0)
+        expected = {
+            "classification_loss": tf.reduce_mean(tf.reduce_sum(soft * entropies, 1)),
+            "complexity_loss": tf.reduce_mean(tf.linalg.matvec(soft, costs)),
+        }
+    np.testing.assert_allclose(tf.reduce_sum(soft, 1), 1, rtol=1e-5)
+    for name, loss in expected.items():
+        np.testing.assert_allclose(losses[name], loss, rtol=1e-4)
+    chosen = network.slimming_gates[0].choose(scores, ROUTES).numpy()
+    np.testing.assert_array_equal(chosen_of(results), chosen)
+    rights = [right(network, images, labels, width) for width in range(4)]
+    np.testing.assert_array_equal(results["right"], np.choose(chosen, rights))
+    assert all(tape.gradient(losses["classification_loss"], v) is not None for v in variables)
+
+
+def test_the_exact_estimator_follows_what_a_route_is_worth():
+    """From a gate at either end the gradient points to the route with the smaller loss."""
+    network = make_network()
+    images, labels = make_batch()
+    routes = (0, 3)
+    entropies = [
+        float(
+            np.mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, network(images, path=w)))
+        )
+        for w in routes
+    ]
+    better = int(np.argmin(entropies))
+    (gate,) = network.slimming_gates
+    for start in routes:
+        head = np.zeros(gate.w2.shape, "float32")
+        head[:, start] = 0.1
+        gate.w2.assign(head)
+        options = {"routes": routes, "estimator": "exact", "loss_weights": (1, 0, 0)}
+        trainer = make_trainer(network, 3.0, **options)
+        for _ in range(150):
+            trainer.train_step((images, labels))
+        assert trainer.losses(images, labels)[0]["classification_loss"] <= min(entropies) + 1e-3
+        shares = np.mean(trainer.losses(images, labels)[1]["choices"][0], axis=0)
+        assert shares[better] >= 0.5
+
+
+def test_the_exact_estimator_needs_one_gate():
+    with pytest.raises(ValueError, match="'guess'"):
+        make_trainer(estimator="guess")
