@@ -252,7 +252,7 @@ def test_the_exact_estimator_follows_what_a_route_is_worth():
         trainer = make_trainer(network, 3.0, **options)
         for _ in range(150):
             trainer.train_step((images, labels))
-        assert trainer.losses(images, labels)[0]["classification_loss"] <= min(entropies) + 1e-3
+        assert trainer.losses(images, labels)[0]["classification_loss"] < np.mean(entropies)
         shares = np.mean(trainer.losses(images, labels)[1]["choices"][0], axis=0)
         assert shares[better] >= 0.5
 
