@@ -21,7 +21,8 @@ endif
 VENV := .venv
 LOWEST_VENV := .venv-lowest
 BUILD_FILES := setup.cfg setup.py
-PYTEST_FLAGS ?=
+# A process per core; the tests of one file share networks, so they stay together.
+PYTEST_FLAGS ?= --numprocesses=auto --dist=loadfile
 
 help:
 	@echo "make demo         train, gate, evaluate and export on the embedded digits (runs/demo)"
