@@ -13,6 +13,18 @@ from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 def DSMobileNet(
@@ -171,13 +183,21 @@ def preprocess_input(images):
 
 
 def decode_predictions(probabilities, top=5):
-    """Names the most probable ImageNet classes of each image.
+    """Names the most probable classes of each image: ImageNet's or CIFAR-10's.
 
     Args:
-        probabilities: `[batch, 1000]`.
+        probabilities: `[batch, 1000]` or `[batch, 10]`.
         top: int.
 
     Returns:
-        For each image a list of `(WordNet id, name, probability)`, most probable first.
+        For each image a list of `(id, name, probability)`, most probable first; the id is the
+        WordNet id of ImageNet, and the number of the class in CIFAR-10.
     """
-    return keras.applications.mobilenet.decode_predictions(np.asarray(probabilities), top=top)
+    probabilities = np.asarray(probabilities)
+    if probabilities.ndim != 2 or probabilities.shape[1] != len(CIFAR10_CLASSES):
+        return keras.applications.mobilenet.decode_predictions(probabilities, top=top)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return [
+        [(str(index), CIFAR10_CLASSES[index], float(row[index])) for index in indices]
+        for row, indices in zip(probabilities, best)
+    ]

@@ -47,6 +47,7 @@ flags.DEFINE_integer("num_random", 2, "Random sub-networks per step.", lower_bou
 flags.DEFINE_float("temperature", 1.0, "Of the distillation (Table 10).")
 flags.DEFINE_float("ema_momentum", 0.997, "Of the teacher.")
 flags.DEFINE_enum("label_path", "widest", ["widest", "largest"], "What is trained on labels.")
+flags.DEFINE_integer("alone", None, "Trains this one width alone, on labels, for comparison.")
 flags.DEFINE_float("label_smoothing", 0.0, "Of the labels.")
 flags.DEFINE_integer("recalibration_steps", 100, "Batches for the batch-norm statistics.")
 
@@ -83,7 +84,8 @@ def make_trainer(model, total_steps, steps_per_epoch):
         num_random=FLAGS.num_random,
         temperature=FLAGS.temperature,
         ema_momentum=FLAGS.ema_momentum,
-        label_path=FLAGS.label_path,
+        label_path=FLAGS.label_path if FLAGS.alone is None else FLAGS.alone,
+        sandwich=FLAGS.alone is None,
         label_smoothing=FLAGS.label_smoothing,
         decay_norms_and_biases=FLAGS.decay_norms_and_biases,
         seed=FLAGS.seed,
@@ -107,7 +109,9 @@ def main(_):
     with common.prepare_machine():
         model = make_model(FLAGS.classes or train.num_classes)
         trainer = make_trainer(model, FLAGS.epochs * steps_per_epoch, steps_per_epoch)
-    ends = ["slimmest", "widest"]
+    # Of a width that is trained alone the others mean nothing.
+    paths = None if FLAGS.alone is None else [FLAGS.alone]
+    ends = paths or ["slimmest", "widest"]
     training = TrainingRun(
         trainer,
         workdir,
@@ -122,9 +126,9 @@ def main(_):
     training.fit()
     trainer.load_teacher()
     steps = min(FLAGS.recalibration_steps, steps_per_epoch)
-    recalibrate_batch_norm(model, common.training_dataset(train, 0), steps=steps)
+    recalibrate_batch_norm(model, common.training_dataset(train, 0), paths, steps=steps)
     common.save_model(model, workdir.path / "supernet.keras")
-    rows = evaluate_paths(model, common.evaluation_dataset(evaluation), dynamic=False)
+    rows = evaluate_paths(model, common.evaluation_dataset(evaluation), paths, dynamic=False)
     common.report(model, rows, workdir)
 
 

@@ -35,6 +35,8 @@ class SupernetTrainer(keras.Model):
         ema_warmup: bool: momentum `min(ema_momentum, (1 + t) / (10 + t))` at step t, since a fresh
             teacher knows nothing.
         label_path: what is trained on labels: "widest", or "largest" (with the wide front).
+        sandwich: bool: train random sub-networks and the slimmest too. False: `label_path` alone,
+            which may be any path then, as a network of that width is trained.
         label_smoothing: float.
         decay_norms_and_biases: bool: weight decay on norms and biases too; never on gates.
         seed: int, of the random widths, which are a function of it and the step.
@@ -56,6 +58,7 @@ class SupernetTrainer(keras.Model):
         ema_momentum=0.997,
         ema_warmup=True,
         label_path="widest",
+        sandwich=True,
         label_smoothing=0.0,
         decay_norms_and_biases=False,
         seed=0,
@@ -66,24 +69,28 @@ class SupernetTrainer(keras.Model):
         _check(num_random >= 0, "num_random", num_random, "0 or more")
         _check(temperature > 0, "temperature", temperature, "positive")
         _check(0 <= ema_momentum < 1, "ema_momentum", ema_momentum, "in [0, 1)")
-        _check(label_path in ("widest", "largest"), "label_path", label_path, "widest or largest")
+        ends = ("widest", "largest")
+        _check(not sandwich or label_path in ends, "label_path", label_path, "widest or largest")
+        model.resolve_path(label_path)
         self.model = model
         self.target = target
-        self.num_random = num_random
+        self.num_random = num_random if sandwich else 0
         self.temperature = temperature
         self.ema_momentum = ema_momentum
         self.ema_warmup = ema_warmup
         self.label_path = label_path
+        self.sandwich = sandwich
+        self._label_name = label_path if isinstance(label_path, str) else f"width_{label_path}"
         self.label_smoothing = label_smoothing
         self.decay_norms_and_biases = decay_norms_and_biases
         self.seed = seed
         self.front_variables = _stage_one_variables(model.sections[:1])
         self.tail_variables = _stage_one_variables(model.sections[1:])
         self.teacher_variables = self._make_teacher() if target != "in_place" else []
-        names = ["loss", f"{label_path}_loss", "slimmest_loss"]
-        names += ["random_loss"] * bool(num_random)
+        names = ["loss", f"{self._label_name}_loss"]
+        names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
         self._trackers = {name: keras.metrics.Mean(name) for name in names}
-        self._accuracy = keras.metrics.Mean(f"{label_path}_accuracy")
+        self._accuracy = keras.metrics.Mean(f"{self._label_name}_accuracy")
         self.supports_jit = False
         self.built = True
 
@@ -162,8 +169,10 @@ class SupernetTrainer(keras.Model):
         if self._is_sorted:
             # Their order matters to nothing but the speed of adding up gradients.
             widths = tf.sort(widths, axis=0, direction="DESCENDING")
-        draws = [Path((0, *tf.unstack(w)), (0, *tf.unstack(w))) for w in tf.unstack(widths)]
         label = self.model.resolve_path(self.label_path)
+        if not self.sandwich:
+            return [label]
+        draws = [Path((0, *tf.unstack(w)), (0, *tf.unstack(w))) for w in tf.unstack(widths)]
         return [label, *draws, self.model.resolve_path("slimmest")]
 
     def _gradients(self, images, labels, paths):
@@ -233,7 +242,7 @@ class SupernetTrainer(keras.Model):
 
     def teacher_probabilities(self, images, paths):
         """Returns the teacher's probabilities of the given paths, the label path's first."""
-        if self.target == "in_place":
+        if self.target == "in_place" or not self.sandwich:
             return None
         paths = paths if self.target == "ensemble" else paths[:1]
         probabilities, fronts = [], {}
@@ -265,7 +274,9 @@ class SupernetTrainer(keras.Model):
                 )
 
     def _report(self, losses, logits, labels):
-        values = {f"{self.label_path}_loss": losses[0], "slimmest_loss": losses[-1]}
+        values = {f"{self._label_name}_loss": losses[0]}
+        if self.sandwich:
+            values["slimmest_loss"] = losses[-1]
         if self.num_random:
             values["random_loss"] = tf.add_n(losses[1:-1]) / self.num_random
         values["loss"] = tf.add_n(losses)

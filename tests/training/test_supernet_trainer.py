@@ -205,6 +205,27 @@ def test_the_wide_front_has_statistics_of_its_own():
     np.testing.assert_array_equal(moved, [True, True, False, True])
 
 
+def test_a_width_alone_is_trained_as_a_network_of_that_width():
+    images, labels = make_batch()
+    network = make_network()
+    plain = network.subnetwork(1)
+    plain.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    trainer = make_trainer(network, label_path=1, sandwich=False)
+    for _ in range(3):
+        expected = plain.train_on_batch(images, labels)
+        logs = trainer.train_on_batch(images, labels, return_dict=True)
+    # Keras reports the mean of the steps so far, as the trainer does.
+    np.testing.assert_allclose(logs["loss"], expected, rtol=1e-4)
+    assert set(logs) == {"loss", "width_1_loss", "width_1_accuracy", "learning_rate"}
+    outputs = network.run_sections(images, network.resolve_path(1), training=True)
+    np.testing.assert_allclose(outputs, plain(images, training=True), atol=1e-4)
+    trainer.load_teacher()
+    assert np.all(np.isfinite(network(images, path=1)))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("target", "mean"), ("num_random", -1), ("temperature", 0.0), ("label_path", "slimmest")],
