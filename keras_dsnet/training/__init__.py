@@ -1,8 +1,9 @@
 """What is done with a network to train and judge it."""
 
 from keras_dsnet.training.csv_log import CsvLog, read_log
+from keras_dsnet.training.describe_gates import describe_gates, static_gain
 from keras_dsnet.training.evaluate_paths import evaluate_paths
-from keras_dsnet.training.gate_trainer import GateTrainer, describe_gates
+from keras_dsnet.training.gate_trainer import GateTrainer
 from keras_dsnet.training.l2_sgd import L2SGD
 from keras_dsnet.training.plots import (
     plot_accuracy_against_madds,

@@ -275,30 +275,5 @@ class GateTrainer(keras.Model):
         return self.model(inputs, **kwargs)
 
 
-def describe_gates(rows):
-    """Says in words what the gates of an evaluated network do.
-
-    Args:
-        rows: of `evaluate_paths`, with a row "dynamic".
-
-    Returns:
-        One line per gate: how many widths it uses, or that it collapsed: over 99 % of the images
-        took one width.
-    """
-    lines = []
-    shares = next(row["shares"] for row in rows if row["path"] == "dynamic")
-    for index, gate in enumerate(shares):
-        width, share = max(gate.items(), key=lambda item: item[1])
-        used = f"gate {index} uses {len(gate)} widths, width {width} for {share:.1%} of the images"
-        if share > 0.99:
-            used = (
-                f"gate {index} collapsed: {share:.1%} of the images take width {width}. Train it "
-                "on images that the supernet has not memorised (augmentation, or a held-out "
-                "split), or change the loss weights"
-            )
-        lines.append(used)
-    return "\n".join(lines)
-
-
 def _right(logits, labels):
     return tf.argmax(logits, axis=1, output_type=tf.int32) == tf.cast(labels, tf.int32)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
-from keras_dsnet.training import GateTrainer, describe_gates, evaluate_paths
+from keras_dsnet.training import GateTrainer, describe_gates, evaluate_paths, static_gain
 from keras_dsnet.training.losses import gate_cross_entropy
 
 ROUTES = (0, 2, 3)
@@ -260,3 +260,18 @@ def test_the_exact_estimator_follows_what_a_route_is_worth():
 def test_the_exact_estimator_needs_one_gate():
     with pytest.raises(ValueError, match="'guess'"):
         make_trainer(estimator="guess")
+
+
+def test_the_gain_is_over_the_line_between_neighbouring_static_paths():
+    rows = [
+        {"path": 0, "madds": 10, "top1": 0.5},
+        {"path": 1, "madds": 20, "top1": 0.7},
+        {"path": 2, "madds": 40, "top1": 0.8},
+        {"path": "dynamic", "madds": 25.0, "top1": 0.75, "shares": [{0: 0.4, 2: 0.6}]},
+    ]
+    assert static_gain(rows) == pytest.approx(0.025)
+    assert describe_gates(rows).splitlines() == [
+        "gate 0 uses 2 widths, width 2 for 60.0% of the images",
+        "top-1 is 2.50% above the line between the static widths at the same 0.00M MAdds",
+    ]
+    assert static_gain([rows[2], rows[3]]) is None
