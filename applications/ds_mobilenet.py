@@ -131,11 +131,12 @@ def _weights_file(weights, ema):
 
 
 def _check_scaling(file, scaling):
-    """Raises a ValueError unless `scaling` gives the channels and strides of the weights."""
-    spec = MobileNetSpec.from_dict({k: v for k, v in file.config["spec"].items() if k != "family"})
-    scaled = MobileNetSpec().scaled(**scaling)
+    """Raises a ValueError if `scaling` gives other channels or strides than the weights'."""
+    if not scaling:
+        return
+    spec, scaled = file.spec, MobileNetSpec().scaled(**scaling)
     names = ("stem", "stem_strides", "stages")
-    if scaling and any(getattr(spec, name) != getattr(scaled, name) for name in names):
+    if any(getattr(spec, name) != getattr(scaled, name) for name in names):
         given = ", ".join(f"{name}={value!r}" for name, value in scaling.items())
         raise ValueError(
             f"The weights {file.path} are of a network of other channels or strides; leave these "

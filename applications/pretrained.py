@@ -6,7 +6,6 @@ import logging
 import numpy as np
 
 from keras_dsnet.models import DynamicSlimmableNetwork
-from keras_dsnet.models.families import FAMILIES
 
 # Fields of a spec that change no variable.
 _FREE = ("dropout", "synchronized")
@@ -30,8 +29,7 @@ def pretrained_network(file, options, input_shape, classes, include_top, **argum
         ValueError: `options` contradict the weights.
     """
     config = file.config
-    fields = dict(config["spec"])
-    spec = FAMILIES[fields.pop("family")].from_dict(fields)
+    spec = file.spec
     _check_options(file.path, spec, options)
     spec = dataclasses.replace(spec, **{k: options[k] for k in _FREE if k in options})
     shape = tuple(input_shape or config["input_shape"])

@@ -169,13 +169,10 @@ def variant_routes(model):
 
 def save_model(model, filename):
     """Saves a `.keras` file beside its name and renames it: the old file survives a failure."""
-    filename = pathlib.Path(filename)
-    beside = filename.with_name(f".{filename.stem}.tmp.keras")
-    try:
+    from keras_dsnet.utils.atomic_file import atomic_path
+
+    with atomic_path(filename) as beside:
         model.save(beside)
-        beside.replace(filename)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def report(model, rows, workdir):

@@ -2,11 +2,13 @@
 
 import pathlib
 import re
+import tempfile
 
 import h5py
 import numpy as np
 
 from keras_dsnet.utils import UserError
+from keras_dsnet.utils.atomic_file import atomic_path
 
 _SUFFIX = ".weights.h5"
 
@@ -27,15 +29,11 @@ def save_compact_weights(model, path):
     path = pathlib.Path(path)
     if not path.name.endswith(_SUFFIX):
         raise UserError(f"the weights file {path} must end with {_SUFFIX}")
-    whole, compact = (path.with_name(f"partial-{kind}-{path.name}") for kind in ("a", "b"))
-    try:
+    with tempfile.TemporaryDirectory() as folder, atomic_path(path) as compact:
+        whole = pathlib.Path(folder) / f"whole{_SUFFIX}"
         model.save_weights(whole)
         with h5py.File(whole) as source, h5py.File(compact, "w") as target:
             source.visititems(lambda name, item: _copy(name, item, target))
-        compact.replace(path)
-    finally:
-        whole.unlink(missing_ok=True)
-        compact.unlink(missing_ok=True)
 
 
 def _copy(name, item, target):

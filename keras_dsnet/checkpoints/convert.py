@@ -5,6 +5,7 @@ import pathlib
 from keras_dsnet.checkpoints.weights_file import WeightsFile
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.utils import UserError
+from keras_dsnet.utils.atomic_file import atomic_path
 
 _SUFFIX = ".weights.h5"
 
@@ -33,11 +34,6 @@ def convert_checkpoint(source, target, ema=None, gates_trained=True):
     model = DynamicSlimmableNetwork.from_config(file.config)
     file.load(model)
     model.gates_trained = gates_trained
-    # Keras insists on the ending.
-    beside = target.with_name(f"partial-{target.name}")
-    try:
+    with atomic_path(target) as beside:
         model.save_weights(beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
     return model

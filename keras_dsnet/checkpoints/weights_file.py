@@ -1,5 +1,6 @@
 """Files of weights, and the network that each was made for."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,7 +8,8 @@ import h5py
 import numpy as np
 
 from keras_dsnet.checkpoints.load_checkpoint import assign_tensors, read_checkpoint
-from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
+from keras_dsnet.models import MobileNetSpec
+from keras_dsnet.models.families import FAMILIES
 from keras_dsnet.utils import UserError
 
 _TORCH = (".pth.tar", ".pth", ".pt")
@@ -22,7 +24,7 @@ class WeightsFile:
         ema: bool or None, for a checkpoint: as of `read_checkpoint`.
 
     Attributes:
-        config: dictionary, as of `DynamicSlimmableNetwork.get_config`, of the network that the
+        config: dictionary for `DynamicSlimmableNetwork.from_config`, of the network that the
             weights are for; None: an older `.weights.h5` file, which does not say.
 
     Raises:
@@ -62,9 +64,26 @@ class WeightsFile:
 
     def _config_of_checkpoint(self):
         """The authors' network has a sigmoid; its classes are the rows of the classifier."""
-        model_config = DynamicSlimmableNetwork(MobileNetSpec(attention="sigmoid")).get_config()
-        bias = self._tensors.get("classifier.bias", np.zeros(0))
-        return {**model_config, "classes": len(bias) or model_config["classes"]}
+        spec = MobileNetSpec(attention="sigmoid")
+        return {
+            "spec": {"family": type(spec).__name__, **dataclasses.asdict(spec)},
+            "input_shape": (224, 224, 3),
+            "classes": len(self._tensors.get("classifier.bias", ())) or 1000,
+            "include_top": True,
+        }
+
+    @property
+    def spec(self):
+        """The spec in `config`.
+
+        Raises:
+            UserError: it is of a family that this version does not know.
+        """
+        fields = dict(self.config["spec"])
+        family = fields.pop("family")
+        if family not in FAMILIES:
+            raise UserError(f"weights file {self.path} is of an unknown family: {family!r}")
+        return FAMILIES[family].from_dict(fields)
 
     def load(self, model):
         """Gives `model` the weights, its routes and `gates_trained`.

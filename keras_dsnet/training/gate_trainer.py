@@ -29,10 +29,9 @@ class GateTrainer(keras.Model):
         loss_weights: the three lambdas of Eq. 12: classification, complexity, SGS.
         temperature: float, of the Gumbel-softmax.
         estimator: how the first two losses depend on a choice. "straight_through": Gumbel-softmax
-            and channel masks, as in the paper. "exact": their expectation over the soft choice
-            without noise, from the outputs of every route; for one gate and few routes. The
-            gradient of a mask favours the width that an image takes already, which makes gates
-            collapse; that of the expectation does not.
+            and channel masks, as in the paper; the gradient of a mask only estimates what another
+            width would change. "exact": their expectation over the soft choice without noise, from
+            the outputs of every route; for one gate and few routes.
         seed: int, of the Gumbel noise, which is a function of it and the step.
 
     Example:
@@ -146,13 +145,11 @@ class GateTrainer(keras.Model):
             `(losses, results)`: scalars by name, their weighted sum as "loss"; and per image
             "right", "easy" (bool `[batch]`), "choices" (one-hot per gate) and "gate_right".
         """
-        exact = self.estimator == "exact"
-        run = (
-            self._run_every_route(images, labels)
-            if exact
-            else self._run_masked(images, labels, noise_seed)
-        )
-        easy, wide = self._targets(run["features"], labels)
+        if self.estimator == "exact":
+            run = self._run_every_route(images, labels)
+        else:
+            run = self._run_masked(images, labels, noise_seed)
+        easy, wide = self._targets(run["route_logits"], labels)
         sgs = [
             gate_cross_entropy(gate, scores, self.routes, wide)
             for gate, scores in zip(self.model.slimming_gates, run["scores"])
@@ -186,7 +183,7 @@ class GateTrainer(keras.Model):
         features = self.model.run_sections(images, None, last=0, executor=masked)
         logits = self.model.run_sections(features, None, first=1, executor=masked)
         return {
-            "features": features,
+            "route_logits": lambda width: self._route_logits(features, width),
             "scores": masked.scores,
             "choices": masked.choices,
             "classification_loss": label_cross_entropy(labels, logits),
@@ -201,14 +198,14 @@ class GateTrainer(keras.Model):
         features = front.run(self.model.sections[0], images)
         soft = gate.soft_choice(front.scores[0], self.routes, self.temperature)
         choice = gate.sample(front.scores[0], self.routes)
-        logits = tf.stack([self._route_logits(features, width) for width in self.routes], axis=1)
-        logits = tf.cast(logits, tf.float32)
+        by_route = {width: self._route_logits(features, width) for width in self.routes}
+        logits = tf.cast(tf.stack(list(by_route.values()), axis=1), tf.float32)
         each = tf.one_hot(tf.range(len(self.routes)), len(self.routes))
         costs = self._relative_madds([each]) ** 2
         truth = tf.repeat(tf.cast(labels, tf.int32)[:, None], len(self.routes), axis=1)
         entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits)
         return {
-            "features": features,
+            "route_logits": by_route.__getitem__,
             "scores": front.scores,
             "choices": [choice],
             "classification_loss": tf.reduce_mean(tf.reduce_sum(soft * entropies, axis=1)),
@@ -216,13 +213,13 @@ class GateTrainer(keras.Model):
             "right": _right(tf.reduce_sum(logits * choice[:, :, None], axis=1), labels),
         }
 
-    def _targets(self, features, labels):
+    def _targets(self, route_logits, labels):
         """Returns which images are easy, and which should take the widest route (Eq. 10)."""
-        easy = _right(self._route_logits(features, self.routes[0]), labels)
+        easy = _right(route_logits(self.routes[0]), labels)
         wide = tf.logical_not(easy)
         if self.strategy == "give_up":
             # Hard images, which the widest gets wrong too, are not worth its cost.
-            wide &= _right(self._route_logits(features, self.routes[-1]), labels)
+            wide &= _right(route_logits(self.routes[-1]), labels)
         return easy, wide
 
     def _route_logits(self, features, width):

@@ -41,6 +41,30 @@ def atomic_file(path, mode="w"):
         raise
 
 
+@contextlib.contextmanager
+def atomic_path(path):
+    """Gives a name beside `path`, whose file takes its place when the block ends without an error.
+
+    For libraries that open files by name and insist on the name's ending.
+
+    Args:
+        path: of the file; its folder must exist.
+
+    Yields:
+        `pathlib.Path` with the ending of `path`.
+
+    Raises:
+        OSError: it cannot be renamed; what was there before still is.
+    """
+    path = pathlib.Path(path)
+    beside = path.with_name(f"partial-{path.name}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def temporary_path(path):
     """Returns where `atomic_file(path)` writes before it renames."""
     path = pathlib.Path(path)

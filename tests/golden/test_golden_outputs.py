@@ -1,7 +1,7 @@
 """The numbers that agreed with the authors' code, kept: small arrays beside this file.
 
-`python tests/golden/test_golden_outputs.py` writes them anew. That is right only after a change
-that is meant to change them, and with the tests of tests/parity passing.
+`PYTHONPATH=tests python tests/golden/test_golden_outputs.py` writes them anew. That is right only
+after a change that is meant to change them, and with the tests of tests/parity passing.
 """
 
 import pathlib
@@ -9,28 +9,18 @@ import pathlib
 import keras
 import numpy as np
 import tensorflow as tf
+from tiny_mobilenet import TINY_SPEC
 
-from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.training import L2SGD, GateTrainer, SupernetTrainer
 
 GOLDEN = pathlib.Path(__file__).with_name("tiny_mobilenet.npz")
 ROUTES = (0, 1, 2, 3)
-SPEC = MobileNetSpec(
-    stem=(2, 3),
-    stages=(
-        MobileNetStage(1, 1, (4, 11)),
-        MobileNetStage(2, 2, (6, 21)),
-        MobileNetStage(2, 2, (12, 33)),
-        MobileNetStage(6, 2, tuple(range(28, 81, 4)), gated=True),
-        MobileNetStage(2, 2, tuple(range(92, 145, 4))),
-    ),
-    attention="sigmoid",
-)
 
 
 def network(generator):
     """Returns the tiny network with random values in every variable."""
-    model = DynamicSlimmableNetwork(SPEC, (64, 64, 3), 10, classifier_activation=None)
+    model = DynamicSlimmableNetwork(TINY_SPEC, (64, 64, 3), 10, classifier_activation=None)
     for variable in model.variables:
         value = generator.normal(size=variable.shape)
         if variable.name in ("gamma", "moving_variance"):

@@ -2,21 +2,10 @@
 
 import numpy as np
 import pytest
+from tiny_mobilenet import TINY_SPEC
 
 from keras_dsnet.checkpoints import load_checkpoint
-from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
-
-TINY_SPEC = MobileNetSpec(
-    stem=(2, 3),
-    stages=(
-        MobileNetStage(1, 1, (4, 11)),
-        MobileNetStage(2, 2, (6, 21)),
-        MobileNetStage(2, 2, (12, 33)),
-        MobileNetStage(6, 2, tuple(range(28, 81, 4)), gated=True),
-        MobileNetStage(2, 2, tuple(range(92, 145, 4))),
-    ),
-    attention="sigmoid",
-)
+from keras_dsnet.models import DynamicSlimmableNetwork
 
 
 @pytest.fixture(scope="session")

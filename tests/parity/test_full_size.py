@@ -13,7 +13,7 @@ GATED_STAGE = 3
 
 
 class Reference:
-    """DS-MBNet by the names of its tensors: `[4]` channels of them, for one width of the tail.
+    """DS-MBNet by the names of its tensors, along one path.
 
     Args:
         state: dictionary of arrays in PyTorch's layout.

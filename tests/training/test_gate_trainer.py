@@ -1,5 +1,7 @@
 """Stage II: what it trains, what it leaves alone, and its losses against their equations."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -116,10 +118,10 @@ def test_try_best_sends_hard_images_wide_and_give_up_sends_them_slim():
     easy = right(network, images, labels, ROUTES[0])
     solvable = right(network, images, labels, ROUTES[-1])
     assert np.any(~easy & ~solvable)
-    features = network.run_sections(images, network.resolve_path(0), last=0)
     for strategy, wide in (("try_best", ~easy), ("give_up", ~easy & solvable)):
         trainer = make_trainer(network, strategy=strategy)
-        np.testing.assert_array_equal(trainer._targets(features, labels)[1], wide)
+        _, target = trainer._targets(lambda width: network(images, path=width), labels)
+        np.testing.assert_array_equal(target, wide)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
@@ -257,9 +259,11 @@ def test_the_exact_estimator_follows_what_a_route_is_worth():
         assert shares[better] >= 0.5
 
 
-def test_the_exact_estimator_needs_one_gate():
+def test_estimators_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="'guess'"):
         make_trainer(estimator="guess")
+    with pytest.raises(ValueError, match="'exact' for 4 gates"):
+        GateTrainer(types.SimpleNamespace(num_gates=4), estimator="exact")
 
 
 def test_the_gain_is_over_the_line_between_neighbouring_static_paths():

@@ -4,7 +4,12 @@ import errno
 
 import pytest
 
-from keras_dsnet.utils.atomic_file import atomic_file, remove_leftover, temporary_path
+from keras_dsnet.utils.atomic_file import (
+    atomic_file,
+    atomic_path,
+    remove_leftover,
+    temporary_path,
+)
 
 
 def test_text_is_written_as_it_is(tmp_path):
@@ -72,3 +77,29 @@ def test_leftovers_are_removed_and_may_be_absent(tmp_path):
 def _write_and_raise(file, error):
     file.write("new")
     raise error
+
+
+def test_a_path_beside_keeps_the_ending_and_takes_the_place(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    path.write_text("old")
+    with atomic_path(path) as beside:
+        assert beside.name.endswith(".weights.h5")
+        beside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_beside_goes_away_with_an_error(tmp_path):
+    path = tmp_path / "x.keras"
+    path.write_text("old")
+
+    def fails():
+        with atomic_path(path) as beside:
+            beside.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fails()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
