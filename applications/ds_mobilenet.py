@@ -10,9 +10,8 @@ from keras_dsnet.applications.pretrained import pretrained_network
 
 from keras_dsnet.checkpoints import WeightsFile, released_weights
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
+from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CIFAR10_CLASSES = (
     "airplane",
     "automobile",

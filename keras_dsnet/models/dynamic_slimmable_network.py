@@ -295,6 +295,40 @@ class DynamicSlimmableNetwork(keras.Model):
         """
         return plain_subnetwork(self, self.resolve_path(path), fold_batch_norm)
 
+    def export(self, filepath, format="tf_saved_model", verbose=None, **options):
+        """Writes the network for use without this package.
+
+        Args:
+            filepath: of the file or folder.
+            format: "litert": one TFLite file in which the gate routes each image; see
+                `keras_dsnet.export.export_routed` for its options `routes`, `quantize`, `layout`,
+                `representative_data`, `input_shape`, `input_type`. Any other: what
+                `keras.Model.export` makes of the dynamic network.
+            verbose: bool: print what is done; None: yes.
+            **options: of the format.
+
+        Returns:
+            For "litert" what the file holds: see `export_routed`.
+
+        Raises:
+            ValueError: on options that do not fit, or a format that cannot hold a network that
+                chooses; `subnetwork(path)` gives a plain model, which every format can hold.
+        """
+        if format == "litert":
+            from keras_dsnet.export import export_routed
+
+            return export_routed(self, filepath, verbose=verbose is not False, **options)
+        try:
+            return super().export(filepath, format=format, verbose=verbose, **options)
+        except (ImportError, OSError):
+            raise
+        except Exception as error:
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ValueError(
+                f"format={format!r} cannot hold a network that chooses its path: {line}. Export "
+                "one path: `model.subnetwork(path).export(...)`"
+            ) from error
+
     def save_own_variables(self, store):
         store["routes"] = np.array(self.routes, "int32")
         store["gates_trained"] = np.array(self.gates_trained)
