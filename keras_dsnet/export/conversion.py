@@ -30,13 +30,17 @@ def convert(function, inputs, quantize=None, samples=None, name="serving_default
     module = tf.Module()
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()]
     module.function = tf.function(
-        lambda *tensors: function(**dict(zip(inputs, tensors))), input_signature=specs
+        lambda *tensors: function(**dict(zip(inputs, tensors))),
+        input_signature=specs,
+        autograph=False,
     )
     traced = module.function.get_concrete_function()
     # A saved model keeps the variables of the models that its functions call only so.
     module.variables_of_function = list(traced.variables)
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures={name: traced})
+        # No gradients: nothing is trained from this copy.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, folder, signatures={name: traced}, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[name])
         _configure(converter, quantize, samples and (lambda: ((name, s) for s in samples())))
         try:
