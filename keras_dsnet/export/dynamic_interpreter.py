@@ -4,6 +4,7 @@ import json
 import operator
 import pathlib
 import statistics
+import struct
 import time
 
 import numpy as np
@@ -41,8 +42,11 @@ class DynamicInterpreter:
         self.metadata = read_metadata(pathlib.Path(filename).read_bytes(), filename)
         self.num_threads = num_threads
         self.latency_ms = {}
-        # By its name, so that the interpreter maps the file into memory.
-        self._interpreter = Interpreter(model_path=str(filename), num_threads=num_threads)
+        try:
+            # By its name, so that the interpreter maps the file into memory.
+            self._interpreter = Interpreter(model_path=str(filename), num_threads=num_threads)
+        except ValueError as error:
+            raise ValueError(f"{filename} is damaged: {error}") from error
         self._runners = {}
 
     @property
@@ -73,18 +77,23 @@ class DynamicInterpreter:
 
         Raises:
             ValueError: on an image or bounds that do not fit the file, or a budget below the
-                latency of every route.
+                latency of every route or of those from `min_width` on.
         """
         inputs = {"image": self._as_input(image)}
-        if budget_ms is not None:
-            widest = self.widest_within(budget_ms)
-            bounds = self._bounds(max_width, "max_width", widest)
-            max_width = np.minimum(bounds, widest)
         signature = "serving_default"
-        if min_width is not None or max_width is not None:
+        if min_width is not None or max_width is not None or budget_ms is not None:
             signature = "bounded"
-            inputs["min_width"] = self._bounds(min_width, "min_width", 0)
-            inputs["max_width"] = self._bounds(max_width, "max_width", self.routes[-1])
+            low = self._bounds(min_width, "min_width", 0)
+            high = self._bounds(max_width, "max_width", self.routes[-1])
+            if budget_ms is not None:
+                widest = self.widest_within(budget_ms)
+                if max(low) > widest:
+                    raise ValueError(
+                        f"`min_width` must be at most {widest}, the widest route within "
+                        f"{budget_ms!r} ms. Received: min_width={min_width!r}"
+                    )
+                high = np.minimum(high, widest)
+            inputs.update(min_width=low, max_width=high)
         results = self._runner(signature)(**inputs)
         return results["output"][0], tuple(int(width) for width in results["path"])
 
@@ -99,7 +108,14 @@ class DynamicInterpreter:
 
         Returns:
             Dict from route to milliseconds, as `latency_ms`.
+
+        Raises:
+            ValueError: if `rounds` or `runs` is below 1.
         """
+        if min(rounds, runs) < 1:
+            raise ValueError(
+                f"`rounds` and `runs` must be at least 1. Received: rounds={rounds}, runs={runs}"
+            )
         shape, kind = self.metadata["input_shape"], self.metadata["input_type"]
         image = np.zeros(shape, kind)
         times = {route: [] for route in self.routes}
@@ -165,9 +181,10 @@ class DynamicInterpreter:
         except TypeError:
             widths = []
         widths = widths * self.num_gates if np.ndim(bound) == 0 else widths
-        if len(widths) != self.num_gates or min(widths) < 0:
+        last = self.metadata["num_widths"] - 1
+        if len(widths) != self.num_gates or min(widths) < 0 or max(widths) > last:
             raise ValueError(
-                f"`{name}` must be a width, 0 to {self.metadata['num_widths'] - 1}, or one for "
+                f"`{name}` must be a width, 0 to {last}, or one for "
                 f"each of {self.num_gates} gates. Received: {name}={bound!r}"
             )
         return np.array(widths, "int32")
@@ -191,12 +208,16 @@ def read_metadata(content, filename="the file"):
     """
     if content[4:8] != b"TFL3":
         raise ValueError(f"{filename} is no TFLite file")
-    model = schema.Model.GetRootAsModel(content, 0)
-    for index in range(model.MetadataLength()):
-        entry = model.Metadata(index)
-        if entry.Name() == METADATA_NAME:
-            return json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
-    raise ValueError(
-        f"{filename} is a TFLite file without routes; "
-        'make one by `model.export(..., format="litert")`'
-    )
+    try:
+        model = schema.Model.GetRootAsModel(content, 0)
+        entries = [model.Metadata(index) for index in range(model.MetadataLength())]
+        buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME]
+        texts = [model.Buffers(index).DataAsNumpy().tobytes() for index in buffers]
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"{filename} is damaged: {error}") from error
+    if not texts:
+        raise ValueError(
+            f"{filename} is a TFLite file without routes; "
+            'make one by `model.export(..., format="litert")`'
+        )
+    return json.loads(texts[0])

@@ -98,11 +98,11 @@ def export_routed(
 
 def _check(network, quantize, layout, input_shape, input_type):
     check_quantize(quantize)
-    shape = tuple(input_shape or network.input_shape[1:])
-    if len(shape) != 3 or any(not isinstance(side, int) for side in shape):
+    shape = network.input_shape[1:] if input_shape is None else input_shape
+    if not _is_image_shape(shape):
         raise ValueError(
             "A TFLite file has one image size: pass `input_shape=(height, width, 3)`. "
-            f"Received: input_shape={shape}"
+            f"Received: input_shape={shape!r}"
         )
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be 'shared' or 'fast'. Received: layout={layout!r}")
@@ -115,7 +115,13 @@ def _check(network, quantize, layout, input_shape, input_type):
             "A routed file is for networks of one gate; export one path of this network by "
             f"`export_subnetwork`. Received: a network of {network.num_gates} gates"
         )
-    return shape
+    return tuple(shape)
+
+
+def _is_image_shape(shape):
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3 or shape[-1] != 3:
+        return False
+    return all(isinstance(side, int) and side > 0 for side in shape)
 
 
 def _convert(parts, routes, shape, quantize, images, input_type, say):

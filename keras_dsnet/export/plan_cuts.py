@@ -64,5 +64,6 @@ def _cheapest(parameters, price):
 
 
 def _steps(parameters):
+    """Returns how many weights each route adds to the one before it, the first to none."""
     weights = list(parameters.values())
-    return [b - a for a, b in zip(weights, weights[1:])] or weights
+    return [b - a for a, b in zip([0, *weights], weights)]

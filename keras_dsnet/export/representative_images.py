@@ -1,5 +1,7 @@
 """The images that the ranges of an int8 file are measured on."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -20,6 +22,11 @@ def representative_images(data, shape, dtype="float32"):
         raise ValueError(
             "quantize='int8' needs `representative_data`: a hundred or more images that are like "
             "those the file will see, as a tf.data.Dataset or an iterable. Received: None"
+        )
+    if not isinstance(data, Iterable):
+        raise ValueError(
+            "`representative_data` must be a tf.data.Dataset or another iterable of images. "
+            f"Received: {data!r}"
         )
     images = []
     for element in data:

@@ -92,7 +92,9 @@ class RoutedParts:
         best = tf.argmax(tf.where(allowed, scores, LOWEST), output_type=tf.int32)
         below = tf.reduce_sum(tf.cast(routes < min_width, tf.int32))
         nearest = tf.minimum(below, len(self._routes) - 1)
-        return tf.where(tf.reduce_any(allowed), best, nearest)
+        # Int8 has no score below its least: where all within the bounds have that one, a route
+        # outside of them may come first. Routes ascend, so the nearest is the first within.
+        return tf.where(tf.gather(allowed, best), best, nearest)
 
     def _most_channels(self):
         shape = (64, 64, 3)

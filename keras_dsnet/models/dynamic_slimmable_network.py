@@ -18,6 +18,9 @@ from keras_dsnet.models.sliced_executor import SlicedExecutor
 from keras_dsnet.models.topology import split_sections, walk
 from keras_dsnet.models.traced_sections import TracedSections
 
+# What `keras.Model.export` knows beside "litert".
+_KERAS_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
+
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class DynamicSlimmableNetwork(keras.Model):
@@ -318,15 +321,24 @@ class DynamicSlimmableNetwork(keras.Model):
             from keras_dsnet.export import export_routed
 
             return export_routed(self, filepath, verbose=verbose is not False, **options)
+        if format not in _KERAS_FORMATS:
+            raise ValueError(
+                f"`format` must be 'litert' or one of {', '.join(map(repr, _KERAS_FORMATS))}. "
+                f"Received: format={format!r}"
+            )
+        # Keras knows it only of a model that was called.
+        images = keras.InputSpec(dtype="float32", shape=self.input_shape)
+        options.setdefault("input_signature", [images])
         try:
-            return super().export(filepath, format=format, verbose=verbose, **options)
+            return super().export(str(filepath), format=format, verbose=verbose, **options)
         except (ImportError, OSError):
             raise
         except Exception as error:
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise ValueError(
-                f"format={format!r} cannot hold a network that chooses its path: {line}. Export "
-                "one path: `model.subnetwork(path).export(...)`"
+                f"Keras cannot export this network to format={format!r}: {line.rstrip('.')}. Where "
+                "a format cannot hold a network that chooses its path, export one path: "
+                "`model.subnetwork(path).export(...)`"
             ) from error
 
     def save_own_variables(self, store):
