@@ -316,6 +316,7 @@ class DynamicSlimmableNetwork(keras.Model):
         Raises:
             ValueError: on options that do not fit, or a format that cannot hold a network that
                 chooses; `subnetwork(path)` gives a plain model, which every format can hold.
+            ImportError: where the format needs a package that is not installed.
         """
         if format == "litert":
             from keras_dsnet.export import export_routed
@@ -331,8 +332,12 @@ class DynamicSlimmableNetwork(keras.Model):
         options.setdefault("input_signature", [images])
         try:
             return super().export(str(filepath), format=format, verbose=verbose, **options)
-        except (ImportError, OSError):
+        except OSError:
             raise
+        except ImportError as error:
+            raise ImportError(
+                f"format={format!r} needs a package that is not installed: {error}"
+            ) from error
         except Exception as error:
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise ValueError(
