@@ -12,6 +12,8 @@ from keras_dsnet.checkpoints import WeightsFile, released_weights
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
 from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
+# Inside the package: a trained supernet with its gate; docs/results/cifar10.md has its accuracy.
+CIFAR10_WEIGHTS = pathlib.Path(__file__).parent / "weights" / "ds_mobilenet_cifar10.weights.h5"
 CIFAR10_CLASSES = (
     "airplane",
     "automobile",
@@ -46,8 +48,9 @@ def DSMobileNet(
 
     Args:
         weights: None; "imagenet": the authors' released supernet, whose gate is not trained,
-            downloaded on first use; or a path: `.weights.h5`, or a checkpoint of the authors' code
-            (`.pth.tar`), whose gate counts as trained.
+            downloaded on first use; "cifar10": a network for 32x32 images of CIFAR-10 with a
+            trained gate, which comes with the package; or a path: `.weights.h5`, or a checkpoint of
+            the authors' code (`.pth.tar`), whose gate counts as trained.
         input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
             made for, without weights `(224, 224, 3)`.
         classes: int; None: those of the weights, without weights 1000. Another number than the
@@ -121,10 +124,12 @@ def _weights_file(weights, ema):
         return None
     if weights == "imagenet":
         return WeightsFile(released_weights())
+    if weights == "cifar10":
+        return WeightsFile(CIFAR10_WEIGHTS)
     if not isinstance(weights, (str, os.PathLike)) or not pathlib.Path(weights).suffix:
         raise ValueError(
-            "`weights` must be None, 'imagenet', or the path of a .weights.h5 or .pth.tar file. "
-            f"Received: weights={weights!r}"
+            "`weights` must be None, 'imagenet', 'cifar10', or the path of a .weights.h5 or "
+            f".pth.tar file. Received: weights={weights!r}"
         )
     return WeightsFile(weights, ema)
 

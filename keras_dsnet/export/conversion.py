@@ -1,10 +1,14 @@
 """From a traced function to a TFLite file of builtin operators."""
 
+import contextlib
+import logging
 import re
 import tempfile
 import warnings
 
 import tensorflow as tf
+
+from keras_dsnet.export.raise_scales import raise_scales
 
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 
@@ -44,13 +48,27 @@ def convert(function, inputs, quantize=None, samples=None, name="serving_default
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[name])
         _configure(converter, quantize, samples and (lambda: ((name, s) for s in samples())))
         try:
-            with warnings.catch_warnings():
-                # The converter measures int8 ranges by the interpreter that TensorFlow deprecates.
-                warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
-                return converter.convert()
+            with _quiet():
+                content = converter.convert()
         except Exception as error:
             line = first_line(error)
             raise ValueError(f"TFLite cannot hold this network: {line}") from error
+    return raise_scales(content) if quantize == "int8" else content
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what is no news from the user: the old interpreter, gradients that nobody needs."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # The converter measures int8 ranges by the interpreter that TensorFlow deprecates.
+            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_quantize(quantize):
