@@ -25,7 +25,7 @@ BUILD_FILES := setup.cfg setup.py
 PYTEST_FLAGS ?= --numprocesses=auto --dist=loadfile
 
 help:
-	@echo "make demo         train, gate, evaluate and export on the embedded digits (runs/demo)"
+	@echo "make demo         train, gate, evaluate, export and time on the embedded digits (runs/demo)"
 	@echo "make test         run all tests"
 	@echo "make test-lowest  run the quick tests on the lowest supported versions"
 	@echo "make parity       compare with the authors' numbers, where ../shared/parity has them"
