@@ -1,14 +1,21 @@
 """The networks: what they are made of, their paths, and how they run."""
 
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
+from keras_dsnet.models.families import register_family
 from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
+from keras_dsnet.models.network_spec import NetworkSpec
 from keras_dsnet.models.path import Path
+from keras_dsnet.models.resnet import ResNetSpec, ResNetStage
 from keras_dsnet.models.slimming_head import with_slimming_head
 
 __all__ = [
     "DynamicSlimmableNetwork",
     "MobileNetSpec",
     "MobileNetStage",
+    "NetworkSpec",
     "Path",
+    "ResNetSpec",
+    "ResNetStage",
+    "register_family",
     "with_slimming_head",
 ]

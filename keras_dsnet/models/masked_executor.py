@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_dsnet.layers.channel_options import option_at
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.sliced_executor import SlicedExecutor
@@ -15,7 +16,8 @@ class MaskedExecutor(SlicedExecutor):
     times a table of zeros and ones, and it multiplies the outputs of convolutions, of norms and the
     logits of attention heads; the batch-norm statistics are the choice times those of the routes.
     The outputs are those of the sliced path, and the gradient of the choice that of the authors'
-    code.
+    code. They have no group norm; before one nothing is masked, since no group sees another's
+    channels: the gradient of its mask then tells what the channels left out would have given.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
@@ -33,30 +35,49 @@ class MaskedExecutor(SlicedExecutor):
         self.routes = routes
         self.choose = choose
         self.choices = []
+        self._unmasked = set()
+
+    def run(self, steps, x):
+        for step, behind in zip(steps, steps[1:]):
+            if behind.kind == "norm" and not _is_batch_norm(behind.layer):
+                self._unmasked.add(step.layer)
+        return super().run(steps, x)
 
     def conv(self, step, x):
-        x = super().conv(step, x)
-        return x if step.section == 0 else x * self._mask(step, step.layer.filters, x.dtype)
+        return self._masked(step, super().conv(step, x), step.layer.filters)
 
     def depthwise(self, step, x):
-        x = super().depthwise(step, x)
-        return x if step.section == 0 else x * self._mask(step, step.layer.channels, x.dtype)
+        return self._masked(step, super().depthwise(step, x), step.layer.channels)
+
+    def _masked(self, step, x, options):
+        if step.section == 0 or len(options) == 1 or step.layer in self._unmasked:
+            return x
+        return x * self._mask(step, options, x.dtype)
 
     def norm(self, step, x):
         if step.section == 0:
             return super().norm(step, x)
-        if hasattr(step.layer, "moving_mean"):
+        if _is_batch_norm(step.layer):
             x = self._normalize(step, x)
         else:
             x = step.layer(x, width=self.routes[-1])
         mask = self._mask(step, step.layer.channels, x.dtype)
-        x = activate(step.activation, x * mask, training=True)
+        return self._activate(step, x * mask, mask)
+
+    def _activate(self, step, x, mask):
+        x = activate(step.activation, x, training=True)
         # An activation that is not zero at zero would fill the masked channels again.
         return x if _keeps_zero(step.activation) else x * tf.stop_gradient(mask)
 
+    def add(self, step, x, shortcut):
+        if step.section == 0:
+            return super().add(step, x, shortcut)
+        mask = self._mask(step, step.branch[-1].layer.channels, x.dtype)
+        return self._activate(step, x + shortcut, mask)
+
     def _normalize(self, step, x):
         layer, choice = step.layer, self.choices[step.section - 1]
-        gamma, beta = layer.scale_and_offset(layer.channels[self.routes[-1]])
+        gamma, beta = layer.scale_and_offset(option_at(layer.channels, self.routes[-1]))
         table = self._table(layer.channels)
         rows = layer.statistics_at(tf.constant(self.routes), table.shape[1])
         mean, variance = (choice @ (statistics * table) for statistics in rows)
@@ -71,8 +92,8 @@ class MaskedExecutor(SlicedExecutor):
 
     def _table(self, options):
         """Returns which channels each route has: zeros and ones `[routes, channels]`."""
-        counts = [options[width] for width in self.routes]
-        return tf.sequence_mask(counts, options[self.routes[-1]], dtype=tf.float32)
+        counts = [option_at(options, width) for width in self.routes]
+        return tf.sequence_mask(counts, counts[-1], dtype=tf.float32)
 
     def gate(self, step, x):
         if step.section == 0:
@@ -86,6 +107,10 @@ class MaskedExecutor(SlicedExecutor):
         if step.is_slimming_gate:
             self.choices.append(self.choose(step.layer, self.scores[-1], len(self.choices)))
         return x
+
+
+def _is_batch_norm(layer):
+    return hasattr(layer, "moving_mean")
 
 
 def _keeps_zero(activation):
