@@ -1,6 +1,7 @@
 """The networks: what they are made of, their paths, and how they run."""
 
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
+from keras_dsnet.models.efficientnet import EfficientNetSpec, EfficientNetStage
 from keras_dsnet.models.families import register_family
 from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.network_spec import NetworkSpec
@@ -10,6 +11,8 @@ from keras_dsnet.models.slimming_head import with_slimming_head
 
 __all__ = [
     "DynamicSlimmableNetwork",
+    "EfficientNetSpec",
+    "EfficientNetStage",
     "MobileNetSpec",
     "MobileNetStage",
     "NetworkSpec",
