@@ -16,8 +16,11 @@ class MaskedExecutor(SlicedExecutor):
     times a table of zeros and ones, and it multiplies the outputs of convolutions, of norms and the
     logits of attention heads; the batch-norm statistics are the choice times those of the routes.
     The outputs are those of the sliced path, and the gradient of the choice that of the authors'
-    code. They have no group norm; before one nothing is masked, since no group sees another's
-    channels: the gradient of its mask then tells what the channels left out would have given.
+    code.
+
+    They released no network with group norm. Its groups do not see one another, so that one mask
+    behind norm, sum and activation is enough; its gradient then is what the channels left out would
+    change, where a mask before a ReLU would have none.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
@@ -35,6 +38,8 @@ class MaskedExecutor(SlicedExecutor):
         self.routes = routes
         self.choose = choose
         self.choices = []
+        self._has_batch_norm = any(map(_is_batch_norm, network.supernet_layers))
+        # Layers whose outputs are masked by a step behind them.
         self._unmasked = set()
 
     def run(self, steps, x):
@@ -42,6 +47,12 @@ class MaskedExecutor(SlicedExecutor):
             if behind.kind == "norm" and not _is_batch_norm(behind.layer):
                 self._unmasked.add(step.layer)
         return super().run(steps, x)
+
+    def residual(self, step, x):
+        for steps in (step.branch, step.shortcut):
+            if steps and steps[-1].kind == "norm" and not _is_batch_norm(steps[-1].layer):
+                self._unmasked.add(steps[-1].layer)
+        return super().residual(step, x)
 
     def conv(self, step, x):
         return self._masked(step, super().conv(step, x), step.layer.filters)
@@ -57,23 +68,20 @@ class MaskedExecutor(SlicedExecutor):
     def norm(self, step, x):
         if step.section == 0:
             return super().norm(step, x)
-        if _is_batch_norm(step.layer):
-            x = self._normalize(step, x)
-        else:
-            x = step.layer(x, width=self.routes[-1])
+        if not _is_batch_norm(step.layer):
+            return self._masked(step, super().norm(step, x), step.layer.channels)
+        x = self._normalize(step, x)
         mask = self._mask(step, step.layer.channels, x.dtype)
-        return self._activate(step, x * mask, mask)
-
-    def _activate(self, step, x, mask):
-        x = activate(step.activation, x, training=True)
+        x = activate(step.activation, x * mask, training=True)
         # An activation that is not zero at zero would fill the masked channels again.
         return x if _keeps_zero(step.activation) else x * tf.stop_gradient(mask)
 
     def add(self, step, x, shortcut):
-        if step.section == 0:
-            return super().add(step, x, shortcut)
-        mask = self._mask(step, step.branch[-1].layer.channels, x.dtype)
-        return self._activate(step, x + shortcut, mask)
+        x = super().add(step, x, shortcut)
+        last = step.branch[-1].layer
+        if step.section == 0 or (last not in self._unmasked and _keeps_zero(step.activation)):
+            return x
+        return x * self._mask(step, last.channels, x.dtype)
 
     def _normalize(self, step, x):
         layer, choice = step.layer, self.choices[step.section - 1]
@@ -99,7 +107,9 @@ class MaskedExecutor(SlicedExecutor):
         if step.section == 0:
             x = super().gate(step, x)
         else:
-            mask = self._mask(step, step.layer.channels, x.dtype)[:, 0, 0]
+            mask = None
+            if self._has_batch_norm:
+                mask = self._mask(step, step.layer.channels, x.dtype)[:, 0, 0]
             x = step.layer(x, width=self.routes[-1], attention_mask=mask)
             if step.is_slimming_gate:
                 x, scores = x

@@ -76,13 +76,15 @@ class MobileNetSpec(NetworkSpec):
 
     def _separable(self, build, name, channels, outputs, strides, gated):
         """The gate stands between depthwise and pointwise, whose outputs it chooses."""
-        return [
-            build.depthwise(f"{name}_depthwise", channels, 3, strides),
-            build.batch_norm(f"{name}_depthwise_norm", channels, self.activation),
-            build.gate(f"{name}_gate", channels, gated),
-            build.conv(f"{name}_pointwise", channels, outputs),
-            build.batch_norm(f"{name}_pointwise_norm", outputs, self.activation),
-        ]
+        depthwise = build.depthwise(f"{name}_depthwise", channels, 3, strides)
+        # Layers draw the seeds of their first values when they are made: the two convolutions
+        # first, so that a seed gives the same network as it always did.
+        pointwise = build.conv(f"{name}_pointwise", channels, outputs)
+        depthwise_norm = build.batch_norm(f"{name}_depthwise_norm", channels, self.activation)
+        gate = build.gate(f"{name}_gate", channels, gated)
+        pointwise = dataclasses.replace(pointwise, section=build.section)
+        pointwise_norm = build.batch_norm(f"{name}_pointwise_norm", outputs, self.activation)
+        return [depthwise, depthwise_norm, gate, pointwise, pointwise_norm]
 
 
 def _options(channels):
