@@ -64,7 +64,7 @@ def test_a_file_says_what_network_it_is_for(small_file):
     np.testing.assert_array_equal(
         loaded(IMAGES, path=(0, 2, 1, 3)), model(IMAGES, path=(0, 2, 1, 3))
     )
-    with pytest.raises(ValueError, match="other channels or strides.*alpha=0.5"):
+    with pytest.raises(ValueError, match=r"other channels or strides.*alpha=0.5"):
         DSResNet50(weights=path, alpha=0.5)
 
 
