@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_dsnet.models.cost_counter import CostCounter
-from keras_dsnet.models.families import FAMILIES
+from keras_dsnet.models.families import find_family
 from keras_dsnet.models.path import Path, check_routes, resolve_path
 from keras_dsnet.models.plain_executor import plain_subnetwork
 from keras_dsnet.models.router import Router
@@ -322,8 +322,7 @@ class DynamicSlimmableNetwork(keras.Model):
     @classmethod
     def from_config(cls, config):
         spec = dict(config["spec"])
-        family = FAMILIES[spec.pop("family")]
-        return cls(**{**config, "spec": family.from_dict(spec)})
+        return cls(**{**config, "spec": find_family(spec.pop("family")).from_dict(spec)})
 
 
 class _Hidden:

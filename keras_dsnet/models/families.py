@@ -25,3 +25,20 @@ def register_family(spec_class):
         )
     FAMILIES[name] = spec_class
     return spec_class
+
+
+def find_family(name):
+    """Returns the spec class of a saved network.
+
+    Args:
+        name: str, the name of the class.
+
+    Raises:
+        ValueError: no imported module registers it.
+    """
+    if name not in FAMILIES:
+        raise ValueError(
+            f"The network is of a family that is not known here, of {sorted(FAMILIES)}: import the "
+            f"module that registers it first. Received: {name!r}"
+        )
+    return FAMILIES[name]

@@ -166,6 +166,13 @@ def test_two_families_of_one_name_are_refused():
         register_family(other)
 
 
+def test_a_saved_network_of_an_unknown_family_is_named(networks):
+    config = networks["resnet"].get_config()
+    config["spec"]["family"] = "UnseenSpec"
+    with pytest.raises(ValueError, match=r"import the module.*Received: 'UnseenSpec'"):
+        type(networks["resnet"]).from_config(config)
+
+
 def test_layers_that_do_not_add_up_are_named_by_the_cost():
     network = tiny_network(TINY_EFFICIENTNET)
     step = network.sections[1][-1]
