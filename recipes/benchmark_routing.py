@@ -34,7 +34,7 @@ flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small i
 flags.DEFINE_list(
     "paths",
     None,
-    "The mix, as 0,4,8,13 or, with four gates, 0-0-0-0,0-1-2-3; none: of the network.",
+    "The mix, as 0,4,8,13 or 0-0-0-0,0-1-2-3 (four gates); none: of the network.",
 )
 
 MIXES = {
@@ -47,6 +47,11 @@ MIXES = {
 def mixed_paths():
     """Returns the paths of the mix: tuples of widths."""
     paths = FLAGS.paths or MIXES[FLAGS.model].split(",")
+    if len(paths) > FLAGS.batch_size:
+        raise ValueError(
+            f"--batch_size must be at least the {len(paths)} paths of the mix. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
     try:
         return [tuple(map(int, path.split("-"))) for path in paths]
     except ValueError:
