@@ -81,7 +81,8 @@ class MaskedExecutor(SlicedExecutor):
         last = step.branch[-1].layer
         if step.section == 0 or (last not in self._unmasked and _keeps_zero(step.activation)):
             return x
-        return x * self._mask(step, last.channels, x.dtype)
+        options = last.filters if hasattr(last, "filters") else last.channels
+        return x * self._mask(step, options, x.dtype)
 
     def _normalize(self, step, x):
         layer, choice = step.layer, self.choices[step.section - 1]
