@@ -10,28 +10,40 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 
+def random_input(details):
+    """Returns a random image for an input, or the bound 0 of a gate."""
+    generator, shape, dtype = np.random.default_rng(0), details["shape"], details["dtype"]
+    if dtype == np.int32:
+        return np.zeros(shape, dtype)
+    if dtype == np.uint8:
+        return generator.integers(0, 256, shape, dtype)
+    return generator.normal(size=shape).astype(dtype)
+
+
 def check(path):
-    """Runs a file on one random image.
+    """Runs each signature of a file on one random image.
 
     Args:
-        path: a TFLite file with one image as its input.
+        path: a TFLite file that an export of this package wrote.
 
     Returns:
-        The shapes of its outputs.
+        Dict from signature to the shapes of its outputs, by name.
 
     Raises:
         ValueError: if an output holds a value that is not finite.
     """
     interpreter = Interpreter(model_path=str(path))
-    interpreter.allocate_tensors()
-    for details in interpreter.get_input_details():
-        values = np.random.default_rng(0).uniform(-1, 1, details["shape"])
-        interpreter.set_tensor(details["index"], values.astype(details["dtype"]))
-    interpreter.invoke()
-    outputs = [interpreter.get_tensor(it["index"]) for it in interpreter.get_output_details()]
-    if not all(np.isfinite(output).all() for output in outputs):
-        raise ValueError(f"{path} gives values that are not finite")
-    return [output.shape for output in outputs]
+    shapes = {}
+    for signature in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(signature)
+        inputs = {name: random_input(it) for name, it in runner.get_input_details().items()}
+        outputs = runner(**inputs)
+        if not all(np.isfinite(output).all() for output in outputs.values()):
+            raise ValueError(f"{path} gives values that are not finite by {signature}")
+        shapes[signature] = {name: output.shape for name, output in outputs.items()}
+    if not shapes:
+        raise ValueError(f"{path} has no signature")
+    return shapes
 
 
 def main():

@@ -1,5 +1,7 @@
 """DS-MobileNet: MobileNetV1 as a dynamic slimmable network (DS-MBNet in the paper)."""
 
+import pathlib
+
 from keras_dsnet.applications.build_network import build_network, check_weights
 from keras_dsnet.applications.image_classes import decode_predictions, preprocess_input
 
@@ -7,6 +9,9 @@ from keras_dsnet.checkpoints import WeightsFile, released_weights
 from keras_dsnet.models import MobileNetSpec
 
 __all__ = ["DSMobileNet", "decode_predictions", "preprocess_input"]
+
+# Inside the package: a trained supernet with its gate; docs/results/cifar10.md has its accuracy.
+CIFAR10_WEIGHTS = pathlib.Path(__file__).parent / "weights" / "ds_mobilenet_cifar10.weights.h5"
 
 
 def DSMobileNet(
@@ -29,8 +34,9 @@ def DSMobileNet(
 
     Args:
         weights: None; "imagenet": the authors' released supernet, whose gate is not trained,
-            downloaded on first use; or a path: `.weights.h5`, or a checkpoint of the authors' code
-            (`.pth.tar`), whose gate counts as trained.
+            downloaded on first use; "cifar10": a network for 32x32 images of CIFAR-10 with a
+            trained gate, which comes with the package; or a path: `.weights.h5`, or a checkpoint of
+            the authors' code (`.pth.tar`), whose gate counts as trained.
         input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
             made for, without weights `(224, 224, 3)`.
         classes: int; None: those of the weights, without weights 1000. Another number than the
@@ -91,5 +97,9 @@ def _weights_file(weights, ema):
         return None
     if weights == "imagenet":
         return WeightsFile(released_weights())
-    check_weights(weights, "None, 'imagenet', or the path of a .weights.h5 or .pth.tar file")
+    if weights == "cifar10":
+        return WeightsFile(CIFAR10_WEIGHTS)
+    check_weights(
+        weights, "None, 'imagenet', 'cifar10', or the path of a .weights.h5 or .pth.tar file"
+    )
     return WeightsFile(weights, ema)

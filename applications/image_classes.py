@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
 CIFAR10_CLASSES = (
     "airplane",
     "automobile",

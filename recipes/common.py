@@ -47,14 +47,23 @@ def define_data_flags():
 
 def check_flags():
     """Raises an error for folders that the flags name and that are not there."""
-    for name in ("data_dir", "dataset"):
-        value = FLAGS[name].value
-        is_path = value and (name == "data_dir" or value.startswith((".", "/", "~")))
-        if is_path and not pathlib.Path(value).expanduser().is_dir():
-            raise FileNotFoundError(f"--{name}={value}: there is no such folder")
+    check_folders({name: FLAGS[name].value for name in ("data_dir", "dataset")})
     workdir = pathlib.Path(FLAGS.workdir)
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"--workdir={FLAGS.workdir} is a file; name a folder")
+
+
+def check_folders(values):
+    """Raises an error where the values of --data_dir and --dataset name a folder that is missing.
+
+    Args:
+        values: dict by the names of the flags.
+    """
+    for name in ("data_dir", "dataset"):
+        value = values[name]
+        is_path = value and (name == "data_dir" or value.startswith((".", "/", "~")))
+        if is_path and not pathlib.Path(value).expanduser().is_dir():
+            raise FileNotFoundError(f"--{name}={value}: there is no such folder")
 
 
 def config():

@@ -2,9 +2,9 @@ r"""The whole way in minutes, on the handwritten digits inside scikit-learn.
 
     python recipes/demo.py --workdir=runs/demo
 
-Trains a small supernet (stage I), its gate (stage II), evaluates every width and the dynamic
-network, and writes one width as a TFLite file. Each step is a recipe that does the real work too;
-its command is printed before it runs.
+Trains a small supernet (stage I) and its gate over four widths (stage II), evaluates every width
+and the dynamic network, writes one int8 TFLite file in which the gate chooses among the four, and
+times it. Each step is a recipe that does the real work too; its command is printed before it runs.
 """
 
 import pathlib
@@ -34,7 +34,7 @@ def run_recipe(name, *arguments):
 
 def main(_):
     workdir = pathlib.Path(FLAGS.workdir)
-    epochs, gate_epochs = (3, 2) if FLAGS.quick else (40, 20)
+    epochs, gate_epochs, rounds = (3, 2, 2) if FLAGS.quick else (40, 20, 9)
     data = ("--dataset=digits", "--batch_size=64", f"--evaluate_epochs={epochs}")
     run_recipe(
         "imagenet_stage1.py",
@@ -51,14 +51,23 @@ def main(_):
         *data,
         f"--supernet={workdir / 'supernet'}",
         f"--workdir={workdir / 'gate'}",
+        "--routes=0,4,8,13",
         f"--epochs={gate_epochs}",
         "--learning_rate=0.4",
     )
     run_recipe(
         "export_mobile.py",
         f"--model={workdir / 'gate'}",
-        "--path=slimmest",
-        f"--output={workdir / 'slimmest.tflite'}",
+        "--quantize=int8",
+        f"--output={workdir / 'digits.tflite'}",
+    )
+    run_recipe(
+        "benchmark_mobile.py",
+        workdir / "digits.tflite",
+        f"--model={workdir / 'gate'}",
+        f"--workdir={workdir / 'benchmark'}",
+        "--baseline=none",
+        f"--rounds={rounds}",
     )
     print(f"\nTables, plots, logs and the TFLite file are in {workdir}")
 

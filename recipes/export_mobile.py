@@ -1,9 +1,14 @@
-r"""Writes one width of a trained network as a TFLite file for a phone.
+r"""Writes a trained network as a TFLite file for a phone.
 
+    python recipes/export_mobile.py --model=runs/gate --quantize=int8 --output=m.tflite
     python recipes/export_mobile.py --model=runs/gate --path=slimmest --output=slimmest.tflite
 
-The file holds builtin operators only and takes preprocessed images, float32 [1, height, width, 3].
-It is run once against the network before it takes the place of an older one.
+The first command's file holds all routes and the gate that chooses one for every image; see
+`keras_dsnet.export.export_routed`. The second's holds one sub-network. Both have builtin operators
+only and are run against the network before they take the place of an older one.
+
+For int8 the ranges of activations are measured on training images, prepared as for evaluation: by
+default those that the network was trained on.
 """
 
 import json
@@ -11,6 +16,7 @@ import os
 import pathlib
 import zipfile
 
+import representative_data
 from absl import flags
 from start import start
 
@@ -18,9 +24,29 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "model", None, "Work directory of a finished stage, or a .keras file.", required=True
 )
-flags.DEFINE_string("path", "widest", "slimmest, widest, largest, or a width.")
 flags.DEFINE_string("output", None, "The .tflite file to write.", required=True)
+flags.DEFINE_list("routes", None, "Widths to choose from, as 0,4,8,13; none: the network's.")
+flags.DEFINE_string("path", None, "One sub-network instead: slimmest, widest, largest, or a width.")
+flags.DEFINE_enum(
+    "quantize",
+    "none",
+    ["none", "float16", "dynamic", "int8"],
+    "float16 and dynamic (int8): weights; int8: weights and activations.",
+)
+flags.DEFINE_enum(
+    "layout",
+    "shared",
+    ["shared", "fast"],
+    "shared: one copy of the weights; fast: one for each route.",
+)
+flags.DEFINE_enum(
+    "input_type",
+    "float32",
+    ["float32", "uint8"],
+    "float32: preprocessed images; uint8: raw pixels, which the file normalises.",
+)
 flags.DEFINE_integer("image_size", None, "Side of the images; none: the network's.", lower_bound=1)
+representative_data.define_flags()
 
 
 def find_model():
@@ -54,7 +80,7 @@ def check_model(filename):
 
 
 def check_output():
-    """Returns --output as a path whose folder exists."""
+    """Raises an OSError unless --output can be written."""
     output = pathlib.Path(FLAGS.output)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output={FLAGS.output}: there is no folder {output.parent}")
@@ -62,30 +88,69 @@ def check_output():
         raise PermissionError(f"--output={FLAGS.output}: {output.parent} cannot be written")
     if output.is_dir():
         raise IsADirectoryError(f"--output={FLAGS.output} is a folder; name a .tflite file")
-    return output
+
+
+def parse_routes():
+    """Returns the widths of --routes; None: the network's."""
+    if FLAGS.routes is None:
+        return None
+    if not all(width.isdecimal() for width in FLAGS.routes):
+        raise ValueError(
+            f"--routes must be widths such as 0,4,8,13. Received: --routes={','.join(FLAGS.routes)}"
+        )
+    return tuple(int(width) for width in FLAGS.routes)
 
 
 def check_flags():
-    """Checks --model and --output."""
-    check_model(find_model())
+    """Raises an error for what is wrong with the flags or the files that they name."""
+    model_file = find_model()
+    check_model(model_file)
     check_output()
+    parse_routes()
+    for name in ("routes", "layout", "input_type"):
+        if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
+            raise ValueError(
+                f"--{name} is for a file with routes; --path={FLAGS.path} asks for one sub-network"
+            )
+    representative_data.check_flags(model_file.parent, needed=FLAGS.quantize == "int8")
+
+
+def input_shape(network):
+    """Returns the shape of the images that the file takes."""
+    if FLAGS.image_size:
+        return (FLAGS.image_size, FLAGS.image_size, 3)
+    shape = network.input_shape[1:]
+    if None in shape:
+        raise ValueError(
+            f"--model={FLAGS.model} takes images of any size: choose one by --image_size"
+        )
+    return shape
 
 
 def main(_):
-    model_file, output = find_model(), check_output()
-    check_model(model_file)
+    check_flags()
     import keras
 
-    from keras_dsnet.export import export_subnetwork
+    from keras_dsnet.export import export_routed, export_subnetwork
 
-    network = keras.models.load_model(model_file, compile=False)
+    folder = find_model().parent
+    network = keras.models.load_model(find_model(), compile=False)
+    shape = input_shape(network)
+    options = {"input_shape": shape}
+    if FLAGS.quantize != "none":
+        options["quantize"] = FLAGS.quantize
+    if FLAGS.quantize == "int8":
+        options["representative_data"] = representative_data.representative_data(
+            folder, shape[:2], FLAGS.input_type
+        )
+    if FLAGS.path is None:
+        options |= {"layout": FLAGS.layout, "input_type": FLAGS.input_type}
+        export_routed(network, FLAGS.output, parse_routes(), **options)
+        return
     path = int(FLAGS.path) if FLAGS.path.isdecimal() else FLAGS.path
-    shape = FLAGS.image_size and (FLAGS.image_size, FLAGS.image_size, 3)
-    if not shape and None in network.input_shape[1:]:
-        raise ValueError(f"{model_file} takes images of any size: choose one by --image_size")
-    report = export_subnetwork(network, path, output, shape)
+    report = export_subnetwork(network, path, FLAGS.output, **options)
     print(
-        f"{output}: path {report['path']}, {report['madds'] / 1e6:.2f}M MAdds, "
+        f"{FLAGS.output}: path {report['path']}, {report['madds'] / 1e6:.2f}M MAdds, "
         f"{report['bytes'] / 1e6:.2f} MB, largest difference {report['difference']:.1e}"
     )
 

@@ -25,6 +25,7 @@ UPWARD = ("keras_dsnet.models.dynamic_slimmable_network", "export", "export")
 DISTRIBUTIONS = {
     "absl": "absl-py",
     "ai_edge_litert": "ai-edge-litert",
+    "flatbuffers": "flatbuffers",
     "h5py": "h5py",
     "keras": "keras",
     "keras_cv": "keras-cv",

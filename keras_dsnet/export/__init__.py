@@ -1,3 +1,5 @@
 """Files for phones."""
 
+from keras_dsnet.export.dynamic_interpreter import DynamicInterpreter
+from keras_dsnet.export.export_routed import export_routed
 from keras_dsnet.export.export_subnetwork import export_subnetwork

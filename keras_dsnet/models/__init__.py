@@ -1,8 +1,10 @@
 """The networks: what they are made of, their paths, and how they run."""
 
+from keras_dsnet.models.best_path import best_path
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.efficientnet import EfficientNetSpec, EfficientNetStage
 from keras_dsnet.models.families import register_family
+from keras_dsnet.models.latency_table import LatencyTable
 from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.network_spec import NetworkSpec
 from keras_dsnet.models.path import Path
@@ -13,12 +15,14 @@ __all__ = [
     "DynamicSlimmableNetwork",
     "EfficientNetSpec",
     "EfficientNetStage",
+    "LatencyTable",
     "MobileNetSpec",
     "MobileNetStage",
     "NetworkSpec",
     "Path",
     "ResNetSpec",
     "ResNetStage",
+    "best_path",
     "register_family",
     "with_slimming_head",
 ]

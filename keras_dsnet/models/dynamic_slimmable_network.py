@@ -18,6 +18,9 @@ from keras_dsnet.models.sliced_executor import SlicedExecutor
 from keras_dsnet.models.topology import split_sections, walk
 from keras_dsnet.models.traced_sections import TracedSections
 
+# What `keras.Model.export` knows beside "litert".
+_KERAS_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
+
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class DynamicSlimmableNetwork(keras.Model):
@@ -295,6 +298,54 @@ class DynamicSlimmableNetwork(keras.Model):
             fold_batch_norm: bool: put batch normalisation into the convolutions before it.
         """
         return plain_subnetwork(self, self.resolve_path(path), fold_batch_norm)
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, **options):
+        """Writes the network for use without this package.
+
+        Args:
+            filepath: of the file or folder.
+            format: "litert": one TFLite file in which the gate routes each image; see
+                `keras_dsnet.export.export_routed` for its options `routes`, `quantize`, `layout`,
+                `representative_data`, `input_shape`, `input_type`. Any other: what
+                `keras.Model.export` makes of the dynamic network.
+            verbose: bool: print what is done; None: yes.
+            **options: of the format.
+
+        Returns:
+            For "litert" what the file holds: see `export_routed`.
+
+        Raises:
+            ValueError: on options that do not fit, or a format that cannot hold a network that
+                chooses; `subnetwork(path)` gives a plain model, which every format can hold.
+            ImportError: where the format needs a package that is not installed.
+        """
+        if format == "litert":
+            from keras_dsnet.export import export_routed
+
+            return export_routed(self, filepath, verbose=verbose is not False, **options)
+        if format not in _KERAS_FORMATS:
+            raise ValueError(
+                f"`format` must be 'litert' or one of {', '.join(map(repr, _KERAS_FORMATS))}. "
+                f"Received: format={format!r}"
+            )
+        # Keras knows it only of a model that was called.
+        images = keras.InputSpec(dtype="float32", shape=self.input_shape)
+        options.setdefault("input_signature", [images])
+        try:
+            return super().export(str(filepath), format=format, verbose=verbose, **options)
+        except OSError:
+            raise
+        except ImportError as error:
+            raise ImportError(
+                f"format={format!r} needs a package that is not installed: {error}"
+            ) from error
+        except Exception as error:
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ValueError(
+                f"Keras cannot export this network to format={format!r}: {line.rstrip('.')}. Where "
+                "a format cannot hold a network that chooses its path, export one path: "
+                "`model.subnetwork(path).export(...)`"
+            ) from error
 
     def save_own_variables(self, store):
         store["routes"] = np.array(self.routes, "int32")

@@ -1,9 +1,9 @@
 """Writes a path out as a plain Keras model of stock layers."""
 
 import keras
-import numpy as np
 
 from keras_dsnet.layers.channel_options import option_at
+from keras_dsnet.models.folding import as_numpy, batch_norm_values, foldable_norms, scale_and_offset
 from keras_dsnet.models.topology import Executor
 
 # Whatever policy the network, or Keras, computes in: a plain sub-network is for every runtime.
@@ -48,27 +48,25 @@ class PlainExecutor(Executor):
 
     def run(self, steps, x):
         if self.fold_batch_norm:
-            for step, behind in zip(steps, steps[1:]):
-                if step.kind in ("conv", "depthwise") and behind.kind == "norm":
-                    if hasattr(behind.layer, "moving_mean"):
-                        self._norm_behind[step.layer] = behind
+            self._norm_behind.update(foldable_norms(steps))
         return super().run(steps, x)
 
     def conv(self, step, x):
         layer = step.layer
         filters = option_at(layer.filters, self.path.widths[step.section])
-        kernel = _numpy(layer.kernel)[:, :, : x.shape[-1], :filters]
+        kernel = as_numpy(layer.kernel)[:, :, : x.shape[-1], :filters]
         return self._convolve(keras.layers.Conv2D, step, x, kernel, filters, filters=filters)
 
     def depthwise(self, step, x):
-        kernel = _numpy(step.layer.kernel)[:, :, : x.shape[-1]]
+        kernel = as_numpy(step.layer.kernel)[:, :, : x.shape[-1]]
         return self._convolve(keras.layers.DepthwiseConv2D, step, x, kernel, x.shape[-1])
 
     def _convolve(self, stock, step, x, kernel, channels, **arguments):
         layer = step.layer
-        bias = None if layer.bias is None else _numpy(layer.bias)[:channels]
+        bias = None if layer.bias is None else as_numpy(layer.bias)[:channels]
         if layer in self._norm_behind:
-            scale, offset = self._scale_and_offset(self._norm_behind[layer], channels)
+            norm = self._norm_behind[layer]
+            scale, offset = scale_and_offset(norm.layer, self._row(norm), channels)
             # A depthwise kernel [size, size, channels, 1] has its channels on the third axis.
             kernel = kernel * (scale[:, None] if stock is keras.layers.DepthwiseConv2D else scale)
             bias = offset + (0.0 if bias is None else bias * scale)
@@ -108,7 +106,10 @@ class PlainExecutor(Executor):
         stock = keras.layers.BatchNormalization(
             momentum=layer.momentum, epsilon=layer.epsilon, name=layer.name, dtype=DTYPE
         )
-        return _apply(stock, x, *self._batch_norm_values(step, x.shape[-1]))
+        return _apply(stock, x, *batch_norm_values(layer, self._row(step), x.shape[-1]))
+
+    def _row(self, step):
+        return self.path.statistics[step.section]
 
     def _group_norm(self, layer, x):
         channels = x.shape[-1]
@@ -118,18 +119,7 @@ class PlainExecutor(Executor):
             name=layer.name,
             dtype=DTYPE,
         )
-        return _apply(stock, x, _numpy(layer.gamma)[:channels], _numpy(layer.beta)[:channels])
-
-    def _batch_norm_values(self, step, channels):
-        layer, row = step.layer, self.path.statistics[step.section]
-        vectors = _numpy(layer.gamma), _numpy(layer.beta)
-        tables = _numpy(layer.moving_mean), _numpy(layer.moving_variance)
-        return [v[:channels] for v in vectors] + [t[row, :channels] for t in tables]
-
-    def _scale_and_offset(self, step, channels):
-        gamma, beta, mean, variance = self._batch_norm_values(step, channels)
-        scale = gamma / np.sqrt(variance + step.layer.epsilon)
-        return scale, beta - mean * scale
+        return _apply(stock, x, as_numpy(layer.gamma)[:channels], as_numpy(layer.beta)[:channels])
 
     def gate(self, step, x):
         layer, channels = step.layer, x.shape[-1]
@@ -141,12 +131,12 @@ class PlainExecutor(Executor):
         hidden = keras.layers.Dense(
             layer.hidden_units, activation="relu", name=f"{layer.name}_hidden", dtype=DTYPE
         )
-        hidden = _apply(hidden, pool(x), _numpy(layer.w1)[:channels], _numpy(layer.b1))
+        hidden = _apply(hidden, pool(x), as_numpy(layer.w1)[:channels], as_numpy(layer.b1))
         head = keras.layers.Dense(
             channels, activation=layer.attention, name=f"{layer.name}_head", dtype=DTYPE
         )
         attention = _apply(
-            head, hidden, _numpy(layer.w3)[:, :channels], _numpy(layer.b3)[:channels]
+            head, hidden, as_numpy(layer.w3)[:, :channels], as_numpy(layer.b3)[:channels]
         )
         if layer.attention == "tanh":
             one_plus = keras.layers.Rescaling(
@@ -168,8 +158,8 @@ class PlainExecutor(Executor):
         layer = step.layer
         units = option_at(layer.units, self.path.widths[step.section])
         stock = keras.layers.Dense(units, use_bias=layer.use_bias, name=layer.name, dtype=DTYPE)
-        bias = None if layer.bias is None else _numpy(layer.bias)[:units]
-        return _apply(stock, x, _numpy(layer.kernel)[: x.shape[-1], :units], bias)
+        bias = None if layer.bias is None else as_numpy(layer.bias)[:units]
+        return _apply(stock, x, as_numpy(layer.kernel)[: x.shape[-1], :units], bias)
 
     def add(self, step, x, shortcut):
         x = keras.layers.Add(dtype=DTYPE)([x, shortcut])
@@ -183,7 +173,3 @@ def _apply(layer, x, *weights):
     outputs = layer(x)
     layer.set_weights([weight for weight in weights if weight is not None])
     return outputs
-
-
-def _numpy(variable):
-    return keras.ops.convert_to_numpy(variable).astype("float32")

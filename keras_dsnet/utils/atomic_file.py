@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 
@@ -27,6 +28,8 @@ def atomic_file(path, mode="w"):
     path = pathlib.Path(path)
     beside = temporary_path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         with beside.open(mode, **text) as file:
             yield file

@@ -13,41 +13,47 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from ai_edge_litert.interpreter import Interpreter
+from keras_dsnet.applications.ds_mobilenet import preprocess_input
+from routed_networks import SIZE, random_images, small_network
 
-from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+from keras_dsnet.data import load_source
+from keras_dsnet.export import DynamicInterpreter
+from keras_dsnet.models import DynamicSlimmableNetwork
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "export_mobile.py"
-SIZE = 16
+SOURCE_FLAGS = ("dataset", "data_dir", "train_split", "representative_images")
+WITHOUT_TENSORFLOW = """
+import pathlib, runpy, sys
+
+sys.modules["tensorflow"] = None
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+FLAGS = ("model", "path", "output", "image_size", "routes", "quantize", "layout", "input_type")
 
 
 @pytest.fixture(scope="module")
 def network():
-    spec = MobileNetSpec(
-        stem=(4, 6),
-        stages=(
-            MobileNetStage(1, 2, (4, 8)),
-            MobileNetStage(1, 2, (8, 12, 16), gated=True),
-        ),
-    )
-    network = DynamicSlimmableNetwork(spec, (SIZE, SIZE, 3), classes=4)
-    generator = np.random.default_rng(0)
-    for variable in network.variables:
-        variable.assign_add(generator.uniform(0.0, 0.5, variable.shape))
+    network = small_network(classifier_activation=None)
+    network.routes = (0, 2)
     return network
 
 
 @pytest.fixture(scope="module")
 def workdir(network, tmp_path_factory):
-    """The folder of a finished stage II."""
+    """The folder of a finished stage II on digits."""
     folder = tmp_path_factory.mktemp("gate")
     network.save(folder / "model.keras")
+    run = {"dataset": "digits", "data_dir": None, "train_split": "train[:40]", "epochs": 10}
+    (folder / "config.json").write_text(json.dumps(run))
     return folder
 
 
 @pytest.fixture(scope="module")
 def program():
     """The program as a module. Its flags take the place of others' of the same name meanwhile."""
-    names = ("model", "path", "output", "image_size")
+    names = (*FLAGS, *SOURCE_FLAGS)
     others = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
     for name in others:
         delattr(flags.FLAGS, name)
@@ -78,7 +84,66 @@ def run_program(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_writes_a_file_and_says_what_it_wrote(export, network, workdir, tmp_path, capsys):
+def digits(count):
+    """Returns raw pixels of digits that no range was measured on, at the network's size."""
+    images = load_source("digits", split="eval").images[:count].numpy()
+    return images.reshape(count, SIZE, 2, SIZE, 2, 3).mean((2, 4)).round().astype("uint8")
+
+
+def test_the_file_routes_each_image_as_the_network_does(export, network, workdir, tmp_path):
+    export(model=workdir, output=tmp_path / "m.tflite")
+    interpreter = DynamicInterpreter(tmp_path / "m.tflite")
+    assert interpreter.routes == (0, 2)
+    images = random_images(16)
+    results = [interpreter.run(image) for image in images]
+    paths = [path for _, path in results]
+    assert len(set(paths)) == 2
+    np.testing.assert_array_equal(paths, network.route(images))
+    outputs = [output for output, _ in results]
+    np.testing.assert_allclose(outputs, network(images), atol=1e-4)
+
+
+def test_int8_is_measured_on_what_the_network_was_trained_on(
+    export, network, workdir, tmp_path, capsys
+):
+    output = tmp_path / "m.tflite"
+    export(
+        model=workdir,
+        output=output,
+        routes="1,3",
+        quantize="int8",
+        layout="fast",
+        input_type="uint8",
+    )
+    assert "measured on 40 training images of digits" in capsys.readouterr().out
+    interpreter = DynamicInterpreter(output)
+    metadata = interpreter.metadata
+    told = [metadata[name] for name in ("quantize", "layout", "input_type")]
+    assert told == ["int8", "fast", "uint8"]
+    assert interpreter.routes == (1, 3)
+    pixels = digits(20)
+    for route in (1, 3):
+        outputs = [interpreter.run(image, route, route)[0] for image in pixels]
+        expected = network(preprocess_input(pixels), path=route).numpy()
+        error = np.abs(outputs - expected).mean()
+        assert error < 0.5 * expected.std(0).mean()
+
+
+def test_images_come_raw_or_preprocessed_from_the_named_source(program, workdir):
+    arguments = {"dataset": "digits", "train_split": "test[100:]", "representative_images": "3"}
+    with flagsaver.as_parsed(**arguments):
+        images = {
+            input_type: list(
+                program.representative_data.representative_data(workdir, (32, 32), input_type)
+            )
+            for input_type in ("uint8", "float32")
+        }
+    expected = load_source("digits", split="eval").images[100:103]
+    np.testing.assert_array_equal(np.concatenate(images["uint8"]), expected)
+    np.testing.assert_array_equal(np.concatenate(images["float32"]), preprocess_input(expected))
+
+
+def test_a_path_writes_one_sub_network_and_says_so(export, network, workdir, tmp_path, capsys):
     output = tmp_path / "m.tflite"
     export(model=workdir, path=1, output=output)
     (line,) = capsys.readouterr().out.splitlines()
@@ -88,12 +153,20 @@ def test_it_writes_a_file_and_says_what_it_wrote(export, network, workdir, tmp_p
     assert 0 <= float(line.removeprefix(start)) <= 1e-4
 
 
-def test_a_supernet_and_a_keras_file_will_do(export, network, tmp_path):
-    filename = tmp_path / "supernet.keras"
-    network.save(filename)
-    for number, model in enumerate((tmp_path, filename)):
-        export(model=model, path="slimmest", output=tmp_path / f"{number}.tflite")
-        assert (tmp_path / f"{number}.tflite").stat().st_size
+def test_a_path_of_a_supernet_in_int8_is_measured_on_images_too(export, workdir, tmp_path, capsys):
+    (tmp_path / "supernet.keras").write_bytes((workdir / "model.keras").read_bytes())
+    (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    export(
+        model=tmp_path,
+        path="widest",
+        quantize="int8",
+        representative_images=20,
+        output=tmp_path / "m.tflite",
+    )
+    assert "measured on 20 training images of digits" in capsys.readouterr().out
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    interpreter.allocate_tensors()
+    assert np.int8 in {tensor["dtype"] for tensor in interpreter.get_tensor_details()}
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(workdir, tmp_path):
@@ -103,10 +176,45 @@ def test_a_mistake_is_one_line_and_exit_code_1(workdir, tmp_path):
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.stderr.splitlines()[-1] == line
-    assert "from 0 to 2" in line
+    assert "from 0 to 3" in line
     assert "path=99" in line
     assert "--debug" not in line
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--routes=0,wide"],
+            "--routes must be widths such as 0,4,8,13. Received: --routes=0,wide",
+        ),
+        (["--path=1", "--routes=0,1"], "--routes is for a file with routes; --path=1 asks for one"),
+        (["--path=1", "--layout=fast"], "--layout is for a file with routes"),
+        (["--path=1", "--input_type=uint8"], "--input_type is for a file with routes"),
+        (["--dataset=digits"], "Only --quantize=int8 is measured on images. Received: --dataset="),
+        (["--quantize=int4"], "value should be one of <none|float16|dynamic|int8>"),
+        (
+            ["--quantize=int8", "--dataset=./nowhere"],
+            "--dataset=./nowhere: there is no such folder",
+        ),
+        (["--quantize=int8", "--data_dir=nowhere"], "--data_dir=nowhere: there is no such folder"),
+    ],
+)
+def test_a_wrong_flag_is_told_before_tensorflow_is_loaded(workdir, tmp_path, arguments, message):
+    flags = (f"--model={workdir}", f"--output={tmp_path / 'm.tflite'}", *arguments)
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(PROGRAM), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert message in line
+
+
+def test_int8_without_images_asks_for_a_data_set(export, workdir, tmp_path):
+    alone = tmp_path / "alone.keras"
+    alone.write_bytes((workdir / "model.keras").read_bytes())
+    with pytest.raises(ValueError, match=r"name their data set by --dataset.* is not the folder"):
+        export(model=alone, quantize="int8", output=tmp_path / "m.tflite")
 
 
 @pytest.fixture
@@ -168,6 +276,11 @@ def test_a_network_of_any_image_size_asks_for_one(export, network, tmp_path):
     DynamicSlimmableNetwork.from_config(config).save(tmp_path / "open.keras")
     with pytest.raises(ValueError, match=r"any size: choose one by --image_size"):
         export(model=tmp_path / "open.keras", output=tmp_path / "m.tflite")
-    export(model=tmp_path / "open.keras", image_size=SIZE, output=tmp_path / "m.tflite")
+    export(
+        model=tmp_path / "open.keras",
+        image_size=SIZE,
+        path="slimmest",
+        output=tmp_path / "m.tflite",
+    )
     (image,) = Interpreter(str(tmp_path / "m.tflite")).get_input_details()
     assert image["shape"].tolist() == [1, SIZE, SIZE, 3]

@@ -1,0 +1,68 @@
+"""Runs a routed file against the network that it was made of."""
+
+import keras
+import numpy as np
+
+from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+TOLERANCE = 1e-4
+
+
+def check_routed(content, network, routes, shape, input_type="float32", quantize=None, images=2):
+    """Returns how far each route's outputs are from the network's; 1 is their largest value.
+
+    Args:
+        content: bytes of the file.
+        network: a `DynamicSlimmableNetwork`.
+        routes: tuple of widths.
+        shape: `(height, width, 3)`.
+        input_type: "float32" or "uint8".
+        quantize: as the file was made; only a float32 file must agree.
+        images: int: how many random images to run.
+
+    Returns:
+        Dict from route to the difference.
+
+    Raises:
+        ValueError: where a forced route is not taken, or a float32 file differs by more than 1e-4.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    network = in_float32(network)
+    runner = Interpreter(model_content=content).get_signature_runner("bounded")
+    pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
+    normalised = (pixels / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
+    normalised = normalised.astype("float32")
+    inputs = pixels if input_type == "uint8" else normalised
+    differences = {}
+    for route in routes:
+        bound = np.array([route], "int32")
+        results = [runner(image=image[None], min_width=bound, max_width=bound) for image in inputs]
+        taken = {int(result["path"][0]) for result in results}
+        if taken != {route}:
+            raise ValueError(f"The TFLite file takes the routes {sorted(taken)} instead of {route}")
+        expected = keras.ops.convert_to_numpy(network(normalised, path=route))
+        outputs = np.concatenate([result["output"] for result in results])
+        # Without a classifier the file's features are padded to the widest route's channels.
+        outputs = outputs[..., : expected.shape[-1]]
+        differences[route] = largest_difference(outputs, expected)
+        if quantize is None and not differences[route] <= TOLERANCE:
+            raise ValueError(
+                f"The TFLite file differs by {differences[route]:.1e} from the network at route "
+                f"{route}; {TOLERANCE:.0e} is allowed. It was not written"
+            )
+    return differences
+
+
+def largest_difference(outputs, expected):
+    """Returns the largest difference, where 1 is the largest expected value."""
+    return float(np.abs(outputs - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def in_float32(network):
+    """Returns the network, or a float32 copy: lower precision differs by its own rounding."""
+    if network.compute_dtype == "float32":
+        return network
+    copy = type(network).from_config({**network.get_config(), "dtype": "float32"})
+    copy.set_weights(network.get_weights())
+    return copy

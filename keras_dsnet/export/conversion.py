@@ -1,0 +1,102 @@
+"""From a traced function to a TFLite file of builtin operators."""
+
+import contextlib
+import logging
+import re
+import tempfile
+import warnings
+
+import tensorflow as tf
+
+from keras_dsnet.export.raise_scales import raise_scales
+
+QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+
+
+def convert(function, inputs, quantize=None, samples=None, name="serving_default"):
+    """Returns the bytes of a TFLite file with one signature.
+
+    Args:
+        function: of tensors, by the names of `inputs`; returns a dict of tensors. Its constants, or
+            the variables of the Keras model that it calls, go into the file.
+        inputs: dict of `tf.TensorSpec`, in the order of the file's inputs.
+        quantize: None: float32; "float16": weights in float16; "dynamic": weights in int8;
+            "int8": weights and activations in int8, what TFLite cannot quantise in float32. Inputs
+            and outputs keep their types.
+        samples: for "int8", a function that returns an iterator of dicts of arrays, by the names
+            of `inputs`, on which the ranges of activations are measured.
+        name: of the signature.
+
+    Raises:
+        ValueError: TFLite has no builtin operators for the function; the first line that the
+            converter says about it.
+    """
+    module = tf.Module()
+    specs = [tf.TensorSpec(spec.shape, spec.dtype, name=key) for key, spec in inputs.items()]
+    module.function = tf.function(
+        lambda *tensors: function(**dict(zip(inputs, tensors))),
+        input_signature=specs,
+        autograph=False,
+    )
+    traced = module.function.get_concrete_function()
+    # A saved model keeps the variables of the models that its functions call only so.
+    module.variables_of_function = list(traced.variables)
+    with tempfile.TemporaryDirectory() as folder:
+        # No gradients: nothing is trained from this copy.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, folder, signatures={name: traced}, options=options)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[name])
+        _configure(converter, quantize, samples and (lambda: ((name, s) for s in samples())))
+        try:
+            with _quiet():
+                content = converter.convert()
+        except Exception as error:
+            line = first_line(error)
+            raise ValueError(f"TFLite cannot hold this network: {line}") from error
+    return raise_scales(content) if quantize == "int8" else content
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what is no news from the user: the old interpreter, gradients that nobody needs."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # The converter measures int8 ranges by the interpreter that TensorFlow deprecates.
+            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_quantize(quantize):
+    """Raises a ValueError unless `quantize` is one of `QUANTIZATIONS`."""
+    if quantize not in QUANTIZATIONS:
+        raise ValueError(
+            "`quantize` must be None, 'float16', 'dynamic' or 'int8'. "
+            f"Received: quantize={quantize!r}"
+        )
+
+
+def _configure(converter, quantize, samples):
+    # Without this the converter would silently take operators that a phone's runtime lacks.
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if quantize is None:
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        converter.representative_dataset = samples
+
+
+def first_line(error):
+    """Returns what the converter says first, without where in the graph it says it."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
+    for line in lines:
+        # <unknown>:0: error: loc(callsite(... at ...)): 'tf.Svd' op is neither ...
+        if message := re.search(r"error: (?:loc\(.*\): )?(.+)", line):
+            return message[1]
+    return next(filter(None, lines), type(error).__name__)

@@ -1,0 +1,67 @@
+"""What a routed file holds."""
+
+import collections
+
+from keras_dsnet.export.flatbuffer import operators_of
+
+
+class RoutedReport:
+    """Size, routes, operators of a routed file, and what its routes share.
+
+    Args:
+        network: the `DynamicSlimmableNetwork`.
+        model: the file as a `schema.ModelT`.
+        content: its bytes.
+        routes: tuple of widths.
+        cuts: dict from route to its cuts.
+        shape: `(height, width, 3)`.
+        differences: dict from route to the difference from the network's outputs.
+    """
+
+    def __init__(self, network, model, content, routes, cuts, shape, differences):
+        self._bytes = len(content)
+        self._routes = [
+            {
+                "path": route,
+                "madds": network.madds(route, shape),
+                "cuts": list(cuts[route]),
+                "difference": differences[route],
+            }
+            for route in routes
+        ]
+        counts = collections.Counter()
+        for graph in model.subgraphs:
+            counts.update(operators_of(graph, model))
+        self._operators = dict(counts.most_common())
+        self._constants = sum(
+            len(buffer.data) for buffer in model.buffers if buffer.data is not None
+        )
+        self._parts = None
+
+    def compare(self, parts):
+        """Notes the sizes of the parts before they shared their constants."""
+        self._parts = sum(len(part) for part in parts)
+
+    def as_dict(self):
+        """Returns the report for JSON; sizes are in bytes."""
+        return {
+            "bytes": self._bytes,
+            "routes": self._routes,
+            "operators": self._operators,
+            "shared": {"constants": self._constants, "parts_apart": self._parts},
+        }
+
+    def text(self, filename):
+        """Returns the report in words."""
+        lines = [
+            f"{filename}: {self._bytes / 1e6:.2f} MB, of which {self._constants / 1e6:.2f} MB are "
+            f"constants; its parts apart have {self._parts / 1e6:.2f} MB",
+            "route     MAdds  difference  channel groups end at the channels of",
+        ]
+        for row in self._routes:
+            cuts = ", ".join(map(str, row["cuts"]))
+            lines.append(
+                f"{row['path']:5} {row['madds'] / 1e6:8.2f}M  {row['difference']:10.1e}  {cuts}"
+            )
+        operators = ", ".join(f"{name} {count}" for name, count in self._operators.items())
+        return "\n".join([*lines, f"operators: {operators}"])

@@ -1,0 +1,173 @@
+r"""Times routed TFLite files against a file of each width alone, and against MobileNetV1.
+
+    python recipes/benchmark_mobile.py --workdir=runs/benchmark_mobile
+    python recipes/benchmark_mobile.py m.tflite --model=runs/gate --workdir=runs/benchmark_m
+
+Without files it exports DS-MobileNet at 224x224 with 1000 classes, every variable random, in both
+layouts, float32 and int8, and the naive file of one graph per route. Files that are named are
+compared with the widths of --model; without --model with the baselines alone.
+
+All interpreters that are compared take turns in one process. A route is timed by the signature
+serving_default with bounds that leave no other route: gate and branch run as ever. Size, time to
+load and resident memory of each file come from a process of its own. Writes mobile.json and .csv,
+table.md, latency.png and, for `keras_dsnet.models.best_path`, a latency table of each file. Making
+the files takes minutes; --reuse takes those of an earlier run in the same --workdir.
+"""
+
+import pathlib
+import platform
+import sys
+
+from absl import flags
+from mobile_timing import alternate, load, loading_cost, low_and_middle, ratios
+from start import start
+
+FLAGS = flags.FLAGS
+FASTEST = "mobilenet_v1_1.0"
+flags.DEFINE_string("workdir", None, "Folder of the benchmark: all that it writes.", required=True)
+flags.DEFINE_string("model", None, "Work directory of a stage, or a .keras file; none: random.")
+flags.DEFINE_list("routes", ["0", "4", "8", "13"], "Widths of the files that are made.")
+flags.DEFINE_multi_enum(
+    "quantize", ["none", "int8"], ["none", "float16", "dynamic", "int8"], "Files made; repeatable."
+)
+flags.DEFINE_multi_enum("layout", ["shared", "fast"], ["shared", "fast"], "Files made; repeatable.")
+flags.DEFINE_bool("naive", True, "Compare with one graph per route, as the converter makes it.")
+flags.DEFINE_multi_enum(
+    "baseline",
+    ["mobilenet_v1_0.5", "mobilenet_v1_0.75", "mobilenet_v1_1.0"],
+    ["none", "mobilenet_v1_0.5", "mobilenet_v1_0.75", "mobilenet_v1_1.0"],
+    "Other networks; repeatable.",
+)
+flags.DEFINE_integer("image_size", 224, "Side of the images of a random network.", lower_bound=32)
+flags.DEFINE_bool("reuse", False, "Take the files of an earlier run, whatever they hold.")
+flags.DEFINE_integer("rounds", 9, "Turns of each file.", lower_bound=1)
+flags.DEFINE_integer("threads", 1, "Of the interpreter.", lower_bound=1)
+flags.DEFINE_string("device", platform.machine(), "Name of this device, for the latency tables.")
+
+
+def check_flags():
+    """Raises an error for what the command line names and is not there."""
+    for path in FLAGS(sys.argv)[1:]:
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {path}")
+    if FLAGS.model and not pathlib.Path(FLAGS.model).exists():
+        raise FileNotFoundError(f"--model={FLAGS.model} is not there")
+    if not all(width.isdecimal() for width in FLAGS.routes):
+        raise ValueError(f"--routes must be widths such as 0,4,8,13; not {','.join(FLAGS.routes)}")
+
+
+def make_network():
+    """Returns the network of --model, or one with random variables."""
+    import keras
+    from keras_dsnet.applications import DSMobileNet
+    from mobile_files import randomise
+
+    if FLAGS.model is None:
+        size = FLAGS.image_size
+        network = DSMobileNet(input_shape=(size, size, 3))
+        randomise(network)
+        return network
+    path = pathlib.Path(FLAGS.model)
+    return keras.models.load_model(path / "model.keras" if path.is_dir() else path, compile=False)
+
+
+def compared_files(network, paths, folder):
+    """Yields the files to compare, those of one quantisation together.
+
+    Args:
+        network: what static files are made of; None: none are.
+        paths: the routed files that the command line names.
+        folder: where files are made.
+
+    Yields:
+        `(quantize, routed, static, others)`: dicts of paths, of routed files by name, of static
+        files by route, of others by name.
+    """
+    from mobile_files import MobileFiles
+
+    from keras_dsnet.export.dynamic_interpreter import read_metadata
+
+    baselines = [name for name in FLAGS.baseline if name != "none"]
+    if not paths:
+        for quantize in FLAGS.quantize:
+            quantize = None if quantize == "none" else quantize
+            files = MobileFiles(
+                network, tuple(map(int, FLAGS.routes)), quantize, folder, FLAGS.reuse
+            )
+            routed = {layout: files.routed(layout) for layout in FLAGS.layout}
+            static = {route: files.static(route) for route in files.routes}
+            others = {"naive": files.naive()} if FLAGS.naive else {}
+            yield quantize, routed, static, others | {b: files.mobilenet(b) for b in baselines}
+    for path in paths:
+        metadata = read_metadata(path.read_bytes(), path)
+        routes = tuple(row["path"][0] for row in metadata["routes"])
+        files = MobileFiles(network, routes, metadata["quantize"], folder, FLAGS.reuse)
+        static = {route: files.static(route) for route in routes} if FLAGS.model else {}
+        others = {name: files.mobilenet(name) for name in baselines}
+        yield metadata["quantize"], {path.stem: path}, static, others
+
+
+def measure(quantize, routed, static, others):
+    """Times the files in turn; returns a row of figures for each route of each, and baselines."""
+    from keras_dsnet.export.dynamic_interpreter import read_metadata
+    from keras_dsnet.export.force_route import force_route
+
+    interpreters, rows = {}, {}
+    for name, path in routed.items():
+        content = path.read_bytes()
+        for route in read_metadata(content)["routes"]:
+            width = route["path"][0]
+            interpreters[name, width] = load(force_route(content, width), FLAGS.threads)
+            rows[name, width] = {"path": width, "madds": route["madds"]}
+    madds = {row["path"]: row["madds"] for row in rows.values()}
+    for width, path in static.items():
+        interpreters["static", width] = load(path, FLAGS.threads)
+        rows["static", width] = {"path": width, "madds": madds[width]}
+    for name, path in others.items():
+        interpreters[name, None] = load(path, FLAGS.threads)
+        rows[name, None] = {}
+    times = alternate(interpreters, FLAGS.rounds)
+    sources = routed | others | {f"static {width}": path for width, path in static.items()}
+    costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
+    for (name, width), row in rows.items():
+        own = times[name, width]
+        source = f"static {width}" if name == "static" else name
+        row.update(
+            quantize=quantize or "float32", file=name, mb=sources[source].stat().st_size / 1e6
+        )
+        row.update(costs[source])
+        row["min_ms"], row["median_ms"] = low_and_middle(own)
+        for other, key in (("static", ("static", width)), (FASTEST, (FASTEST, None))):
+            if key in times and key != (name, width):
+                low, middle = ratios(own, times[key])
+                row[f"to_{other}_min"], row[f"to_{other}_median"] = low, middle
+    return list(rows.values())
+
+
+def main(argv):
+    from mobile_report import describe_sizes, plot_latency, save_latency_tables, write_markdown
+
+    from keras_dsnet.export.dynamic_interpreter import read_metadata
+    from keras_dsnet.training import write_table
+
+    workdir = pathlib.Path(FLAGS.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    paths = [pathlib.Path(path) for path in argv[1:]]
+    network = None if paths and not FLAGS.model else make_network()
+    rows, sizes, metadata = [], [], None
+    for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):
+        metadata = read_metadata(next(iter(routed.values())).read_bytes())
+        print(f"\ntiming {len(routed) + len(static) + len(others)} files, {FLAGS.rounds} turns")
+        rows += measure(quantize, routed, static, others)
+        for line in describe_sizes(routed, static):
+            print(line, flush=True)
+            sizes.append(f"{quantize or 'float32'}, {line}")
+    text = write_table(rows, workdir, "mobile")
+    write_markdown(rows, sizes, workdir / "table.md")
+    save_latency_tables(rows, metadata, workdir)
+    plot_latency(rows, workdir / "latency.png")
+    print(f"{text}\nTables, latency tables and the plot are in {workdir}")
+
+
+if __name__ == "__main__":
+    start(main, check_flags)

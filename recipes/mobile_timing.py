@@ -1,0 +1,120 @@
+"""Times TFLite files in turn, and measures what each takes to load. Needs no TensorFlow."""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+SECONDS_PER_TURN = 0.15
+_MEBIBYTE = 2.0**20
+
+
+def load(content, threads):
+    """Returns an interpreter of a file, or of its bytes, with its tensors allocated."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    source = "model_content" if isinstance(content, bytes) else "model_path"
+    content = content if isinstance(content, bytes) else str(content)
+    interpreter = Interpreter(**{source: content}, num_threads=threads)
+    interpreter.allocate_tensors()
+    generator = np.random.default_rng(0)
+    for details in interpreter.get_input_details():
+        values = generator.normal(size=details["shape"])
+        if details["dtype"] == np.uint8:
+            values = generator.integers(0, 256, details["shape"])
+        interpreter.set_tensor(details["index"], values.astype(details["dtype"]))
+    interpreter.invoke()
+    return interpreter
+
+
+def alternate(interpreters, rounds):
+    """Runs interpreters in turn, each for about a seventh of a second.
+
+    Args:
+        interpreters: dict by name.
+        rounds: int.
+
+    Returns:
+        Dict from name to the milliseconds per run of each round.
+    """
+    counts = {}
+    for name, interpreter in interpreters.items():
+        counts[name] = max(1, round(SECONDS_PER_TURN * 1e3 / _milliseconds(interpreter, 3)))
+    times = {name: [] for name in interpreters}
+    order = list(interpreters)
+    for _ in range(rounds):
+        for name in order:
+            times[name].append(_milliseconds(interpreters[name], counts[name]))
+        # None is always the one that follows the largest.
+        order.append(order.pop(0))
+    return times
+
+
+def _milliseconds(interpreter, count):
+    start = time.perf_counter()
+    for _ in range(count):
+        interpreter.invoke()
+    return (time.perf_counter() - start) * 1e3 / count
+
+
+def low_and_middle(times):
+    """Returns minimum and median."""
+    return min(times), statistics.median(times)
+
+
+def ratios(times, base):
+    """Returns the ratio of the minima, and the median of the rounds' ratios."""
+    return min(times) / min(base), statistics.median(a / b for a, b in zip(times, base))
+
+
+def loading_cost(path, threads, signatures=()):
+    """Measures in a process of its own what a file takes to load and run once.
+
+    Args:
+        path: of the file.
+        threads: int.
+        signatures: names of the signatures to run; none: what runs without naming one.
+
+    Returns:
+        Dict of "init_ms", to the end of the allocation, and "rss_mib": how much resident memory
+        the process has gained after the first run.
+    """
+    command = [sys.executable, __file__, str(path), str(threads), *signatures]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _measure_loading(path, threads, *signatures):
+    from ai_edge_litert.interpreter import Interpreter
+
+    before, start = _resident(), time.perf_counter()
+    interpreter = Interpreter(model_path=path, num_threads=int(threads))
+    if not signatures:
+        interpreter.allocate_tensors()
+        took = time.perf_counter() - start
+        interpreter.invoke()
+    arrays = {}
+    for signature in signatures:
+        runner = interpreter.get_signature_runner(signature)
+        took = time.perf_counter() - start
+        details = runner.get_input_details()
+        for name, own in details.items():
+            # The caller's image is no cost of another signature.
+            arrays.setdefault(name, np.zeros(own["shape"], own["dtype"]))
+        runner(**{name: arrays[name] for name in details})
+    print(json.dumps({"init_ms": took * 1e3, "rss_mib": (_resident() - before) / _MEBIBYTE}))
+
+
+def _resident():
+    pages = pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    import resource
+
+    return int(pages) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    _measure_loading(*sys.argv[1:])

@@ -1,0 +1,171 @@
+"""The Kotlin of docs/android.md against freshly exported files: names, types, shapes, pixels."""
+
+import ast
+import inspect
+import math
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras_dsnet.applications.ds_mobilenet import preprocess_input
+from routed_networks import small_network
+
+from keras_dsnet.data import evaluation_pipeline
+from keras_dsnet.export import export_routed
+
+TEXT = (pathlib.Path(__file__).parents[2] / "docs/android.md").read_text(encoding="utf-8")
+(KOTLIN,) = re.findall(r"```kotlin\n(package .*?)```", TEXT, re.DOTALL)
+# What each value of the class is made of, as it stands there.
+VALUES = dict(re.findall(r"\bval (\w+) =\s+(.+)", KOTLIN))
+# Height and width differ, so that they cannot be taken for one another.
+SHAPE, CLASSES, ROUTES = (24, 16, 3), 5, (0, 2)
+
+
+@pytest.fixture(scope="module", params=["float32", "uint8"])
+def exported(request, tmp_path_factory):
+    """The input type of a file, and its interpreter."""
+    filename = tmp_path_factory.mktemp("android") / f"{request.param}.tflite"
+    network = small_network(classes=CLASSES, input_shape=SHAPE)
+    options = {"routes": ROUTES, "input_type": request.param}
+    network.export(filename, format="litert", verbose=False, **options)
+    return request.param, Interpreter(model_path=str(filename))
+
+
+def calls():
+    """For each signature key in the Kotlin its inputs and outputs: dicts from name to variable."""
+    found = re.findall(r'runSignature\((\w+), (\w+), "(\w+)"\)', KOTLIN)
+    return {key: (named(inputs), named(outputs)) for inputs, outputs, key in found}
+
+
+def named(variable):
+    """The entries of a Kotlin map: from the tensor's name to the variable that holds it."""
+    entries = re.search(rf"val {variable} =\s+mapOf<String, Any>\((.*)\)", KOTLIN)[1]
+    return dict(re.findall(r'"(\w+)" to (\w+)', entries))
+
+
+def tensor_of(interpreter, variable):
+    """What `getInputTensorFromSignature` or its sister gives for a variable of the Kotlin."""
+    pattern = r'interpreter\.get(Input|Output)TensorFromSignature\("(\w+)", "(\w+)"\)'
+    side, name, key = re.fullmatch(pattern, VALUES[variable]).groups()
+    runner = interpreter.get_signature_runner(key)
+    details = runner.get_input_details() if side == "Input" else runner.get_output_details()
+    return details[name]
+
+
+def size_of(interpreter, variable):
+    """A size that the Kotlin reads from the file."""
+    tensor, axis = re.fullmatch(r"(\w+)\.shape\(\)\[(\d)\]", VALUES[variable]).groups()
+    return int(tensor_of(interpreter, tensor)["shape"][int(axis)])
+
+
+def array_of(interpreter, variable, raw):
+    """The array that a Kotlin variable stands for; for a buffer, bytes as the file takes them."""
+    value = VALUES[variable]
+    if match := re.fullmatch(r"IntArray\((\w+)\)", value):
+        return np.zeros(size_of(interpreter, match[1]), "int32")
+    if match := re.fullmatch(r"Array\((\d)\) \{ FloatArray\((\w+)\) \}", value):
+        return np.zeros((int(match[1]), size_of(interpreter, match[2])), "float32")
+    match = re.fullmatch(r"newBuffer\(numValues \* \(if \(raw\) (\d) else (\d)\)\)", value)
+    height, width, channels = re.fullmatch(r"(\w+) \* (\w+) \* (\d)", VALUES["numValues"]).groups()
+    shape = (1, size_of(interpreter, height), size_of(interpreter, width), int(channels))
+    kind = np.dtype("uint8" if raw else "float32")
+    assert kind.itemsize == int(match[1] if raw else match[2])
+    return np.zeros(shape, kind)
+
+
+def test_the_kotlin_runs_every_signature_of_the_file(exported):
+    _, interpreter = exported
+    signatures = interpreter.get_signature_list()
+    assert set(calls()) == set(signatures) == {"serving_default", "bounded"}
+    for key, (inputs, outputs) in calls().items():
+        assert set(inputs) == set(signatures[key]["inputs"])
+        assert set(outputs) == set(signatures[key]["outputs"])
+
+
+def test_types_and_shapes_are_those_of_the_file_before_anything_ran(exported):
+    kind, interpreter = exported
+    for key, (inputs, outputs) in calls().items():
+        runner = interpreter.get_signature_runner(key)
+        sides = ((inputs, runner.get_input_details()), (outputs, runner.get_output_details()))
+        for variables, details in sides:
+            for name, variable in variables.items():
+                array = array_of(interpreter, variable, raw=kind == "uint8")
+                assert (array.dtype, array.shape) == (
+                    details[name]["dtype"],
+                    tuple(details[name]["shape"]),
+                ), f"{key}: {name}"
+
+
+def test_the_kotlin_tells_raw_files_from_others(exported):
+    kind, interpreter = exported
+    tensor = re.fullmatch(r"(\w+)\.dataType\(\) == DataType\.UINT8", VALUES["raw"])[1]
+    assert (tensor_of(interpreter, tensor)["dtype"] == np.uint8) == (kind == "uint8")
+
+
+def test_what_the_kotlin_hands_over_runs_and_equal_bounds_force_a_width(exported):
+    kind, interpreter = exported
+    for key, (inputs, outputs) in calls().items():
+        arrays = {name: array_of(interpreter, v, kind == "uint8") for name, v in inputs.items()}
+        for route in ROUTES:
+            bounds = {name: np.full_like(arrays[name], route) for name in arrays if name != "image"}
+            results = interpreter.get_signature_runner(key)(**{**arrays, **bounds})
+            assert set(results) == set(outputs)
+            assert results["path"].tolist() == [route] or key == "serving_default"
+
+
+def test_the_table_of_tensors_is_that_of_the_file(exported):
+    _, interpreter = exported
+    sizes = {"1": 1, "height": SHAPE[0], "width": SHAPE[1], "3": 3, "classes": CLASSES}
+    sizes["num_gates"] = 1
+    pattern = r"^\| `(\w+)` \| `(\w+)` \| (input|output) \| ([\w ]+) \| `\[(.+)\]` \|$"
+    rows = re.findall(pattern, TEXT, re.MULTILINE)
+    assert len(rows) == sum(len(i) + len(o) for i, o in calls().values())
+    for key, name, side, kinds, shape in rows:
+        runner = interpreter.get_signature_runner(key)
+        inputs = side == "input"
+        details = (runner.get_input_details() if inputs else runner.get_output_details())[name]
+        assert details["dtype"].__name__ in kinds.split(" or ")
+        assert tuple(details["shape"]) == tuple(sizes[axis] for axis in shape.split(", "))
+
+
+def test_colours_come_in_order_and_are_normalised_as_in_training():
+    shift = re.search(r"fun valueOf\(.*\) = (.+)", KOTLIN)[1]
+    shift = shift.replace("shr", ">>").replace("and", "&")
+    pixel = {"pixel": 0xFF123456}
+    assert [eval(shift, {**pixel, "channel": c}) for c in range(3)] == [0x12, 0x34, 0x56]
+
+    formula = re.search(r"c -> FloatArray\(256\) \{ ([^}]+) \}", KOTLIN)[1].replace("255f", "255.0")
+    mean, std = (
+        [float(value) for value in re.findall(r"([\d.]+)f", VALUES[name])]
+        for name in ("MEAN", "STD")
+    )
+    names = {"MEAN": mean, "STD": std}
+    normalised = [[eval(formula, {**names, "c": c, "it": v}) for c in range(3)] for v in range(256)]
+    pixels = np.repeat(np.arange(256, dtype="uint8")[:, None], 3, axis=1)
+    np.testing.assert_allclose(normalised, preprocess_input(pixels), atol=1e-6)
+
+
+def test_the_crop_is_that_of_evaluation():
+    fraction = float(re.search(r"cropFraction: Float = ([\d.]+)f", KOTLIN)[1])
+    assert fraction == inspect.signature(evaluation_pipeline).parameters["crop_fraction"].default
+    scale = re.search(r"fun scaleOf\(.*\): Float =\s+(.+)", KOTLIN)[1].replace("source.", "source_")
+    names = {"cropFraction": fraction, "max": max, "width": 224, "height": 224}
+    # The short side is resized to 224 / 0.875 = 256.
+    for size in ((640, 480), (300, 900)):
+        found = eval(scale, {**names, "source_width": size[0], "source_height": size[1]})
+        assert math.isclose(found * min(size), 256)
+
+
+def test_the_export_has_arguments_that_exist():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    given = {keyword.arg for keyword in call.keywords} - {"format"}
+    assert given <= set(inspect.signature(export_routed).parameters)
+
+
+def test_one_version_of_the_runtime_is_named():
+    versions = re.findall(r"com\.google\.ai\.edge\.litert:litert:([\w.]+)", TEXT)
+    assert len(versions) == 2
+    assert len(set(versions)) == 1

@@ -1,0 +1,196 @@
+"""The routed file in float32: what it takes and gives, which routes it takes, what it holds."""
+
+import copy
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from exported import Exported, largest_difference
+from routed_networks import SIZE, random_images, small_network
+
+from keras_dsnet.export.check_routed import check_routed
+from keras_dsnet.export.flatbuffer import pack
+from keras_dsnet.export.plan_cuts import stored_weights
+
+IMAGES = random_images(24)
+BOUNDS = {"min_width": ((1,), np.int32), "max_width": ((1,), np.int32)}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """All widths as routes, with the report printed."""
+    return Exported(small_network(), tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory):
+    """Two routes that are not the network's."""
+    options = {"layout": "fast", "routes": (0, 2), "verbose": False}
+    return Exported(small_network(), tmp_path_factory.mktemp("fast"), **options)
+
+
+@pytest.fixture(params=["shared", "fast"])
+def exported(request):
+    return request.getfixturevalue(request.param)
+
+
+def scores_of(network, images):
+    """The gate's scores, float32 `[batch, num_widths]`."""
+    return network.run_section(0, None, (0, 0), images)[1].numpy()
+
+
+def width_within(scores, routes, low, high):
+    """The rule of the bounds, for one image."""
+    within = [route for route in routes if low <= route <= high]
+    if within:
+        return max(within, key=lambda route: scores[route])
+    above = [route for route in routes if route >= low]
+    return above[0] if above else routes[-1]
+
+
+def if_targets(exported, graph):
+    """The subgraphs that the IF operators of a graph point at."""
+    options = [op.builtinOptions for op, name in exported.operators(graph) if name == "IF"]
+    return [(o.thenSubgraphIndex, o.elseSubgraphIndex) for o in options]
+
+
+def test_signatures_have_the_promised_names_types_and_shapes(exported):
+    image = {"image": ((1, SIZE, SIZE, 3), np.float32)}
+    results = {"output": ((1, 5), np.float32), "path": ((1,), np.int32)}
+    wanted = {"serving_default": image, "bounded": {**image, **BOUNDS}}
+    assert set(exported.interpreter.get_signature_list()) == set(wanted)
+    for name, inputs in wanted.items():
+        runner = exported.interpreter.get_signature_runner(name)
+        sides = (runner.get_input_details(), inputs), (runner.get_output_details(), results)
+        for details, expected in sides:
+            found = {key: (tuple(d["shape"]), d["dtype"]) for key, d in details.items()}
+            assert found == expected
+
+
+def test_without_a_signature_the_file_is_serving_default(exported):
+    assert [details["name"] for details in exported.interpreter.get_input_details()] == [
+        "bounded_image:0"
+    ]
+    assert exported.model.subgraphs[0] is exported.main("serving_default")
+
+
+def test_every_forced_route_gives_the_outputs_of_its_path(exported):
+    for route in exported.routes:
+        outputs, widths = exported.bounded(IMAGES[:6], route, route)
+        assert set(widths) == {route}
+        assert largest_difference(outputs, exported.network(IMAGES[:6], path=route)) <= 1e-4
+
+
+def test_the_file_chooses_what_the_network_chooses_image_by_image(exported):
+    network = exported.network
+    network.routes = exported.routes
+    outputs, widths = exported.choose(IMAGES)
+    ordered = np.sort(scores_of(network, IMAGES)[:, list(exported.routes)], axis=1)
+    clear = ordered[:, -1] - ordered[:, -2] >= 1e-4
+    assert clear.sum() >= 22
+    np.testing.assert_array_equal(widths[clear], network.route(IMAGES).numpy()[clear, 0])
+    assert len(set(widths)) == min(len(exported.routes), 4)
+    assert largest_difference(outputs[clear], network(IMAGES).numpy()[clear]) <= 1e-4
+
+
+def test_bounds_follow_the_rule_where_they_hold_routes_and_where_not(exported):
+    images = IMAGES[:3]
+    scores = scores_of(exported.network, images)
+    for low in range(4):
+        for high in range(4):
+            _, widths = exported.bounded(images, low, high)
+            wanted = [width_within(own, exported.routes, low, high) for own in scores]
+            assert widths.tolist() == wanted, (low, high)
+
+
+def test_both_signatures_run_the_same_branches(exported):
+    serving, bounded = map(exported.main, ("serving_default", "bounded"))
+    assert serving is not bounded
+    assert if_targets(exported, serving) == if_targets(exported, bounded) != []
+    waiting, seen = [serving], set()
+    while waiting:
+        targets = {index for pair in if_targets(exported, waiting.pop()) for index in pair}
+        waiting += [exported.model.subgraphs[index] for index in targets - seen]
+        seen |= targets
+    # Every graph but the two of the signatures, so none is there for one of them alone.
+    assert seen == set(range(2, len(exported.model.subgraphs)))
+    assert {exported.branch(route).name for route in exported.routes} <= {
+        exported.model.subgraphs[index].name for index in seen
+    }
+
+
+def test_the_second_signature_costs_less_than_10_kb(shared):
+    without = copy.deepcopy(shared.model)
+    without.signatureDefs = without.signatureDefs[1:]
+    empty = schema.SubGraphT()
+    empty.tensors, empty.operators, empty.inputs, empty.outputs = [], [], [], []
+    without.subgraphs[0] = empty
+    assert 0 < len(shared.content) - len(pack(without)) < 10_000
+
+
+def test_the_file_has_builtin_operators_only(exported):
+    for code in exported.model.operatorCodes:
+        assert code.builtinCode != schema.BuiltinOperator.CUSTOM
+        assert not code.customCode
+
+
+def test_a_shared_file_holds_each_weight_once_and_a_fast_one_per_route(exported):
+    # TFLite puts the ratio of the scales into kernels whose sums have one term: those of the first
+    # convolution, which sees the front in one group. They are there for each route.
+    first, own = zip(*(exported.kernels(exported.branch(route)) for route in exported.routes))
+    weights = [sum(kernels.values()) for kernels in own]
+    stored = sum({k: size for kernels in own for k, size in kernels.items()}.values())
+    assert stored == stored_weights(dict(zip(exported.routes, weights)), exported.cuts)
+    if exported.cuts[exported.routes[-1]] == (exported.routes[-1],):
+        assert stored == sum(weights)
+        return
+    assert stored <= 1.04 * weights[-1]
+    # The kernels of the slimmest route are whole, and every other route runs them too.
+    assert all(set(own[0]) <= set(kernels) for kernels in own)
+    assert sum(sum(kernels.values()) for kernels in first) < 0.2 * stored
+
+
+def test_the_slimmest_route_is_folded_and_wider_ones_multiply(shared, fast):
+    counts = [shared.multiplications_by_constants(shared.branch(route)) for route in shared.routes]
+    assert counts[0] == 0 < counts[1] < counts[2] < counts[3]
+    assert {fast.multiplications_by_constants(fast.branch(route)) for route in (0, 2)} == {0}
+
+
+def test_the_report_says_what_the_file_holds(exported):
+    report, network = exported.report, exported.network
+    assert report["bytes"] == len(exported.content)
+    assert [row["path"] for row in report["routes"]] == list(exported.routes)
+    for row in report["routes"]:
+        assert row["madds"] == network.madds(row["path"])
+        assert 0 <= row["difference"] <= 1e-4
+        assert row["cuts"][-1] == row["path"]
+    operators = [n for g in exported.model.subgraphs for _, n in exported.operators(g)]
+    assert report["operators"] == {name: operators.count(name) for name in set(operators)}
+    assert report["shared"]["constants"] < report["bytes"]
+    assert report["shared"]["constants"] < report["shared"]["parts_apart"]
+
+
+def test_phases_and_a_report_are_printed_unless_it_is_not_verbose(shared, fast):
+    assert fast.printed == ""
+    lines = shared.printed.splitlines()
+    phases = [line.split("] ")[1] for line in lines if line.startswith("[")]
+    assert phases == [
+        "converting the front and its gate",
+        *(f"converting route {route} ({route + 1} of 4)" for route in range(4)),
+        "checking every route against the network",
+    ]
+    assert lines[len(phases)].startswith(f"{shared.filename}: ")
+    rows = [line.split()[0] for line in lines[len(phases) + 2 : -1]]
+    assert rows == [str(route) for route in shared.routes]
+    assert lines[-1].startswith("operators: CONV_2D ")
+
+
+def test_a_file_of_another_network_fails_the_check(shared):
+    other = small_network(seed=1)
+    with pytest.raises(ValueError, match=r"differs by .* at route 0; 1e-04 is allowed"):
+        check_routed(shared.content, other, shared.routes, (SIZE, SIZE, 3))
+
+
+def test_a_file_without_a_route_fails_the_check(fast):
+    with pytest.raises(ValueError, match=r"takes the routes \[2\] instead of 1"):
+        check_routed(fast.content, fast.network, (1,), (SIZE, SIZE, 3))

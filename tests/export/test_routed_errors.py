@@ -1,0 +1,164 @@
+"""What a routed export refuses, and that it does so before it converts, and leaves old files."""
+
+import importlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from routed_networks import SIZE, random_images, small_network
+
+from keras_dsnet.export import export_routed
+
+IMAGES = random_images(2)
+INT8 = {"quantize": "int8"}
+MODULE = importlib.import_module("keras_dsnet.export.export_routed")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_network()
+
+
+@pytest.fixture
+def filename(tmp_path):
+    """An old file."""
+    filename = tmp_path / "m.tflite"
+    filename.write_bytes(b"old")
+    return filename
+
+
+@pytest.fixture
+def no_conversion(monkeypatch):
+    monkeypatch.setattr(MODULE, "convert", lambda *_: pytest.fail("the conversion has begun"))
+
+
+def with_value(value):
+    """Images of which one holds a value that is no number."""
+    images = IMAGES.copy()
+    images[1, 2, 3, 0] = value
+    return images
+
+
+def failing_batches():
+    """Images that are found wrong late."""
+    yield IMAGES
+    yield IMAGES[:, :8]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"routes": (0, 4)}, r"`routes` must be ascending widths from 0 to 3.*routes=\(0, 4\)"),
+        ({"routes": (2, 0)}, r"routes=\(2, 0\)"),
+        ({"routes": (1, 1)}, r"routes=\(1, 1\)"),
+        ({"routes": (-1, 2)}, r"routes=\(-1, 2\)"),
+        ({"routes": ()}, r"routes=\(\)"),
+        ({"routes": 2}, "routes=2"),
+        ({"quantize": "int4"}, "'dynamic' or 'int8'.*quantize='int4'"),
+        ({"layout": "slow"}, "'shared' or 'fast'.*layout='slow'"),
+        ({"input_type": "int8"}, "'float32' or 'uint8'.*input_type='int8'"),
+        ({"input_shape": (16, 16)}, r"input_shape=\(height, width, 3\).*=\(16, 16\)"),
+        ({"input_shape": (16, 16, 1)}, r"=\(16, 16, 1\)"),
+        ({"input_shape": (0, 16, 3)}, r"=\(0, 16, 3\)"),
+        ({"input_shape": (None, 16, 3)}, r"=\(None, 16, 3\)"),
+        ({"input_shape": 16}, "input_shape=16"),
+        (INT8, "int8' needs `representative_data`.*None"),
+        ({**INT8, "representative_data": []}, "has no image"),
+        ({**INT8, "representative_data": lambda: IMAGES}, "iterable of images.*lambda"),
+        ({**INT8, "representative_data": IMAGES[:, :8]}, r"\(16, 16, 3\).*\(1, 8, 16, 3\)"),
+        ({**INT8, "representative_data": failing_batches()}, r"\(16, 16, 3\).*\(2, 8, 16, 3\)"),
+        ({**INT8, "representative_data": IMAGES[..., 0]}, r"\(16, 16\)"),
+        ({**INT8, "representative_data": IMAGES.astype("uint8")}, "not raw pixels.*uint8"),
+        ({**INT8, "representative_data": with_value(np.nan)}, "not finite"),
+        ({**INT8, "representative_data": with_value(np.inf)}, "not finite"),
+        (
+            {**INT8, "representative_data": IMAGES, "input_type": "uint8"},
+            "raw uint8 pixels.*float32",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_line_before_any_conversion(
+    network, filename, no_conversion, options, message
+):
+    with pytest.raises(ValueError, match=message) as caught:
+        network.export(filename, format="litert", **options)
+    assert "\n" not in str(caught.value)
+    assert filename.read_bytes() == b"old"
+    assert [entry.name for entry in filename.parent.iterdir()] == ["m.tflite"]
+
+
+def test_an_open_input_shape_needs_a_size(filename, no_conversion):
+    network = small_network(input_shape=(None, None, 3))
+    with pytest.raises(ValueError, match=r"pass `input_shape=.*\(None, None, 3\)"):
+        network.export(filename, format="litert")
+
+
+def test_a_path_that_cannot_be_written_is_named_before_any_conversion(
+    network, tmp_path, no_conversion
+):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/m\.tflite"):
+        network.export(tmp_path / "nowhere" / "m.tflite", format="litert")
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        network.export(tmp_path, format="litert")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_untrained_gate_is_warned_of(filename, no_conversion):
+    network = small_network()
+    network.gates_trained = False
+    begun = pytest.raises(pytest.fail.Exception, match="the conversion has begun")
+    with pytest.warns(UserWarning, match=r"not trained.*'bounded'.*GateTrainer"), begun:
+        export_routed(network, filename, verbose=False)
+
+
+def test_what_tflite_cannot_hold_is_its_first_line_and_the_old_file_survives(
+    network, filename, monkeypatch
+):
+    def front(self, image, min_width, max_width):
+        return {"features": tf.linalg.svd(image, compute_uv=False), "path": min_width}
+
+    monkeypatch.setattr(MODULE.RoutedParts, "front", front)
+    with pytest.raises(ValueError, match=r"TFLite cannot hold .*'tf\.Svd' op is") as caught:
+        network.export(filename, format="litert", verbose=False)
+    assert "\n" not in str(caught.value)
+    assert "loc(" not in str(caught.value)
+    assert filename.read_bytes() == b"old"
+    assert [entry.name for entry in filename.parent.iterdir()] == ["m.tflite"]
+
+
+def test_what_the_check_refuses_is_not_written(network, filename, monkeypatch):
+    class Content:
+        def __init__(self, *args):
+            pass
+
+        def content(self):
+            return b"new"
+
+    def check_routed(content, *args):
+        raise ValueError(f"{content} differs")
+
+    monkeypatch.setattr(MODULE, "_convert", lambda *_: (b"", []))
+    monkeypatch.setattr(MODULE, "RoutedFile", Content)
+    monkeypatch.setattr(MODULE, "check_routed", check_routed)
+    with pytest.raises(ValueError, match="b'new' differs"):
+        network.export(filename, format="litert", verbose=False)
+    assert filename.read_bytes() == b"old"
+    assert [entry.name for entry in filename.parent.iterdir()] == ["m.tflite"]
+
+
+def test_every_image_of_every_form_of_representative_data_counts():
+    images = MODULE.representative_images
+    shape = (SIZE, SIZE, 3)
+    forms = [
+        IMAGES,
+        IMAGES[None],
+        list(IMAGES),
+        [(image, 0) for image in IMAGES],
+        tf.data.Dataset.from_tensor_slices((IMAGES, [0, 1])).batch(2),
+        (image.astype("float64") for image in IMAGES),
+    ]
+    for form in forms:
+        found = images(form, shape)
+        assert all(image.shape == (1, *shape) for image in found)
+        assert {image.dtype for image in found} == {np.dtype("float32")}
+        np.testing.assert_array_equal(np.concatenate(found), IMAGES)

@@ -1,0 +1,103 @@
+"""A routed file in the hands of a test."""
+
+import contextlib
+import io
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from keras_dsnet.export.flatbuffer import operators_of, parse
+
+KERNEL_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
+
+
+class Exported:
+    """A network, its file, and what was printed and reported while it was made.
+
+    Args:
+        network: of `routed_networks`.
+        folder: where the file goes.
+        **options: of the export.
+    """
+
+    def __init__(self, network, folder, **options):
+        self.network = network
+        self.routes = options.get("routes") or network.routes
+        self.filename = folder / "m.tflite"
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            self.report = network.export(self.filename, format="litert", **options)
+        self.printed = printed.getvalue()
+        self.content = self.filename.read_bytes()
+        self.model = parse(self.content)
+        self.interpreter = Interpreter(model_path=str(self.filename))
+        self.cuts = {row["path"]: tuple(row["cuts"]) for row in self.report["routes"]}
+
+    def choose(self, images):
+        """Runs "serving_default": `(outputs, widths)`."""
+        return _run(self.interpreter.get_signature_runner("serving_default"), images)
+
+    def bounded(self, images, low, high):
+        """Runs "bounded": `(outputs, widths)`."""
+        bounds = {"min_width": np.array([low], "int32"), "max_width": np.array([high], "int32")}
+        return _run(self.interpreter.get_signature_runner("bounded"), images, **bounds)
+
+    def main(self, signature):
+        """The graph that a signature runs."""
+        key = signature.encode()
+        (entry,) = [s for s in self.model.signatureDefs if s.signatureKey == key]
+        return self.model.subgraphs[entry.subgraphIndex]
+
+    def branch(self, route):
+        """The graph of one route."""
+        name = f"route_{self.routes.index(route)}".encode()
+        (graph,) = [graph for graph in self.model.subgraphs if graph.name == name]
+        return graph
+
+    def operators(self, graph):
+        """Pairs of a graph's operators and their names."""
+        return list(zip(graph.operators, operators_of(graph, self.model)))
+
+    def kernels(self, graph):
+        """The sizes in bytes of a branch's kernels, by their buffers: `(first, rest)`.
+
+        The depthwise ones are left out. The first kernel, and its cuts, are those that see the
+        features as they come from the front.
+        """
+        sides = {}, {}
+        for operator, name in self.operators(graph):
+            if name in KERNEL_OPERATORS:
+                buffer = graph.tensors[operator.inputs[1]].buffer
+                side = sides[int(operator.inputs[0] != graph.inputs[0])]
+                side[buffer] = len(self.model.buffers[buffer].data)
+        return sides
+
+    def multiplications_by_constants(self, graph):
+        """How many MUL operators have a constant factor."""
+        return sum(
+            any(
+                self.model.buffers[graph.tensors[index].buffer].data is not None
+                for index in o.inputs
+            )
+            for o, name in self.operators(graph)
+            if name == "MUL"
+        )
+
+
+def kind_of(tensor):
+    """The name of a tensor's type."""
+    kinds = vars(schema.TensorType).items()
+    return next(name for name, value in kinds if name.isupper() and value == tensor.type)
+
+
+def largest_difference(outputs, expected):
+    """The largest difference, where 1 is the largest expected value."""
+    expected = np.asarray(expected)
+    assert outputs.shape == expected.shape
+    return np.abs(outputs - expected).max() / np.abs(expected).max()
+
+
+def _run(runner, images, **bounds):
+    results = [runner(image=image[None], **bounds) for image in images]
+    outputs = np.concatenate([result["output"] for result in results])
+    return outputs, np.concatenate([result["path"] for result in results])

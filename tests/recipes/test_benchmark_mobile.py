@@ -1,0 +1,110 @@
+"""The mobile benchmark: what it compares, writes and refuses."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from mobile_files import MobileFiles, randomise
+from routed_networks import random_images, small_network
+
+from keras_dsnet.export import export_subnetwork
+from keras_dsnet.export.force_route import force_route
+from keras_dsnet.models import LatencyTable, best_path
+
+PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmark_mobile.py"
+ROUTES = (0, 3)
+
+
+@pytest.fixture(scope="module")
+def network():
+    network = small_network()
+    network.routes = ROUTES
+    return network
+
+
+@pytest.fixture(scope="module")
+def routed(network, tmp_path_factory):
+    filename = tmp_path_factory.mktemp("routed") / "m.tflite"
+    network.export(filename, format="litert", verbose=False)
+    return filename
+
+
+def run(*arguments):
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("width", ROUTES)
+def test_a_forced_file_takes_one_route_for_every_image(network, routed, width):
+    runner = Interpreter(
+        model_content=force_route(routed.read_bytes(), width)
+    ).get_signature_runner("serving_default")
+    images = random_images(4)
+    expected = network(images, path=width).numpy()
+    for image, row in zip(images, expected):
+        result = runner(image=image[None])
+        assert result["path"].tolist() == [width]
+        np.testing.assert_allclose(result["output"][0], row, atol=1e-4 * expected.max())
+
+
+def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed, tmp_path):
+    network.save(tmp_path / "model.keras")
+    workdir = tmp_path / "benchmark"
+    options = ("--baseline=none", "--rounds=2", f"--model={tmp_path}", f"--workdir={workdir}")
+    result = run(routed, *options)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((workdir / "mobile.json").read_text())
+    assert {(row["file"], row["path"]) for row in rows} == {
+        (name, width) for name in ("m", "static") for width in ROUTES
+    }
+    for row in rows:
+        assert 0 < row["min_ms"] <= row["median_ms"]
+        assert row["madds"] == network.madds(row["path"])
+        assert row["init_ms"] > 0
+        assert ("to_static_min" in row) == (row["file"] == "m")
+    sizes = {row["file"]: row["mb"] for row in rows if row["path"] == 3}
+    export_subnetwork(network, 3, tmp_path / "alone.tflite")
+    assert sizes["static"] == (tmp_path / "alone.tflite").stat().st_size / 1e6
+    assert "recipes/benchmark_mobile.py" in (workdir / "table.md").read_text()
+    assert (workdir / "latency.png").stat().st_size > 1000
+    table = LatencyTable.load(workdir / "latency_float32_static.json")
+    slow = max(row["median_ms"] for row in table.rows)
+    assert best_path(network, max_latency_ms=slow, latency_table=table) == 3
+
+
+def test_naive_export_gives_the_outputs_of_the_route_that_the_gate_chooses(network, tmp_path):
+    path = MobileFiles(network, ROUTES, None, tmp_path).naive()
+    runner = Interpreter(str(path)).get_signature_runner("serving_default")
+    images = random_images(6)
+    expected = network(images).numpy()
+    results = [runner(image=image[None]) for image in images]
+    chosen = [int(result["path"][0]) for result in results]
+    assert chosen == network.route(images).numpy()[:, 0].tolist()
+    outputs = np.concatenate([result["output"] for result in results])
+    np.testing.assert_allclose(outputs, expected, atol=1e-4 * expected.max())
+
+
+def test_random_statistics_differ_per_width():
+    network = small_network()
+    randomise(network)
+    layer = next(one for one in network.supernet_layers if hasattr(one, "moving_variance"))
+    variances = layer.moving_variance.numpy()
+    assert len(np.unique(variances, axis=0)) == len(variances)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.tflite"], "There is no file missing.tflite"),
+        (["--model=missing"], "--model=missing is not there"),
+        (["--routes=0,b"], "--routes must be widths such as 0,4,8,13; not 0,b"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+    result = run(*arguments, f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert result.stderr == f"error: {message}\n"
