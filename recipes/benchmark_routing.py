@@ -1,22 +1,25 @@
 r"""Times batched dynamic inference against the same sub-networks called directly.
 
     python recipes/benchmark_routing.py --workdir=runs/benchmark_routing
+    python recipes/benchmark_routing.py --workdir=runs/benchmark_routing --model=ds_resnet50
 
 Two questions, each answered by rounds that alternate the two sides in one process:
 - Does routing cost anything where it changes nothing? A batch of 64 whose images all choose the
-  slimmest width, against `model(x, path="slimmest")`.
-- Is a mixed batch as fast as its parts? A batch of 256 at a fixed mix of four widths, against the
-  four groups run directly one after the other.
+  first path of the mix, against the same path called directly.
+- Is a mixed batch as fast as its parts? A batch of 256 at a fixed mix of paths, against the groups
+  of equal paths run directly one after the other.
 
-The gate's choices are set, its layers run. Prints minimum and median, writes JSON.
+The gates' choices are set, their layers run. Prints minimum and median, writes JSON.
 """
 
+import itertools
 import json
 import pathlib
 import statistics
 import time
 
 from absl import flags
+from model_settings import MODELS
 from start import start
 
 FLAGS = flags.FLAGS
@@ -24,26 +27,71 @@ flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
 flags.DEFINE_integer("image_size", 224, "Side of the images.", lower_bound=32)
 flags.DEFINE_integer("classes", 1000, "Number of classes.", lower_bound=1)
 flags.DEFINE_integer("rounds", 7, "Rounds of each comparison.", lower_bound=1)
-flags.DEFINE_list("widths", ["0", "4", "8", "13"], "The widths of the mix.")
+flags.DEFINE_integer("batch_size", 256, "Images of the mixed batch.", lower_bound=1)
+flags.DEFINE_enum("model", "ds_mobilenet", list(MODELS), "The network.")
+flags.DEFINE_float("alpha", 1.0, "Scales all channels.")
+flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small images.")
+flags.DEFINE_list(
+    "paths",
+    None,
+    "The mix, as 0,4,8,13 or 0-0-0-0,0-1-2-3 (four gates); none: of the network.",
+)
+
+MIXES = {
+    "ds_mobilenet": "0,4,8,13",
+    "ds_resnet50": "0-0-0-0,0-0-1-1,0-1-2-3,1-0-1-2,1-1-1-1,2-2-2-2,3-0-3-0,3-3-3-3",
+    "ds_efficientnet_b0": "0,4,9,19",
+}
 
 
-def make_model(routes):
-    """Builds a network whose choices the benchmark sets."""
-    from keras_dsnet.applications import DSMobileNet
+def mixed_paths():
+    """Returns the paths of the mix: tuples of widths."""
+    paths = FLAGS.paths or MIXES[FLAGS.model].split(",")
+    if len(paths) > FLAGS.batch_size:
+        raise ValueError(
+            f"--batch_size must be at least the {len(paths)} paths of the mix. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
+    try:
+        return [tuple(map(int, path.split("-"))) for path in paths]
+    except ValueError:
+        raise ValueError(
+            f"--paths must be widths such as 0,4,8,13 or 0-0-0-0,0-1-2-3. Received: {paths}"
+        ) from None
+
+
+def make_model(paths):
+    """Builds a network whose choices the benchmark sets, with the widths of these paths."""
+    from keras_dsnet import applications
 
     size = FLAGS.image_size
-    model = DSMobileNet(input_shape=(size, size, 3), classes=FLAGS.classes, routes=routes)
+    model = getattr(applications, MODELS[FLAGS.model].application)(
+        input_shape=(size, size, 3),
+        classes=FLAGS.classes,
+        alpha=FLAGS.alpha,
+        output_stride=int(FLAGS.output_stride),
+        routes=sorted({width for path in paths for width in path}),
+    )
+    for path in paths:
+        model.resolve_path(path)
     model.gates_trained = True
     return model
 
 
-def set_choices(model, choices):
-    """Makes the gate choose given widths for a batch, whatever the images are."""
+def set_choices(model, paths):
+    """Makes the gates choose a given path for every image of a batch, whatever the images are.
+
+    The images reach a gate in groups, those that took one width before it after the other.
+    """
+    import numpy as np
     import tensorflow as tf
 
-    (gate,) = model.slimming_gates
-    fixed = tf.constant(choices, tf.int32)
-    gate.choose = lambda scores, routes: fixed
+    groups = [np.arange(len(paths))]
+    for gate, widths in zip(model.slimming_gates, np.transpose(paths)):
+        calls = itertools.cycle([tf.constant(widths[group], tf.int32) for group in groups])
+        gate.choose = lambda scores, routes, calls=calls: next(calls)
+        ways = [np.concatenate([g[widths[g] == width] for g in groups]) for width in model.routes]
+        groups = [group for group in ways if group.size]
 
 
 def alternate(first, second):
@@ -85,26 +133,29 @@ def main(_):
 
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    widths = [int(width) for width in FLAGS.widths]
-    model = make_model(tuple(sorted(widths)))
+    paths = mixed_paths()
+    model = make_model(paths)
     generator = np.random.default_rng(0)
-    shape = (256, FLAGS.image_size, FLAGS.image_size, 3)
+    shape = (FLAGS.batch_size, FLAGS.image_size, FLAGS.image_size, 3)
     images = tf.constant(generator.normal(size=shape).astype("float32"))
 
-    batch = images[:64]
-    set_choices(model, [widths[0]] * 64)
-    slimmest = alternate(lambda: model(batch).numpy(), lambda: model(batch, path=widths[0]).numpy())
-    rows = [summarize(f"64 images, all at width {widths[0]}", *slimmest, 64)]
+    batch, first = images[:64], paths[0]
+    set_choices(model, [first] * len(batch))
+    alone = alternate(lambda: model(batch).numpy(), lambda: model(batch, path=first).numpy())
+    rows = [summarize(f"{len(batch)} images, all on path {first}", *alone, len(batch))]
 
-    choices = generator.permutation(np.repeat(widths, 256 // len(widths)))
-    images = images[: len(choices)]
-    groups = [(width, tf.gather(images, np.flatnonzero(choices == width))) for width in widths]
-    set_choices(model, choices)
+    taken = generator.permutation(np.repeat(np.arange(len(paths)), len(images) // len(paths)))
+    images = images[: len(taken)]
+    set_choices(model, [paths[index] for index in taken])
+    groups = [
+        (path, tf.gather(images, np.flatnonzero(taken == index)))
+        for index, path in enumerate(paths)
+    ]
     mixed = alternate(
         lambda: model(images).numpy(),
-        lambda: [model(group, path=width).numpy() for width, group in groups],
+        lambda: [model(group, path=path).numpy() for path, group in groups],
     )
-    rows.append(summarize(f"{len(choices)} images, a mix of {widths}", *mixed, len(choices)))
+    rows.append(summarize(f"{len(taken)} images, a mix of {paths}", *mixed, len(taken)))
     (workdir / "routing.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 

@@ -8,7 +8,6 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 SMALL_IMAGES = ("digits", "cifar10", "cifar100")
-VARIANTS = {"S": 4, "M": 8, "L": None}
 
 
 def define_data_flags():
@@ -124,7 +123,7 @@ def load_sources():
 
 def training_dataset(source, start_step):
     """Returns the training batches from a step on."""
-    from keras_dsnet.applications.ds_mobilenet import preprocess_input
+    from keras_dsnet.applications.image_classes import preprocess_input
 
     from keras_dsnet.data import training_pipeline
 
@@ -147,7 +146,7 @@ def training_dataset(source, start_step):
 
 def evaluation_dataset(source):
     """Returns the evaluation batches."""
-    from keras_dsnet.applications.ds_mobilenet import preprocess_input
+    from keras_dsnet.applications.image_classes import preprocess_input
 
     from keras_dsnet.data import evaluation_pipeline
 
@@ -157,23 +156,6 @@ def evaluation_dataset(source):
         batch_size=FLAGS.eval_batch_size,
         preprocess=preprocess_input,
     )
-
-
-def variant_routes(model):
-    """Returns the routes of --variant, or None where there is none.
-
-    S routes over the four narrowest widths, as in the paper. It states no routes for M and L, only
-    that a target is reached by the routing space: M ends at the width whose MAdds are the paper's
-    M (319M), L has every width.
-    """
-    if FLAGS.variant is None:
-        return None
-    count = VARIANTS[FLAGS.variant] or model.num_widths
-    if count > model.num_widths:
-        raise ValueError(
-            f"--variant={FLAGS.variant} has {count} widths; this network has {model.num_widths}."
-        )
-    return tuple(range(count))
 
 
 def save_model(model, filename):

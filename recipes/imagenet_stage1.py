@@ -1,6 +1,7 @@
-r"""Stage I: trains the supernet of DS-MobileNet by In-place Ensemble Bootstrapping.
+r"""Stage I: trains a supernet by In-place Ensemble Bootstrapping.
 
-Real work, as in the paper (150 epochs, batch 512 over the replicas, lr 0.08 at batch 512):
+Real work, as in the paper (150 epochs, batch 512 over the replicas, lr 0.08 at batch 512; of
+--model=ds_resnet50 and --model=ds_efficientnet_b0 0.2):
 
     python recipes/imagenet_stage1.py --data_dir=/data/tfds --workdir=runs/imagenet \
         --batch_size=512 --strategy=mirrored
@@ -20,15 +21,17 @@ dropout rate above 0 is exempt, since its masks are drawn by a stateful generato
 
 import common
 from absl import flags
+from model_settings import MODELS, variant_routes
 from start import start
 
 FLAGS = flags.FLAGS
 common.define_data_flags()
 flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
+flags.DEFINE_enum("model", "ds_mobilenet", list(MODELS), "The network.")
 flags.DEFINE_float("alpha", 1.0, "Scales all channels.")
 flags.DEFINE_float("front_alpha", None, "Scales the channels before the gate; none: --alpha.")
 flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small images.")
-flags.DEFINE_list("strides", None, "1 or 2 for the stem and each of 5 stages: no output_stride.")
+flags.DEFINE_list("strides", None, "1 or 2, stem and stages one by one: no output_stride.")
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: every width.")
 flags.DEFINE_enum("attention", "tanh", ["tanh", "sigmoid"], "Activation of the attention heads.")
 flags.DEFINE_enum(
@@ -38,7 +41,7 @@ flags.DEFINE_bool("share_encoder", True, "Both heads of a gate share W1 (Table 7
 flags.DEFINE_float("dropout", 0.0, "Rate before the classifier.")
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
 flags.DEFINE_integer("epochs", 150, "Epochs.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 0.08, "At batch 512; scaled linearly by the batch.")
+flags.DEFINE_float("learning_rate", None, "At batch 512; scaled by the batch. None: the paper's.")
 flags.DEFINE_float("warmup_epochs", 0.0, "Epochs of linear warm-up.", lower_bound=0.0)
 flags.DEFINE_float("weight_decay", 1e-4, "L2 in the gradient; none on the gates.")
 flags.DEFINE_bool("decay_norms_and_biases", False, "Weight decay on norms and biases too.")
@@ -54,10 +57,10 @@ flags.DEFINE_integer("recalibration_steps", 100, "Batches for the batch-norm sta
 
 def make_model(classes):
     """Builds the network that the flags ask for."""
-    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet import applications
 
     size = common.image_size()
-    model = DSMobileNet(
+    model = getattr(applications, MODELS[FLAGS.model].application)(
         input_shape=(size, size, 3),
         classes=classes,
         alpha=FLAGS.alpha,
@@ -70,7 +73,7 @@ def make_model(classes):
         dropout=FLAGS.dropout,
         synchronized=FLAGS.strategy == "mirrored",
     )
-    model.routes = common.variant_routes(model) or model.routes
+    model.routes = variant_routes(model, FLAGS.variant) or model.routes
     return model
 
 
@@ -90,8 +93,10 @@ def make_trainer(model, total_steps, steps_per_epoch):
         decay_norms_and_biases=FLAGS.decay_norms_and_biases,
         seed=FLAGS.seed,
     )
+    rate = FLAGS.learning_rate
+    rate = MODELS[FLAGS.model].learning_rate if rate is None else rate
     schedule = cosine_schedule(
-        scaled_learning_rate(FLAGS.learning_rate, FLAGS.batch_size),
+        scaled_learning_rate(rate, FLAGS.batch_size),
         total_steps,
         warmup_steps=round(FLAGS.warmup_epochs * steps_per_epoch),
     )

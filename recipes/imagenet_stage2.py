@@ -1,29 +1,33 @@
-r"""Stage II: trains the slimming gate of a supernet by Sandwich Gate Sparsification.
+r"""Stage II: trains the slimming gates of a supernet by Sandwich Gate Sparsification.
 
 As in the paper (10 epochs, lr 0.05 at batch 512, times 0.9 in every epoch):
 
     python recipes/imagenet_stage2.py --supernet=runs/imagenet --data_dir=/data/tfds \
         --workdir=runs/imagenet_gate --batch_size=512 --variant=S
 
-The supernet is frozen; only the slimming head learns. Gates learn from images that the supernet
-has not memorised: keep the augmentation of stage I, or hold images out of it (--train_split). The
-share of easy images, which the slimmest route gets right, is printed: near 1 there is nothing to
-learn. The work directory gets what stage I's gets, and model.keras, the network with its gate.
-Batches, augmentation and Gumbel noise are functions of --seed and the step.
+The network is that of the supernet, which is frozen; only its slimming heads learn. --variant sets
+the routes of DS-MobileNet and DS-EfficientNet and the loss weights of DS-ResNet (Table 6).
+
+Gates learn from images that the supernet has not memorised: keep the augmentation of stage I, or
+hold images out of it (--train_split). The share of easy images, which the slimmest route gets
+right, is printed: near 1 there is nothing to learn. The work directory gets what stage I's gets,
+and model.keras, the network with its gates. Batches, augmentation and Gumbel noise are functions of
+--seed and the step.
 """
 
 import pathlib
 
 import common
 from absl import flags
+from model_settings import choose_variant, variant_routes
 from start import start
 
 FLAGS = flags.FLAGS
 common.define_data_flags()
 flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
 flags.DEFINE_string("supernet", None, "Work directory of stage I, or a .keras file.", required=True)
-flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: the supernet's.")
-flags.DEFINE_list("routes", None, "Candidate widths, as 0,1,2,3; none: those of --variant.")
+flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes and loss weights.")
+flags.DEFINE_list("routes", None, "Candidate widths, as 0,1,2,3; none: of --variant.")
 flags.DEFINE_enum(
     "gate_strategy", "try_best", ["try_best", "give_up"], "For hard images (Table 6)."
 )
@@ -31,7 +35,11 @@ flags.DEFINE_enum(
     "slimming_head", None, ["one_hot", "scalar"], "Design of the gate (Table 7); none: as it is."
 )
 flags.DEFINE_bool("share_encoder", None, "Both heads share W1 (Table 7); none: as it is.")
-flags.DEFINE_list("loss_weights", ["1", "0.5", "1"], "Classification, complexity, SGS (Eq. 12).")
+flags.DEFINE_list(
+    "loss_weights",
+    None,
+    "Classification, complexity, SGS (Eq. 12); none: of --variant.",
+)
 flags.DEFINE_float("temperature", 1.0, "Of the Gumbel-softmax.")
 flags.DEFINE_enum(
     "estimator", "straight_through", ["straight_through", "exact"], "Of the choice's gradient."
@@ -74,12 +82,26 @@ def load_supernet():
 def choose_routes(model):
     """Returns the candidate widths of --routes, of --variant, or of the supernet."""
     if FLAGS.routes is None:
-        return common.variant_routes(model) or model.routes
+        return variant_routes(model, FLAGS.variant) or model.routes
     try:
         return tuple(int(width) for width in FLAGS.routes)
     except ValueError:
         raise ValueError(
             f"--routes must be widths such as 0,1,2,3. Received: {','.join(FLAGS.routes)}"
+        ) from None
+
+
+def choose_loss_weights(model):
+    """Returns the weights of the three losses, of --loss_weights or of --variant."""
+    variant = choose_variant(model, FLAGS.variant)
+    if FLAGS.loss_weights is None:
+        return variant.loss_weights
+    try:
+        return tuple(float(weight) for weight in FLAGS.loss_weights)
+    except ValueError:
+        raise ValueError(
+            "--loss_weights must be numbers such as 1,0.5,1. "
+            f"Received: {','.join(FLAGS.loss_weights)}"
         ) from None
 
 
@@ -93,7 +115,7 @@ def make_trainer(model, steps_per_epoch):
         model,
         routes=choose_routes(model),
         strategy=FLAGS.gate_strategy,
-        loss_weights=[float(weight) for weight in FLAGS.loss_weights],
+        loss_weights=choose_loss_weights(model),
         temperature=FLAGS.temperature,
         estimator=FLAGS.estimator,
         seed=FLAGS.seed,

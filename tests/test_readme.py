@@ -1,6 +1,8 @@
 import pathlib
 import re
 
+import keras
+import numpy as np
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -13,6 +15,26 @@ def test_first_use_runs_as_written(tmp_path, monkeypatch):
     code = re.search(r"## First use\n\n```python\n(.*?)```", README, re.DOTALL).group(1)
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "model.keras").is_file()
+
+
+@pytest.mark.slow
+def test_the_family_of_ones_own_trains_routes_and_loads_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = re.search(r"## A family of your own\n(.*?)\n## ", README, re.DOTALL).group(1)
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    assert len(code.splitlines()) <= 60
+    names = {"__name__": "plain_net"}
+    exec(compile(code, "README.md", "exec"), names)
+    model, images = names["model"], names["images"]
+    assert model.num_gates == 2
+    assert model.route(images).shape == (8, 2)
+    loaded = keras.models.load_model("plain.keras")
+    np.testing.assert_array_equal(loaded(images, path=(0, 2)), model(images, path=(0, 2)))
+    plain = model.subnetwork((2, 0))
+    np.testing.assert_allclose(plain(images), model(images, path=(2, 0)), atol=1e-4)
+    widths = [tuple(map(int, path)) for path in model.route(images).numpy()]
+    expected = [model(images[i : i + 1], path=path)[0] for i, path in enumerate(widths)]
+    np.testing.assert_allclose(model(images), expected, atol=1e-4)
 
 
 def test_commands_name_targets_recipes_and_flags_that_exist():

@@ -180,8 +180,8 @@ class BlockExecutor(Executor):
     def dropout(self, step, x):
         return x
 
-    def add(self, x, shortcut):
-        return tuple(a + b for a, b in zip(x, shortcut))
+    def add(self, step, x, shortcut):
+        return tuple(activate(step.activation, a + b) for a, b in zip(x, shortcut))
 
 
 def _edges_of(x):

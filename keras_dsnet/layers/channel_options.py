@@ -63,6 +63,11 @@ def resolve_width(width, num_widths, layer):
     return index
 
 
+def option_at(options, width):
+    """Returns the channels at a width, a Python int; a static layer has one option for all."""
+    return options[width] if len(options) > 1 else options[0]
+
+
 def channels_at(options, width):
     """Returns the number of channels at a resolved width: an int, or a scalar tensor."""
     if isinstance(width, int):

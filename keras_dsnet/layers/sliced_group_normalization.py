@@ -62,18 +62,29 @@ class SlicedGroupNormalization(keras.layers.Layer):
     def call(self, inputs, width=None):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
-        size = self.channels_per_group
         # Statistics of float16 activations overflow, so they are taken in float32.
         values = tf.cast(inputs, tf.float32)
-        shape = tf.shape(values)
-        groups = tf.reshape(values, tf.concat([shape[:3], [channels // size, size]], 0))
-        mean, variance = tf.nn.moments(groups, (1, 2, 4), keepdims=True)
-        groups = (groups - mean) * tf.math.rsqrt(variance + self.epsilon)
-        outputs = tf.reshape(groups, shape)
-        outputs *= variable_slice(self.gamma, channels)
-        outputs += variable_slice(self.beta, channels)
-        outputs = tf.ensure_shape(outputs, inputs.shape)
+        gamma = variable_slice(self.gamma, channels)
+        beta = variable_slice(self.beta, channels)
+        scale, offset = self._scale_and_offset(values, gamma, beta)
+        outputs = tf.ensure_shape(values * scale + offset, inputs.shape)
         return tf.cast(outputs, inputs.dtype)
+
+    def _scale_and_offset(self, values, gamma, beta):
+        """Returns what normalises: `[batch, 1, 1, channels]` each.
+
+        A group's moments come from those of its channels: nothing as large as the input is cut into
+        groups, which takes half the time on a CPU.
+        """
+        rows = tf.stack([-1, 1, 1, tf.shape(values)[3]])
+        groups = tf.stack([-1, rows[3] // self.channels_per_group, self.channels_per_group])
+        mean, variance = (tf.reshape(m, groups) for m in tf.nn.moments(values, (1, 2)))
+        group_mean = tf.reduce_mean(mean, 2, keepdims=True)
+        spread = tf.math.squared_difference(mean, group_mean)
+        group_variance = tf.reduce_mean(variance + spread, 2, keepdims=True)
+        scale = tf.math.rsqrt(group_variance + self.epsilon) * tf.reshape(gamma, groups)
+        offset = tf.reshape(beta, groups) - group_mean * scale
+        return tf.reshape(scale, rows), tf.reshape(offset, rows)
 
     def compute_output_shape(self, input_shape, width=None):
         return input_shape

@@ -27,6 +27,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         epsilon: float.
         synchronized: bool: batch statistics over all replicas of a `tf.distribute` strategy.
             Replicas equal one device with the same global batch only so.
+        gamma_initializer: Keras initializer; "zeros" for the last norm of a residual branch.
         **kwargs: of `keras.layers.Layer`.
 
     Call arguments:
@@ -51,6 +52,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         momentum=0.9,
         epsilon=1e-5,
         synchronized=False,
+        gamma_initializer="ones",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -59,11 +61,12 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         self.momentum = momentum
         self.epsilon = epsilon
         self.synchronized = synchronized
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
         self.supports_jit = len(self.channels) == 1
 
     def build(self, input_shape):
         vector, table = (self.channels[-1],), (self.num_statistics, self.channels[-1])
-        self.gamma = self._add("gamma", vector, "ones", trainable=True)
+        self.gamma = self._add("gamma", vector, self.gamma_initializer, trainable=True)
         self.beta = self._add("beta", vector, "zeros", trainable=True)
         self.moving_mean = self._add("moving_mean", table, "zeros", trainable=False)
         self.moving_variance = self._add("moving_variance", table, "ones", trainable=False)
@@ -174,6 +177,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             momentum=self.momentum,
             epsilon=self.epsilon,
             synchronized=self.synchronized,
+            gamma_initializer=keras.initializers.serialize(self.gamma_initializer),
         )
         return config
 

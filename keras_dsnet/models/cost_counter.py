@@ -1,5 +1,6 @@
 """Counts the multiply-adds and the parameters of a path."""
 
+from keras_dsnet.layers.channel_options import option_at
 from keras_dsnet.layers.sliced_conv2d import padded_size
 from keras_dsnet.models.topology import Executor
 
@@ -12,6 +13,7 @@ class CostCounter(Executor):
 
     Attributes:
         madds: multiply-adds of convolutions and linear layers, without the slimming heads.
+        attention: the share of the attention heads in `madds`.
         pooling: input elements of every average pool (the paper's count adds them).
         slimming: multiply-adds of the slimming heads.
         parameters: trainable parameters that the path uses, without the slimming heads.
@@ -19,7 +21,7 @@ class CostCounter(Executor):
 
     def __init__(self, path):
         self.path = path
-        self.madds = self.pooling = self.slimming = self.parameters = 0
+        self.madds = self.attention = self.pooling = self.slimming = self.parameters = 0
 
     def _spatial(self, layer, shape):
         size = (layer.padding, layer.kernel_size, layer.strides)
@@ -28,7 +30,7 @@ class CostCounter(Executor):
     def conv(self, step, shape):
         layer = step.layer
         height, width = self._spatial(layer, shape)
-        channels = _at(layer.filters, self.path.widths[step.section])
+        channels = option_at(layer.filters, self.path.widths[step.section])
         weights = layer.kernel_size**2 * shape[2] * channels
         self.madds += height * width * weights
         self.parameters += weights + channels * layer.use_bias
@@ -52,12 +54,17 @@ class CostCounter(Executor):
         self.pooling += _elements(shape)
         if layer.attention:
             self.madds += 2 * encoder
+            self.attention += 2 * encoder
             self.parameters += 2 * encoder + layer.hidden_units + channels
         if step.is_slimming_gate:
             scores = 1 if layer.slimming_head == "scalar" else layer.num_choices
             own_encoder = not (layer.attention and layer.share_encoder)
             self.slimming += layer.hidden_units * scores + encoder * own_encoder
         return shape
+
+    def max_pool(self, step, shape):
+        height, width = (-(-side // step.layer.strides[0]) for side in shape[:2])
+        return height, width, shape[2]
 
     def pool(self, step, shape):
         self.pooling += _elements(shape)
@@ -67,17 +74,15 @@ class CostCounter(Executor):
         return shape
 
     def dense(self, step, shape):
-        units = _at(step.layer.units, self.path.widths[step.section])
+        units = option_at(step.layer.units, self.path.widths[step.section])
         self.madds += shape[0] * units
         self.parameters += shape[0] * units + units * step.layer.use_bias
         return (units,)
 
-    def add(self, shape, shortcut):
+    def add(self, step, shape, shortcut):
+        if shape != shortcut:
+            raise ValueError(f"A residual branch gives {shape}, and its shortcut {shortcut}")
         return shape
-
-
-def _at(options, width):
-    return options[width] if len(options) > 1 else options[0]
 
 
 def _elements(shape):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_dsnet.models.cost_counter import CostCounter
-from keras_dsnet.models.families import FAMILIES
+from keras_dsnet.models.families import find_family
 from keras_dsnet.models.path import Path, check_routes, resolve_path
 from keras_dsnet.models.plain_executor import plain_subnetwork
 from keras_dsnet.models.router import Router
@@ -27,7 +27,7 @@ class DynamicSlimmableNetwork(keras.Model):
     """A network that chooses, image by image, how many of its filters to run.
 
     Args:
-        spec: what the network is made of, as `MobileNetSpec`.
+        spec: a `NetworkSpec`: what the network is made of, as `MobileNetSpec`.
         input_shape: `(height, width, 3)`; height and width may be None.
         classes: int.
         include_top: bool: end with pool and classifier. Without, the outputs are the last features,
@@ -38,9 +38,10 @@ class DynamicSlimmableNetwork(keras.Model):
 
     Call arguments:
         inputs: float32 `[batch, height, width, 3]`, preprocessed.
-        path: int, tuple of ints (one per gate), "slimmest", "widest" or "largest"; or a `Path`,
-            whose entries may be int32 scalar tensors inside a traced function. None: the gates
-            choose a path for each image, and only that is computed.
+        path: int, tuple of ints (one per gate), "slimmest", "widest" or, where the front has wider
+            options, "largest"; or a `Path`, whose entries may be int32 scalar tensors inside a
+            traced function. None: the gates choose a path for each image, and only that is
+            computed.
         training: bool; needs a path.
 
     Returns:
@@ -140,7 +141,7 @@ class DynamicSlimmableNetwork(keras.Model):
         """Returns `path` as a `Path`; see `Call arguments`."""
         if isinstance(path, Path):
             return path
-        return resolve_path(path, self.num_gates, self.num_widths)
+        return resolve_path(path, self.num_gates, self.num_widths, self.spec.wide_front)
 
     def call(self, inputs, path=None, training=False):
         if path is None:
@@ -372,8 +373,7 @@ class DynamicSlimmableNetwork(keras.Model):
     @classmethod
     def from_config(cls, config):
         spec = dict(config["spec"])
-        family = FAMILIES[spec.pop("family")]
-        return cls(**{**config, "spec": family.from_dict(spec)})
+        return cls(**{**config, "spec": find_family(spec.pop("family")).from_dict(spec)})
 
 
 class _Hidden:

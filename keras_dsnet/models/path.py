@@ -21,15 +21,16 @@ class Path(NamedTuple):
         return self.widths[1:]
 
 
-def resolve_path(path, num_gates, num_widths):
+def resolve_path(path, num_gates, num_widths, wide_front=False):
     """Turns what a user may pass as `path` into a `Path`.
 
     Args:
         path: int (that width at every gate), a tuple with one int per gate, "slimmest", "widest",
-            or "largest": the widest path behind a front at its most channels, with statistics of
-            its own.
+            or, with a wide front, "largest": the widest path behind a front at its most channels,
+            with statistics of its own.
         num_gates: int.
         num_widths: int, the widths of each gate.
+        wide_front: bool: whether the network has a path "largest".
 
     Returns:
         A `Path` of Python ints.
@@ -38,7 +39,7 @@ def resolve_path(path, num_gates, num_widths):
         ValueError: on anything else.
     """
     last = num_widths - 1
-    if path == "largest":
+    if path == "largest" and wide_front:
         return Path((1,) + (last,) * num_gates, (1,) + (num_widths,) * num_gates)
     named = {"slimmest": 0, "widest": last}
     path = named.get(path, path) if isinstance(path, str) else path
@@ -50,9 +51,9 @@ def resolve_path(path, num_gates, num_widths):
     known = all(0 <= width <= last for width in widths)
     if len(widths) != num_gates or not known or isinstance(path, bool):
         tuples = "" if num_gates == 1 else f", a tuple of {num_gates} of them"
+        names = "'slimmest', 'widest' or 'largest'" if wide_front else "'slimmest' or 'widest'"
         raise ValueError(
-            f"`path` must be an int from 0 to {last}{tuples}, 'slimmest', 'widest' or 'largest'. "
-            f"Received: path={path!r}"
+            f"`path` must be an int from 0 to {last}{tuples}, {names}. Received: path={path!r}"
         )
     return Path((0, *widths), (0, *widths))
 

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_dsnet.layers.channel_options import option_at
 from keras_dsnet.models.folding import as_numpy, batch_norm_values, foldable_norms, scale_and_offset
 from keras_dsnet.models.topology import Executor
 
@@ -52,8 +53,7 @@ class PlainExecutor(Executor):
 
     def conv(self, step, x):
         layer = step.layer
-        width = self.path.widths[step.section]
-        filters = layer.filters[width if len(layer.filters) > 1 else 0]
+        filters = option_at(layer.filters, self.path.widths[step.section])
         kernel = as_numpy(layer.kernel)[:, :, : x.shape[-1], :filters]
         return self._convolve(keras.layers.Conv2D, step, x, kernel, filters, filters=filters)
 
@@ -145,6 +145,9 @@ class PlainExecutor(Executor):
             attention = one_plus(attention)
         return keras.layers.Multiply(name=f"{layer.name}_attend", dtype=DTYPE)([x, attention])
 
+    def max_pool(self, step, x):
+        return keras.layers.MaxPooling2D.from_config({**step.layer.get_config(), "dtype": DTYPE})(x)
+
     def pool(self, step, x):
         return keras.layers.GlobalAveragePooling2D(name="pool", dtype=DTYPE)(x)
 
@@ -153,13 +156,16 @@ class PlainExecutor(Executor):
 
     def dense(self, step, x):
         layer = step.layer
-        units = layer.units[self.path.widths[step.section] if len(layer.units) > 1 else 0]
+        units = option_at(layer.units, self.path.widths[step.section])
         stock = keras.layers.Dense(units, use_bias=layer.use_bias, name=layer.name, dtype=DTYPE)
         bias = None if layer.bias is None else as_numpy(layer.bias)[:units]
         return _apply(stock, x, as_numpy(layer.kernel)[: x.shape[-1], :units], bias)
 
-    def add(self, x, shortcut):
-        return keras.layers.Add(dtype=DTYPE)([x, shortcut])
+    def add(self, step, x, shortcut):
+        x = keras.layers.Add(dtype=DTYPE)([x, shortcut])
+        if step.activation is None:
+            return x
+        return keras.layers.Activation(step.activation, dtype=DTYPE)(x)
 
 
 def _apply(layer, x, *weights):

@@ -110,7 +110,8 @@ def _merge(parts):
 
 def _in_order(indices, values):
     """Puts the rows of the groups back into the order of the batch."""
-    if len(indices) == 1 and tf.executing_eagerly():
+    # One group may still be a merge of several, in the order of the gate before.
+    if len(indices) == 1 and tf.executing_eagerly() and np.all(np.diff(indices[0]) > 0):
         return values[0]
     values = _equal_channels(values)
     return tf.gather(tf.concat(values, 0), tf.math.invert_permutation(tf.concat(indices, 0)))

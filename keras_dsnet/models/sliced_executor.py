@@ -61,6 +61,12 @@ class SlicedExecutor(Executor):
         self.scores.append(outputs[1])
         return outputs[0]
 
+    def max_pool(self, step, x):
+        return step.layer(x)
+
+    def add(self, step, x, shortcut):
+        return activate(step.activation, x + shortcut, self.training)
+
     def pool(self, step, x):
         return tf.reduce_mean(x, (1, 2))
 

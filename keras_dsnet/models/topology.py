@@ -14,11 +14,12 @@ class Step:
     """One operation of a network.
 
     Args:
-        kind: "conv", "depthwise", "norm", "gate", "pool", "dropout", "dense" or "residual".
+        kind: "conv", "depthwise", "norm", "gate", "max_pool" (padding "same"), "pool" (global
+            average), "dropout", "dense" or "residual" (branch plus shortcut, of the same input).
         layer: the Keras layer, where the kind has one.
         section: 0 before the first slimming gate; i from the step after the i-th one on. The path's
             i-th width is the width of the outputs of section i.
-        activation: for "norm": name of the activation that follows, or None.
+        activation: for "norm" and "residual": name of the activation that follows, or None.
         branch: for "residual": the steps of the branch.
         shortcut: for "residual": the steps of the shortcut; empty: the identity.
     """
@@ -38,6 +39,9 @@ class Step:
 
 def split_sections(steps):
     """Cuts steps behind every slimming gate.
+
+    A gate at the start of a residual block is a step before the block's "residual" step: what it
+    attends is the input of branch and shortcut, and its choice the width of both.
 
     Returns:
         Tuple of tuples of steps, one more than there are slimming gates.
@@ -71,7 +75,4 @@ class Executor:
 
     def residual(self, step, x):
         shortcut = self.run(step.shortcut, x)
-        return self.add(self.run(step.branch, x), shortcut)
-
-    def add(self, x, shortcut):
-        return x + shortcut
+        return self.add(step, self.run(step.branch, x), shortcut)

@@ -23,7 +23,8 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
         verbose: bool: show a progress bar.
 
     Returns:
-        The number of batches that the statistics are means of.
+        The number of batches that the statistics are means of; 0, and nothing is run, for a network
+        without batch norm, such as DS-ResNet.
 
     Raises:
         ValueError: on a path that the model does not have, or a data set without batches.
@@ -31,6 +32,8 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
     resolved = [
         model.resolve_path(p) for p in (range(model.num_widths) if paths is None else paths)
     ]
+    if not any(hasattr(layer, "moving_mean") for layer in model.supernet_layers):
+        return 0
     fronts = {}
     for path in resolved:
         fronts.setdefault((path.widths[0], path.statistics[0]), []).append(path)

@@ -147,11 +147,13 @@ class SupernetTrainer(keras.Model):
         """Draws the random paths of a step.
 
         Returns:
-            int32 `[num_random, num_gates]`, the same on every replica and after a resume. Interior
-            widths, since the slimmest and the widest are trained at every step.
+            int32 `[num_random, num_gates]`, the same on every replica and after a resume. Of one
+            gate interior widths, since the slimmest and the widest are trained at every step; of
+            several gates every width, since their paths mix the ends.
         """
         widths = self.model.num_widths
-        low, high = (1, widths - 1) if widths > 2 else (0, widths)
+        interior = self.model.num_gates == 1 and widths > 2
+        low, high = (1, widths - 1) if interior else (0, widths)
         step = tf.cast(self.optimizer.iterations, tf.int32)
         shape = (self.num_random, self.model.num_gates)
         return tf.random.stateless_uniform(shape, [self.seed, step], low, high, tf.int32)

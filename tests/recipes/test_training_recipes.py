@@ -88,6 +88,22 @@ def test_stage_2_trains_the_gate_of_stage_1(supernet, tmp_path):
 
 
 @pytest.mark.slow
+def test_both_stages_of_a_network_of_four_gates(tmp_path):
+    data = (*STAGE_1[:3], "--epochs=1", "--batch_size=128")
+    model = ("--model=ds_resnet50", "--alpha=0.25", "--output_stride=16", "--num_random=0")
+    supernet, gates = tmp_path / "supernet", tmp_path / "gates"
+    done = run("imagenet_stage1.py", *data, *model, f"--workdir={supernet}")
+    assert done.returncode == 0, done.stderr
+    arguments = (f"--supernet={supernet}", f"--workdir={gates}", "--variant=S")
+    done = run("imagenet_stage2.py", *data, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "gate 3" in done.stdout
+    rows = json.loads((gates / "tables" / "paths.json").read_text())
+    assert [row["path"] for row in rows] == [0, 1, 2, 3, "dynamic"]
+    assert (gates / "plots" / "width_shares.png").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "arguments", "message"),
     [

@@ -1,0 +1,64 @@
+"""DS-EfficientNet-B0: EfficientNet-B0 as a dynamic slimmable network."""
+
+from keras_dsnet.applications.build_network import build_network
+from keras_dsnet.applications.image_classes import decode_predictions, preprocess_input
+
+from keras_dsnet.models import EfficientNetSpec
+
+__all__ = ["DSEfficientNetB0", "decode_predictions", "preprocess_input"]
+
+
+def DSEfficientNetB0(
+    weights=None,
+    input_shape=None,
+    classes=None,
+    include_top=True,
+    classifier_activation="softmax",
+    name="ds_efficientnet_b0",
+    **options,
+):
+    """Returns a DS-EfficientNet-B0: one slimming gate, 20 widths (appendix B of the paper).
+
+    Squeeze-and-excitation is the attention head of a gate in every inverted residual block. The one
+    slimming gate is that of the ninth block: it chooses the width of the last 8 blocks, rho from
+    0.75 to 1.7; those before have the half of EfficientNet-B0's channels.
+
+    Args:
+        weights: None, or the path of a `.weights.h5` file that `save_weights` wrote. The authors
+            released none of this family.
+        input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
+            made for, without weights `(224, 224, 3)`.
+        classes: int; None: those of the weights, without weights 1000.
+        include_top: bool: end with the classifier.
+        classifier_activation: name of a Keras activation; None: logits.
+        name: str.
+        **options: `alpha` (at least 0.5, which keeps all widths apart), `front_alpha`,
+            `output_stride`, `strides` (8 numbers: stem and seven stages), `routes` and `dtype`, as
+            of `DSMobileNet`; or fields of `keras_dsnet.models.EfficientNetSpec`: `attention`
+            ("tanh" or "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or
+            "scalar"), `share_encoder`, `dropout`, `synchronized`, `top`.
+
+    Returns:
+        `keras_dsnet.models.DynamicSlimmableNetwork`.
+
+    Raises:
+        ValueError: on an argument that no DS-EfficientNet-B0 has, that contradicts the weights, or
+            on weights that cannot be read.
+        OSError: the weights cannot be opened.
+
+    Example:
+
+    >>> model = DSEfficientNetB0(input_shape=(32, 32, 3), classes=10, alpha=0.5, output_stride=8)
+    >>> model(preprocess_input(images), path=7)
+    """
+    return build_network(
+        "DSEfficientNetB0",
+        EfficientNetSpec,
+        weights,
+        input_shape,
+        classes,
+        include_top,
+        classifier_activation,
+        name=name,
+        **options,
+    )

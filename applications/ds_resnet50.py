@@ -1,0 +1,65 @@
+"""DS-ResNet-50: ResNet-50 as a dynamic slimmable network."""
+
+from keras_dsnet.applications.build_network import build_network
+from keras_dsnet.applications.image_classes import decode_predictions, preprocess_input
+
+from keras_dsnet.models import ResNetSpec
+
+__all__ = ["DSResNet50", "decode_predictions", "preprocess_input"]
+
+
+def DSResNet50(
+    weights=None,
+    input_shape=None,
+    classes=None,
+    include_top=True,
+    classifier_activation="softmax",
+    name="ds_resnet50",
+    **options,
+):
+    """Returns a DS-ResNet-50: four slimming gates, 4 widths each, 256 paths (Sec. 4 of the paper).
+
+    A gate stands before every bottleneck block. The first gate of each of the four stages chooses
+    the stage's width, rho in {0.25, 0.5, 0.75, 1}, for branch and projection shortcut alike. Norms
+    are group norms, and the stride of a stage is in its first 3x3 convolution.
+
+    Args:
+        weights: None, or the path of a `.weights.h5` file that `save_weights` wrote. The authors
+            released none of this family.
+        input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
+            made for, without weights `(224, 224, 3)`.
+        classes: int; None: those of the weights, without weights 1000.
+        include_top: bool: end with the classifier.
+        classifier_activation: name of a Keras activation; None: logits.
+        name: str.
+        **options: `alpha` (a multiple of 0.25, which keeps the widths of a stage equispaced),
+            `front_alpha` (of the stem), `output_stride`, `strides` (6 numbers: stem, max pool and
+            four stages; a max pool of stride 1 is left out), `routes` and `dtype`, as of
+            `DSMobileNet`; or fields of `keras_dsnet.models.ResNetSpec`: `attention` ("tanh" or
+            "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or "scalar"),
+            `share_encoder`, `dropout`.
+
+    Returns:
+        `keras_dsnet.models.DynamicSlimmableNetwork`.
+
+    Raises:
+        ValueError: on an argument that no DS-ResNet-50 has, that contradicts the weights, or on
+            weights that cannot be read.
+        OSError: the weights cannot be opened.
+
+    Example:
+
+    >>> model = DSResNet50(input_shape=(32, 32, 3), classes=10, alpha=0.25, output_stride=8)
+    >>> model(preprocess_input(images), path=(0, 2, 3, 1))
+    """
+    return build_network(
+        "DSResNet50",
+        ResNetSpec,
+        weights,
+        input_shape,
+        classes,
+        include_top,
+        classifier_activation,
+        name=name,
+        **options,
+    )

@@ -1,0 +1,57 @@
+"""Images in and names out: what the networks of all families share."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+
+def preprocess_input(images):
+    """Normalises RGB images by ImageNet's mean and standard deviation.
+
+    Args:
+        images: array or tensor `[..., height, width, 3]`, uint8 or float, 0 to 255.
+
+    Returns:
+        float32 of the same shape and kind.
+    """
+    mean = 255 * np.array(IMAGENET_MEAN, "float32")
+    scale = 1 / (255 * np.array(IMAGENET_STD, "float32"))
+    if tf.is_tensor(images):
+        return (tf.cast(images, tf.float32) - mean) * scale
+    return (np.asarray(images, "float32") - mean) * scale
+
+
+def decode_predictions(probabilities, top=5):
+    """Names the most probable classes of each image: ImageNet's or CIFAR-10's.
+
+    Args:
+        probabilities: `[batch, 1000]` or `[batch, 10]`.
+        top: int.
+
+    Returns:
+        For each image a list of `(id, name, probability)`, most probable first; the id is the
+        WordNet id of ImageNet, and the number of the class in CIFAR-10.
+    """
+    probabilities = np.asarray(probabilities)
+    if probabilities.ndim != 2 or probabilities.shape[1] != len(CIFAR10_CLASSES):
+        return keras.applications.mobilenet.decode_predictions(probabilities, top=top)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return [
+        [(str(index), CIFAR10_CLASSES[index], float(row[index])) for index in indices]
+        for row, indices in zip(probabilities, best)
+    ]

@@ -1,0 +1,211 @@
+"""What every family's spec shares: its gates, its options and how it is scaled."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from keras_dsnet.models.step_builder import StepBuilder
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """All that makes one network different from another; the base of every family.
+
+    A family is a subclass, a frozen dataclass under `@register_family`, that says by `features`
+    what its network is made of.
+
+    Args:
+        stem: tuple of ints, channel options of the first convolution.
+        stem_strides: int.
+        stages: tuple of dataclasses with `strides`, `channels` (a tuple of ints, the channel
+            options) and `gated` (bool: whether a slimming gate chooses among them).
+        attention: "tanh" or "sigmoid", of the gates' attention heads.
+        attention_ratio: float: hidden units of a gate for each of its most channels.
+        activation: name of a Keras activation.
+        slimming_head: "one_hot" or "scalar".
+        share_encoder: bool: whether a gate's two heads share their first layer.
+        dropout: float: the rate before the classifier.
+        synchronized: bool: batch statistics over all replicas.
+    """
+
+    stem: tuple
+    stem_strides: int
+    stages: tuple
+    attention: str = "tanh"
+    attention_ratio: float = 0.25
+    activation: str = "swish"
+    slimming_head: str = "one_hot"
+    share_encoder: bool = True
+    dropout: float = 0.0
+    synchronized: bool = False
+
+    # The class of a stage.
+    stage_class: ClassVar[Any] = None
+    # Scaled channels are multiples of it.
+    channel_multiple: ClassVar[int] = 8
+    # Fields that are strides before the stages', in order.
+    stride_fields: ClassVar[tuple] = ("stem_strides",)
+    # Whether the layers before the gate have a second, wider option: the path "largest".
+    wide_front: ClassVar[bool] = False
+
+    @property
+    def num_gates(self):
+        """How many slimming gates there are."""
+        return sum(stage.gated for stage in self.stages)
+
+    @property
+    def gated_channels(self):
+        """The channel options that the first gate chooses from."""
+        return self.stages[self._gated_index].channels
+
+    @property
+    def num_widths(self):
+        """How many widths each gate can choose from."""
+        return len(self.gated_channels)
+
+    @property
+    def ratios(self):
+        """The slimming ratio rho of every width, for display."""
+        channels = self.stages[self._gated_index].channels
+        return tuple(count / channels[-1] for count in channels)
+
+    @property
+    def strides(self):
+        """All strides that a user may change, in the order of the network."""
+        return (
+            *(getattr(self, name) for name in self.stride_fields),
+            *(stage.strides for stage in self.stages),
+        )
+
+    @property
+    def _gated_index(self):
+        return next(i for i, stage in enumerate(self.stages) if stage.gated)
+
+    @classmethod
+    def from_dict(cls, config):
+        """Rebuilds a spec from `dataclasses.asdict` after a round trip through JSON."""
+        fields = {name: _tuples(value) for name, value in config.items()}
+        stages = tuple(
+            cls.stage_class(**{name: _tuples(value) for name, value in stage.items()})
+            for stage in config["stages"]
+        )
+        return cls(**{**fields, "stages": stages})
+
+    def features(self, build, input_channels):
+        """Makes the network up to its last features; every family has its own.
+
+        Args:
+            build: a `StepBuilder`.
+            input_channels: int, channels of the image.
+
+        Returns:
+            `(steps, channels)`: a list of `Step`, and the channel options of the last.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a method `features`.")
+
+    def build(self, input_channels, classes, include_top, dtype=None):
+        """Makes the layers of the network.
+
+        Args:
+            input_channels: int, channels of the image.
+            classes: int.
+            include_top: bool: end with the classifier instead of the last features.
+            dtype: dtype policy of the layers.
+
+        Returns:
+            Tuple of `Step`: the topology.
+
+        Raises:
+            ValueError: `features` does not give the gates that the stages say.
+        """
+        builder = StepBuilder(self, dtype)
+        steps, channels = self.features(builder, input_channels)
+        gates = sum(step.is_slimming_gate for step in steps)
+        if gates != self.num_gates:
+            raise ValueError(
+                f"{type(self).__name__} has {self.num_gates} gated stages, and each needs one "
+                f"slimming gate outside of residual branches. Received: {gates}"
+            )
+        return tuple(steps + (builder.head(channels, classes) if include_top else []))
+
+    def scaled(self, alpha=1.0, output_stride=32, front_alpha=None, strides=None):
+        """Returns a spec with all channels times `alpha` and fewer strides.
+
+        Args:
+            alpha: float; channels are rounded to multiples of `channel_multiple`.
+            output_stride: 32, 16 or 8: height of the image over height of the last features. The
+                earliest strides go first, so that small images keep their resolution where the
+                features are made.
+            front_alpha: float: the factor of the static front, whose features the gate judges an
+                image by; None: `alpha`.
+            strides: tuple of 1 and 2: all `strides` one by one, in place of `output_stride`.
+
+        Raises:
+            ValueError: on another output stride, or an alpha that makes two widths equal.
+        """
+        front_alpha = alpha if front_alpha is None else front_alpha
+        for name, factor in (("alpha", alpha), ("front_alpha", front_alpha)):
+            if not isinstance(factor, (int, float)) or not factor > 0:
+                raise ValueError(f"`{name}` must be a positive number. Received: {name}={factor!r}")
+        strides = self._new_strides(output_stride, strides)
+        own, stage_strides = strides[: len(self.stride_fields)], strides[len(self.stride_fields) :]
+        stages = []
+        for index, stage in enumerate(self.stages):
+            factor = front_alpha if index < self._gated_index else alpha
+            channels = self._scaled(stage.channels, factor)
+            stages.append(
+                dataclasses.replace(stage, channels=channels, strides=stage_strides[index])
+            )
+        spec = dataclasses.replace(
+            self,
+            stem=self._scaled(self.stem, front_alpha),
+            stages=tuple(stages),
+            **dict(zip(self.stride_fields, own)),
+        )
+        spec.check(f"alpha={alpha!r}", self)
+        return spec
+
+    def _scaled(self, options, alpha):
+        if alpha == 1:
+            return options
+        size = self.channel_multiple
+        return tuple(max(1, int(alpha * count / size + 0.5)) * size for count in options)
+
+    def _new_strides(self, output_stride, strides):
+        own = self.strides
+        if strides is not None:
+            strides = tuple(strides) if isinstance(strides, (list, tuple)) else (strides,)
+            if len(strides) != len(own) or not set(strides) <= {1, 2} or output_stride != 32:
+                raise ValueError(
+                    f"`strides` must be {len(own)} numbers, each 1 or 2, in place of "
+                    f"{own} and without another `output_stride`. "
+                    f"Received: strides={strides!r}, output_stride={output_stride!r}"
+                )
+            return strides
+        if output_stride not in (8, 16, 32):
+            raise ValueError(
+                f"`output_stride` must be 8, 16 or 32. Received: output_stride={output_stride!r}"
+            )
+        early = [index for index, stride in enumerate(own) if stride > 1]
+        dropped = early[: {32: 0, 16: 1, 8: 2}[output_stride]]
+        return [1 if index in dropped else stride for index, stride in enumerate(own)]
+
+    def check(self, received, unscaled):
+        """Raises a ValueError if scaling made two widths of the gated stages equal.
+
+        Args:
+            received: what the user asked for, for the message.
+            unscaled: the spec that was scaled.
+        """
+        for stage in self.stages[self._gated_index :]:
+            if any(a >= b for a, b in zip(stage.channels, stage.channels[1:])):
+                stages = unscaled.stages[self._gated_index :]
+                gap = min(b - a for s in stages for a, b in zip(s.channels, s.channels[1:]))
+                raise ValueError(
+                    "`alpha` makes two widths equal, since channels are multiples of "
+                    f"{self.channel_multiple}; {self.channel_multiple / gap:g} is the least that "
+                    f"keeps all {self.num_widths}. Received: {received}"
+                )
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

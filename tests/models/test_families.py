@@ -1,0 +1,181 @@
+"""Every family runs along every path, masked, routed, saved and written out as stock layers."""
+
+import dataclasses
+import itertools
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
+
+from keras_dsnet.models import NetworkSpec, register_family
+from keras_dsnet.models.families import FAMILIES
+from keras_dsnet.models.masked_executor import MaskedExecutor
+from keras_dsnet.models.section_costs import section_costs
+
+SPECS = {"resnet": TINY_RESNET, "efficientnet": TINY_EFFICIENTNET}
+# The uniform paths, and for several gates steps up and down between any two widths.
+PATHS = {
+    "resnet": [(0, 0, 0), (1, 1, 1), (2, 2, 2), (0, 2, 1), (2, 0, 2), (1, 0, 1)],
+    "efficientnet": [(0,), (1,), (2,)],
+}
+CASES = [(family, path) for family, paths in PATHS.items() for path in paths]
+IMAGES = tiny_images()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {family: tiny_network(spec) for family, spec in SPECS.items()}
+
+
+@pytest.mark.parametrize(("family", "path"), CASES)
+def test_masked_channels_equal_the_slice(networks, family, path):
+    network = networks[family]
+    count = len(IMAGES)
+    executor = MaskedExecutor(
+        network, (0, 1, 2), lambda gate, scores, index: tf.one_hot([path[index]] * count, 3)
+    )
+    outputs = network.run_sections(tf.constant(IMAGES), None, executor=executor)
+    expected = network(IMAGES, path=path)
+    np.testing.assert_allclose(outputs, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_an_activation_that_is_not_zero_at_zero_fills_no_masked_channel(activation):
+    network = tiny_network(dataclasses.replace(TINY_RESNET, activation=activation))
+    path = (0, 2, 1)
+    executor = MaskedExecutor(
+        network, (0, 1, 2), lambda gate, scores, index: tf.one_hot([path[index]] * 4, 3)
+    )
+    outputs = network.run_sections(tf.constant(IMAGES[:4]), None, executor=executor)
+    expected = network(IMAGES[:4], path=path)
+    np.testing.assert_allclose(outputs, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("family", "path"), [c for c in CASES if c[1] not in [(1,), (1, 1, 1)]])
+def test_a_subnetwork_of_stock_layers_has_the_outputs_of_its_path(networks, family, path):
+    network = networks[family]
+    plain = network.subnetwork(path)
+    expected = network(IMAGES, path=path)
+    np.testing.assert_allclose(plain(IMAGES), expected, atol=1e-4 * np.abs(expected).max())
+    assert all(type(layer).__module__.startswith("keras.src") for layer in plain.layers)
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_routed_images_have_the_outputs_of_their_path(networks, family):
+    network = networks[family]
+    network.routes = (0, 2)
+    chosen = [tuple(map(int, path)) for path in network.route(IMAGES).numpy()]
+    assert len(set(chosen)) >= 2, "gates that pick one path would test nothing"
+    if network.num_gates > 1:
+        pairs = {pair for path in chosen for pair in itertools.pairwise(path)}
+        assert len(pairs) >= 3, "a batch must be split again behind a gate"
+    expected = [network(IMAGES[i : i + 1], path=path)[0] for i, path in enumerate(chosen)]
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(network(IMAGES), expected, atol=1e-4 * scale)
+    predicted = network.predict(IMAGES, batch_size=7, verbose=0)
+    np.testing.assert_allclose(predicted, expected, atol=1e-4 * scale)
+    np.testing.assert_allclose(tf.function(network)(IMAGES), expected, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_every_gate_changes_the_outputs(networks, family):
+    network = networks[family]
+    slimmest = (0,) * network.num_gates
+    for gate in range(network.num_gates):
+        path = (*slimmest[:gate], 1, *slimmest[gate + 1 :])
+        difference = network(IMAGES, path=path) - network(IMAGES, path=slimmest)
+        assert np.abs(difference).max() > 0.01
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_saving_brings_back_outputs_routes_and_gates(networks, family, tmp_path):
+    network = networks[family]
+    network.routes = (0, 2)
+    network.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    assert (loaded.spec, loaded.routes, loaded.gates_trained) == (network.spec, (0, 2), True)
+    for value, expected in zip(loaded.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(loaded(IMAGES, path=1), network(IMAGES, path=1))
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_sections_costs_add_up_to_the_madds_of_every_path(networks, family):
+    network = networks[family]
+    routes = (0, 2)
+    front, tables = section_costs(network, routes)
+    for path in itertools.product(range(2), repeat=network.num_gates):
+        pairs = zip((0, *path), path)
+        total = front + sum(int(table[pair]) for table, pair in zip(tables, pairs))
+        assert total == network.madds(tuple(routes[index] for index in path))
+
+
+@pytest.mark.parametrize(("family", "path"), [c for c in CASES if c[1] in [(0, 2, 1), (2,)]])
+def test_counted_parameters_are_those_of_the_subnetwork(networks, family, path):
+    network = networks[family]
+    variables = network.subnetwork(path).trainable_variables
+    assert network.costs(path).parameters == sum(np.prod(v.shape) for v in variables)
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_scalar_heads_and_encoders_of_their_own(family):
+    spec = dataclasses.replace(SPECS[family], slimming_head="scalar", share_encoder=False)
+    network = tiny_network(spec, routes=(1, 2))
+    widths = network.route(IMAGES).numpy()
+    assert widths.shape == (24, network.num_gates)
+    assert set(widths.ravel()) <= {1, 2}
+    for gate in network.slimming_gates:
+        np.testing.assert_allclose(gate.choice_ratios, (np.array(spec.ratios) / spec.ratios[-1]))
+
+
+@pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("path", ["largest", 3, (0, 0), (0, 0, 0, 0), "wide"])
+def test_a_path_that_is_not_there_is_named(networks, family, path):
+    with pytest.raises(ValueError, match="int from 0 to 2") as caught:
+        networks[family](IMAGES, path=path)
+    assert "largest'." not in str(caught.value).partition("Received")[0]
+    assert f"path={path!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_a_spec_survives_json(family):
+    spec = SPECS[family]
+    assert type(spec).from_dict(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+def test_a_family_needs_the_gates_that_its_stages_say():
+    @dataclasses.dataclass(frozen=True)
+    class Hidden(type(TINY_RESNET)):
+        def features(self, build, input_channels):
+            steps, channels = super().features(build, input_channels)
+            return [build.residual(steps[3:4]), *steps[4:]], channels
+
+    with pytest.raises(ValueError, match=r"3 gated stages.*outside of residual.*Received: 2"):
+        tiny_network(Hidden(stem=TINY_RESNET.stem, stages=TINY_RESNET.stages))
+    with pytest.raises(NotImplementedError, match="NetworkSpec needs a method `features`"):
+        tiny_network(NetworkSpec((8,), 1, TINY_RESNET.stages))
+
+
+def test_two_families_of_one_name_are_refused():
+    assert register_family(type(TINY_RESNET)) is FAMILIES["ResNetSpec"]
+    other = type("ResNetSpec", (NetworkSpec,), {})
+    with pytest.raises(ValueError, match=r"keras_dsnet\.models\.resnet.*Received: ResNetSpec"):
+        register_family(other)
+
+
+def test_a_saved_network_of_an_unknown_family_is_named(networks):
+    config = networks["resnet"].get_config()
+    config["spec"]["family"] = "UnseenSpec"
+    with pytest.raises(ValueError, match=r"import the module.*Received: 'UnseenSpec'"):
+        type(networks["resnet"]).from_config(config)
+
+
+def test_layers_that_do_not_add_up_are_named_by_the_cost():
+    network = tiny_network(TINY_EFFICIENTNET)
+    step = network.sections[1][-1]
+    broken = dataclasses.replace(step, kind="residual", branch=network.sections[1][:2])
+    with pytest.raises(ValueError, match="residual branch gives"):
+        network.costs(0).run([broken], (8, 8, 4))

@@ -1,0 +1,178 @@
+"""Both stages of training on a network of several gates without batch norm."""
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny_families import TINY_RESNET, tiny_images, tiny_network
+
+from keras_dsnet.models.masked_executor import MaskedExecutor
+from keras_dsnet.training import (
+    L2SGD,
+    GateTrainer,
+    SupernetTrainer,
+    evaluate_paths,
+    recalibrate_batch_norm,
+)
+
+ROUTES = (0, 1, 2)
+IMAGES = tf.constant(tiny_images())
+LABELS = tf.constant(np.random.default_rng(2).integers(0, 5, len(IMAGES)), tf.int32)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network that no test trains."""
+    return tiny_network(TINY_RESNET)
+
+
+@pytest.fixture
+def gate_trainer(network):
+    trainer = GateTrainer(network, routes=ROUTES)
+    trainer.compile(keras.optimizers.SGD(0.1))
+    return trainer
+
+
+def test_random_paths_draw_every_width_at_every_gate(network):
+    trainer = SupernetTrainer(network, num_random=200)
+    trainer.compile(L2SGD(0.1))
+    widths = trainer.draw_widths().numpy()
+    assert widths.shape == (200, 3)
+    for gate in range(3):
+        assert set(widths[:, gate]) == {0, 1, 2}
+    pairs = {pair for row in widths.tolist() for pair in itertools.pairwise(row)}
+    assert len(pairs) == 9, "steps up and down between any two widths are trained"
+
+
+def test_a_step_of_stage_1_has_the_gradients_of_the_papers_equations():
+    network = tiny_network(TINY_RESNET)
+    middle = (0, 2, 1)
+    variables = [v for v in network.trainable_variables if v.name != "w2"]
+    teach = [tf.nn.softmax(network(IMAGES, path=path)) for path in ("widest", middle)]
+    with tf.GradientTape() as tape:
+        losses = [
+            tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(target, logits))
+            for target, logits in (
+                (tf.one_hot(LABELS, 5), network(IMAGES, path="widest", training=True)),
+                (teach[0], network(IMAGES, path=middle, training=True)),
+                (sum(teach) / 2, network(IMAGES, path="slimmest", training=True)),
+            )
+        ]
+        total = tf.add_n(losses)
+    expected = tape.gradient(total, [v.value for v in variables], unconnected_gradients="zero")
+    trainer = SupernetTrainer(network, num_random=1)
+    trainer.compile(L2SGD(0.1, weight_decay=0.0))
+    got, _, gradients = trainer._gradients(IMAGES, LABELS, trainer._paths(tf.constant([middle])))
+    np.testing.assert_allclose(got, losses, rtol=1e-4)
+    by_path = dict(zip([v.path for v in trainer.optimized_variables], gradients))
+    assert sorted(by_path) == sorted(v.path for v in variables)
+    for variable, gradient in zip(variables, expected):
+        scale = np.abs(gradient).max() + 1e-6
+        name = variable.path
+        np.testing.assert_allclose(by_path[name], gradient, atol=1e-3 * scale, err_msg=name)
+
+
+def test_stage_1_lowers_every_loss_and_leaves_the_slimming_heads():
+    network = tiny_network(dataclasses.replace(TINY_RESNET, stages=TINY_RESNET.stages[1:]))
+    heads = [gate.w2.numpy() for gate in network.slimming_gates]
+    trainer = SupernetTrainer(network, num_random=1)
+    trainer.compile(L2SGD(0.05))
+    dataset = tf.data.Dataset.from_tensors((IMAGES, LABELS)).repeat()
+    fitted = trainer.fit(dataset, epochs=2, steps_per_epoch=15, shuffle=False, verbose=0)
+    for name in ("widest_loss", "slimmest_loss", "random_loss"):
+        assert fitted.history[name][1] < fitted.history[name][0], name
+    for gate, head in zip(network.slimming_gates, heads):
+        np.testing.assert_array_equal(gate.w2, head)
+    assert recalibrate_batch_norm(network, None) == 0, "there is no batch norm to recalibrate"
+
+
+def test_every_loss_of_stage_2_reaches_every_gate(network, gate_trainer):
+    with tf.GradientTape(persistent=True) as tape:
+        losses, _ = gate_trainer.losses(IMAGES, LABELS, tf.constant([0, 1]))
+    for name, loss in losses.items():
+        for gate in network.slimming_gates:
+            gradient = tape.gradient(loss, gate.w2.value)
+            assert np.abs(gradient).max() > 1e-6, (name, gate.name)
+
+
+def test_expected_madds_of_soft_choices_are_the_sum_over_all_paths(network, gate_trainer):
+    """A product of neighbouring choices gives what 27 paths and their probabilities give."""
+    generator = np.random.default_rng(3)
+    choices = generator.dirichlet(np.ones(3), size=(3, 4)).astype("float32")
+    expected = np.zeros(4)
+    for path in itertools.product(ROUTES, repeat=3):
+        probability = np.prod([choices[gate, :, width] for gate, width in enumerate(path)], axis=0)
+        expected += probability * network.madds(path)
+    relative = gate_trainer._relative_madds(list(map(tf.constant, choices)))
+    np.testing.assert_allclose(relative, expected / network.madds("widest"), rtol=1e-5)
+
+
+def test_losses_and_reports_are_those_of_the_chosen_paths(network, gate_trainer):
+    losses, results = gate_trainer.losses(IMAGES, LABELS)
+    chosen = np.argmax(results["choices"], axis=2).T
+    np.testing.assert_array_equal(chosen, network.route(IMAGES))
+    assert len({tuple(path) for path in chosen}) >= 3
+    madds = np.array([network.madds(tuple(map(int, path))) for path in chosen])
+    relative = madds / network.madds("widest")
+    np.testing.assert_allclose(losses["complexity_loss"], np.mean(relative**2), rtol=1e-5)
+    entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(LABELS, network(IMAGES))
+    np.testing.assert_allclose(losses["classification_loss"], np.mean(entropies), rtol=1e-4)
+    logs = gate_trainer.test_on_batch(IMAGES, LABELS, return_dict=True)
+    np.testing.assert_allclose(logs["madds"], madds.mean(), rtol=1e-9)
+    for gate, width in itertools.product(range(3), ROUTES):
+        share = np.mean(chosen[:, gate] == width)
+        np.testing.assert_allclose(logs[f"share_{gate}_{width}"], share, rtol=1e-5)
+
+
+def test_a_step_of_stage_2_moves_all_slimming_heads_and_nothing_else():
+    network = tiny_network(TINY_RESNET)
+    trainer = GateTrainer(network, routes=ROUTES)
+    trainer.compile(keras.optimizers.SGD(0.1))
+    before = {v.path: v.numpy() for v in network.variables}
+    trainer.train_step((IMAGES, LABELS))
+    moved = {v.path for v in network.variables if not np.array_equal(v, before[v.path])}
+    assert moved == {gate.w2.path for gate in network.slimming_gates}
+    with pytest.raises(ValueError, match="'exact' for 3 gates"):
+        GateTrainer(network, estimator="exact")
+
+
+def test_the_gradient_of_a_width_is_what_more_channels_would_change(network):
+    """A group sees no other, so the mask of a stage that runs slim tells what its rest is worth."""
+    share = tf.Variable([0.0])
+
+    def choose(gate, scores, index):
+        if index < 2:
+            return tf.one_hot([0] * len(IMAGES), 3)
+        mix = tf.stack([1.0 - share, tf.zeros_like(share), share], axis=1)
+        return tf.tile(mix, (len(IMAGES), 1))
+
+    def mean_logit(share_value):
+        share.assign([share_value])
+        executor = MaskedExecutor(network, ROUTES, choose)
+        return tf.reduce_mean(network.run_sections(IMAGES, None, executor=executor)[:, 0])
+
+    with tf.GradientTape() as tape:
+        start = mean_logit(0.0)
+    slope = float(tape.gradient(start, share)[0])
+    step = 1e-3
+    difference = float(mean_logit(step) - start) / step
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(slope, difference, rtol=0.1)
+
+
+def test_evaluation_gives_the_uniform_paths_and_a_share_for_every_gate(network):
+    network.routes = ROUTES
+    rows = evaluate_paths(network, [(IMAGES, LABELS)])
+    assert [row["path"] for row in rows] == [0, 1, 2, "dynamic"]
+    assert rows[0]["rho"] == pytest.approx(1 / 3)
+    shares = rows[-1]["shares"]
+    widths = network.route(IMAGES).numpy()
+    assert len(shares) == 3
+    for gate, share in enumerate(shares):
+        assert sum(share.values()) == pytest.approx(1)
+        assert share == {int(w): np.mean(widths[:, gate] == w) for w in np.unique(widths[:, gate])}
+    (row,) = evaluate_paths(network, [(IMAGES, LABELS)], paths=[(0, 2, 1)], dynamic=False)
+    assert row["madds"] == network.madds((0, 2, 1))
