@@ -88,6 +88,11 @@ class RoutedFile:
         for tensor in graph.tensors:
             data = part.buffers[tensor.buffer].data
             tensor.buffer = 0 if data is None or len(data) == 0 else self._buffer(data)
+        ends = {entry.tensorIndex for entry in (*signature.inputs, *signature.outputs)}
+        for index, tensor in enumerate(graph.tensors):
+            if index not in ends:
+                # Names of steps of TensorFlow's graph, longer than all the rest of a tensor.
+                tensor.name = b""
         graph.name = name.encode()
         return graph, signature
 
