@@ -1,0 +1,68 @@
+"""The weights that come with the package: a CIFAR-10 network with a trained gate."""
+
+import time
+
+import numpy as np
+import pytest
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet.applications.ds_mobilenet import (
+    CIFAR10_WEIGHTS,
+    decode_predictions,
+    preprocess_input,
+)
+
+from keras_dsnet.data import evaluation_pipeline, load_source
+
+
+@pytest.fixture(scope="module")
+def network():
+    return DSMobileNet(weights="cifar10")
+
+
+def test_the_file_is_small():
+    assert CIFAR10_WEIGHTS.stat().st_size < 5e6
+
+
+def test_loading_takes_seconds_at_most(network):
+    start = time.process_time()
+    DSMobileNet(weights="cifar10")
+    # Of the processor, so that what else runs does not count.
+    assert time.process_time() - start < 2
+
+
+def test_a_network_of_ten_classes_with_a_trained_gate(network):
+    assert network.input_shape == (None, 32, 32, 3)
+    assert network.classes == 10
+    assert network.gates_trained
+    assert len(network.routes) > 1
+
+
+def test_other_classes_take_all_but_the_classifier(network, caplog):
+    other = DSMobileNet(weights="cifar10", classes=3)
+    assert "all but the classifier" in caplog.text
+    assert other.supernet_layers[0].kernel.numpy().tolist() == (
+        network.supernet_layers[0].kernel.numpy().tolist()
+    )
+
+
+@pytest.mark.needs_shared
+def test_it_tells_photographs_apart_and_gates_save_work(network, shared_dir):
+    source = load_source("cifar10", str(shared_dir / "tfds"), "eval")
+    batches = evaluation_pipeline(
+        source, image_size=32, batch_size=1000, preprocess=preprocess_input
+    )
+    images, labels = (array.numpy() for array in next(iter(batches)))
+    widest = np.argmax(network(images, path="widest"), 1) == labels
+    dynamic = np.argmax(network(images), 1) == labels
+    # Of the first 1,000 test images; docs/results/cifar10.md has all.
+    assert widest.mean() > 0.87
+    assert dynamic.mean() > widest.mean() - 0.025
+    shares = np.bincount(network.route(images).numpy()[:, 0], minlength=network.num_widths) / 1000
+    assert 0.5 < shares.max() < 0.9
+
+
+def test_predictions_have_names(network):
+    image = preprocess_input(np.zeros((1, 32, 32, 3), "uint8"))
+    ((best, *_),) = decode_predictions(network(image, path=0).numpy(), top=1)
+    assert isinstance(best[1], str)
+    assert 0 < best[2] <= 1
