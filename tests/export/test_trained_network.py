@@ -1,0 +1,68 @@
+"""The trained CIFAR-10 network as int8 files, on real photographs."""
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet.applications.ds_mobilenet import preprocess_input
+
+from keras_dsnet.data import evaluation_pipeline, load_source
+from keras_dsnet.export import DynamicInterpreter, export_routed, export_subnetwork
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs_shared]
+ROUTES = (0, 13)
+
+
+def photographs(folder, split, count):
+    source = load_source("cifar10", str(folder / "tfds"), split)
+    batches = evaluation_pipeline(
+        source, image_size=32, batch_size=count, preprocess=preprocess_input
+    )
+    return next(iter(batches))[0].numpy()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return DSMobileNet(weights="cifar10")
+
+
+@pytest.fixture(scope="module")
+def images(shared_dir):
+    return photographs(shared_dir, "eval", 1000)
+
+
+@pytest.fixture(scope="module")
+def options(shared_dir):
+    ranges = photographs(shared_dir, "train", 100)
+    return {"quantize": "int8", "representative_data": ranges}
+
+
+@pytest.fixture(scope="module")
+def static_agreement(network, images, options, tmp_path_factory):
+    """Share of the images on which the int8 file of a width alone agrees with the network."""
+    shares = {}
+    for width in ROUTES:
+        path = tmp_path_factory.mktemp("static") / "m.tflite"
+        export_subnetwork(network, width, path, **options)
+        runner = Interpreter(str(path)).get_signature_runner("serving_default")
+        outputs = np.concatenate([runner(image=image[None])["output"] for image in images])
+        shares[width] = agreement(network, images, width, outputs)
+    return shares
+
+
+def agreement(network, images, width, outputs):
+    expected = network(images, path=width).numpy()
+    return np.mean(np.argmax(outputs, 1) == np.argmax(expected, 1))
+
+
+@pytest.mark.parametrize("layout", ["shared", "fast"])
+def test_int8_agrees_as_often_as_files_of_each_width_alone(
+    layout, network, images, options, static_agreement, tmp_path
+):
+    path = tmp_path / "m.tflite"
+    export_routed(network, path, ROUTES, layout=layout, verbose=False, **options)
+    interpreter = DynamicInterpreter(path)
+    for width in ROUTES:
+        outputs = np.stack([interpreter.run(image, width, width)[0] for image in images])
+        share = agreement(network, images, width, outputs)
+        assert share >= static_agreement[width] - 0.005, (width, share, static_agreement[width])
