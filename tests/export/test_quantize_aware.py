@@ -12,10 +12,9 @@ from ai_edge_litert.interpreter import Interpreter
 from routed_networks import SIZE, small_network
 
 from keras_dsnet.data import evaluation_pipeline, load_source, training_pipeline
-from keras_dsnet.export import export_subnetwork
+from keras_dsnet.export import export_subnetwork, quantize_aware
 from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.legacy_model import legacy_model
-from keras_dsnet.export.quantize_aware import quantize_aware
 from keras_dsnet.models import MobileNetSpec, MobileNetStage
 
 CLASSES = 5
@@ -284,10 +283,7 @@ def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path)
     from keras_dsnet.applications import DSMobileNet
     from keras_dsnet.applications.ds_mobilenet import preprocess_input
 
-    try:
-        network = DSMobileNet(weights="cifar10")
-    except (ValueError, FileNotFoundError) as error:
-        pytest.skip(f"there are no weights for CIFAR-10 yet: {error}")
+    network = DSMobileNet(weights="cifar10")
     options = {"image_size": 32, "preprocess": preprocess_input}
     train, test = (
         load_source("cifar10", shared_dir / "tfds", split) for split in ("train", "eval")
