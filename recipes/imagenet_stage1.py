@@ -12,12 +12,19 @@ CIFAR-10 (docs/results/cifar10.md):
         --alpha=0.25 --output_stride=8 --batch_size=64 --epochs=30 --learning_rate=0.4 \
         --weight_decay=5e-4 --warmup_epochs=1
 
+Your own images, a folder of class folders, from trained weights:
+
+    python recipes/imagenet_stage1.py --dataset=flowers/ --weights=imagenet --workdir=runs/flowers \
+        --batch_size=64 --epochs=20 --learning_rate=0.04
+
 The work directory gets checkpoint.npz (a run that was stopped goes on by the same command),
 log.csv, tensorboard/, supernet.keras (the teacher, with recalibrated batch norm), tables/, plots/.
 Batches, augmentation and random widths are functions of --seed and the step, so a run that was
 killed and resumed ends with the weights of one that was not, with --deterministic bit for bit; a
 dropout rate above 0 is exempt, since its masks are drawn by a stateful generator.
 """
+
+import pathlib
 
 import common
 from absl import flags
@@ -28,16 +35,33 @@ FLAGS = flags.FLAGS
 common.define_data_flags()
 flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
 flags.DEFINE_enum("model", "ds_mobilenet", list(MODELS), "The network.")
-flags.DEFINE_float("alpha", 1.0, "Scales all channels.")
+flags.DEFINE_string(
+    "weights",
+    None,
+    "To start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file, of this network or of "
+    "other classes. None: random ones.",
+)
+flags.DEFINE_float("alpha", None, "Scales all channels; none: 1, or as --weights.")
 flags.DEFINE_float("front_alpha", None, "Scales the channels before the gate; none: --alpha.")
-flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small images.")
+flags.DEFINE_enum(
+    "output_stride", None, ["8", "16", "32"], "8 or 16 for small images; none: 32, or as --weights."
+)
 flags.DEFINE_list("strides", None, "1 or 2, stem and stages one by one: no output_stride.")
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: every width.")
-flags.DEFINE_enum("attention", "tanh", ["tanh", "sigmoid"], "Activation of the attention heads.")
 flags.DEFINE_enum(
-    "slimming_head", "one_hot", ["one_hot", "scalar"], "Design of the gate (Table 7)."
+    "attention", None, ["tanh", "sigmoid"], "Of the attention heads; none: tanh, or as --weights."
 )
-flags.DEFINE_bool("share_encoder", True, "Both heads of a gate share W1 (Table 7).")
+flags.DEFINE_enum(
+    "slimming_head",
+    None,
+    ["one_hot", "scalar"],
+    "Design of the gate (Table 7); none: one_hot, or as --weights.",
+)
+flags.DEFINE_bool(
+    "share_encoder",
+    None,
+    "Both heads of a gate share W1 (Table 7); none: they do, or as --weights.",
+)
 flags.DEFINE_float("dropout", 0.0, "Rate before the classifier.")
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
 flags.DEFINE_integer("epochs", 150, "Epochs.", lower_bound=1)
@@ -55,23 +79,32 @@ flags.DEFINE_float("label_smoothing", 0.0, "Of the labels.")
 flags.DEFINE_integer("recalibration_steps", 100, "Batches for the batch-norm statistics.")
 
 
+def check_flags():
+    """Raises an error for what the flags name and is not there."""
+    common.check_flags()
+    named = FLAGS.weights in (None, "imagenet", "cifar10")
+    if not named and not pathlib.Path(FLAGS.weights).is_file():
+        raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
+
+
 def make_model(classes):
     """Builds the network that the flags ask for."""
     from keras_dsnet import applications
 
     size = common.image_size()
+    # What a flag leaves open, the weights say, or the application's defaults.
+    options = {name: FLAGS[name].value for name in ("attention", "slimming_head", "share_encoder")}
     model = getattr(applications, MODELS[FLAGS.model].application)(
+        weights=FLAGS.weights,
         input_shape=(size, size, 3),
         classes=classes,
         alpha=FLAGS.alpha,
-        output_stride=int(FLAGS.output_stride),
+        output_stride=FLAGS.output_stride and int(FLAGS.output_stride),
         front_alpha=FLAGS.front_alpha,
         strides=FLAGS.strides and [int(stride) for stride in FLAGS.strides],
-        attention=FLAGS.attention,
-        slimming_head=FLAGS.slimming_head,
-        share_encoder=FLAGS.share_encoder,
         dropout=FLAGS.dropout,
         synchronized=FLAGS.strategy == "mirrored",
+        **{name: value for name, value in options.items() if value is not None},
     )
     model.routes = variant_routes(model, FLAGS.variant) or model.routes
     return model
@@ -138,4 +171,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    start(main, common.check_flags)
+    start(main, check_flags)

@@ -33,7 +33,7 @@ def main(argv):
     else:
         model = convert_checkpoint(source, target, FLAGS.ema, FLAGS.gates_trained)
     print(
-        f"{target}: DS-MobileNet, {model.num_widths} widths, {model.classes} classes, "
+        f"{target}: {model.name}, {model.num_widths} widths, {model.classes} classes, "
         f"routes {model.routes}"
     )
 
