@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.export.group_norm import group_norm
 from keras_dsnet.layers.sliced_conv2d import tf_padding
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.folding import as_numpy, foldable_norms, scale_and_offset
@@ -24,8 +25,9 @@ class BlockExecutor(Executor):
     multiplies the group's output by the ratio of the two scales.
 
     Args:
-        row: int: the route's row of batch-norm statistics, its width.
-        cuts: ascending tuple of widths, the last one the route's.
+        path: a `Path` of Python ints.
+        cuts: for each section an ascending tuple of widths, the last one the path's; None: no
+            kernel is cut.
         integer: bool: make kernels for an int8 file. There the ratio of the scales is no operation:
             the blocks are rounded to what int8 holds before they are scaled, so that every route
             quantises to the same numbers, with scales of its own.
@@ -34,9 +36,9 @@ class BlockExecutor(Executor):
         scores: the slimming heads' outputs, in order, filled while running.
     """
 
-    def __init__(self, row, cuts, integer=False):
-        self.row = row
-        self.cuts = cuts
+    def __init__(self, path, cuts=None, integer=False):
+        self.path = path
+        self.cuts = cuts or tuple((width,) for width in path.widths)
         self.integer = integer
         self.scores = []
         self._norm_behind = {}
@@ -45,17 +47,29 @@ class BlockExecutor(Executor):
         self._norm_behind.update(foldable_norms(steps))
         return super().run(steps, x)
 
+    def run_first(self, steps, x):
+        """Runs the first of some steps, a convolution, with what is folded into it."""
+        self._norm_behind.update(foldable_norms(steps))
+        return super().run(steps[:1], x)
+
+    def groups(self, step):
+        """Returns how many groups the outputs of a convolution have."""
+        return len(self._edges(step, step.layer.filters)) - 1
+
     def _edges(self, step, options):
         """Returns where the groups of a layer's channels begin, and where the last one ends."""
-        if step.section == 0 or len(options) == 1:
+        if len(options) == 1:
             return (0, options[0])
-        return (0, *(options[width] for width in self.cuts))
+        return (0, *(options[width] for width in self.cuts[step.section]))
+
+    def _row(self, step):
+        """Returns the path's row of batch-norm statistics."""
+        return self.path.statistics[step.section]
 
     def _rows(self, step, groups):
         """Returns for each output group the row of statistics that its kernel is folded with."""
-        if step.section == 0:
-            return [0]
-        return self.cuts if groups == len(self.cuts) else [self.row]
+        cuts = self.cuts[step.section]
+        return [*cuts[:-1], self._row(step)] if groups == len(cuts) else [self._row(step)]
 
     def conv(self, step, x):
         layer = step.layer
@@ -100,8 +114,7 @@ class BlockExecutor(Executor):
         if step.layer not in self._norm_behind:
             return ones, bias, ones
         norm = self._norm_behind[step.layer]
-        row = 0 if step.section == 0 else self.row
-        scale, offset = scale_and_offset(norm.layer, row, channels)
+        scale, offset = scale_and_offset(norm.layer, self._row(step), channels)
         bias = offset if bias is None else offset + bias * scale
         if self.integer:
             return scale, bias, ones
@@ -121,8 +134,7 @@ class BlockExecutor(Executor):
         if layer in self._norm_behind:
             # Small enough to be there once per route.
             norm = self._norm_behind[layer]
-            row = 0 if step.section == 0 else self.row
-            scale, offset = scale_and_offset(norm.layer, row, edges[-1])
+            scale, offset = scale_and_offset(norm.layer, self._row(norm), edges[-1])
             kernel = kernel * scale[:, None]
             bias = offset if bias is None else offset + bias * scale
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
@@ -136,10 +148,8 @@ class BlockExecutor(Executor):
 
     def norm(self, step, x):
         if not hasattr(step.layer, "moving_mean"):
-            raise NotImplementedError(
-                f"Layer '{step.layer.name}' cannot be exported with routes: only batch "
-                "normalisation can."
-            )
+            edges = itertools.pairwise(_edges_of(x))
+            x = [group_norm(step.layer, group, *own) for group, own in zip(x, edges)]
         return tuple(activate(step.activation, group) for group in x)
 
     def gate(self, step, x):
@@ -173,6 +183,9 @@ class BlockExecutor(Executor):
             term = tf.nn.conv2d(group, block, 1, "VALID")
             total = term + as_numpy(bias) if total is None else total + term
         return tf.nn.relu(total)
+
+    def max_pool(self, step, x):
+        return tuple(map(step.layer, x))
 
     def pool(self, step, x):
         return tuple(tf.reduce_mean(group, (1, 2)) for group in x)

@@ -9,29 +9,40 @@ from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.dynamic_interpreter import METADATA_NAME
 from keras_dsnet.export.flatbuffer import builtin_code, pack, parse, tensor_index
+from keras_dsnet.export.graph_builder import (
+    Builtin,
+    TensorType,
+    add_operator,
+    add_tensor,
+    copy_tensor,
+    give_quantized,
+    take_quantized,
+)
 
 BOUNDED = "bounded"
 SERVING = "serving_default"
-TensorType = schema.TensorType
+# What goes from gate to gate.
+STATE = ("min_width", "max_width", "path")
 
 
 class RoutedFile:
-    """A TFLite file that runs one of several branches behind a front.
+    """A TFLite file whose graphs call one another along the path that the gates choose.
 
     Each part was converted by itself, as a file of one signature. Here the front becomes the main
-    graph, the others graphs that nested `IF` operators call: a balanced tree over the place of the
-    chosen route, so that few operators stand before any branch. Constants of equal content are
-    stored once, whichever parts they come from.
+    graph, the others graphs that nested `IF` operators call at the end of the part before them: a
+    balanced tree over the place of the chosen route, so that few operators stand before any of
+    them. The outputs come back through the calls, so no tensor has the shape of the widest route.
+    An `IF` hands its tensors on without a copy. Constants of equal content are stored once,
+    whichever parts they come from.
 
     Args:
-        front: bytes of a file with the signature "bounded": `image`, `min_width`, `max_width` to
-            `features`, `path` and `position`, the int32 place of the chosen route.
-        branches: list of bytes: for each route a file from `features` to `output`.
+        parts: list of `RoutedPart`, the front first and each before those that may follow it.
+        contents: list of bytes: for each a file of one signature, as `convert_parts` makes it.
         widest: int: the widest width of the network, for the bounds that bind nothing.
         metadata: what the file says of itself, for JSON.
     """
 
-    def __init__(self, front, branches, widest, metadata):
+    def __init__(self, parts, contents, widest, metadata):
         self._buffers = {}
         self._codes = {}
         self._model = schema.ModelT()
@@ -40,8 +51,7 @@ class RoutedFile:
         self._model.operatorCodes, self._model.buffers = [], [schema.BufferT()]
         self._model.subgraphs, self._model.signatureDefs = [], []
         self._model.metadata = []
-        self._widest = widest
-        self._build(front, branches)
+        self._build(parts, contents, widest)
         self._add_metadata(METADATA_NAME, json.dumps(metadata).encode())
 
     @property
@@ -53,30 +63,72 @@ class RoutedFile:
         """Returns the bytes of the file."""
         return pack(self._model)
 
-    def _build(self, front, branches):
-        main, signature = self._take(front, "bounded")
-        features, position = (
-            tensor_index(signature, name, outputs=True) for name in ("features", "position")
-        )
-        features = _strip_dequantize(main, features, self._model)
-        graphs = []
-        for index, branch in enumerate(branches):
-            graph, own = self._take(branch, f"route_{index}")
-            _strip_quantize(graph, main.tensors[features], self._model)
-            graph.inputs = [graph.inputs[0], _add_tensor(graph, "position", TensorType.INT32, [])]
-            graph.outputs = [tensor_index(own, "output", outputs=True)]
-            graphs.append(graph)
+    def _build(self, parts, contents, widest):
+        taken = [self._take(content, part.name) for part, content in zip(parts, contents)]
         # Subgraph 0 is what an interpreter runs that asks for no signature.
-        self._model.subgraphs = [None, main, *graphs]
-        output = self._branch(main, features, position, 2, len(graphs), graphs[0])
-        path = tensor_index(signature, "path", outputs=True)
-        main.outputs = [output, path]
-        serving = self._unbounded(main, signature)
+        self._model.subgraphs = [None, *(graph for graph, _ in taken)]
+        self._places = {part.name: place for place, part in enumerate(parts, start=1)}
+        for part, (graph, signature) in zip(parts[1:], taken[1:]):
+            self._set_inputs(graph, signature, part.section, parts[-1].section)
+        # Those that are called first: a call needs to know what it gives.
+        for part, (graph, signature) in reversed(list(zip(parts, taken))):
+            self._set_outputs(part, graph, signature)
+        main, signature = taken[0]
+        serving = copy.deepcopy(main)
+        serving.name = SERVING.encode()
+        inputs = [tensor_index(signature, name) for name in ("image", *STATE[:2])]
+        for index, width in zip(inputs[1:], (0, widest)):
+            self._set_constant(serving.tensors[index], width)
+        serving.inputs = inputs[:1]
         self._model.subgraphs[0] = serving
-        names = ["image", "min_width", "max_width"]
-        inputs = [tensor_index(signature, name) for name in names]
-        for index, (key, count) in enumerate(((SERVING, 1), (BOUNDED, 3))):
-            self._add_signature(key, index, dict(zip(names[:count], inputs)), (output, path))
+        names = dict(zip(("image", *STATE[:2]), inputs))
+        self._add_signature(SERVING, 0, {"image": inputs[0]}, main.outputs)
+        self._add_signature(BOUNDED, 1, names, main.outputs)
+
+    def _set_inputs(self, graph, signature, section, gates):
+        """Gives a graph the inputs of all: features, the chosen place, and what gates need."""
+        own = {entry.name.decode(): entry.tensorIndex for entry in signature.inputs}
+        count = sum(name.startswith("features") for name in own)
+        features = [own[f"features_{index}"] for index in range(count)]
+        features = [take_quantized(graph, index, self._model) for index in features]
+        graph.inputs = [*features, add_tensor(graph, "position", TensorType.INT32, [])]
+        if section < gates:
+            # The layers before a gate hand on what they do not read.
+            graph.inputs += [
+                own[name] if name in own else add_tensor(graph, name, TensorType.INT32, [size])
+                for name, size in zip(STATE, (gates, gates, section))
+            ]
+
+    def _set_outputs(self, part, graph, signature):
+        """Lets a graph end with the call of what follows."""
+        own = {entry.name.decode(): entry.tensorIndex for entry in signature.outputs}
+        if not part.next:
+            graph.outputs = [own["output"]]
+            return
+        first = self._places[part.next[0]]
+        callee = self._model.subgraphs[first]
+        count = sum(name.startswith("features") for name in own)
+        features = [
+            give_quantized(
+                graph,
+                own[f"features_{index}"],
+                callee.tensors[callee.inputs[index]],
+                self._model,
+                self._builtin(Builtin.QUANTIZE),
+            )
+            for index in range(count)
+        ]
+        goes_on = len(callee.inputs) > count + 1
+        if part.gate is None:
+            arguments = [*features, *graph.inputs[-4 if goes_on else -1 :]]
+            graph.outputs = self._call(graph, arguments, first)
+            return
+        bounds = [tensor_index(signature, name) for name in STATE[:2]]
+        arguments = [*features, own["position"], *([*bounds, own["path"]] if goes_on else [])]
+        position = len(features)
+        graph.outputs = self._branch(graph, arguments, position, (first, 0, len(part.next)))
+        if not goes_on:
+            graph.outputs.append(own["path"])
 
     def _take(self, content, name):
         """Adds the buffers and operator codes of a file; returns its graph and its signature."""
@@ -119,68 +171,74 @@ class RoutedFile:
             self._model.buffers.append(buffer)
         return self._buffers[key]
 
-    def _constant(self, graph, name, values):
-        values = np.asarray(values, "int32")
-        index = _add_tensor(graph, name, TensorType.INT32, list(values.shape))
-        graph.tensors[index].buffer = self._buffer(np.frombuffer(values.tobytes(), "uint8"))
+    def _set_constant(self, tensor, value):
+        kind = "bool" if tensor.type == TensorType.BOOL else "int32"
+        values = np.full(tensor.shape, value, kind)
+        tensor.buffer = self._buffer(np.frombuffer(values.tobytes(), "uint8"))
+
+    def _constant(self, graph, name, kind, value):
+        index = add_tensor(graph, name, kind, [])
+        self._set_constant(graph.tensors[index], value)
         return index
 
-    def _branch(self, graph, features, position, first, count, like):
-        """Adds the operators to `graph` that run one of `count` branches; returns the output.
+    def _branch(self, graph, arguments, position, branches):
+        """Adds the operators to `graph` that call one of several branches.
 
         Args:
             graph: the caller.
-            features: index of its features.
-            position: index of its int32 place of the chosen route.
-            first: index of the first branch's subgraph; they follow each other.
-            count: int.
-            like: a branch, for the type of the output.
+            arguments: indices of its tensors that a branch takes.
+            position: int: which of them is the int32 place of the chosen route.
+            branches: `(subgraph, place, count)`: of the first; they follow each other.
+
+        Returns:
+            The indices of the branch's outputs.
         """
-        output = _copy_tensor(graph, like, like.outputs[0], "output")
+        first, place, count = branches
         middle = (count + 1) // 2
-        place = first - 2
-        condition = _add_tensor(graph, "is_before", TensorType.BOOL, [])
-        limit = self._constant(graph, "limit", place + middle)
-        operator = _add_operator(graph, self._builtin(schema.BuiltinOperator.LESS))
-        operator.inputs, operator.outputs = [position, limit], [condition]
+        condition = add_tensor(graph, "is_before", TensorType.BOOL, [])
+        limit = self._constant(graph, "limit", TensorType.INT32, place + middle)
+        operator = add_operator(
+            graph, self._builtin(Builtin.LESS), [arguments[position], limit], [condition]
+        )
         operator.builtinOptionsType = schema.BuiltinOptions.LessOptions
         operator.builtinOptions = schema.LessOptionsT()
-        sides = ((first, middle), (first + middle, count - middle))
-        options = schema.IfOptionsT()
-        options.thenSubgraphIndex, options.elseSubgraphIndex = (
-            self._inner(graph, features, *(side if side[1] else sides[0]), like) for side in sides
-        )
-        operator = _add_operator(graph, self._builtin(schema.BuiltinOperator.IF))
-        operator.inputs, operator.outputs = [condition, features, position], [output]
-        operator.builtinOptionsType = schema.BuiltinOptions.IfOptions
-        operator.builtinOptions = options
-        return output
+        before = (first, place, middle)
+        after = (first + middle, place + middle, count - middle)
+        sides = before, after if after[2] else before
+        inner = [self._inner(graph, arguments, position, side) for side in sides]
+        return self._if(graph, condition, arguments, inner)
 
-    def _inner(self, caller, features, first, count, like):
-        """Returns the subgraph that runs one of `count` branches: the branch, or a new node."""
+    def _inner(self, caller, arguments, position, branches):
+        """Returns the subgraph that runs one of several branches: the branch, or a new node."""
+        first, place, count = branches
         if count == 1:
             return first
         graph = schema.SubGraphT()
-        graph.name = f"routes_{first - 2}_to_{first + count - 3}".encode()
+        graph.name = f"{_name(caller)}_routes_{place}_to_{place + count - 1}".encode()
         graph.tensors, graph.operators = [], []
-        own = _copy_tensor(graph, caller, features, "features")
-        position = _add_tensor(graph, "position", TensorType.INT32, [])
-        graph.inputs = [own, position]
+        graph.inputs = [copy_tensor(graph, caller.tensors[i], f"input_{i}") for i in arguments]
         self._model.subgraphs.append(graph)
         index = len(self._model.subgraphs) - 1
-        graph.outputs = [self._branch(graph, own, position, first, count, like)]
+        graph.outputs = self._branch(graph, graph.inputs, position, branches)
         return index
 
-    def _unbounded(self, main, signature):
-        """Returns a copy of the main graph in which the bounds are constants that bind nothing."""
-        graph = copy.deepcopy(main)
-        graph.name = SERVING.encode()
-        for name, width in (("min_width", 0), ("max_width", self._widest)):
-            tensor = graph.tensors[tensor_index(signature, name)]
-            values = np.full(tensor.shape, width, "int32")
-            tensor.buffer = self._buffer(np.frombuffer(values.tobytes(), "uint8"))
-        graph.inputs = [tensor_index(signature, "image")]
-        return graph
+    def _call(self, graph, arguments, callee):
+        """Adds the operators that call one subgraph: TFLite has none but `IF` for it."""
+        always = self._constant(graph, "always", TensorType.BOOL, True)
+        return self._if(graph, always, arguments, [callee, callee])
+
+    def _if(self, graph, condition, arguments, sides):
+        callee = self._model.subgraphs[sides[0]]
+        outputs = [
+            copy_tensor(graph, callee.tensors[index], f"output_{place}")
+            for place, index in enumerate(callee.outputs)
+        ]
+        code = self._builtin(Builtin.IF)
+        operator = add_operator(graph, code, [condition, *arguments], outputs)
+        operator.builtinOptionsType = schema.BuiltinOptions.IfOptions
+        operator.builtinOptions = schema.IfOptionsT()
+        operator.builtinOptions.thenSubgraphIndex, operator.builtinOptions.elseSubgraphIndex = sides
+        return list(outputs)
 
     def _add_signature(self, key, subgraph, inputs, outputs):
         signature = schema.SignatureDefT()
@@ -203,72 +261,5 @@ def _named(name, index):
     return entry
 
 
-def _add_tensor(graph, name, kind, shape):
-    tensor = schema.TensorT()
-    tensor.name, tensor.type, tensor.shape, tensor.buffer = name.encode(), kind, shape, 0
-    tensor.hasRank = True
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
-def _copy_tensor(graph, source, index, name):
-    tensor = copy.deepcopy(source.tensors[index])
-    tensor.name, tensor.buffer = name.encode(), 0
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
-def _add_operator(graph, code):
-    operator = schema.OperatorT()
-    operator.opcodeIndex = code
-    graph.operators.append(operator)
-    return operator
-
-
-def _is(operator, builtin, model):
-    return builtin_code(model.operatorCodes[operator.opcodeIndex]) == builtin
-
-
-def _strip_dequantize(graph, output, model):
-    """Removes the operator that turns int8 features into floats, if there is one.
-
-    Returns:
-        The index of the features.
-    """
-    for operator in graph.operators:
-        if output in operator.outputs and _is(operator, schema.BuiltinOperator.DEQUANTIZE, model):
-            graph.operators.remove(operator)
-            return operator.inputs[0]
-    return output
-
-
-def _strip_quantize(graph, features, model):
-    """Lets a branch take int8 features as they come, if the front makes int8.
-
-    The branch's scale of the features was measured on the same images as the front's; they differ
-    by float rounding.
-
-    Raises:
-        ValueError: if they do not.
-    """
-    if features.type != TensorType.INT8:
-        return
-    (operator,) = [op for op in graph.operators if graph.inputs[0] in op.inputs]
-    own = graph.tensors[operator.outputs[0]].quantization
-    scales, zeros = (
-        [float(side[0]) for side in (own_side, features_side)]
-        for own_side, features_side in (
-            (own.scale, features.quantization.scale),
-            (own.zeroPoint, features.quantization.zeroPoint),
-        )
-    )
-    same_scale = abs(scales[0] - scales[1]) <= 1e-3 * abs(scales[1])
-    if not _is(operator, schema.BuiltinOperator.QUANTIZE, model) or not (
-        same_scale and zeros[0] == zeros[1]
-    ):
-        raise ValueError(
-            f"A branch takes features of int8 scale {scales[0]} and zero point {zeros[0]}; the "
-            f"front gives {scales[1]} and {zeros[1]}"
-        )
-    graph.operators.remove(operator)
-    graph.inputs = [operator.outputs[0]]
+def _name(graph):
+    return graph.name if isinstance(graph.name, str) else graph.name.decode()

@@ -1,23 +1,55 @@
-"""The parts of a routed file as functions of tensors: the front with its gate, and the branches."""
+"""The parts of a routed file as functions of tensors."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
+from keras_dsnet.export.section_entry import enter, leave
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.cost_counter import CostCounter
+from keras_dsnet.models.path import Path
 from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 LOWEST = np.finfo("float32").min
 
 
+@dataclasses.dataclass(frozen=True)
+class RoutedPart:
+    """A function that becomes a graph of a routed file.
+
+    Args:
+        name: str, of the graph.
+        section: int.
+        function: of `features`, a tuple of tensors, and, where a gate follows, `min_width`,
+            `max_width` and `path`; gives a dict. `features` in it is a tuple for the next part; the
+            last part gives `output` instead. A part with a gate gives `path` and `position` too.
+        gate: int: the gate at its end; None: there is none.
+        next: names of the parts that may follow, in the order of the routes; without a gate one.
+    """
+
+    name: str
+    section: int
+    function: Callable
+    gate: int | None = None
+    next: tuple = ()
+
+
 class RoutedParts:
-    """What a routed file is made of, for one network of one gate.
+    """What a routed file is made of, for one network.
+
+    The front ends with the first gate. What follows a gate is a section, and there is a graph for
+    each width of it. From the second section on, the first layers see the width before, too: the
+    section's entry has a graph for every pair of widths, and the rest of it one for every width.
+    So every path can be taken, and no graph is there for a path.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
         routes: tuple of candidate widths, ascending.
-        cuts: dict from route to its cuts; see `plan_cuts`.
+        cuts: for each gate a dict from route to its cuts; see `plan_cuts`.
         integer: bool: for an int8 file.
         raw: bool: images are uint8 pixels, which the front normalises.
     """
@@ -30,47 +62,96 @@ class RoutedParts:
         self._raw = raw
 
     def front(self, image, min_width, max_width):
-        """Runs everything up to the gate, and the gate.
+        """Runs everything up to the first gate, and the gate.
 
         Args:
             image: `[1, height, width, 3]`: float32, preprocessed; or raw, uint8.
-            min_width: int32 `[1]`.
-            max_width: int32 `[1]`.
+            min_width: int32 `[num_gates]`.
+            max_width: int32 `[num_gates]`.
 
         Returns:
-            Dict of `features` `[1, height, width, channels]`, `path` int32 `[1]`, and `position`,
-            int32: the path's place among the routes.
+            Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, `path` int32
+            `[1]`, and `position`, int32: the width's place among the routes.
         """
         if self._raw:
             image = self._normalise(tf.cast(image, tf.float32))
-        executor = BlockExecutor(0, (0,), self._integer)
-        (features,) = executor.run(self._network.sections[0], (image,))
-        (gate,) = self._network.slimming_gates
-        scores = gate.route_scores(tf.cast(executor.scores[0], tf.float32), self._routes)
-        position = self._choose(scores[0], min_width, max_width)
-        path = tf.reshape(tf.gather(tf.constant(self._routes, tf.int32), position), [1])
-        return {"features": features, "path": path, "position": position}
+        executor = self._executor({})
+        features = executor.run(self._network.sections[0], (image,))
+        path = tf.zeros([0], tf.int32)
+        return self._choose(0, executor, features, min_width, max_width, path)
 
-    def branch(self, route):
-        """Returns the function of the features that runs one route: `output` `[1, classes]`."""
-        network = self._network
+    def parts(self):
+        """Yields every `RoutedPart`, the front first and each before those that may follow it."""
+        yield RoutedPart("bounded", 0, self.front, 0, self.names(1))
+        for section in range(1, self._network.num_gates + 1):
+            for before, after in self._pairs(section):
+                if section > 1:
+                    yield self._entry(section, before, after)
+            for width in self._routes:
+                yield self._rest(section, width)
 
+    def names(self, section, before=None):
+        """Returns the names of the parts that a section begins with, behind a width."""
+        if section == 1:
+            return tuple(self._name(section, width) for width in self._routes)
+        return tuple(self._name(section, width, before) for width in self._routes)
+
+    def _name(self, section, width, before=None):
+        """Returns `route_0` with one gate, else `gate_2_route_0` or `gate_2_route_1_to_0`."""
+        place = self._routes.index(width)
+        name = f"route_{place}"
+        if before is not None:
+            name = f"route_{self._routes.index(before)}_to_{place}"
+        return name if self._network.num_gates == 1 else f"gate_{section}_{name}"
+
+    def _pairs(self, section):
+        return itertools.product(self._routes, self._routes) if section > 1 else ()
+
+    def _executor(self, widths):
+        """Returns what runs sections at these widths; the others are not run."""
+        sections = range(1, self._network.num_gates + 1)
+        path = (0, *(widths.get(section, 0) for section in sections))
+        cuts = tuple(
+            self._cuts[section - 1][width] if section in widths else (width,)
+            for section, width in enumerate(path)
+        )
+        return BlockExecutor(Path(path, path), cuts, self._integer)
+
+    def _entry(self, section, before, after):
         def run(features):
-            executor = BlockExecutor(route, self._cuts[route], self._integer)
-            groups = executor.run(network.sections[1], (features,))
-            if network.include_top:
-                return {"output": activate(network.classifier_activation, groups[0])}
-            # Every branch of a file has outputs of the same shape.
-            missing = self._most_channels() - sum(group.shape[-1] for group in groups)
-            outputs = tf.concat(groups, -1)
-            return {"output": tf.pad(outputs, [[0, 0]] * 3 + [[0, missing]])}
+            executor = self._executor({section - 1: before, section: after})
+            return {"features": enter(executor, self._network.sections[section], features)}
 
-        return run
+        name = self._name(section, after, before)
+        return RoutedPart(name, section, run, next=(self._name(section, after),))
 
-    def features_of(self, images):
-        """Returns the features of images, one by one: a list of arrays; `images` as the front's."""
-        # Not traced: TensorFlow's graph optimiser ends the process on some of these graphs.
-        return [self.front(tf.constant(image), [0], [0])["features"].numpy() for image in images]
+    def _rest(self, section, width):
+        network = self._network
+        last = section == network.num_gates
+
+        def run(features, **state):
+            executor = self._executor({section: width})
+            steps = network.sections[section]
+            if section == 1:
+                features = executor.run(steps, features)
+            else:
+                features = leave(executor, steps, features)
+            if last:
+                return {"output": self._output(features)}
+            return self._choose(section, executor, features, **state)
+
+        name = self._name(section, width)
+        if last:
+            return RoutedPart(name, section, run)
+        return RoutedPart(name, section, run, section, self.names(section + 1, width))
+
+    def _output(self, features):
+        network = self._network
+        if network.include_top:
+            return activate(network.classifier_activation, features[0])
+        # Every branch of a file has outputs of the same shape.
+        missing = self._most_channels() - sum(group.shape[-1] for group in features)
+        return tf.pad(tf.concat(features, -1), [[0, 0]] * 3 + [[0, missing]])
 
     def _normalise(self, image):
         """Normalises pixels by a depthwise convolution, which int8 has for three channels too."""
@@ -82,7 +163,16 @@ class RoutedParts:
         kernel = tf.constant(scale.reshape(1, 1, 3, 1))
         return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
 
-    def _choose(self, scores, min_width, max_width):
+    def _choose(self, index, executor, features, min_width, max_width, path):
+        """Returns what a part with a gate gives: features, the path so far, and the place."""
+        gate = self._network.slimming_gates[index]
+        scores = gate.route_scores(tf.cast(executor.scores[0], tf.float32), self._routes)
+        position = self._best(scores[0], min_width[index], max_width[index])
+        width = tf.gather(tf.constant(self._routes, tf.int32), position)
+        path = tf.concat([path, tf.reshape(width, [1])], 0)
+        return {"features": features, "path": path, "position": position}
+
+    def _best(self, scores, min_width, max_width):
         """Returns the place of the best route within the bounds, int32.
 
         Bounds that hold no route give the nearest route above, else the widest.

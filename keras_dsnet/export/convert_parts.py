@@ -1,0 +1,111 @@
+"""Converts the parts of a routed file one by one."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_dsnet.export.conversion import convert
+from keras_dsnet.export.flatbuffer import parse
+
+
+def convert_parts(parts, image, num_gates, quantize=None, images=None, say=print):
+    """Returns the bytes of a file of one signature for each part.
+
+    Args:
+        parts: list of `RoutedPart`, the front first and each before those that may follow it.
+        image: `tf.TensorSpec` of the image.
+        num_gates: int.
+        quantize: as `convert` takes it.
+        images: for "int8", list of arrays `[1, height, width, 3]`. A part is measured on what those
+            before it make of each of them; where there are several, they take turns.
+        say: function that is told what is converted.
+    """
+    bound = tf.TensorSpec((num_gates,), tf.int32)
+    bounds = {"min_width": bound, "max_width": bound}
+    shapes, samples, contents = {}, {}, []
+    for number, part in enumerate(parts):
+        say(f"converting {part.name} ({number + 1} of {len(parts)})")
+        if number == 0:
+            inputs, own = {"image": image, **bounds}, [images and np.concatenate(images)]
+        else:
+            inputs = _features_specs(shapes.pop(part.name))
+            own = _turns(samples.pop(part.name)) if images else []
+            if part.gate is not None:
+                inputs |= {**bounds, "path": tf.TensorSpec((part.gate,), tf.int32)}
+        function = part.function if number == 0 else _with_tuple(part.function)
+        content = convert(_flat(function), inputs, quantize, images and _samples(inputs, own))
+        contents.append(content)
+        if images and part.next:
+            results = _run(function, inputs, own)
+        for following in part.next:
+            shapes[following] = _features_shapes(content)
+            if images:
+                samples.setdefault(following, []).append(results)
+    return contents
+
+
+def _features_specs(shapes):
+    return {f"features_{index}": tf.TensorSpec(shape) for index, shape in enumerate(shapes)}
+
+
+def _features_shapes(content):
+    """Returns the shapes of the features that a converted part gives."""
+    model = parse(content)
+    (graph,), (signature,) = model.subgraphs, model.signatureDefs
+    own = {entry.name.decode(): graph.tensors[entry.tensorIndex] for entry in signature.outputs}
+    count = sum(name.startswith("features") for name in own)
+    return [tuple(map(int, own[f"features_{index}"].shape)) for index in range(count)]
+
+
+def _with_tuple(function):
+    """Returns the function of `features_0`, `features_1`, ... that a part is of a tuple of them."""
+
+    def run(**tensors):
+        names = [name for name in tensors if name.startswith("features")]
+        features = tuple(tensors.pop(f"features_{index}") for index in range(len(names)))
+        return function(features, **tensors)
+
+    return run
+
+
+def _flat(function):
+    """Returns a function whose results have no tuple in them: `features_0`, `features_1`, ..."""
+
+    def run(**tensors):
+        results = dict(function(**tensors))
+        groups = results.pop("features", ())
+        return results | {f"features_{index}": group for index, group in enumerate(groups)}
+
+    return run
+
+
+def _samples(inputs, own):
+    """Returns what yields the inputs of a part, image by image; bounds play no part in int8."""
+    rest = _zeros(list(inputs.items())[len(own) :])
+    names = list(inputs)[: len(own)]
+
+    def samples():
+        for index in range(len(own[0])):
+            yield {n: array[index : index + 1] for n, array in zip(names, own)} | rest
+
+    return samples
+
+
+def _run(function, inputs, own):
+    """Returns the features that a part makes of all images, as arrays."""
+    # Not traced: TensorFlow's graph optimiser ends the process on some of these graphs.
+    rest = _zeros(list(inputs.items())[len(own) :])
+    tensors = {name: tf.constant(array) for name, array in zip(inputs, own)}
+    return [group.numpy() for group in function(**tensors, **rest)["features"]]
+
+
+def _zeros(inputs):
+    return {name: np.zeros(spec.shape, "int32") for name, spec in inputs}
+
+
+def _turns(results):
+    """Takes every image from one of several callers, in turn."""
+    count = len(results[0][0])
+    return [
+        np.stack([results[index % len(results)][group][index] for index in range(count)])
+        for group in range(len(results[0]))
+    ]
