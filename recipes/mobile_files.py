@@ -6,6 +6,7 @@ import numpy as np
 
 MOBILENETS = {f"mobilenet_v1_{alpha}": alpha for alpha in (0.5, 0.75, 1.0)}
 REPRESENTATIVE_IMAGES = 8
+_HEADS = ("w1", "w2", "w3", "w1_slimming")
 
 
 def randomise(network, seed=0):
@@ -18,7 +19,9 @@ def randomise(network, seed=0):
         if "variance" in variable.name:
             variable.assign(generator.uniform(0.5, 2.0, variable.shape))
         elif "kernel" not in variable.name:
-            variable.assign_add(generator.normal(scale=0.1, size=variable.shape))
+            # Heads of many hidden units would otherwise tell images apart by rounding alone.
+            scale = 0.1 if variable.name not in _HEADS else 0.5 * variable.shape[0] ** -0.5
+            variable.assign_add(generator.normal(scale=scale, size=variable.shape))
     network.gates_trained = True
 
 

@@ -1,14 +1,13 @@
-"""Converts the parts of a routed file one by one."""
+"""Converts the parts of a routed file."""
 
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.conversion import convert
-from keras_dsnet.export.flatbuffer import parse
+from keras_dsnet.export.conversion import convert_traced, trace
 
 
-def convert_parts(parts, image, num_gates, quantize=None, images=None, say=print):
-    """Returns the bytes of a file of one signature for each part.
+def convert_parts(parts, image, num_gates, quantize=None, images=None):
+    """Returns the bytes of a file with a signature, and a graph, for each part.
 
     Args:
         parts: list of `RoutedPart`, the front first and each before those that may follow it.
@@ -17,43 +16,38 @@ def convert_parts(parts, image, num_gates, quantize=None, images=None, say=print
         quantize: as `convert` takes it.
         images: for "int8", list of arrays `[1, height, width, 3]`. A part is measured on what those
             before it make of each of them; where there are several, they take turns.
-        say: function that is told what is converted.
     """
     bound = tf.TensorSpec((num_gates,), tf.int32)
     bounds = {"min_width": bound, "max_width": bound}
-    shapes, samples, contents = {}, {}, []
-    for number, part in enumerate(parts):
-        say(f"converting {part.name} ({number + 1} of {len(parts)})")
-        if number == 0:
-            inputs, own = {"image": image, **bounds}, [images and np.concatenate(images)]
-        else:
-            inputs = _features_specs(shapes.pop(part.name))
-            own = _turns(samples.pop(part.name)) if images else []
+    shapes, results, traced, samples = {}, {}, {}, {}
+    for part in parts:
+        function, inputs = part.function, {"image": image, **bounds}
+        own = [np.concatenate(images)] if images else []
+        if part.name in shapes:
+            function, inputs = _with_tuple(function), _features_specs(shapes.pop(part.name))
+            own = _turns(results.pop(part.name)) if images else []
             if part.gate is not None:
                 inputs |= {**bounds, "path": tf.TensorSpec((part.gate,), tf.int32)}
-        function = part.function if number == 0 else _with_tuple(part.function)
-        content = convert(_flat(function), inputs, quantize, images and _samples(inputs, own))
-        contents.append(content)
-        if images and part.next:
-            results = _run(function, inputs, own)
+        traced[part.name] = trace(_flat(function), inputs)
+        if images:
+            samples[part.name] = _samples(inputs, own)
+            given = _run(function, inputs, own) if part.next else None
         for following in part.next:
-            shapes[following] = _features_shapes(content)
+            shapes[following] = _features_shapes(traced[part.name])
             if images:
-                samples.setdefault(following, []).append(results)
-    return contents
+                results.setdefault(following, []).append(given)
+    return convert_traced(traced, quantize, samples or None)
 
 
 def _features_specs(shapes):
     return {f"features_{index}": tf.TensorSpec(shape) for index, shape in enumerate(shapes)}
 
 
-def _features_shapes(content):
-    """Returns the shapes of the features that a converted part gives."""
-    model = parse(content)
-    (graph,), (signature,) = model.subgraphs, model.signatureDefs
-    own = {entry.name.decode(): graph.tensors[entry.tensorIndex] for entry in signature.outputs}
+def _features_shapes(traced):
+    """Returns the shapes of the features that a part gives."""
+    own = traced.structured_outputs
     count = sum(name.startswith("features") for name in own)
-    return [tuple(map(int, own[f"features_{index}"].shape)) for index in range(count)]
+    return [own[f"features_{index}"].shape for index in range(count)]
 
 
 def _with_tuple(function):

@@ -26,7 +26,9 @@ def force_route(content, path):
         # The two main graphs have the same tensors.
         tensor = graph.tensors[tensor_index(bounded, name)]
         buffer = schema.BufferT()
-        buffer.data = np.frombuffer(np.broadcast_to(np.int32(path), tuple(tensor.shape)).tobytes(), "uint8")
+        buffer.data = np.frombuffer(
+            np.broadcast_to(np.int32(path), tuple(tensor.shape)).tobytes(), "uint8"
+        )
         tensor.buffer = len(model.buffers)
         model.buffers.append(buffer)
     return pack(model)

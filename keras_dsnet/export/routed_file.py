@@ -28,7 +28,7 @@ STATE = ("min_width", "max_width", "path")
 class RoutedFile:
     """A TFLite file whose graphs call one another along the path that the gates choose.
 
-    Each part was converted by itself, as a file of one signature. Here the front becomes the main
+    Each part was converted as a graph with a signature of its own. Here the front becomes the main
     graph, the others graphs that nested `IF` operators call at the end of the part before them: a
     balanced tree over the place of the chosen route, so that few operators stand before any of
     them. The outputs come back through the calls, so no tensor has the shape of the widest route.
@@ -37,12 +37,12 @@ class RoutedFile:
 
     Args:
         parts: list of `RoutedPart`, the front first and each before those that may follow it.
-        contents: list of bytes: for each a file of one signature, as `convert_parts` makes it.
+        content: bytes of the file that `convert_parts` makes of them.
         widest: int: the widest width of the network, for the bounds that bind nothing.
         metadata: what the file says of itself, for JSON.
     """
 
-    def __init__(self, parts, contents, widest, metadata):
+    def __init__(self, parts, content, widest, metadata):
         self._buffers = {}
         self._codes = {}
         self._model = schema.ModelT()
@@ -51,7 +51,7 @@ class RoutedFile:
         self._model.operatorCodes, self._model.buffers = [], [schema.BufferT()]
         self._model.subgraphs, self._model.signatureDefs = [], []
         self._model.metadata = []
-        self._build(parts, contents, widest)
+        self._build(parts, content, widest)
         self._add_metadata(METADATA_NAME, json.dumps(metadata).encode())
 
     @property
@@ -63,8 +63,8 @@ class RoutedFile:
         """Returns the bytes of the file."""
         return pack(self._model)
 
-    def _build(self, parts, contents, widest):
-        taken = [self._take(content, part.name) for part, content in zip(parts, contents)]
+    def _build(self, parts, content, widest):
+        taken = self._take(parse(content), [part.name for part in parts])
         # Subgraph 0 is what an interpreter runs that asks for no signature.
         self._model.subgraphs = [None, *(graph for graph, _ in taken)]
         self._places = {part.name: place for place, part in enumerate(parts, start=1)}
@@ -130,23 +130,26 @@ class RoutedFile:
         if not goes_on:
             graph.outputs.append(own["path"])
 
-    def _take(self, content, name):
-        """Adds the buffers and operator codes of a file; returns its graph and its signature."""
-        part = parse(content)
-        (graph,), (signature,) = part.subgraphs, part.signatureDefs
-        codes = [self._code(code) for code in part.operatorCodes]
-        for operator in graph.operators:
-            operator.opcodeIndex = codes[operator.opcodeIndex]
-        for tensor in graph.tensors:
-            data = part.buffers[tensor.buffer].data
-            tensor.buffer = 0 if data is None or len(data) == 0 else self._buffer(data)
-        ends = {entry.tensorIndex for entry in (*signature.inputs, *signature.outputs)}
-        for index, tensor in enumerate(graph.tensors):
-            if index not in ends:
-                # Names of steps of TensorFlow's graph, longer than all the rest of a tensor.
-                tensor.name = b""
-        graph.name = name.encode()
-        return graph, signature
+    def _take(self, model, names):
+        """Takes over buffers and operator codes; returns for each name graph and signature."""
+        signatures = {entry.signatureKey.decode(): entry for entry in model.signatureDefs}
+        codes = [self._code(code) for code in model.operatorCodes]
+        buffers = [self._taken(buffer) for buffer in model.buffers]
+        taken = [(model.subgraphs[signatures[n].subgraphIndex], signatures[n]) for n in names]
+        for name, (graph, signature) in zip(names, taken):
+            graph.name = name.encode()
+            for operator in graph.operators:
+                operator.opcodeIndex = codes[operator.opcodeIndex]
+            ends = {entry.tensorIndex for entry in (*signature.inputs, *signature.outputs)}
+            for index, tensor in enumerate(graph.tensors):
+                tensor.buffer = buffers[tensor.buffer]
+                if index not in ends:
+                    # Names of steps of TensorFlow's graph, longer than all the rest of a tensor.
+                    tensor.name = b""
+        return taken
+
+    def _taken(self, buffer):
+        return 0 if buffer.data is None or len(buffer.data) == 0 else self._buffer(buffer.data)
 
     def _code(self, code):
         key = (builtin_code(code), code.version, code.customCode)

@@ -36,11 +36,7 @@ class RoutedReport:
         self._constants = sum(
             len(buffer.data) for buffer in model.buffers if buffer.data is not None
         )
-        self._parts = None
-
-    def compare(self, parts):
-        """Notes the sizes of the parts before they shared their constants."""
-        self._parts = sum(len(part) for part in parts)
+        self._apart = sum(_constants(graph, model) for graph in model.subgraphs)
 
     def as_dict(self):
         """Returns the report for JSON; sizes are in bytes."""
@@ -48,7 +44,7 @@ class RoutedReport:
             "bytes": self._bytes,
             "routes": self._routes,
             "operators": self._operators,
-            "shared": {"constants": self._constants, "parts_apart": self._parts},
+            "shared": {"constants": self._constants, "parts_apart": self._apart},
         }
 
     def text(self, filename):
@@ -56,7 +52,7 @@ class RoutedReport:
         width = max(4, *(len(str(row["path"])) for row in self._routes))
         lines = [
             f"{filename}: {self._bytes / 1e6:.2f} MB, of which {self._constants / 1e6:.2f} MB are "
-            f"constants; its parts apart have {self._parts / 1e6:.2f} MB",
+            f"constants; its graphs apart have {self._apart / 1e6:.2f} MB",
             f"{'path':<{width}}     MAdds  difference  channel groups end at the channels of",
         ]
         for row in self._routes:
@@ -65,3 +61,9 @@ class RoutedReport:
             lines.append(f"{row['path']!s:<{width}} {madds:8.2f}M  {difference:10.1e}  {cuts}")
         operators = ", ".join(f"{name} {count}" for name, count in self._operators.items())
         return "\n".join([*lines, f"operators: {operators}"])
+
+
+def _constants(graph, model):
+    """Returns the bytes of all constants of a graph."""
+    buffers = (model.buffers[index].data for index in {tensor.buffer for tensor in graph.tensors})
+    return sum(len(data) for data in buffers if data is not None)

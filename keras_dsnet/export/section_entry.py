@@ -1,7 +1,5 @@
 """The layers of a section that see the width before it, and the rest."""
 
-from keras_dsnet.models.folding import foldable_norms
-
 
 def enter(executor, steps, x):
     """Runs the convolutions that a section begins with.
