@@ -37,11 +37,14 @@ class MobileFiles:
     """
 
     def __init__(self, network, routes, quantize, folder, reuse=False):
+        from keras_dsnet.export.check_routed import checked_paths
+
         self.network = network
         self.routes = routes
         self.quantize = quantize
         self.reuse = reuse
         self.shape = network.input_shape[1:]
+        self.paths = checked_paths(routes, network.num_gates)
         self._folder = pathlib.Path(folder) / (quantize or "float32")
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -54,13 +57,13 @@ class MobileFiles:
 
         return self._file(f"{layout}_{'_'.join(map(str, self.routes))}", make)
 
-    def static(self, route):
-        """Returns the path of the file of one width alone."""
+    def static(self, path):
+        """Returns the filename of one path alone."""
         from keras_dsnet.export import export_subnetwork
 
         return self._file(
-            f"static_{route}",
-            lambda path: export_subnetwork(self.network, route, path, **self._options),
+            f"static_{'_'.join(map(str, path))}",
+            lambda filename: export_subnetwork(self.network, path, filename, **self._options),
         )
 
     def naive(self):
@@ -73,7 +76,7 @@ class MobileFiles:
         from keras_dsnet.export.routed_parts import RoutedParts
 
         cuts = {route: (route,) for route in self.routes}
-        front = RoutedParts(self.network, self.routes, cuts).front
+        front = RoutedParts(self.network, self.routes, (cuts,)).front
         models = [self.network.subnetwork(route, fold_batch_norm=True) for route in self.routes]
 
         def run(image):
