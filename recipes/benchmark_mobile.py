@@ -19,11 +19,13 @@ import platform
 import sys
 
 from absl import flags
-from mobile_timing import alternate, load, loading_cost, low_and_middle, ratios
+from mobile_timing import load, loading_cost
 from start import start
+from take_turns import low_and_middle, ratios, take_turns
 
 FLAGS = flags.FLAGS
 FASTEST = "mobilenet_v1_1.0"
+SECONDS_PER_TURN = 0.15
 flags.DEFINE_string("workdir", None, "Folder of the benchmark: all that it writes.", required=True)
 flags.DEFINE_string("model", None, "Work directory of a stage, or a .keras file; none: random.")
 flags.DEFINE_list("routes", ["0", "4", "8", "13"], "Widths of the files that are made.")
@@ -126,7 +128,8 @@ def measure(quantize, routed, static, others):
     for name, path in others.items():
         interpreters[name, None] = load(path, FLAGS.threads)
         rows[name, None] = {}
-    times = alternate(interpreters, FLAGS.rounds)
+    runs = {key: interpreter.invoke for key, interpreter in interpreters.items()}
+    times = take_turns(runs, FLAGS.rounds, SECONDS_PER_TURN, warm_up=3)
     sources = routed | others | {f"static {width}": path for width, path in static.items()}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
     for (name, width), row in rows.items():
