@@ -7,8 +7,8 @@ r"""Times routed TFLite files against a file of each width alone, and against Mo
 Without files it exports DS-MobileNet, or the network that --model names, at 224x224 with 1000
 classes, every variable random, in both layouts, float32 and int8, and, for one gate, the naive file
 of one graph per route. With several gates it times the paths of one width throughout, and one on
-which every gate takes another width. Files that are named are
-compared with the widths of --model; without --model with the baselines alone.
+which every gate takes another width. Files that are named are compared with the widths of --model;
+without --model with the baselines alone.
 
 All interpreters that are compared take turns in one process. A route is timed by the signature
 serving_default with bounds that leave no other route: gate and branch run as ever. Size, time to
@@ -22,11 +22,13 @@ import platform
 import sys
 
 from absl import flags
-from mobile_timing import alternate, load, loading_cost, low_and_middle, ratios
+from mobile_timing import load, loading_cost
 from start import start
+from take_turns import low_and_middle, ratios, take_turns
 
 FLAGS = flags.FLAGS
 FASTEST = "mobilenet_v1_1.0"
+SECONDS_PER_TURN = 0.15
 # The networks of random variables, and the widths of their files.
 ROUTES = {
     "ds_mobilenet": (0, 4, 8, 13),
@@ -153,6 +155,9 @@ def measure(network, quantize, routed, static, others):
     for name, path in others.items():
         interpreters[name, None] = load(path, FLAGS.threads)
         rows[name, None] = {}
+    runs = {key: interpreter.invoke for key, interpreter in interpreters.items()}
+    times = take_turns(runs, FLAGS.rounds, SECONDS_PER_TURN, warm_up=3)
+    sources = routed | others | {f"static {width}": path for width, path in static.items()}
     times = alternate(interpreters, FLAGS.rounds)
     sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}

@@ -15,12 +15,11 @@ The gates' choices are set, their layers run. Prints minimum and median, writes 
 import itertools
 import json
 import pathlib
-import statistics
-import time
 
 from absl import flags
 from model_settings import MODELS
 from start import start
+from take_turns import low_and_middle, ratios, take_turns
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
@@ -94,30 +93,25 @@ def set_choices(model, paths):
         groups = [group for group in ways if group.size]
 
 
-def alternate(first, second):
-    """Runs two functions in turn and returns the seconds of each round."""
-    times = ([], [])
-    for function in (first, second):
-        function()
-    for _ in range(FLAGS.rounds):
-        for function, seconds in zip((first, second), times):
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-    return times
+def compare(name, routed, direct, images):
+    """Times both sides; prints and returns their minimum and median, and the ratio of their times.
 
-
-def summarize(name, routed, direct, images):
-    """Prints and returns minimum and median of both sides, and the ratio of their times."""
-    ratios = [a / b for a, b in zip(routed, direct)]
+    Args:
+        name: what is compared.
+        routed: a function without arguments.
+        direct: the same.
+        images: int, how many a call of either runs.
+    """
+    times = take_turns({"routed": routed, "direct": direct}, FLAGS.rounds)
+    time_ratio = ratios(times["routed"], times["direct"])
     row = {
         "what": name,
-        "routed_ms": [1e3 * min(routed), 1e3 * statistics.median(routed)],
-        "direct_ms": [1e3 * min(direct), 1e3 * statistics.median(direct)],
-        "time_ratio": [min(routed) / min(direct), statistics.median(ratios)],
-        "throughput_ratio": [min(direct) / min(routed), 1 / statistics.median(ratios)],
-        "images_per_second": images / statistics.median(routed),
+        "routed_ms": low_and_middle(times["routed"]),
+        "direct_ms": low_and_middle(times["direct"]),
+        "time_ratio": time_ratio,
+        "throughput_ratio": [1 / ratio for ratio in time_ratio],
     }
+    row["images_per_second"] = 1e3 * images / row["routed_ms"][1]
     print(
         f"{name}: routed {row['routed_ms'][0]:.1f} / {row['routed_ms'][1]:.1f} ms, direct "
         f"{row['direct_ms'][0]:.1f} / {row['direct_ms'][1]:.1f} ms (min / median), time ratio "
@@ -141,8 +135,14 @@ def main(_):
 
     batch, first = images[:64], paths[0]
     set_choices(model, [first] * len(batch))
-    alone = alternate(lambda: model(batch).numpy(), lambda: model(batch, path=first).numpy())
-    rows = [summarize(f"{len(batch)} images, all on path {first}", *alone, len(batch))]
+    rows = [
+        compare(
+            f"{len(batch)} images, all on path {first}",
+            lambda: model(batch).numpy(),
+            lambda: model(batch, path=first).numpy(),
+            len(batch),
+        )
+    ]
 
     taken = generator.permutation(np.repeat(np.arange(len(paths)), len(images) // len(paths)))
     images = images[: len(taken)]
@@ -151,11 +151,13 @@ def main(_):
         (path, tf.gather(images, np.flatnonzero(taken == index)))
         for index, path in enumerate(paths)
     ]
-    mixed = alternate(
+    mixed = compare(
+        f"{len(taken)} images, a mix of {paths}",
         lambda: model(images).numpy(),
         lambda: [model(group, path=path).numpy() for path, group in groups],
+        len(taken),
     )
-    rows.append(summarize(f"{len(taken)} images, a mix of {paths}", *mixed, len(taken)))
+    rows.append(mixed)
     (workdir / "routing.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 

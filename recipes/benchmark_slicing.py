@@ -21,12 +21,11 @@ import importlib.metadata
 import os
 import pathlib
 import shlex
-import statistics
 import sys
-import time
 
 from absl import flags
 from start import start
+from take_turns import low_and_middle, ratios, take_turns
 
 ENGINES = {
     "LiteRT": ("full", "masking", "indexing", "slicing", "slicing_at_run_time", "individual"),
@@ -64,46 +63,23 @@ def check_flags():
         raise PermissionError(f"--workdir={workdir} cannot be written: name another folder")
 
 
-def milliseconds(run, count):
-    """Returns the mean time of `count` calls."""
-    begin = time.perf_counter()
-    for _ in range(count):
-        run()
-    return 1e3 * (time.perf_counter() - begin) / count
-
-
-def alternate(runs):
-    """Returns for each way to run the milliseconds of a call in every round."""
-    counts = {}
-    for method, run in runs.items():
-        # The first call allocates.
-        milliseconds(run, 2)
-        counts[method] = max(1, round(1e3 * SECONDS_PER_ROUND / milliseconds(run, 1)))
-    times = {method: [] for method in runs}
-    order = list(runs)
-    for _ in range(FLAGS.rounds):
-        for method in order:
-            times[method].append(milliseconds(runs[method], counts[method]))
-        # None is always the one that follows the largest.
-        order.append(order.pop(0))
-    return times
-
-
 def make_rows(engine, stack, times):
     """Returns the rows of an engine's part of the table."""
     from resnet_stack import SHARE
 
     rows, ideal = [], times["individual"]
     for method, values in times.items():
+        low, middle = low_and_middle(values)
+        low_ratio, middle_ratio = ratios(values, ideal)
         rows.append(
             {
                 "engine": engine,
                 "method": method.replace("_", " "),
                 "madds": stack.madds(FLAGS.image_size, 1 if method in ALL_CHANNELS else SHARE),
-                "min_ms": min(values),
-                "median_ms": statistics.median(values),
-                "min_ratio": min(values) / min(ideal),
-                "median_ratio": statistics.median([a / b for a, b in zip(values, ideal)]),
+                "min_ms": low,
+                "median_ms": middle,
+                "min_ratio": low_ratio,
+                "median_ratio": middle_ratio,
                 "paper_ms": PAPER_MS.get(method),
             }
         )
@@ -186,7 +162,8 @@ def main(_):
         print(f"{engine}: preparing {', '.join(ENGINES[engine])}", flush=True)
         runs = prepare_runs(engine, stack, image, ENGINES[engine], FLAGS.threads)
         print(f"{engine}: equal features; timing {FLAGS.rounds} rounds", flush=True)
-        rows += make_rows(engine, stack, alternate(runs))
+        times = take_turns(runs, FLAGS.rounds, SECONDS_PER_ROUND)
+        rows += make_rows(engine, stack, times)
     workdir = pathlib.Path(FLAGS.workdir)
     print(write_table(rows, workdir, "slicing"))
     with atomic_file(workdir / "table.md") as file:

@@ -1,15 +1,13 @@
-"""Times TFLite files in turn, and measures what each takes to load. Needs no TensorFlow."""
+"""Loads TFLite files, and measures what that takes. Needs no TensorFlow."""
 
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
 
 import numpy as np
 
-SECONDS_PER_TURN = 0.15
 _MEBIBYTE = 2.0**20
 
 
@@ -29,46 +27,6 @@ def load(content, threads):
         interpreter.set_tensor(details["index"], values.astype(details["dtype"]))
     interpreter.invoke()
     return interpreter
-
-
-def alternate(interpreters, rounds):
-    """Runs interpreters in turn, each for about a seventh of a second.
-
-    Args:
-        interpreters: dict by name.
-        rounds: int.
-
-    Returns:
-        Dict from name to the milliseconds per run of each round.
-    """
-    counts = {}
-    for name, interpreter in interpreters.items():
-        counts[name] = max(1, round(SECONDS_PER_TURN * 1e3 / _milliseconds(interpreter, 3)))
-    times = {name: [] for name in interpreters}
-    order = list(interpreters)
-    for _ in range(rounds):
-        for name in order:
-            times[name].append(_milliseconds(interpreters[name], counts[name]))
-        # None is always the one that follows the largest.
-        order.append(order.pop(0))
-    return times
-
-
-def _milliseconds(interpreter, count):
-    start = time.perf_counter()
-    for _ in range(count):
-        interpreter.invoke()
-    return (time.perf_counter() - start) * 1e3 / count
-
-
-def low_and_middle(times):
-    """Returns minimum and median."""
-    return min(times), statistics.median(times)
-
-
-def ratios(times, base):
-    """Returns the ratio of the minima, and the median of the rounds' ratios."""
-    return min(times) / min(base), statistics.median(a / b for a, b in zip(times, base))
 
 
 def loading_cost(path, threads, signatures=()):

@@ -85,6 +85,31 @@ class CostCounter(Executor):
         return shape
 
 
+def count_costs(sections, path, image_shape):
+    """Counts what one image costs along a path.
+
+    Args:
+        sections: tuple of tuples of `Step`.
+        path: a `Path` of Python ints.
+        image_shape: `(height, width, channels)`.
+
+    Returns:
+        A `CostCounter` that has run all sections.
+
+    Raises:
+        ValueError: height or width are None.
+    """
+    if None in image_shape[:2]:
+        raise ValueError(
+            "MAdds need the image's size: pass `input_shape=(height, width, 3)`. "
+            f"Received: input_shape={image_shape}"
+        )
+    counter, shape = CostCounter(path), image_shape
+    for steps in sections:
+        shape = counter.run(steps, shape)
+    return counter
+
+
 def _elements(shape):
     height, width, channels = shape
     return height * width * channels

@@ -2,24 +2,21 @@
 
 import dataclasses
 import json
-import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common.stateless_scope import in_stateless_scope
 
-from keras_dsnet.models.cost_counter import CostCounter
+from keras_dsnet.models.cost_counter import count_costs
 from keras_dsnet.models.families import find_family
-from keras_dsnet.models.path import Path, check_routes, resolve_path
+from keras_dsnet.models.keras_export import keras_export
+from keras_dsnet.models.path import Path, resolve_path
 from keras_dsnet.models.plain_executor import plain_subnetwork
 from keras_dsnet.models.router import Router
-from keras_dsnet.models.sliced_executor import SlicedExecutor
-from keras_dsnet.models.topology import split_sections, walk
-from keras_dsnet.models.traced_sections import TracedSections
-
-# What `keras.Model.export` knows beside "litert".
-_KERAS_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
+from keras_dsnet.models.routing_space import RoutingSpace
+from keras_dsnet.models.section_runner import SectionRunner
+from keras_dsnet.models.topology import walk
+from keras_dsnet.models.width_table import width_table
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -67,19 +64,13 @@ class DynamicSlimmableNetwork(keras.Model):
         self.include_top = include_top
         self.classifier_activation = classifier_activation or "linear"
         self._image_shape = tuple(input_shape)
-        self._steps = _Hidden(
-            spec.build(self._image_shape[-1], classes, include_top, self.dtype_policy)
-        )
-        # Keras finds layers, and names them in weights files, by attributes.
-        self.supernet_layers = [s.layer for s in walk(self._steps.value) if s.layer is not None]
-        self._sections = _Hidden(split_sections(self._steps.value))
-        self._traced = _Hidden(TracedSections(self))
-        self._router = _Hidden(Router(self))
-        self._routes = check_routes(
-            range(self.num_widths) if routes is None else routes, self.num_widths
-        )
-        self._gates_trained = False
-        self._warned = False
+        steps = spec.build(self._image_shape[-1], classes, include_top, self.dtype_policy)
+        # Keras finds layers, and names them in weights files, by attributes that are layers or
+        # lists of them; the steps, which hold them too, stay behind an object that it leaves alone.
+        self.supernet_layers = [step.layer for step in walk(steps) if step.layer is not None]
+        self._runner = SectionRunner(steps, self._image_shape)
+        self._router = Router(self)
+        self._routing = RoutingSpace(self.num_widths, routes)
         self.supports_jit = False
         self.built = True
 
@@ -91,12 +82,12 @@ class DynamicSlimmableNetwork(keras.Model):
     @property
     def sections(self):
         """The topology: tuple of tuples of `Step`, cut behind every slimming gate."""
-        return self._sections.value
+        return self._runner.sections
 
     @property
     def slimming_gates(self):
         """The gates with a slimming head, in order."""
-        return [step.layer for step in self._steps.value if step.is_slimming_gate]
+        return [step.layer for step in self._runner.steps if step.is_slimming_gate]
 
     @property
     def num_gates(self):
@@ -111,25 +102,25 @@ class DynamicSlimmableNetwork(keras.Model):
     @property
     def routes(self):
         """The candidate widths of every gate: a tuple of ints, ascending; settable."""
-        return self._routes
+        return self._routing.routes
 
     @routes.setter
     def routes(self, routes):
-        self._routes = check_routes(routes, self.num_widths)
+        self._routing.routes = routes
 
     @property
     def gates_trained(self):
         """Whether the slimming heads were trained; settable, saved with the weights."""
-        return self._gates_trained
+        return self._routing.gates_trained
 
     @gates_trained.setter
     def gates_trained(self, trained):
-        self._gates_trained = bool(trained)
+        self._routing.gates_trained = bool(trained)
 
     @property
     def trace_count(self):
         """How many sections were traced so far, at one width each."""
-        return self._traced.value.trace_count
+        return self._runner.trace_count
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         # Here and not in `call`: Keras would make a tensor of a numpy integer on the way.
@@ -150,24 +141,14 @@ class DynamicSlimmableNetwork(keras.Model):
                     "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or "
                     "call `model(x, path=..., training=True)`. Received: path=None"
                 )
-            outputs = self._router.value(inputs, self._current_routes())[0]
+            outputs = self._router(inputs, self._routing.candidates())[0]
         else:
-            outputs = self._run_path(inputs, path, training)
+            outputs = self._runner.run_path(inputs, path, training)
         if not self.include_top:
             return outputs
         # Softmax of float16 logits loses digits that users compare.
         logits = tf.cast(outputs, tf.float32)
         return keras.activations.get(self.classifier_activation)(logits)
-
-    def _run_path(self, inputs, path, training):
-        static = all(isinstance(width, int) for width in path.widths)
-        # A traced function holds the variables themselves; a stateless scope has others.
-        if training or not static or not tf.executing_eagerly() or in_stateless_scope():
-            return self.run_sections(inputs, path, training=training)
-        rows = list(zip(path.widths, path.statistics))
-        for section, (before, after) in enumerate(zip([None, *rows], rows)):
-            inputs, _ = self._traced.value(section, before, after, inputs)
-        return inputs
 
     def run_sections(self, x, path, first=0, last=None, executor=None, **kwargs):
         """Runs sections `first` to `last` (None: the last) and returns features or logits.
@@ -182,38 +163,15 @@ class DynamicSlimmableNetwork(keras.Model):
             executor: an executor to run with; None: a `SlicedExecutor` of `path`.
             **kwargs: of the `SlicedExecutor`.
         """
-        executor = executor or SlicedExecutor(path, **kwargs)
-        last = self.num_gates if last is None else last
-        for section in range(first, last + 1):
-            x = executor.run(self.sections[section], x)
-        return x
+        return self._runner.run(x, path, first, last, executor, **kwargs)
 
     def run_section(self, section, before, after, x):
         """Runs one section at inference: `(outputs, scores)`; see `TracedSections`."""
-        if tf.executing_eagerly() and not in_stateless_scope():
-            return self._traced.value(section, before, after, x)
-        width, row = after
-        path = Path((width,) * (section + 1), (row,) * (section + 1))
-        executor = SlicedExecutor(path)
-        outputs = executor.run(self.sections[section], x)
-        return outputs, (executor.scores or [None])[0]
+        return self._runner.run_section(section, before, after, x)
 
     def run_any_width(self, first, x, path):
         """Runs the front (`first=0`) or the rest (1) along any path by one trace for all."""
-        return self._traced.value.any_width(first, x, path)
-
-    def _current_routes(self):
-        if self.gates_trained:
-            return self.routes
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "The gates of this network are not trained: every image takes the widest route "
-                f"({self.routes[-1]}). Train them with keras_dsnet.training.GateTrainer, or pass "
-                "`path=`.",
-                stacklevel=3,
-            )
-        return self.routes[-1:]
+        return self._runner.run_any_width(first, x, path)
 
     def route(self, inputs):
         """Returns the widths that the gates choose.
@@ -225,12 +183,12 @@ class DynamicSlimmableNetwork(keras.Model):
             int32 `[batch, num_gates]`.
         """
         inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
-        return self._router.value.choose(inputs, self._current_routes())
+        return self._router.choose(inputs, self._routing.candidates())
 
     def run_dynamic(self, inputs):
         """Routes a batch: `(logits [batch, classes], widths int32 [batch, num_gates])`."""
         inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
-        return self._router.value(inputs, self._current_routes())
+        return self._router(inputs, self._routing.candidates())
 
     def make_predict_function(self, force=False):
         # Eager, because only so a width that no image chose costs nothing at all; the sections
@@ -248,15 +206,7 @@ class DynamicSlimmableNetwork(keras.Model):
     def costs(self, path, input_shape=None):
         """Returns the `CostCounter` of a path at an input shape; see `madds`."""
         shape = tuple(input_shape or self._image_shape)
-        if None in shape[:2]:
-            raise ValueError(
-                "MAdds need the image's size: pass `input_shape=(height, width, 3)`. "
-                f"Received: input_shape={shape}"
-            )
-        counter = CostCounter(self.resolve_path(path))
-        for steps in self.sections:
-            shape = counter.run(steps, shape)
-        return counter
+        return count_costs(self.sections, self.resolve_path(path), shape)
 
     def madds(self, path, input_shape=None, include_pooling=True):
         """Returns the multiply-adds of one image along a path.
@@ -276,19 +226,7 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def width_table(self, input_shape=None):
         """Returns a row per width: its path, rho, channels, parameters and MAdds."""
-        rows = []
-        for width in range(self.num_widths):
-            cost = self.costs(width, input_shape)
-            rows.append(
-                {
-                    "path": width,
-                    "rho": self.spec.ratios[width],
-                    "channels": self.spec.gated_channels[width],
-                    "parameters": cost.parameters,
-                    "madds": cost.madds + cost.pooling,
-                }
-            )
-        return rows
+        return width_table(self, input_shape)
 
     def subnetwork(self, path, fold_batch_norm=False):
         """Returns one sub-network as a plain Keras model of stock layers.
@@ -323,29 +261,7 @@ class DynamicSlimmableNetwork(keras.Model):
             from keras_dsnet.export import export_routed
 
             return export_routed(self, filepath, verbose=verbose is not False, **options)
-        if format not in _KERAS_FORMATS:
-            raise ValueError(
-                f"`format` must be 'litert' or one of {', '.join(map(repr, _KERAS_FORMATS))}. "
-                f"Received: format={format!r}"
-            )
-        # Keras knows it only of a model that was called.
-        images = keras.InputSpec(dtype="float32", shape=self.input_shape)
-        options.setdefault("input_signature", [images])
-        try:
-            return super().export(str(filepath), format=format, verbose=verbose, **options)
-        except OSError:
-            raise
-        except ImportError as error:
-            raise ImportError(
-                f"format={format!r} needs a package that is not installed: {error}"
-            ) from error
-        except Exception as error:
-            line = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ValueError(
-                f"Keras cannot export this network to format={format!r}: {line.rstrip('.')}. Where "
-                "a format cannot hold a network that chooses its path, export one path: "
-                "`model.subnetwork(path).export(...)`"
-            ) from error
+        return keras_export(self, filepath, format, verbose, **options)
 
     def save_own_variables(self, store):
         store["routes"] = np.array(self.routes, "int32")
@@ -374,10 +290,3 @@ class DynamicSlimmableNetwork(keras.Model):
     def from_config(cls, config):
         spec = dict(config["spec"])
         return cls(**{**config, "spec": find_family(spec.pop("family")).from_dict(spec)})
-
-
-class _Hidden:
-    """Keeps an attribute out of the sight of Keras's tracking."""
-
-    def __init__(self, value):
-        self.value = value

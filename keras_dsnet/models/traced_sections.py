@@ -14,14 +14,16 @@ class TracedSections:
     Channels are static in each function and the batch is not, so that one trace serves every batch.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
+        sections: tuple of tuples of `Step`.
+        image_shape: `(height, width, channels)`; height and width may be None.
 
     Attributes:
         trace_count: how many times Python traced a section.
     """
 
-    def __init__(self, network):
-        self._network = network
+    def __init__(self, sections, image_shape):
+        self._sections = sections
+        self._image_shape = image_shape
         self._functions = {}
         self._any_width = {}
         self.trace_count = 0
@@ -44,9 +46,8 @@ class TracedSections:
         return self._functions[key](x)
 
     def _trace(self, section, after, x):
-        steps = self._network.sections[section]
-        width, row = after
-        path = Path((width,) * (section + 1), (row,) * (section + 1))
+        steps = self._sections[section]
+        path = section_path(section, after)
 
         def run(inputs):
             self.trace_count += 1
@@ -55,7 +56,7 @@ class TracedSections:
             return outputs, (executor.scores or [None])[0]
 
         # What the model leaves open, batch size and image size, is open here too.
-        sizes = zip(self._network.input_shape[:3], x.shape[:3])
+        sizes = zip((None, *self._image_shape[:2]), x.shape[:3])
         shape = (*(size if fixed else None for fixed, size in sizes), x.shape[3])
         return tf.function(run, autograph=False).get_concrete_function(
             tf.TensorSpec(shape, x.dtype)
@@ -71,6 +72,9 @@ class TracedSections:
             first: 0 or 1.
             x: input of section `first`.
             path: a `Path` of Python ints.
+
+        Returns:
+            Features of section 0, or the last section's outputs.
         """
         if first not in self._any_width:
             self._any_width[first] = tf.function(
@@ -81,6 +85,18 @@ class TracedSections:
         return self._any_width[first](x, tf.constant(path.widths), tf.constant(path.statistics))
 
     def _run_any_width(self, first, x, widths, rows):
-        path = Path(tuple(tf.unstack(widths)), tuple(tf.unstack(rows)))
-        last = 0 if first == 0 else None
-        return self._network.run_sections(x, path, first=first, last=last)
+        executor = SlicedExecutor(Path(tuple(tf.unstack(widths)), tuple(tf.unstack(rows))))
+        for steps in self._sections[1:] if first else self._sections[:1]:
+            x = executor.run(steps, x)
+        return x
+
+
+def section_path(section, after):
+    """Returns a `Path` for one section alone; what stands for the other sections is never read.
+
+    Args:
+        section: int.
+        after: `(width, statistics row)` of the section.
+    """
+    width, row = after
+    return Path((width,) * (section + 1), (row,) * (section + 1))

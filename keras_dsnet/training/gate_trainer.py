@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from keras_dsnet.models.masked_executor import MaskedExecutor
 from keras_dsnet.models.path import check_routes
-from keras_dsnet.models.section_costs import section_costs
 from keras_dsnet.models.sliced_executor import SlicedExecutor
+from keras_dsnet.training.choice_madds import ChoiceMAdds
 from keras_dsnet.training.losses import gate_cross_entropy, label_cross_entropy
 
 STRATEGIES = ("try_best", "give_up")
@@ -55,16 +55,18 @@ class GateTrainer(keras.Model):
     ):
         super().__init__(**kwargs)
         if strategy not in STRATEGIES:
-            raise ValueError(f"`strategy` must be one of {STRATEGIES}. Received: {strategy!r}")
+            raise ValueError(
+                f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}"
+            )
         if estimator not in ESTIMATORS or (estimator == "exact" and model.num_gates > 1):
             raise ValueError(
                 f"`estimator` must be one of {ESTIMATORS}, 'exact' for networks of one gate alone. "
-                f"Received: {estimator!r} for {model.num_gates} gates"
+                f"Received: estimator={estimator!r} for {model.num_gates} gates"
             )
         if len(loss_weights) != 3 or min(loss_weights) < 0 or not any(loss_weights):
             raise ValueError(
                 "`loss_weights` must be three numbers of 0 or more, not all 0. "
-                f"Received: {loss_weights!r}"
+                f"Received: loss_weights={loss_weights!r}"
             )
         self.model = model
         self.routes = check_routes(model.routes if routes is None else routes, model.num_widths)
@@ -74,9 +76,7 @@ class GateTrainer(keras.Model):
         self.estimator = estimator
         self.seed = seed
         model.routes = self.routes
-        # MAdds overflow float16 and are inexact in float32: the loss gets their ratio to T.
-        self._front_madds, self._section_madds = section_costs(model, self.routes)
-        self._widest_madds = model.madds("widest")
+        self.choice_madds = ChoiceMAdds(model, self.routes)
         names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
         names += ["accuracy", "gate_accuracy", "easy"]
         self._trackers = {name: keras.metrics.Mean(name) for name in names}
@@ -102,7 +102,12 @@ class GateTrainer(keras.Model):
         return [v for gate in self.model.slimming_gates for v in gate.slimming_variables]
 
     def compile(self, optimizer=None, **kwargs):
-        """Sets the optimizer; None: SGD with momentum 0.9. Gates have no weight decay."""
+        """Sets the optimizer.
+
+        Args:
+            optimizer: None: SGD with momentum 0.9. Gates have no weight decay.
+            **kwargs: of `keras.Model.compile`.
+        """
         if optimizer is None:
             optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
         optimizer = keras.optimizers.get(optimizer)
@@ -114,7 +119,10 @@ class GateTrainer(keras.Model):
     def train_step(self, data):
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if weights is not None:
-            raise ValueError("`GateTrainer` takes no sample weights.")
+            raise ValueError(
+                "`GateTrainer` takes images and labels, without sample weights. "
+                "Received: (images, labels, sample_weight)"
+            )
         variables = [variable.value for variable in self.optimized_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
@@ -187,7 +195,7 @@ class GateTrainer(keras.Model):
             "scores": masked.scores,
             "choices": masked.choices,
             "classification_loss": label_cross_entropy(labels, logits),
-            "complexity_loss": tf.reduce_mean(self._relative_madds(masked.choices) ** 2),
+            "complexity_loss": tf.reduce_mean(self.choice_madds.relative(masked.choices) ** 2),
             "right": _right(logits, labels),
         }
 
@@ -201,7 +209,7 @@ class GateTrainer(keras.Model):
         by_route = {width: self._route_logits(features, width) for width in self.routes}
         logits = tf.cast(tf.stack(list(by_route.values()), axis=1), tf.float32)
         each = tf.one_hot(tf.range(len(self.routes)), len(self.routes))
-        costs = self._relative_madds([each]) ** 2
+        costs = self.choice_madds.relative([each]) ** 2
         truth = tf.repeat(tf.cast(labels, tf.int32)[:, None], len(self.routes), axis=1)
         entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits)
         return {
@@ -235,33 +243,12 @@ class GateTrainer(keras.Model):
         ]
         return tf.add_n(rights) / len(rights)
 
-    def _relative_madds(self, choices):
-        """MAdds of every image over those of the widest path, differentiable: `[batch]`."""
-        total = self._front_madds / self._widest_madds
-        before = tf.ones_like(choices[0][:, :1])
-        for choice, table in zip(choices, self._section_madds):
-            relative = tf.constant(table / self._widest_madds, tf.float32)
-            total += tf.reduce_sum((before @ relative) * choice, axis=1)
-            before = choice
-        return total
-
-    def _exact_madds(self, choices):
-        """MAdds of every image, float64 `[batch]`: whole numbers, exact."""
-        total = tf.constant(self._front_madds, tf.float64)
-        before = tf.zeros_like(choices[0][:, 0], tf.int64)
-        for choice, table in zip(choices, self._section_madds):
-            after = tf.argmax(choice, axis=1)
-            pairs = tf.stack([before, after], axis=1)
-            total += tf.cast(tf.gather_nd(tf.constant(table), pairs), tf.float64)
-            before = after
-        return total
-
     def _report(self, losses, results):
         for name, value in losses.items():
             self._trackers[name].update_state(value)
         for name, key in (("accuracy", "right"), ("gate_accuracy", "gate_right"), ("easy", "easy")):
             self._trackers[name].update_state(results[key])
-        self._madds.update_state(self._exact_madds(results["choices"]))
+        self._madds.update_state(self.choice_madds.exact(results["choices"]))
         for trackers, choice in zip(self._shares, results["choices"]):
             taken = tf.one_hot(tf.argmax(choice, axis=1), len(self.routes))
             for tracker, share in zip(trackers, tf.unstack(taken, axis=1)):

@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from keras_dsnet.layers.slice_tape import SliceTape, add_slices, whole_gradient
 from keras_dsnet.models.path import Path
-from keras_dsnet.models.topology import walk
 from keras_dsnet.training.l2_sgd import L2SGD
 from keras_dsnet.training.losses import label_cross_entropy, soft_cross_entropy
+from keras_dsnet.training.moving_average import MovingAverage
+from keras_dsnet.training.stage_one_variables import stage_one_variables, undecayed_variables
 
 TARGETS = ("in_place", "ema", "ensemble")
 
@@ -84,31 +85,18 @@ class SupernetTrainer(keras.Model):
         self.label_smoothing = label_smoothing
         self.decay_norms_and_biases = decay_norms_and_biases
         self.seed = seed
-        self.front_variables = _stage_one_variables(model.sections[:1])
-        self.tail_variables = _stage_one_variables(model.sections[1:])
-        self.teacher_variables = self._make_teacher() if target != "in_place" else []
+        self.front_variables = stage_one_variables(model.sections[:1])
+        self.tail_variables = stage_one_variables(model.sections[1:])
+        taught = model.variables if target != "in_place" else []
+        self._average = MovingAverage(taught, ema_momentum, ema_warmup)
+        # Keras finds variables by attributes that are lists of them.
+        self._averaged, self.teacher_variables = self._average.variables, self._average.averages
         names = ["loss", f"{self._label_name}_loss"]
         names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
         self._trackers = {name: keras.metrics.Mean(name) for name in names}
         self._accuracy = keras.metrics.Mean(f"{self._label_name}_accuracy")
         self.supports_jit = False
         self.built = True
-
-    def _make_teacher(self):
-        self._averaged = [
-            v for v in self.model.variables if v.dtype.startswith(("float", "bfloat"))
-        ]
-        # A copy by NumPy: given a TensorFlow variable, a Keras one would wrap it, not copy it.
-        return [
-            keras.Variable(
-                v.numpy(),
-                dtype=v.dtype,
-                trainable=False,
-                name=f"teacher_{v.name}",
-                aggregation="mean",
-            )
-            for v in self._averaged
-        ]
 
     @property
     def metrics(self):
@@ -129,14 +117,7 @@ class SupernetTrainer(keras.Model):
         super().compile(optimizer=optimizer, **kwargs)
 
     def _undecayed_variables(self):
-        undecayed = []
-        for step in walk([step for steps in self.model.sections for step in steps]):
-            if step.kind == "gate":
-                undecayed += step.layer.variables
-            elif step.layer is not None and not self.decay_norms_and_biases:
-                variables = step.layer.trainable_variables
-                undecayed += [v for v in variables if v.name in ("gamma", "beta", "bias")]
-        return undecayed
+        return undecayed_variables(self.model.sections, self.decay_norms_and_biases)
 
     @property
     def optimized_variables(self):
@@ -164,7 +145,8 @@ class SupernetTrainer(keras.Model):
         paths = self._paths(self.draw_widths())
         losses, logits, gradients = self._gradients(images, labels, paths)
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
-        self._update_teacher()
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        self._average.update(self.optimizer.iterations, replicas)
         return self._report(losses, logits, labels)
 
     def _paths(self, widths):
@@ -243,13 +225,21 @@ class SupernetTrainer(keras.Model):
         return soft_cross_entropy(soft, logits, self.temperature)
 
     def teacher_probabilities(self, images, paths):
-        """Returns the teacher's probabilities of the given paths, the label path's first."""
+        """Returns the teacher's probabilities of the given paths, the label path's first.
+
+        Args:
+            images: `[batch, height, width, 3]`.
+            paths: list of `Path`.
+
+        Returns:
+            List of `[batch, classes]`: of all paths, or of target "ema" the first alone; None
+            where no teacher is asked.
+        """
         if self.target == "in_place" or not self.sandwich:
             return None
         paths = paths if self.target == "ensemble" else paths[:1]
         probabilities, fronts = [], {}
-        averages = [tf.convert_to_tensor(variable) for variable in self.teacher_variables]
-        with keras.StatelessScope(zip(self._averaged, averages)):
+        with self._average.scope():
             for path in paths:
                 front = path.widths[0]
                 if front not in fronts:
@@ -257,23 +247,6 @@ class SupernetTrainer(keras.Model):
                 logits = self.model.run_sections(fronts[front], path, first=1)
                 probabilities.append(tf.nn.softmax(tf.cast(logits, tf.float32) / self.temperature))
         return [tf.stop_gradient(p) for p in probabilities]
-
-    def _update_teacher(self):
-        """Eq. 3, for variables and batch-norm statistics alike."""
-        step = tf.cast(self.optimizer.iterations, tf.float32)
-        momentum = tf.constant(self.ema_momentum)
-        if self.ema_warmup:
-            momentum = tf.minimum(momentum, step / (9.0 + step))
-        for average, variable in zip(self.teacher_variables, getattr(self, "_averaged", [])):
-            rest = tf.cast(1.0 - momentum, average.dtype)
-            difference = average - tf.cast(variable, average.dtype)
-            if self.distribute_strategy.num_replicas_in_sync > 1:
-                average.assign_sub(difference * rest)
-            else:
-                # The product is not written to memory.
-                tf.raw_ops.ResourceApplyGradientDescent(
-                    var=average.value.handle, alpha=rest, delta=difference
-                )
 
     def _report(self, losses, logits, labels):
         values = {f"{self._label_name}_loss": losses[0]}
@@ -292,18 +265,10 @@ class SupernetTrainer(keras.Model):
 
     def load_teacher(self):
         """Gives the model the teacher's variables: the average, which is the better network."""
-        for average, variable in zip(self.teacher_variables, getattr(self, "_averaged", [])):
-            variable.assign(average)
+        self._average.load()
 
     def call(self, inputs, **kwargs):
         return self.model(inputs, **kwargs)
-
-
-def _stage_one_variables(sections):
-    """Trainable variables of the sections, slimming heads left out."""
-    layers = [step.layer for steps in sections for step in walk(steps) if step.layer is not None]
-    slimming = {id(v) for layer in layers for v in getattr(layer, "slimming_variables", [])}
-    return [v for layer in layers for v in layer.trainable_variables if id(v) not in slimming]
 
 
 def _sum(total, value):

@@ -103,7 +103,7 @@ def test_first_fault_sgs_of_the_softmax_never_ends(trainer, step, batch):
 def test_second_fault_madds_of_depthwise_layers_are_too_many(trainer, step, batch):
     """Their count of the masked network exceeds that of the same static one; here it is equal."""
     _, results = trainer.losses(*batch)
-    exact = trainer._exact_madds(results["choices"])
+    exact = trainer.choice_madds.exact(results["choices"])
     expected = [trainer.model.madds(int(width)) for width in step["gate_index"]]
     np.testing.assert_array_equal(exact, expected)
     surplus = step["madds_reported"].astype("float64") - expected

@@ -1,15 +1,25 @@
-"""The reference of the training benchmark takes the step that the package takes."""
+"""The references of the training benchmark take the steps that the package takes."""
+
+import importlib
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_dsnet.applications import DSMobileNet
+from tiny_families import TINY_EFFICIENTNET, TINY_RESNET
 
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
 from keras_dsnet.training import L2SGD, SupernetTrainer
 
-WIDTHS = (3, 9)
 BATCH, SIZE, CLASSES = 4, 32, 10
+# The two random paths of a step: of several gates neither is the wider one everywhere.
+NETWORKS = {
+    "BareResNet": ("bare_resnet", TINY_RESNET, [(0, 2, 1), (2, 1, 1)]),
+    "BareEfficientNet": ("bare_efficientnet", TINY_EFFICIENTNET, [(1,), (1,)]),
+    "BareMobileNet": ("bare_mobilenet", MobileNetSpec(), [(3,), (9,)]),
+}
+SLOW = ("BareMobileNet",)
+names = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NETWORKS]
 
 
 def make_images():
@@ -18,9 +28,9 @@ def make_images():
     return tf.constant(images), tf.constant(generator.integers(0, CLASSES, BATCH), tf.int32)
 
 
-def make_trainer():
+def make_trainer(spec, widths):
     keras.utils.set_random_seed(0)
-    model = DSMobileNet(input_shape=(SIZE, SIZE, 3), classes=CLASSES, classifier_activation=None)
+    model = DynamicSlimmableNetwork(spec, (SIZE, SIZE, 3), CLASSES, classifier_activation=None)
     generator = np.random.default_rng(1)
     for variable in model.variables:
         if "kernel" not in variable.name and variable.dtype == "float32":
@@ -28,25 +38,25 @@ def make_trainer():
             variable.assign_add(noise.astype("float32"))
     trainer = SupernetTrainer(model)
     trainer.compile(L2SGD(0.05))
-    trainer.draw_widths = lambda: tf.constant(WIDTHS)[:, None]
+    trainer.draw_widths = lambda: tf.constant(widths)
     return trainer
 
 
-def make_reference():
-    from bare_mobilenet import BareMobileNet
+def make_reference(name, spec, widths):
     from bare_stage1 import BareStageOne
 
-    reference = BareStageOne(BareMobileNet(CLASSES), BATCH, SIZE)
-    reference.draw_widths = lambda: tf.constant(WIDTHS)
+    network = getattr(importlib.import_module(NETWORKS[name][0]), name)
+    reference = BareStageOne(network(spec, CLASSES), BATCH, SIZE)
+    reference.draw_widths = lambda: tf.constant(widths)
     return reference
 
 
-def views(reference, section, attribute):
+def views(reference, half, attribute):
     """The reference's arrays under the package's names, packed vectors one by one."""
-    parameters = reference.net.parameters[section]
+    parameters = reference.net.parameters[half]
     arrays = {name: getattr(p, attribute).numpy() for name, p in parameters.items()}
-    for options, names in reference.net.vectors[section].items():
-        arrays.update(zip(names, arrays.pop(f"vectors {options}")))
+    for channels, packed in reference.net.vectors[half].items():
+        arrays.update(zip(packed, arrays.pop(f"vectors {channels}")))
     return arrays
 
 
@@ -59,28 +69,31 @@ def first(value, shape):
 
 def copy_weights(trainer, reference):
     named = {variable.path: variable for variable in trainer.model.variables}
-    for section in (0, 1):
-        for name, parameter in reference.net.parameters[section].items():
+    net = reference.net
+    for half in (0, 1):
+        for name, parameter in net.parameters[half].items():
             if name in named:
                 value = first(named[name], parameter.variable.shape)
                 parameter.variable.assign(value)
                 parameter.average.assign(value)
-        for options, names in reference.net.vectors[section].items():
-            parameter = reference.net.parameters[section][f"vectors {options}"]
-            value = np.stack([first(named[name], options[-1:]) for name in names])
+        for channels, packed in net.vectors[half].items():
+            parameter = net.parameters[half][f"vectors {channels}"]
+            value = np.stack([first(named[name], (channels.most,)) for name in packed])
             parameter.variable.assign(value)
             parameter.average.assign(value)
-        for options, names in reference.net.norms[section].items():
-            shape = (len(options), options[-1])
+        for channels, packed in net.norms[half].items():
+            moving, average = net.statistics[half][channels]
+            shape = (moving.shape[0], channels.most)
             kinds = ("moving_mean", "moving_variance")
-            table = [[first(named[f"{n}/{kind}"], shape) for n in names] for kind in kinds]
-            for variable in reference.net.statistics[section][options]:
+            table = [[first(named[f"{n}/{kind}"], shape) for n in packed] for kind in kinds]
+            for variable in (moving, average):
                 variable.assign(np.transpose(table, (2, 0, 1, 3)))
 
 
-@pytest.mark.slow
-def test_a_step_of_the_reference_is_a_step_of_the_package():
-    trainer, reference = make_trainer(), make_reference()
+@pytest.mark.parametrize("name", names)
+def test_a_step_of_the_reference_is_a_step_of_the_package(name):
+    _, spec, widths = NETWORKS[name]
+    trainer, reference = make_trainer(spec, widths), make_reference(name, spec, widths)
     copy_weights(trainer, reference)
     images, labels = make_images()
     logs = trainer.train_on_batch(images, labels, return_dict=True)
@@ -91,16 +104,19 @@ def test_a_step_of_the_reference_is_a_step_of_the_package():
 
     moved = {variable.path: variable for variable in trainer.model.variables}
     averages = {v.path: a for v, a in zip(trainer._averaged, trainer.teacher_variables)}
-    for section in (0, 1):
+    compared = set()
+    for half in (0, 1):
         for attribute, package in (("variable", moved), ("average", averages)):
-            for name, value in views(reference, section, attribute).items():
-                expected = first(package[name], value.shape)
+            for path, value in views(reference, half, attribute).items():
+                expected = first(package[path], value.shape)
                 scale = np.abs(expected).max() + 1e-3
-                np.testing.assert_allclose(value, expected, atol=1e-4 * scale, err_msg=name)
-        for options, names in reference.net.norms[section].items():
-            tables = reference.net.statistics[section][options]
-            for package, table in zip((moved, averages), tables):
-                for index, name in enumerate(names):
-                    expected = first(package[f"{name}/moving_mean"], (len(options), options[-1]))
+                np.testing.assert_allclose(value, expected, atol=1e-4 * scale, err_msg=path)
+                compared.add(path)
+        for channels, packed in reference.net.norms[half].items():
+            for package, table in zip((moved, averages), reference.net.statistics[half][channels]):
+                shape = (table.shape[0], channels.most)
+                for index, path in enumerate(packed):
+                    expected = first(package[f"{path}/moving_mean"], shape)
                     actual = table.numpy()[:, 0, index]
-                    np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=name)
+                    np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=path)
+    assert compared == {variable.path for variable in trainer.optimized_variables}

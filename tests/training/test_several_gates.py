@@ -106,7 +106,7 @@ def test_expected_madds_of_soft_choices_are_the_sum_over_all_paths(network, gate
     for path in itertools.product(ROUTES, repeat=3):
         probability = np.prod([choices[gate, :, width] for gate, width in enumerate(path)], axis=0)
         expected += probability * network.madds(path)
-    relative = gate_trainer._relative_madds(list(map(tf.constant, choices)))
+    relative = gate_trainer.choice_madds.relative(list(map(tf.constant, choices)))
     np.testing.assert_allclose(relative, expected / network.madds("widest"), rtol=1e-5)
 
 

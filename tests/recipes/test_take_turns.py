@@ -1,0 +1,32 @@
+"""Functions that are timed against each other take turns, and none always comes first."""
+
+import pytest
+from take_turns import low_and_middle, ratios, take_turns
+
+
+def test_every_function_runs_once_a_round_and_each_comes_first_in_turn():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in "abc"}
+    times = take_turns(runs, rounds=3, warm_up=1)
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_turn_lasts_as_long_as_is_asked_whatever_a_call_takes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    calls = {"slow": 0, "fast": 0}
+
+    def run(name, seconds):
+        calls[name] += 1
+        now[0] += seconds
+
+    runs = {"slow": lambda: run("slow", 0.25), "fast": lambda: run("fast", 0.125)}
+    times = take_turns(runs, rounds=2, seconds_per_turn=0.5, warm_up=1)
+    assert calls == {"slow": 2 + 2 * 2, "fast": 2 + 2 * 4}
+    assert times == {"slow": [250.0, 250.0], "fast": [125.0, 125.0]}
+
+
+def test_ratios_compare_the_minima_and_round_by_round():
+    assert low_and_middle([3.0, 1.0, 2.0]) == (1.0, 2.0)
+    assert ratios([2.0, 8.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.0))
