@@ -157,8 +157,6 @@ def measure(network, quantize, routed, static, others):
         rows[name, None] = {}
     runs = {key: interpreter.invoke for key, interpreter in interpreters.items()}
     times = take_turns(runs, FLAGS.rounds, SECONDS_PER_TURN, warm_up=3)
-    sources = routed | others | {f"static {width}": path for width, path in static.items()}
-    times = alternate(interpreters, FLAGS.rounds)
     sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
     for (name, path), row in rows.items():
