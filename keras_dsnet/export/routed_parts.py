@@ -49,15 +49,15 @@ class RoutedParts:
     Args:
         network: a `DynamicSlimmableNetwork`.
         routes: tuple of candidate widths, ascending.
-        cuts: for each gate a dict from route to its cuts; see `plan_cuts`.
+        plans: for each gate a `SectionPlan`.
         integer: bool: for an int8 file.
         raw: bool: images are uint8 pixels, which the front normalises.
     """
 
-    def __init__(self, network, routes, cuts, integer=False, raw=False):
+    def __init__(self, network, routes, plans, integer=False, raw=False):
         self._network = network
         self._routes = routes
-        self._cuts = cuts
+        self._plans = plans
         self._integer = integer
         self._raw = raw
 
@@ -107,19 +107,26 @@ class RoutedParts:
     def _pairs(self, section):
         return itertools.product(self._routes, self._routes) if section > 1 else ()
 
-    def _executor(self, widths):
-        """Returns what runs sections at these widths; the others are not run."""
+    def _executor(self, widths, entry=None):
+        """Returns what runs sections at these widths; the others are not run.
+
+        Args:
+            widths: dict from section to width.
+            entry: the section whose first convolutions are run alone; None: none.
+        """
         sections = range(1, self._network.num_gates + 1)
         path = (0, *(widths.get(section, 0) for section in sections))
-        cuts = tuple(
-            self._cuts[section - 1][width] if section in widths else (width,)
-            for section, width in enumerate(path)
-        )
-        return BlockExecutor(Path(path, path), cuts, self._integer)
+        cuts, vectors = [(0,)], [(0,)]
+        for section in sections:
+            plan, width = self._plans[section - 1], path[section]
+            own = plan.entry if section == entry else plan.cuts
+            cuts.append(own[width] if section in widths else (width,))
+            vectors.append(plan.vectors[width] if section in widths else (width,))
+        return BlockExecutor(Path(path, path), cuts, self._integer, vectors)
 
     def _entry(self, section, before, after):
         def run(features):
-            executor = self._executor({section - 1: before, section: after})
+            executor = self._executor({section - 1: before, section: after}, section)
             return {"features": enter(executor, self._network.sections[section], features)}
 
         name = self._name(section, after, before)
@@ -135,7 +142,8 @@ class RoutedParts:
             if section == 1:
                 features = executor.run(steps, features)
             else:
-                features = leave(executor, steps, features)
+                groups = len(self._plans[section - 1].entry[width])
+                features = leave(executor, steps, features, groups)
             if last:
                 return {"output": self._output(features)}
             return self._choose(section, executor, features, **state)
