@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.export.conversion import FLOAT_SCOPE
 from keras_dsnet.export.group_norm import group_norm
 from keras_dsnet.layers.sliced_conv2d import tf_padding
 from keras_dsnet.models.activation import activate
@@ -156,10 +157,13 @@ class BlockExecutor(Executor):
         return tuple(outputs)
 
     def norm(self, step, x):
-        if not hasattr(step.layer, "moving_mean"):
+        if hasattr(step.layer, "moving_mean"):
+            return tuple(activate(step.activation, group) for group in x)
+        # Statistics of an image span more than the 255 steps of int8; see `group_norm`.
+        with tf.name_scope(FLOAT_SCOPE):
             edges = itertools.pairwise(_edges_of(x))
-            x = [group_norm(step.layer, group, *own) for group, own in zip(x, edges)]
-        return tuple(activate(step.activation, group) for group in x)
+            normalised = [group_norm(step.layer, group, *own) for group, own in zip(x, edges)]
+            return tuple(activate(step.activation, group) for group in normalised)
 
     def gate(self, step, x):
         layer, edges = step.layer, _edges_of(x)

@@ -8,8 +8,11 @@ import warnings
 
 import tensorflow as tf
 
+from keras_dsnet.export.flatbuffer import parse
 from keras_dsnet.export.raise_scales import raise_scales
 
+# What is traced in a name scope of this name stays in float in an int8 file.
+FLOAT_SCOPE = "kept_in_float"
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 
 
@@ -64,13 +67,33 @@ def convert_traced(functions, quantize=None, samples=None):
         tf.saved_model.save(module, folder, signatures=functions, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
         _configure(converter, quantize, samples and (lambda: _named_samples(samples)))
+        in_float = quantize == "int8" and any(map(_has_float_scope, functions.values()))
+        # Calibration alone: what must stay in float can only be told to the step after it.
+        converter._experimental_calibrate_only = in_float
         try:
             with _quiet():
                 content = converter.convert()
+                content = _quantize_rest(content) if in_float else content
         except Exception as error:
             line = first_line(error)
             raise ValueError(f"TFLite cannot hold this network: {line}") from error
     return raise_scales(content) if quantize == "int8" else content
+
+
+def _has_float_scope(traced):
+    return any(FLOAT_SCOPE in operation.name for operation in traced.graph.get_operations())
+
+
+def _quantize_rest(content):
+    """Quantises a calibrated file but for the operators of `FLOAT_SCOPE`."""
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    names = set()
+    for graph in parse(content).subgraphs:
+        for operator in graph.operators:
+            name = graph.tensors[operator.outputs[0]].name.decode()
+            names |= {name} if FLOAT_SCOPE in name else set()
+    return mlir_quantize(content, denylisted_nodes=names)
 
 
 def _named_samples(samples):
