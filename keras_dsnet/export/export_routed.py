@@ -80,7 +80,7 @@ def export_routed(
         parts = list(RoutedParts(network, routes, cuts, integer, input_type == "uint8").parts())
         image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
         say(f"converting {len(parts)} graphs")
-        converted = convert_parts(parts, image, network.num_gates, quantize, images)
+        converted = convert_parts(parts, image, network.num_gates, quantize, images, say)
         file = RoutedFile(
             parts,
             converted,

@@ -37,12 +37,12 @@ class RoutedFile:
 
     Args:
         parts: list of `RoutedPart`, the front first and each before those that may follow it.
-        content: bytes of the file that `convert_parts` makes of them.
+        contents: list of bytes: the files that `convert_parts` makes of them.
         widest: int: the widest width of the network, for the bounds that bind nothing.
         metadata: what the file says of itself, for JSON.
     """
 
-    def __init__(self, parts, content, widest, metadata):
+    def __init__(self, parts, contents, widest, metadata):
         self._buffers = {}
         self._codes = {}
         self._model = schema.ModelT()
@@ -51,7 +51,7 @@ class RoutedFile:
         self._model.operatorCodes, self._model.buffers = [], [schema.BufferT()]
         self._model.subgraphs, self._model.signatureDefs = [], []
         self._model.metadata = []
-        self._build(parts, content, widest)
+        self._build(parts, contents, widest)
         self._add_metadata(METADATA_NAME, json.dumps(metadata).encode())
 
     @property
@@ -63,8 +63,11 @@ class RoutedFile:
         """Returns the bytes of the file."""
         return pack(self._model)
 
-    def _build(self, parts, content, widest):
-        taken = self._take(parse(content), [part.name for part in parts])
+    def _build(self, parts, contents, widest):
+        found = {}
+        for content in contents:
+            found |= self._take(parse(content))
+        taken = [found[part.name] for part in parts]
         # Subgraph 0 is what an interpreter runs that asks for no signature.
         self._model.subgraphs = [None, *(graph for graph, _ in taken)]
         self._places = {part.name: place for place, part in enumerate(parts, start=1)}
@@ -130,14 +133,14 @@ class RoutedFile:
         if not goes_on:
             graph.outputs.append(own["path"])
 
-    def _take(self, model, names):
-        """Takes over buffers and operator codes; returns for each name graph and signature."""
-        signatures = {entry.signatureKey.decode(): entry for entry in model.signatureDefs}
+    def _take(self, model):
+        """Takes over buffers and operator codes; returns graph and signature of each part."""
         codes = [self._code(code) for code in model.operatorCodes]
         buffers = [self._taken(buffer) for buffer in model.buffers]
-        taken = [(model.subgraphs[signatures[n].subgraphIndex], signatures[n]) for n in names]
-        for name, (graph, signature) in zip(names, taken):
-            graph.name = name.encode()
+        taken = {}
+        for signature in model.signatureDefs:
+            graph = model.subgraphs[signature.subgraphIndex]
+            graph.name = signature.signatureKey
             for operator in graph.operators:
                 operator.opcodeIndex = codes[operator.opcodeIndex]
             ends = {entry.tensorIndex for entry in (*signature.inputs, *signature.outputs)}
@@ -146,6 +149,7 @@ class RoutedFile:
                 if index not in ends:
                     # Names of steps of TensorFlow's graph, longer than all the rest of a tensor.
                     tensor.name = b""
+            taken[graph.name.decode()] = graph, signature
         return taken
 
     def _taken(self, buffer):
@@ -217,7 +221,7 @@ class RoutedFile:
         if count == 1:
             return first
         graph = schema.SubGraphT()
-        graph.name = f"{_name(caller)}_routes_{place}_to_{place + count - 1}".encode()
+        graph.name = f"{caller.name.decode()}_routes_{place}_to_{place + count - 1}".encode()
         graph.tensors, graph.operators = [], []
         graph.inputs = [copy_tensor(graph, caller.tensors[i], f"input_{i}") for i in arguments]
         self._model.subgraphs.append(graph)
@@ -262,7 +266,3 @@ def _named(name, index):
     entry = schema.TensorMapT()
     entry.name, entry.tensorIndex = name.encode(), index
     return entry
-
-
-def _name(graph):
-    return graph.name if isinstance(graph.name, str) else graph.name.decode()
