@@ -91,8 +91,8 @@ def _flat(function):
 
 
 def _samples(inputs, own):
-    """Returns what yields the inputs of a part, image by image; bounds play no part in int8."""
-    rest = _zeros(list(inputs.items())[len(own) :])
+    """Returns what yields the inputs of a part, image by image."""
+    rest = _unbounded(list(inputs.items())[len(own) :])
     names = list(inputs)[: len(own)]
 
     def samples():
@@ -105,13 +105,15 @@ def _samples(inputs, own):
 def _run(function, inputs, own):
     """Returns the features that a part makes of all images, as arrays."""
     # Not traced: TensorFlow's graph optimiser ends the process on some of these graphs.
-    rest = _zeros(list(inputs.items())[len(own) :])
+    rest = _unbounded(list(inputs.items())[len(own) :])
     tensors = {name: tf.constant(array) for name, array in zip(inputs, own)}
     return [group.numpy() for group in function(**tensors, **rest)["features"]]
 
 
-def _zeros(inputs):
-    return {name: np.zeros(spec.shape, "int32") for name, spec in inputs}
+def _unbounded(inputs):
+    """Returns bounds that bind nothing: the scores that they rule out have no range in int8."""
+    values = {"max_width": np.iinfo("int32").max}
+    return {name: np.full(spec.shape, values.get(name, 0), "int32") for name, spec in inputs}
 
 
 def _turns(results):
