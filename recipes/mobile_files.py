@@ -75,12 +75,12 @@ class MobileFiles:
 
         from keras_dsnet.export.routed_parts import RoutedParts
 
-        cuts = {route: (route,) for route in self.routes}
-        front = RoutedParts(self.network, self.routes, (cuts,)).front
+        parts = RoutedParts(self.network, self.routes)
         models = [self.network.subnetwork(route, fold_batch_norm=True) for route in self.routes]
 
         def run(image):
-            chosen = front(image, [0], [self.network.num_widths - 1])
+            scores = parts.front(image)["scores"]
+            chosen = parts.choose(0, scores, [0], [self.network.num_widths - 1])
 
             def branch(index):
                 if index == len(models) - 1:
@@ -88,7 +88,7 @@ class MobileFiles:
                 here = chosen["position"] <= index
                 return tf.cond(here, lambda: models[index](image), lambda: branch(index + 1))
 
-            return {"output": branch(0), "path": chosen["path"]}
+            return {"output": branch(0), "path": chosen["width"]}
 
         return self._converted(run, f"naive_{'_'.join(map(str, self.routes))}")
 

@@ -9,32 +9,27 @@ from keras_dsnet.export.conversion import convert_traced, trace
 MOST_CONSTANTS = 6e7
 
 
-def convert_parts(parts, image, num_gates, quantize=None, images=None, say=print):
+def convert_parts(parts, image, quantize=None, images=None, say=print):
     """Returns files that hold a signature, and a graph, for each part: a list of bytes.
 
     One conversion of many graphs takes half the time of many conversions of one, and many times the
     memory of its constants.
 
     Args:
-        parts: list of `RoutedPart`, the front first and each before those that may follow it.
+        parts: list of `RoutedPart`, each before those that take its features.
         image: `tf.TensorSpec` of the image.
-        num_gates: int.
         quantize: as `convert` takes it.
         images: for "int8", list of arrays `[1, height, width, 3]`. A part is measured on what those
             before it make of each of them; where there are several, they take turns.
-        say: function that is told what is converted.
+        say: function that is told how far it is.
     """
-    bound = tf.TensorSpec((num_gates,), tf.int32)
-    bounds = {"min_width": bound, "max_width": bound}
     shapes, results, traced, samples, contents = {}, {}, {}, {}, []
-    for part in parts:
-        function, inputs = part.function, {"image": image, **bounds}
+    for place, part in enumerate(parts, start=1):
+        function, inputs = part.function, {"image": image}
         own = [np.concatenate(images)] if images else []
         if part.name in shapes:
             function, inputs = _with_tuple(function), _features_specs(shapes.pop(part.name))
             own = _turns(results.pop(part.name)) if images else []
-            if part.gate is not None:
-                inputs |= {**bounds, "path": tf.TensorSpec((part.gate,), tf.int32)}
         traced[part.name] = trace(_flat(function), inputs)
         if images:
             samples[part.name] = _samples(inputs, own)
@@ -43,11 +38,27 @@ def convert_parts(parts, image, num_gates, quantize=None, images=None, say=print
             shapes[following] = _features_shapes(traced[part.name])
             if images:
                 results.setdefault(following, []).append(given)
-        if part is parts[-1] or sum(map(_constants, traced.values())) > MOST_CONSTANTS:
+        if place == len(parts) or sum(map(_constants, traced.values())) > MOST_CONSTANTS:
             contents.append(convert_traced(traced, quantize, samples or None))
-            say(f"converted {part.name}, {len(parts) - parts.index(part) - 1} graphs to go")
+            say(f"converted {place} of {len(parts)} graphs")
             traced, samples = {}, {}
     return contents
+
+
+def convert_choices(parts, num_gates, scores):
+    """Returns a file with a signature, and a graph, for the choice of each gate: bytes.
+
+    Args:
+        parts: list of `RoutedPart`.
+        num_gates: int.
+        scores: list of how many scores each slimming head gives.
+    """
+    bound = tf.TensorSpec((num_gates,), tf.int32)
+    traced = {}
+    for part, count in zip(parts, scores):
+        inputs = {"scores": tf.TensorSpec((1, count)), "min_width": bound, "max_width": bound}
+        traced[part.name] = trace(part.function, inputs)
+    return convert_traced(traced)
 
 
 def _constants(traced):
@@ -72,9 +83,7 @@ def _with_tuple(function):
     """Returns the function of `features_0`, `features_1`, ... that a part is of a tuple of them."""
 
     def run(**tensors):
-        names = [name for name in tensors if name.startswith("features")]
-        features = tuple(tensors.pop(f"features_{index}") for index in range(len(names)))
-        return function(features, **tensors)
+        return function(tuple(tensors[f"features_{index}"] for index in range(len(tensors))))
 
     return run
 
@@ -92,12 +101,10 @@ def _flat(function):
 
 def _samples(inputs, own):
     """Returns what yields the inputs of a part, image by image."""
-    rest = _unbounded(list(inputs.items())[len(own) :])
-    names = list(inputs)[: len(own)]
 
     def samples():
         for index in range(len(own[0])):
-            yield {n: array[index : index + 1] for n, array in zip(names, own)} | rest
+            yield {name: array[index : index + 1] for name, array in zip(inputs, own)}
 
     return samples
 
@@ -105,15 +112,8 @@ def _samples(inputs, own):
 def _run(function, inputs, own):
     """Returns the features that a part makes of all images, as arrays."""
     # Not traced: TensorFlow's graph optimiser ends the process on some of these graphs.
-    rest = _unbounded(list(inputs.items())[len(own) :])
     tensors = {name: tf.constant(array) for name, array in zip(inputs, own)}
-    return [group.numpy() for group in function(**tensors, **rest)["features"]]
-
-
-def _unbounded(inputs):
-    """Returns bounds that bind nothing: the scores that they rule out have no range in int8."""
-    values = {"max_width": np.iinfo("int32").max}
-    return {name: np.full(spec.shape, values.get(name, 0), "int32") for name, spec in inputs}
+    return [group.numpy() for group in function(**tensors)["features"]]
 
 
 def _turns(results):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_dsnet.export.check_routed import check_routed
 from keras_dsnet.export.conversion import check_quantize
-from keras_dsnet.export.convert_parts import convert_parts
+from keras_dsnet.export.convert_parts import convert_choices, convert_parts
 from keras_dsnet.export.plan_cuts import LAYOUTS
 from keras_dsnet.export.plan_sections import cuts_of, plan_sections
 from keras_dsnet.export.representative_images import representative_images
@@ -77,13 +77,17 @@ def export_routed(
     # Opened first: a folder that cannot be written is known before the conversion, not after it.
     with atomic_file(filename, "wb") as target:
         cuts = plan_sections(network, routes, shape, layout, integer)
-        parts = list(RoutedParts(network, routes, cuts, integer, input_type == "uint8").parts())
+        parts = RoutedParts(network, routes, cuts, integer, input_type == "uint8")
+        runs, choices = list(parts.parts()), list(parts.choices())
+        say(f"converting {len(runs)} graphs")
         image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
-        say(f"converting {len(parts)} graphs")
-        converted = convert_parts(parts, image, network.num_gates, quantize, images, say)
+        scores = [gate.w2.shape[1] for gate in network.slimming_gates]
+        contents = convert_parts(runs, image, quantize, images, say)
+        contents.append(convert_choices(choices, network.num_gates, scores))
         file = RoutedFile(
-            parts,
-            converted,
+            runs,
+            choices,
+            contents,
             network.num_widths - 1,
             _metadata(network, routes, cuts, shape, quantize, layout, input_type),
         )

@@ -37,6 +37,29 @@ def add_operator(graph, code, inputs, outputs):
     return operator
 
 
+def inline(graph, other, inputs):
+    """Adds the tensors and operators of another graph at the end of a graph.
+
+    Args:
+        graph: a `schema.SubGraphT`.
+        other: the same.
+        inputs: dict from the inputs of `other` to the tensors of `graph` that take their places.
+
+    Returns:
+        Dict from the indices of tensors in `other` to those in `graph`.
+    """
+    places = dict(inputs)
+    for index, tensor in enumerate(other.tensors):
+        if index not in places:
+            places[index] = len(graph.tensors)
+            graph.tensors.append(tensor)
+    for operator in other.operators:
+        operator.inputs = [places.get(index, index) for index in operator.inputs]
+        operator.outputs = [places[index] for index in operator.outputs]
+        graph.operators.append(operator)
+    return places
+
+
 def take_quantized(graph, index, model):
     """Lets a graph take an input in int8 if all it does is to make int8 of it.
 

@@ -1,6 +1,7 @@
 """The parts of a routed file as functions of tensors."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -24,17 +25,20 @@ class RoutedPart:
     Args:
         name: str, of the graph.
         section: int.
-        function: of `features`, a tuple of tensors, and, where a gate follows, `min_width`,
-            `max_width` and `path`; gives a dict. `features` in it is a tuple for the next part; the
-            last part gives `output` instead. A part with a gate gives `path` and `position` too.
-        gate: int: the gate at its end; None: there is none.
-        next: names of the parts that may follow, in the order of the routes; without a gate one.
+        function: of `features`, a tuple of tensors; the front's of `image`, a choice's of `scores`
+            `[routes]`, `min_width` and `max_width`. Returns a dict: `features`, a tuple of tensors,
+            or, of the last section, `output`; and `scores` where a gate follows. A choice gives
+            `position`, the int32 place among the routes, and `width`, int32 `[1]`.
+        before: width of the section before, for the layers that see it; None: for all others.
+        width: of the section; None: of the front and of choices, which have none.
+        next: names of the parts that take the features.
     """
 
     name: str
     section: int
     function: Callable
-    gate: int | None = None
+    before: int | None = None
+    width: int | None = None
     next: tuple = ()
 
 
@@ -49,51 +53,71 @@ class RoutedParts:
     Args:
         network: a `DynamicSlimmableNetwork`.
         routes: tuple of candidate widths, ascending.
-        plans: for each gate a `SectionPlan`.
+        plans: for each gate a `SectionPlan`; for the front alone, and choices, None will do.
         integer: bool: for an int8 file.
         raw: bool: images are uint8 pixels, which the front normalises.
     """
 
-    def __init__(self, network, routes, plans, integer=False, raw=False):
+    def __init__(self, network, routes, plans=None, integer=False, raw=False):
         self._network = network
         self._routes = routes
         self._plans = plans
         self._integer = integer
         self._raw = raw
 
-    def front(self, image, min_width, max_width):
+    def front(self, image):
         """Runs everything up to the first gate, and the gate.
 
         Args:
             image: `[1, height, width, 3]`: float32, preprocessed; or raw, uint8.
-            min_width: int32 `[num_gates]`.
-            max_width: int32 `[num_gates]`.
 
         Returns:
-            Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, `path` int32
-            `[1]`, and `position`, int32: the width's place among the routes.
+            Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, and `scores`.
         """
         if self._raw:
             image = self._normalise(tf.cast(image, tf.float32))
-        executor = self._executor({})
+        executor = BlockExecutor(self._network.resolve_path(0), None, self._integer)
         features = executor.run(self._network.sections[0], (image,))
-        path = tf.zeros([0], tf.int32)
-        return self._choose(0, executor, features, min_width, max_width, path)
+        return {"features": features, "scores": executor.scores[0]}
+
+    def choose(self, gate, scores, min_width, max_width):
+        """Returns what a gate chooses: `position` among the routes, int32, and `width` `[1]`.
+
+        Bounds that hold no route give the nearest route above, else the widest.
+
+        Args:
+            gate: int.
+            scores: `[1, choices]`.
+            min_width: int32 `[num_gates]`.
+            max_width: int32 `[num_gates]`.
+        """
+        layer = self._network.slimming_gates[gate]
+        scores = layer.route_scores(tf.cast(scores, tf.float32), self._routes)[0]
+        low, high = min_width[gate], max_width[gate]
+        routes = tf.constant(self._routes, tf.int32)
+        allowed = tf.logical_and(routes >= low, routes <= high)
+        best = tf.argmax(tf.where(allowed, scores, LOWEST), output_type=tf.int32)
+        nearest = tf.minimum(tf.reduce_sum(tf.cast(routes < low, tf.int32)), len(self._routes) - 1)
+        position = tf.where(tf.reduce_any(allowed), best, nearest)
+        return {"position": position, "width": tf.reshape(tf.gather(routes, position), [1])}
 
     def parts(self):
-        """Yields every `RoutedPart`, the front first and each before those that may follow it."""
-        yield RoutedPart("bounded", 0, self.front, 0, self.names(1))
+        """Yields every `RoutedPart` that runs layers, each before those that take its features."""
+        yield RoutedPart("front", 0, self.front, next=self._names(1))
         for section in range(1, self._network.num_gates + 1):
-            for before, after in self._pairs(section):
-                if section > 1:
-                    yield self._entry(section, before, after)
+            if section > 1:
+                for before, width in itertools.product(self._routes, self._routes):
+                    yield self._entry(section, before, width)
             for width in self._routes:
                 yield self._rest(section, width)
 
-    def names(self, section, before=None):
+    def choices(self):
+        """Yields for every gate the `RoutedPart` that chooses."""
+        for gate in range(self._network.num_gates):
+            yield RoutedPart(f"choose_{gate + 1}", gate, functools.partial(self.choose, gate))
+
+    def _names(self, section, before=None):
         """Returns the names of the parts that a section begins with, behind a width."""
-        if section == 1:
-            return tuple(self._name(section, width) for width in self._routes)
         return tuple(self._name(section, width, before) for width in self._routes)
 
     def _name(self, section, width, before=None):
@@ -103,9 +127,6 @@ class RoutedParts:
         if before is not None:
             name = f"route_{self._routes.index(before)}_to_{place}"
         return name if self._network.num_gates == 1 else f"gate_{section}_{name}"
-
-    def _pairs(self, section):
-        return itertools.product(self._routes, self._routes) if section > 1 else ()
 
     def _executor(self, widths, entry=None):
         """Returns what runs sections at these widths; the others are not run.
@@ -130,13 +151,13 @@ class RoutedParts:
             return {"features": enter(executor, self._network.sections[section], features)}
 
         name = self._name(section, after, before)
-        return RoutedPart(name, section, run, next=(self._name(section, after),))
+        return RoutedPart(name, section, run, before, after, (self._name(section, after),))
 
     def _rest(self, section, width):
         network = self._network
         last = section == network.num_gates
 
-        def run(features, **state):
+        def run(features):
             executor = self._executor({section: width})
             steps = network.sections[section]
             if section == 1:
@@ -146,12 +167,10 @@ class RoutedParts:
                 features = leave(executor, steps, features, groups)
             if last:
                 return {"output": self._output(features)}
-            return self._choose(section, executor, features, **state)
+            return {"features": features, "scores": executor.scores[0]}
 
-        name = self._name(section, width)
-        if last:
-            return RoutedPart(name, section, run)
-        return RoutedPart(name, section, run, section, self.names(section + 1, width))
+        following = () if last else self._names(section + 1, width)
+        return RoutedPart(self._name(section, width), section, run, None, width, following)
 
     def _output(self, features):
         network = self._network
@@ -170,29 +189,6 @@ class RoutedParts:
         offset = -np.array(IMAGENET_MEAN, "float32") / np.array(IMAGENET_STD, "float32")
         kernel = tf.constant(scale.reshape(1, 1, 3, 1))
         return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
-
-    def _choose(self, index, executor, features, min_width, max_width, path):
-        """Returns what a part with a gate gives: features, the path so far, and the place."""
-        gate = self._network.slimming_gates[index]
-        scores = gate.route_scores(tf.cast(executor.scores[0], tf.float32), self._routes)
-        position = self._best(scores[0], min_width[index], max_width[index])
-        width = tf.gather(tf.constant(self._routes, tf.int32), position)
-        path = tf.concat([path, tf.reshape(width, [1])], 0)
-        return {"features": features, "path": path, "position": position}
-
-    def _best(self, scores, min_width, max_width):
-        """Returns the place of the best route within the bounds, int32.
-
-        Bounds that hold no route give the nearest route above, else the widest.
-        """
-        routes = tf.constant(self._routes, tf.int32)
-        allowed = tf.logical_and(routes >= min_width, routes <= max_width)
-        best = tf.argmax(tf.where(allowed, scores, LOWEST), output_type=tf.int32)
-        below = tf.reduce_sum(tf.cast(routes < min_width, tf.int32))
-        nearest = tf.minimum(below, len(self._routes) - 1)
-        # Int8 has no score below its least: where all within the bounds have that one, a route
-        # outside of them may come first. Routes ascend, so the nearest is the first within.
-        return tf.where(tf.gather(allowed, best), best, nearest)
 
     def _most_channels(self):
         shape = (64, 64, 3)
