@@ -14,7 +14,9 @@ ROUTES = (0, 13)
 
 
 def photographs(folder, split, count):
-    source = load_source("cifar10", str(folder / "tfds"), split)
+    # Of the whole split the pipeline would decode more than are taken.
+    splits = {"train_split": f"train[:{count}]", "eval_split": f"test[:{count}]"}
+    source = load_source("cifar10", str(folder / "tfds"), split, **splits)
     batches = evaluation_pipeline(
         source, image_size=32, batch_size=count, preprocess=preprocess_input
     )
