@@ -30,7 +30,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def images(shared_dir):
-    return photographs(shared_dir, "eval", 500)
+    return photographs(shared_dir, "eval", 1000)
 
 
 @pytest.fixture(scope="module")
