@@ -96,11 +96,11 @@ def _requirements():
 
 def test_every_requirement_has_a_lower_bound():
     for requirement in _requirements():
-        assert re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?", requirement)
+        assert re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?(; python_version.*)?", requirement)
 
 
 def test_the_lowest_versions_that_are_tested_are_the_declared_ones():
-    declared = {re.sub(r"(,<.*)", "", line).replace(">=", "==") for line in _requirements()}
+    declared = {re.sub(r"[,;].*", "", line).replace(">=", "==") for line in _requirements()}
     lines = (REPOSITORY / "tests" / "lowest.txt").read_text().splitlines()
     assert {line for line in lines if not line.startswith("#")} == declared
 
