@@ -1,5 +1,6 @@
 """The constructor behind the networks of all families: arguments, scaling and weights."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -29,28 +30,23 @@ def build_network(
 ):
     """Returns a network of a family, with weights or without.
 
+    What is not said here is as of `DSMobileNet`.
+
     Args:
         family: str, the public name, for messages.
         spec_class: a subclass of `NetworkSpec` whose fields all have defaults.
-        weights: None; the path of a `.weights.h5` file that `save_weights` wrote; or a
-            `WeightsFile`.
-        input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
-            made for, without weights `(224, 224, 3)`.
-        classes: int; None: those of the weights, without weights 1000. Another number than the
-            weights' loads all but the classifier, and the log says so.
-        include_top: bool: end with the classifier.
-        classifier_activation: name of a Keras activation; None: logits.
-        alpha: float: scales all channels; None: 1, or as the weights are.
-        output_stride: 32, 16 or 8: height of the image over height of the last features; 8 or 16
-            keep small images large enough; None: 32.
-        front_alpha: float: scales the channels before the first gate, which are those it judges an
-            image by; None: `alpha`.
-        strides: tuple of 1 and 2: the strides of stem and stages one by one, in place of
-            `output_stride`.
-        routes: candidate widths of every gate, ascending; None: those of the weights, without
-            weights all.
+        weights: None; the path of a `.weights.h5` file; or a `WeightsFile`.
+        input_shape: `(height, width, 3)` or None.
+        classes: int or None.
+        include_top: bool.
+        classifier_activation: str or None.
+        alpha: float or None.
+        output_stride: 32, 16, 8 or None.
+        front_alpha: float or None: scales the channels before the first gate.
+        strides: tuple of 1 and 2, or None: one for each of the spec's `strides`.
+        routes: tuple of ints, or None.
         name: str.
-        dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
+        dtype: dtype, policy or None.
         **options: other fields of the spec.
 
     Returns:
@@ -138,11 +134,12 @@ def _check_arguments(family, spec_class, input_shape, classes, options):
         _check_input_shape(input_shape)
     if classes is not None and (not isinstance(classes, (int, np.integer)) or classes < 1):
         raise ValueError(f"`classes` must be a positive int. Received: classes={classes!r}")
-    known = set(spec_class.__dataclass_fields__)
+    known = {field.name for field in dataclasses.fields(spec_class)}
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(
-            f"`{family}` has no argument {unknown[0]!r}; its options are {sorted(known)}."
+            f"`{family}` has no argument {unknown[0]!r}; its options are {sorted(known)}. "
+            f"Received: {unknown[0]}={options[unknown[0]]!r}"
         )
 
 

@@ -56,16 +56,41 @@ def attend(x, w1, b1, w3, b3):
 
 def group_norm(x, gamma, beta, size):
     """Group norm with `size` channels a group (Sec. 4), by the moments of the channels."""
-    channels = tf.shape(x)[3]
-    groups = (-1, channels // size, size)
-    means, variances = (tf.reshape(m, groups) for m in tf.nn.moments(x, (1, 2)))
-    mean = tf.reduce_mean(means, 2, keepdims=True)
-    between = tf.math.squared_difference(means, mean)
-    variance = tf.reduce_mean(variances + between, 2, keepdims=True)
-    scale = tf.math.rsqrt(variance + EPSILON) * tf.reshape(gamma, groups[1:])
-    offset = tf.reshape(beta, groups[1:]) - mean * scale
-    scale, offset = (tf.reshape(v, (-1, 1, 1, channels)) for v in (scale, offset))
-    return tf.ensure_shape(x * scale + offset, x.shape)
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        channels = tf.shape(gamma)[0]
+        rows, groups = (-1, 1, 1, channels), (-1, channels // size, size)
+        means, variances = (tf.reshape(m, groups) for m in tf.nn.moments(x, (1, 2)))
+        mean = _over_group(means)
+        between = tf.math.squared_difference(means, mean)
+        inverse = tf.math.rsqrt(_over_group(variances + between) + EPSILON)
+        gammas = tf.reshape(gamma, groups[1:])
+        scale = inverse * gammas
+        offset = tf.reshape(beta, groups[1:]) - mean * scale
+
+        def gradient(outer):
+            # Means over the pixels: of the gradient, and of it times the normalised input.
+            plain = tf.reshape(tf.reduce_mean(outer, (1, 2)), groups)
+            times_x = tf.reshape(tf.reduce_mean(outer * x, (1, 2)), groups)
+            times_x = inverse * (times_x - mean * plain)
+            factor = -inverse * inverse * _over_group(gammas * times_x)
+            constant = -inverse * _over_group(gammas * plain) - factor * mean
+            factor, constant = (
+                tf.reshape(tf.repeat(v, size, axis=2), rows) for v in (factor, constant)
+            )
+            inner = outer * tf.reshape(scale, rows) + (x * factor + constant)
+            pixels = float(x.shape[1] * x.shape[2])
+            sums = (pixels * tf.reduce_sum(v, 0) for v in (times_x, plain))
+            return inner, *(tf.reshape(v, (-1,)) for v in sums)
+
+        return x * tf.reshape(scale, rows) + tf.reshape(offset, rows), gradient
+
+    return tf.ensure_shape(normalize(x, gamma, beta), x.shape)
+
+
+def _over_group(values):
+    return tf.reduce_mean(values, 2, keepdims=True)
 
 
 def batch_norm(x, gamma, beta, mean=None, variance=None):

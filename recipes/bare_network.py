@@ -150,9 +150,11 @@ class BareNetwork:
         for name, value in values.items():
             axes = self.parameters[half][name].axes
             ends = [axis.at(path) for axis in axes]
+            # An axis that is not cut keeps its size known only so.
+            cuts = [None if _is(end, axis.most) else end for end, axis in zip(ends, axes)]
             # The gradient by a slice that cuts nothing off would still be copied.
-            whole = all(isinstance(end, int) and end == axis.most for end, axis in zip(ends, axes))
-            slices[name] = value if whole else value[tuple(map(slice, ends))]
+            whole = all(cut is None for cut in cuts)
+            slices[name] = value if whole else value[tuple(map(slice, cuts))]
         return slices
 
     def unpack(self, half, slices):
@@ -161,6 +163,10 @@ class BareNetwork:
         for channels, names in self.vectors[half].items():
             named.update(zip(names, tf.unstack(slices[f"vectors {channels}"], len(names))))
         return named
+
+
+def _is(size, count):
+    return isinstance(size, int) and size == count
 
 
 def named(values, name, *keys):

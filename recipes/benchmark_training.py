@@ -1,126 +1,174 @@
 r"""Times a stage-I step against the same mathematics in bare TensorFlow.
 
     python recipes/benchmark_training.py --workdir=runs/benchmark_training
+    python recipes/benchmark_training.py --workdir=runs/benchmark_training --model=ds_resnet50
 
-At batch 64 of 32x32 images (10 classes) and at batch 32 of 224x224 (1000 classes), rounds that
-alternate in one process run
+At 32x32 images (10 classes) and at 224x224 (1000 classes), rounds that alternate in one process run
 - `SupernetTrainer`: the step that `fit` calls,
 - the reference of `bare_stage1.py`, which imports nothing of this package,
-- one `train_on_batch` of `keras.applications.MobileNet` with `keras.optimizers.SGD`, for scale: a
-  stage-I step trains four sub-networks and asks three of a teacher.
+- one `train_on_batch` of the network in `keras.applications` that is the nearest, with
+  `keras.optimizers.SGD`, for scale: a stage-I step trains four sub-networks and asks three of a
+  teacher.
 
 Every round runs each of them for about a second. The resident memory is the peak of a process that
 does nothing but train the package's supernet. Prints minimum and median, writes JSON.
 """
 
+import dataclasses
+import importlib
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
-import time
 
 from absl import flags
+from model_settings import MODELS
 from start import start
+from take_turns import low_and_middle, ratios, take_turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a network is measured by.
+
+    Args:
+        module: of the reference.
+        reference: its class.
+        nearest: name of a network in `keras.applications`.
+        batches: images per step of every setting.
+        small: options of the network at 32x32.
+    """
+
+    module: str
+    reference: str
+    nearest: str
+    batches: dict
+    small: dict
+
+
+SUBJECTS = {
+    "ds_mobilenet": Subject(
+        "bare_mobilenet", "BareMobileNet", "MobileNet", {"32x32": 64, "224x224": 32}, {}
+    ),
+    "ds_resnet50": Subject(
+        "bare_resnet",
+        "BareResNet",
+        "ResNet50",
+        {"32x32": 64, "224x224": 8},
+        {"alpha": 0.25, "output_stride": 8},
+    ),
+    "ds_efficientnet_b0": Subject(
+        "bare_efficientnet",
+        "BareEfficientNet",
+        "EfficientNetB0",
+        {"32x32": 64, "224x224": 16},
+        {"alpha": 0.5, "output_stride": 8},
+    ),
+}
+# Side of the images, classes.
+SETTINGS = {"32x32": (32, 10), "224x224": (224, 1000)}
+GIB = 2.0**30
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
+flags.DEFINE_enum("model", "ds_mobilenet", list(SUBJECTS), "The network.")
 flags.DEFINE_integer("rounds", 9, "Rounds of each comparison.", lower_bound=1)
 flags.DEFINE_bool("memory", True, "Measure the resident memory too, in processes of their own.")
-SETTINGS = {"32x32": (32, 64, 10), "224x224": (224, 32, 1000)}
 flags.DEFINE_multi_enum("setting", list(SETTINGS), list(SETTINGS), "Which to run; repeatable.")
-GIB = 2.0**30
+flags.DEFINE_integer(
+    "batch_size", None, "Images per step; none: by network and setting.", lower_bound=1
+)
 flags.DEFINE_enum("only_train", None, list(SETTINGS), "Used inside: train and print the memory.")
 
 
-def make_batch(size, batch, classes):
-    """Returns random images and labels."""
+def make_batch(name):
+    """Returns random images and labels of a setting."""
     import numpy as np
     import tensorflow as tf
 
+    size, classes = SETTINGS[name]
+    batch = FLAGS.batch_size or SUBJECTS[FLAGS.model].batches[name]
     generator = np.random.default_rng(0)
     images = generator.normal(size=(batch, size, size, 3)).astype("float32")
     return tf.constant(images), tf.constant(generator.integers(0, classes, batch), tf.int32)
 
 
-def package_step(size, classes, images, labels):
+def make_model(name):
+    """Returns the supernet of a setting."""
+    from keras_dsnet import applications
+
+    size, classes = SETTINGS[name]
+    options = SUBJECTS[FLAGS.model].small if name == "32x32" else {}
+    return getattr(applications, MODELS[FLAGS.model].application)(
+        input_shape=(size, size, 3), classes=classes, classifier_activation=None, **options
+    )
+
+
+def package_step(name, images, labels):
     """Returns a function that runs one step as `fit` does."""
     import tensorflow as tf
-    from keras_dsnet.applications import DSMobileNet
 
     from keras_dsnet.training import L2SGD, SupernetTrainer
 
-    model = DSMobileNet(input_shape=(size, size, 3), classes=classes, classifier_activation=None)
-    trainer = SupernetTrainer(model)
+    trainer = SupernetTrainer(make_model(name))
     trainer.compile(L2SGD(0.05))
     batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
     trainer.make_train_function()
     return lambda: float(trainer.train_function(batches)["loss"])
 
 
-def reference_step(size, classes, images, labels):
+def reference_step(name, images, labels):
     """Returns a function that runs one step of the reference."""
-    from bare_mobilenet import BareMobileNet
     from bare_stage1 import BareStageOne
 
-    stage_one = BareStageOne(BareMobileNet(classes), len(images), size)
+    subject, (size, classes) = SUBJECTS[FLAGS.model], SETTINGS[name]
+    network = getattr(importlib.import_module(subject.module), subject.reference)
+    # The package says what the network is made of, and nothing else.
+    stage_one = BareStageOne(network(make_model(name).spec, classes), len(images), size)
     return lambda: stage_one.train_step(images, labels).numpy()
 
 
-def mobilenet_step(size, classes, images, labels):
-    """Returns a function that runs one `train_on_batch` of Keras's MobileNet."""
+def nearest_step(name, images, labels):
+    """Returns a function that runs one `train_on_batch` of the nearest Keras network."""
     import keras
 
-    model = keras.applications.MobileNet(input_shape=(size, size, 3), weights=None, classes=classes)
+    size, classes = SETTINGS[name]
+    network = getattr(keras.applications, SUBJECTS[FLAGS.model].nearest)
+    model = network(input_shape=(size, size, 3), weights=None, classes=classes)
     optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
     return lambda: model.train_on_batch(images, labels)
 
 
-STEPS = {"package": package_step, "reference": reference_step, "mobilenet": mobilenet_step}
-
-
-def seconds_per_step(step, count):
-    """Returns the mean time of `count` steps."""
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    return (time.perf_counter() - start) / count
+STEPS = {"package": package_step, "reference": reference_step, "nearest": nearest_step}
 
 
 def compare(name):
     """Runs the alternating rounds of a setting, prints and returns their figures."""
-    size, batch, classes = SETTINGS[name]
-    images, labels = make_batch(size, batch, classes)
-    steps = {key: make(size, classes, images, labels) for key, make in STEPS.items()}
-    counts = {}
-    for key, step in steps.items():
-        # The first step traces; the next ones warm the allocator.
-        seconds_per_step(step, 3)
-        counts[key] = max(1, round(1.0 / seconds_per_step(step, 1)))
-    times = {key: [] for key in steps}
-    order = list(steps)
-    for _ in range(FLAGS.rounds):
-        for key in order:
-            times[key].append(seconds_per_step(steps[key], counts[key]))
-        # None is always the one that follows the largest.
-        order.append(order.pop(0))
-    row = {"setting": name, "batch": batch, "steps_per_round": counts}
+    images, labels = make_batch(name)
+    steps = {key: make(name, images, labels) for key, make in STEPS.items()}
+    times = take_turns(steps, FLAGS.rounds, seconds_per_turn=1.0)
+    nearest = SUBJECTS[FLAGS.model].nearest
+    row = {"model": FLAGS.model, "setting": name, "batch": len(images), "nearest": nearest}
+    print(f"{FLAGS.model}, {name}, batch {len(images)} (min / median)")
     for key, values in times.items():
-        row[f"{key}_seconds"] = [min(values), statistics.median(values)]
-        ratios = [a / b for a, b in zip(times["package"], values)]
-        row[f"ratio_to_{key}"] = [min(times["package"]) / min(values), statistics.median(ratios)]
-    print(f"{name}, batch {batch} (min / median)")
-    for key in steps:
-        low, middle = row[f"{key}_seconds"]
-        ratios = " / ".join(f"{ratio:.3f}" for ratio in row[f"ratio_to_{key}"])
-        print(f"  {key:10} {low:.3f} / {middle:.3f} s, package / {key} = {ratios}", flush=True)
+        low, middle = row[f"{key}_ms"] = low_and_middle(values)
+        pair = row[f"ratio_to_{key}"] = ratios(times["package"], values)
+        title = nearest if key == "nearest" else key
+        print(
+            f"  {title:14} {low:.1f} / {middle:.1f} ms, package / {title} = "
+            f"{pair[0]:.3f} / {pair[1]:.3f}",
+            flush=True,
+        )
     return row
 
 
 def peak_memory(name):
     """Returns the peak resident memory in GiB of a process that trains at this setting."""
-    command = [sys.executable, __file__, f"--workdir={FLAGS.workdir}", f"--only_train={name}"]
+    command = [sys.executable, __file__, f"--workdir={FLAGS.workdir}", f"--model={FLAGS.model}"]
+    command.append(f"--only_train={name}")
+    if FLAGS.batch_size:
+        command.append(f"--batch_size={FLAGS.batch_size}")
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split()[-1])
 
 
@@ -128,8 +176,9 @@ def train_and_print_memory(name):
     """Runs ten steps and prints the peak of this process's resident memory in GiB."""
     import resource
 
-    size, batch, classes = SETTINGS[name]
-    seconds_per_step(package_step(size, classes, *make_batch(size, batch, classes)), 10)
+    step = package_step(name, *make_batch(name))
+    for _ in range(10):
+        step()
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB)
@@ -147,7 +196,7 @@ def main(_):
         memory[name] = peak_memory(name)
         print(f"{name}: peak resident memory {memory[name]:.2f} GiB", flush=True)
     rows = [{**compare(name), "peak_gib": memory.get(name)} for name in FLAGS.setting]
-    (workdir / "training.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (workdir / f"{FLAGS.model}.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all tests share: quiet logs, fixed seeds, and the reference data beside the checkout."""
 
+import gc
 import os
 import pathlib
 
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker("needs_shared")
         if item.get_closest_marker("needs_shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason="needs the folder ../shared"))
+
+
+def pytest_collection_finish():
+    # What TensorFlow's import left stays to the end: no collection need look at it again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

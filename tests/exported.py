@@ -59,18 +59,13 @@ class Exported:
         return list(zip(graph.operators, operators_of(graph, self.model)))
 
     def kernels(self, graph):
-        """The sizes in bytes of a branch's kernels, by their buffers: `(first, rest)`.
-
-        The depthwise ones are left out. The first kernel, and its cuts, are those that see the
-        features as they come from the front.
-        """
-        sides = {}, {}
-        for operator, name in self.operators(graph):
-            if name in KERNEL_OPERATORS:
-                buffer = graph.tensors[operator.inputs[1]].buffer
-                side = sides[int(operator.inputs[0] != graph.inputs[0])]
-                side[buffer] = len(self.model.buffers[buffer].data)
-        return sides
+        """The sizes in bytes of a branch's kernels, by their buffers; not the depthwise ones."""
+        buffers = [
+            graph.tensors[operator.inputs[1]].buffer
+            for operator, name in self.operators(graph)
+            if name in KERNEL_OPERATORS
+        ]
+        return {buffer: len(self.model.buffers[buffer].data) for buffer in buffers}
 
     def multiplications_by_constants(self, graph):
         """How many MUL operators have a constant factor."""

@@ -1,5 +1,7 @@
 """A small network of one gate whose images choose different widths."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
@@ -16,6 +18,10 @@ SPEC = MobileNetSpec(
         MobileNetStage(1, 1, (16, 24, 32, 48)),
     ),
     attention_ratio=0.5,
+)
+# A block before the gate and one behind it, for tests to which more blocks would tell nothing new.
+SHORT_SPEC = dataclasses.replace(
+    SPEC, stages=(SPEC.stages[0], dataclasses.replace(SPEC.stages[1], blocks=1))
 )
 
 

@@ -36,7 +36,12 @@ class TensorTarget:
     places: tuple = (...,)
 
     def write(self, tensor, value):
-        """Writes the tensor into `value`, an array of the variable's shape."""
+        """Writes the tensor into `value`, an array of the variable's shape.
+
+        Args:
+            tensor: array of the checkpoint, of this target's shape.
+            value: array, changed in place.
+        """
         tensor = np.squeeze(tensor, self.squeezed)
         tensor = np.transpose(tensor, self.axes) if self.axes else tensor
         for place in self.places:

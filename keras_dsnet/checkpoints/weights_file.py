@@ -1,6 +1,5 @@
 """Files of weights, and the network that each was made for."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from keras_dsnet.checkpoints.load_checkpoint import assign_tensors, read_checkpoint
 from keras_dsnet.models import MobileNetSpec
-from keras_dsnet.models.families import FAMILIES
+from keras_dsnet.models.families import FAMILIES, spec_config, spec_from_config
 from keras_dsnet.utils import UserError
 
 _TORCH = (".pth.tar", ".pth", ".pt")
@@ -64,9 +63,8 @@ class WeightsFile:
 
     def _config_of_checkpoint(self):
         """The authors' network has a sigmoid; its classes are the rows of the classifier."""
-        spec = MobileNetSpec(attention="sigmoid")
         return {
-            "spec": {"family": type(spec).__name__, **dataclasses.asdict(spec)},
+            "spec": spec_config(MobileNetSpec(attention="sigmoid")),
             "input_shape": (224, 224, 3),
             "classes": len(self._tensors.get("classifier.bias", ())) or 1000,
             "include_top": True,
@@ -79,14 +77,16 @@ class WeightsFile:
         Raises:
             UserError: it is of a family that this version does not know.
         """
-        fields = dict(self.config["spec"])
-        family = fields.pop("family")
+        family = self.config["spec"]["family"]
         if family not in FAMILIES:
             raise UserError(f"weights file {self.path} is of an unknown family: {family!r}")
-        return FAMILIES[family].from_dict(fields)
+        return spec_from_config(self.config["spec"])
 
     def load(self, model):
         """Gives `model` the weights, its routes and `gates_trained`.
+
+        Args:
+            model: a `DynamicSlimmableNetwork`.
 
         Raises:
             UserError: they do not fit.

@@ -113,8 +113,7 @@ class BlockExecutor(Executor):
                     # A convolution adds its bias for free; behind the ratio it would cost.
                     term += (bias / ratio)[slice(*out)]
                 total = term if total is None else total + term
-            own_ratio = ratio[slice(*out)]
-            outputs.append(total if np.all(own_ratio == 1) else total * own_ratio)
+            outputs.append(_multiplied(total, ratio[slice(*out)], is_sum=len(x) > 1))
         return tuple(outputs)
 
     def _folded(self, step, edges, bias):
@@ -223,6 +222,17 @@ class BlockExecutor(Executor):
 
     def add(self, step, x, shortcut):
         return tuple(activate(step.activation, a + b) for a, b in zip(x, shortcut))
+
+
+def _multiplied(x, ratio, is_sum):
+    """Multiplies each channel, where one needs it."""
+    if np.all(ratio == 1):
+        return x
+    if is_sum:
+        return x * ratio
+    # TFLite would put a multiplication into the kernel of the one convolution before it, and the
+    # file would hold that kernel once per route. A depthwise convolution of one tap stays apart.
+    return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
 
 
 def _edges_of(x):

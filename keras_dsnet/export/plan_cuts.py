@@ -3,7 +3,7 @@
 # Weights that a file may hold twice, over those of the widest route. Partial sums cost little in
 # float: a little more than nothing for every route after the first. In int8 each is rounded and
 # added by an operator of its own, which costs time and digits.
-SPARE_PER_ROUTE = 0.005
+SPARE_PER_ROUTE = 0.008
 SPARE_IN_INT8 = 0.2
 LAYOUTS = ("shared", "fast")
 _TRIALS = 60

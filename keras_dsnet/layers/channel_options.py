@@ -101,6 +101,10 @@ def first_channels(tensor, *channels):
 
 
 def channels_of(inputs):
-    """Returns the channels of a tensor: an int where static, else a scalar tensor."""
+    """Returns the channels of a tensor: an int where static, else a scalar tensor.
+
+    Args:
+        inputs: a tensor whose last axis is the channels.
+    """
     static = inputs.shape[-1]
     return static if static is not None else tf.shape(inputs)[-1]

@@ -148,7 +148,12 @@ class DoubleHeadedGate(keras.layers.Layer):
         return -tf.abs(tf.sigmoid(scores) - ratios)
 
     def choose(self, scores, routes):
-        """Returns the chosen widths, int32 `[batch]`, always among `routes` (Eq. 8)."""
+        """Returns the chosen widths, int32 `[batch]`, always among `routes` (Eq. 8).
+
+        Args:
+            scores: the slimming head's, `[batch, num_choices]`.
+            routes: tuple of candidate widths.
+        """
         index = tf.argmax(self.route_scores(scores, routes), axis=1, output_type=tf.int32)
         return tf.gather(tf.constant(routes, tf.int32), index)
 

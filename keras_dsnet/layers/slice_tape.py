@@ -44,11 +44,20 @@ class SliceTape:
         self._tape.__exit__(*exception)
 
     def watch(self, tensor):
-        """Makes a tensor a source."""
+        """Makes a tensor a source.
+
+        Args:
+            tensor: a tensor of a float type.
+        """
         self._tape.watch(tensor)
 
     def take(self, variable, channels):
-        """Returns the slice of a variable, and remembers it as a source."""
+        """Returns the slice of a variable, and remembers it as a source.
+
+        Args:
+            variable: `keras.Variable`.
+            channels: tuple: for each of its last axes how many entries to keep.
+        """
         with self._tape.stop_recording():
             if id(variable) not in self._reads:
                 self._reads[id(variable)] = tf.convert_to_tensor(variable)

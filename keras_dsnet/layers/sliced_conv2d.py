@@ -117,7 +117,10 @@ class SlicedConv2D(keras.layers.Layer):
     def build(self, input_shape):
         channels = self.input_channels or input_shape[-1]
         if channels is None:
-            raise ValueError(f"Layer '{self.name}' needs `input_channels`: its input has None.")
+            raise ValueError(
+                f"Layer '{self.name}' needs `input_channels`, since those of its input are open. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.kernel_size, self.kernel_size, channels, self.filters[-1]),

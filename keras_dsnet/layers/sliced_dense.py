@@ -58,7 +58,10 @@ class SlicedDense(keras.layers.Layer):
     def build(self, input_shape):
         channels = self.input_channels or input_shape[-1]
         if channels is None:
-            raise ValueError(f"Layer '{self.name}' needs `input_channels`: its input has None.")
+            raise ValueError(
+                f"Layer '{self.name}' needs `input_channels`, since those of its input are open. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
         self.kernel = self.add_weight(
             name="kernel",
             shape=(channels, self.units[-1]),

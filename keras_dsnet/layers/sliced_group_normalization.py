@@ -28,6 +28,7 @@ class SlicedGroupNormalization(keras.layers.Layer):
     Call arguments:
         inputs: `[batch, height, width, channels[width]]`.
         width: Python int or int32 scalar tensor: the index into `channels`.
+        training: bool: whether a gradient will be asked for; changes speed alone.
 
     Returns:
         A tensor of the shape of `inputs`.
@@ -59,32 +60,23 @@ class SlicedGroupNormalization(keras.layers.Layer):
         )
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
 
-    def call(self, inputs, width=None):
+    def call(self, inputs, width=None, training=False):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
         # Statistics of float16 activations overflow, so they are taken in float32.
         values = tf.cast(inputs, tf.float32)
         gamma = variable_slice(self.gamma, channels)
         beta = variable_slice(self.beta, channels)
-        scale, offset = self._scale_and_offset(values, gamma, beta)
-        outputs = tf.ensure_shape(values * scale + offset, inputs.shape)
-        return tf.cast(outputs, inputs.dtype)
 
-    def _scale_and_offset(self, values, gamma, beta):
-        """Returns what normalises: `[batch, 1, 1, channels]` each.
+        def normalized(*arguments):
+            return _normalized(*arguments, self.channels_per_group, self.epsilon)
 
-        A group's moments come from those of its channels: nothing as large as the input is cut into
-        groups, which takes half the time on a CPU.
-        """
-        rows = tf.stack([-1, 1, 1, tf.shape(values)[3]])
-        groups = tf.stack([-1, rows[3] // self.channels_per_group, self.channels_per_group])
-        mean, variance = (tf.reshape(m, groups) for m in tf.nn.moments(values, (1, 2)))
-        group_mean = tf.reduce_mean(mean, 2, keepdims=True)
-        spread = tf.math.squared_difference(mean, group_mean)
-        group_variance = tf.reduce_mean(variance + spread, 2, keepdims=True)
-        scale = tf.math.rsqrt(group_variance + self.epsilon) * tf.reshape(gamma, groups)
-        offset = tf.reshape(beta, groups) - group_mean * scale
-        return tf.reshape(scale, rows), tf.reshape(offset, rows)
+        if training:
+            outputs = tf.custom_gradient(normalized)(values, gamma, beta)
+        else:
+            # An exported graph has no use for what a gradient of one's own leaves in it.
+            outputs, _ = normalized(values, gamma, beta)
+        return tf.cast(tf.ensure_shape(outputs, inputs.shape), inputs.dtype)
 
     def compute_output_shape(self, input_shape, width=None):
         return input_shape
@@ -98,3 +90,41 @@ class SlicedGroupNormalization(keras.layers.Layer):
             gamma_initializer=keras.initializers.serialize(self.gamma_initializer),
         )
         return config
+
+
+def _normalized(x, gamma, beta, group_size, epsilon):
+    """Returns the normalised `x`, and a function from their gradient to those by `x`, gamma, beta.
+
+    A group's moments come from those of its channels: nothing as large as the input is cut into
+    groups, which takes half the time on a CPU. The gradient, with the same means of channels, takes
+    fewer passes over memory than the one that TensorFlow would find.
+    """
+    channels = tf.shape(x)[3]
+    rows = tf.stack([-1, 1, 1, channels])
+    groups = tf.stack([-1, channels // group_size, group_size])
+    means, variances = (tf.reshape(m, groups) for m in tf.nn.moments(x, (1, 2)))
+    mean = _group_mean(means)
+    variance = _group_mean(variances + tf.math.squared_difference(means, mean))
+    slope = tf.math.rsqrt(variance + epsilon)
+    weights = tf.reshape(gamma, groups)
+    scale = slope * weights
+    offset = tf.reshape(beta, groups) - mean * scale
+    outputs = x * tf.reshape(scale, rows) + tf.reshape(offset, rows)
+
+    def gradient(outer):
+        # Means over the pixels: of the gradient, and of its product with the normalised input.
+        plain = tf.reshape(tf.reduce_mean(outer, (1, 2)), groups)
+        product = tf.reshape(tf.reduce_mean(outer * x, (1, 2)), groups)
+        product = slope * (product - mean * plain)
+        by_x = -tf.square(slope) * _group_mean(weights * product)
+        constant = -slope * _group_mean(weights * plain) - by_x * mean
+        by_x, constant = (tf.reshape(v + tf.zeros_like(scale), rows) for v in (by_x, constant))
+        inner = outer * tf.reshape(scale, rows) + (x * by_x + constant)
+        pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], x.dtype)
+        return inner, *(pixels * tf.reshape(tf.reduce_sum(v, 0), [-1]) for v in (product, plain))
+
+    return outputs, gradient
+
+
+def _group_mean(values):
+    return tf.reduce_mean(values, 2, keepdims=True)

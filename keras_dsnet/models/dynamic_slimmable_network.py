@@ -1,6 +1,5 @@
 """The model class: one supernet, its sub-networks, and the gates that choose among them."""
 
-import dataclasses
 import json
 
 import keras
@@ -8,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.models.cost_counter import count_costs
-from keras_dsnet.models.families import find_family
+from keras_dsnet.models.families import spec_config, spec_from_config
 from keras_dsnet.models.keras_export import keras_export
 from keras_dsnet.models.path import Path, resolve_path
 from keras_dsnet.models.plain_executor import plain_subnetwork
@@ -129,7 +128,14 @@ class DynamicSlimmableNetwork(keras.Model):
         return super().__call__(inputs, *args, **kwargs)
 
     def resolve_path(self, path):
-        """Returns `path` as a `Path`; see `Call arguments`."""
+        """Returns `path` as a `Path`; see `Call arguments`.
+
+        Args:
+            path: what a call takes as `path`.
+
+        Raises:
+            ValueError: the network does not have it.
+        """
         if isinstance(path, Path):
             return path
         return resolve_path(path, self.num_gates, self.num_widths, self.spec.wide_front)
@@ -162,6 +168,9 @@ class DynamicSlimmableNetwork(keras.Model):
             last: int or None, inclusive.
             executor: an executor to run with; None: a `SlicedExecutor` of `path`.
             **kwargs: of the `SlicedExecutor`.
+
+        Returns:
+            Features, or the last section's logits, before any activation.
         """
         return self._runner.run(x, path, first, last, executor, **kwargs)
 
@@ -186,7 +195,11 @@ class DynamicSlimmableNetwork(keras.Model):
         return self._router.choose(inputs, self._routing.candidates())
 
     def run_dynamic(self, inputs):
-        """Routes a batch: `(logits [batch, classes], widths int32 [batch, num_gates])`."""
+        """Routes a batch: `(logits [batch, classes], widths int32 [batch, num_gates])`.
+
+        Args:
+            inputs: as of `route`.
+        """
         inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
         return self._router(inputs, self._routing.candidates())
 
@@ -204,7 +217,15 @@ class DynamicSlimmableNetwork(keras.Model):
         return outputs[0] if len(outputs) == 1 else tf.concat(outputs, 0)
 
     def costs(self, path, input_shape=None):
-        """Returns the `CostCounter` of a path at an input shape; see `madds`."""
+        """Returns the `CostCounter` of a path at an input shape; see `madds`.
+
+        Args:
+            path: as in a call.
+            input_shape: `(height, width, 3)`; None: the model's.
+
+        Raises:
+            ValueError: the size of the images is open.
+        """
         shape = tuple(input_shape or self._image_shape)
         return count_costs(self.sections, self.resolve_path(path), shape)
 
@@ -225,7 +246,11 @@ class DynamicSlimmableNetwork(keras.Model):
         return cost.madds + cost.pooling * include_pooling
 
     def width_table(self, input_shape=None):
-        """Returns a row per width: its path, rho, channels, parameters and MAdds."""
+        """Returns a row per width: its path, rho, channels, parameters and MAdds.
+
+        Args:
+            input_shape: `(height, width, 3)`; None: the model's.
+        """
         return width_table(self, input_shape)
 
     def subnetwork(self, path, fold_batch_norm=False):
@@ -275,7 +300,7 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def get_config(self):
         return {
-            "spec": {"family": type(self.spec).__name__, **dataclasses.asdict(self.spec)},
+            "spec": spec_config(self.spec),
             "input_shape": self._image_shape,
             "classes": self.classes,
             "include_top": self.include_top,
@@ -288,5 +313,4 @@ class DynamicSlimmableNetwork(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        spec = dict(config["spec"])
-        return cls(**{**config, "spec": find_family(spec.pop("family")).from_dict(spec)})
+        return cls(**{**config, "spec": spec_from_config(config["spec"])})

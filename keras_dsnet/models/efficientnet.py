@@ -5,26 +5,21 @@ from typing import Any, ClassVar
 
 from keras_dsnet.models.families import register_family
 from keras_dsnet.models.network_spec import NetworkSpec
+from keras_dsnet.models.network_stage import NetworkStage
 
 _LAST_RATIO = 1.7
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetStage:
-    """Inverted residual blocks of one width.
+class EfficientNetStage(NetworkStage):
+    """Inverted residual blocks of one width; the other arguments are those of `NetworkStage`.
 
     Args:
-        blocks: int, how many.
-        strides: int, of the first block.
-        channels: tuple of ints, the channel options of every block's output.
         kernel_size: int, of the depthwise convolutions.
         expansion: int: channels inside of a block for each of its input.
         gated: bool, whether the first block holds the slimming gate.
     """
 
-    blocks: int
-    strides: int
-    channels: tuple
     kernel_size: int = 3
     expansion: int = 6
     gated: bool = False

@@ -1,5 +1,7 @@
 """The families of networks that a saved model may belong to."""
 
+import dataclasses
+
 FAMILIES = {}
 
 
@@ -42,3 +44,28 @@ def find_family(name):
             f"module that registers it first. Received: {name!r}"
         )
     return FAMILIES[name]
+
+
+def spec_config(spec):
+    """Returns a spec as JSON can hold it, with the name of its family.
+
+    Args:
+        spec: a `NetworkSpec`.
+    """
+    return {"family": type(spec).__name__, **dataclasses.asdict(spec)}
+
+
+def spec_from_config(config):
+    """Rebuilds a spec from what `spec_config` returned, also after a round trip through JSON.
+
+    Args:
+        config: dict.
+
+    Returns:
+        A `NetworkSpec`.
+
+    Raises:
+        ValueError: no imported module registers its family.
+    """
+    fields = dict(config)
+    return find_family(fields.pop("family")).from_dict(fields)

@@ -75,7 +75,9 @@ class LatencyTable:
             raise ValueError(f"Every path needs as many widths as the others. Received: {paths}")
         twice = [path for path in paths if paths.count(path) > 1]
         if twice:
-            raise ValueError(f"The path {list(twice[0])} has two rows; a path has one.")
+            raise ValueError(
+                f"The path {list(twice[0])} has two rows; a path has one. Received: {paths}"
+            )
         # A frozen dataclass is changed this way only.
         object.__setattr__(self, "input_shape", tuple(shape))
         object.__setattr__(self, "rows", rows)
@@ -105,7 +107,11 @@ class LatencyTable:
         raise KeyError(f"no latency was measured of path {path!r} on {self.device}")
 
     def check(self, model):
-        """Raises a ValueError unless `model` has the paths that were measured, of the same cost."""
+        """Raises a ValueError unless `model` has the paths that were measured, of the same cost.
+
+        Args:
+            model: a `DynamicSlimmableNetwork`.
+        """
         table = f"The latency table of {self.network!r} on {self.device} is of another network"
         gates = len(self.rows[0]["path"])
         expected, received = (gates, self.num_widths), (model.num_gates, model.num_widths)

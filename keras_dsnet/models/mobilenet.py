@@ -5,23 +5,18 @@ from typing import Any, ClassVar
 
 from keras_dsnet.models.families import register_family
 from keras_dsnet.models.network_spec import NetworkSpec
+from keras_dsnet.models.network_stage import NetworkStage
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileNetStage:
-    """Depthwise separable blocks of one width.
+class MobileNetStage(NetworkStage):
+    """Depthwise separable blocks of one width; the other arguments are those of `NetworkStage`.
 
     Args:
-        blocks: int, how many.
-        strides: int, of the first block.
-        channels: tuple of ints, the channel options of every block's output.
         gated: bool, whether the first block holds the slimming gate. The options before the gate
             are a pair: what every path uses, and what the wide front of path "largest" uses.
     """
 
-    blocks: int
-    strides: int
-    channels: tuple
     gated: bool = False
 
 

@@ -82,7 +82,11 @@ class NetworkSpec:
 
     @classmethod
     def from_dict(cls, config):
-        """Rebuilds a spec from `dataclasses.asdict` after a round trip through JSON."""
+        """Rebuilds a spec from `dataclasses.asdict` after a round trip through JSON.
+
+        Args:
+            config: dict.
+        """
         fields = {name: _tuples(value) for name, value in config.items()}
         stages = tuple(
             cls.stage_class(**{name: _tuples(value) for name, value in stage.items()})

@@ -5,25 +5,21 @@ from typing import Any, ClassVar
 
 from keras_dsnet.models.families import register_family
 from keras_dsnet.models.network_spec import NetworkSpec
+from keras_dsnet.models.network_stage import NetworkStage
 
 _EXPANSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetStage:
-    """Bottleneck blocks of one width.
+class ResNetStage(NetworkStage):
+    """Bottleneck blocks of one width; `blocks` and `strides` are those of `NetworkStage`.
 
     Args:
-        blocks: int, how many.
-        strides: int, of the first block.
         channels: tuple of ints, the channel options inside of the blocks; their outputs have four
             times as many.
         gated: bool, whether the stage has a slimming gate; without, `channels` has one option.
     """
 
-    blocks: int
-    strides: int
-    channels: tuple
     gated: bool = True
 
 

@@ -47,7 +47,7 @@ class SlicedExecutor(Executor):
                 training=self.training,
             )
         else:
-            x = step.layer(x, width=width)
+            x = step.layer(x, width=width, training=self.training)
         return activate(step.activation, x, self.training)
 
     def _momentum(self, layer):

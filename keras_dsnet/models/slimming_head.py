@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from keras_dsnet.models.families import spec_config
+
 
 def with_slimming_head(model, slimming_head=None, share_encoder=None):
     """Returns the network with slimming heads of another design (Table 7 of the paper).
@@ -27,8 +29,7 @@ def with_slimming_head(model, slimming_head=None, share_encoder=None):
     if not changes:
         return model
     config = model.get_config()
-    spec = dataclasses.replace(model.spec, **changes)
-    config["spec"] = {"family": type(spec).__name__, **dataclasses.asdict(spec)}
+    config["spec"] = spec_config(dataclasses.replace(model.spec, **changes))
     changed = type(model).from_config(config)
     heads = {id(v) for gate in changed.slimming_gates for v in gate.slimming_variables}
     trained = {variable.path: variable for variable in model.variables}

@@ -33,7 +33,18 @@ class StepBuilder:
         self.section = 0
 
     def conv(self, name, inputs, outputs, kernel_size=1, strides=1):
-        """A convolution from channel options to channel options."""
+        """A convolution from channel options to channel options.
+
+        Args:
+            name: str, of the layer.
+            inputs: tuple of ints, channel options of the input.
+            outputs: tuple of ints, channel options of the output.
+            kernel_size: int.
+            strides: int.
+
+        Returns:
+            A `Step`.
+        """
         conv = SlicedConv2D(
             outputs,
             kernel_size,
@@ -45,12 +56,32 @@ class StepBuilder:
         return self._built("conv", conv, inputs[-1])
 
     def depthwise(self, name, channels, kernel_size=3, strides=1):
-        """A depthwise convolution."""
+        """A depthwise convolution.
+
+        Args:
+            name: str, of the layer.
+            channels: tuple of ints, channel options of input and output.
+            kernel_size: int.
+            strides: int.
+
+        Returns:
+            A `Step`.
+        """
         conv = SlicedDepthwiseConv2D(channels, kernel_size, strides, dtype=self.dtype, name=name)
         return self._built("depthwise", conv, channels[-1])
 
     def batch_norm(self, name, channels, activation=None, zero_gamma=False):
-        """Batch normalisation with statistics for every width of this section."""
+        """Batch normalisation with statistics for every width of this section.
+
+        Args:
+            name: str, of the layer.
+            channels: tuple of ints, channel options of input and output.
+            activation: name of the Keras activation that follows; None: none does.
+            zero_gamma: bool: start with scales of 0, as the last norm of a residual branch does.
+
+        Returns:
+            A `Step`.
+        """
         widths = self.spec.num_widths if self.section else 1
         norm = SwitchableBatchNormalization(
             channels,
@@ -64,7 +95,17 @@ class StepBuilder:
         return self._built("norm", norm, channels[-1], activation)
 
     def group_norm(self, name, channels, activation=None, zero_gamma=False):
-        """Group normalisation, 16 channels a group, or 8 or 4 where the slimmest needs it."""
+        """Group normalisation, 16 channels a group, or 8 or 4 where the slimmest needs it.
+
+        Args:
+            name: str, of the layer.
+            channels: tuple of ints, channel options of input and output.
+            activation: name of the Keras activation that follows; None: none does.
+            zero_gamma: bool: start with scales of 0, as the last norm of a residual branch does.
+
+        Returns:
+            A `Step`.
+        """
         norm = SlicedGroupNormalization(
             channels,
             channels_per_group=next((s for s in (16, 8) if not any(c % s for c in channels)), 4),
@@ -82,6 +123,9 @@ class StepBuilder:
             channels: tuple of ints, the channel options of its input.
             slimming: bool.
             hidden_units: int; None: the spec's `attention_ratio` times the most channels.
+
+        Returns:
+            A `Step`.
         """
         spec = self.spec
         ratios = spec.ratios
@@ -101,12 +145,30 @@ class StepBuilder:
         return step
 
     def max_pool(self, name, size, strides):
-        """A maximum over windows, padded at the end where the size needs it."""
+        """A maximum over windows, padded at the end where the size needs it.
+
+        Args:
+            name: str, of the layer.
+            size: int, of a window.
+            strides: int.
+
+        Returns:
+            A `Step`.
+        """
         pool = layers.MaxPooling2D(size, strides, padding="same", dtype=self.dtype, name=name)
         return Step("max_pool", pool, self.section)
 
     def residual(self, branch, shortcut=(), activation=None):
-        """The sum of a branch and a shortcut of the same input; no shortcut: the input itself."""
+        """The sum of a branch and a shortcut of the same input; no shortcut: the input itself.
+
+        Args:
+            branch: list of `Step`.
+            shortcut: list of `Step`.
+            activation: name of the Keras activation behind the sum; None: none.
+
+        Returns:
+            A `Step`.
+        """
         return Step(
             "residual",
             section=self.section,
@@ -116,7 +178,12 @@ class StepBuilder:
         )
 
     def head(self, channels, classes):
-        """Pool, dropout where the spec has it, and classifier: a list of steps."""
+        """Pool, dropout where the spec has it, and classifier: a list of steps.
+
+        Args:
+            channels: tuple of ints, channel options of the last features.
+            classes: int.
+        """
         steps = [Step("pool", section=self.section)]
         if self.spec.dropout:
             dropout = layers.Dropout(self.spec.dropout, dtype=self.dtype, name="dropout")

@@ -55,7 +55,11 @@ def split_sections(steps):
 
 
 def walk(steps):
-    """Yields every step, those inside of residual branches and shortcuts included."""
+    """Yields every step, those inside of residual branches and shortcuts included.
+
+    Args:
+        steps: iterable of `Step`.
+    """
     for step in steps:
         if step.kind == "residual":
             yield from walk(step.branch)
@@ -68,7 +72,12 @@ class Executor:
     """Runs steps one after the other; subclasses define a method per kind of step."""
 
     def run(self, steps, x):
-        """Runs `steps` on `x` and returns what the last one gives."""
+        """Runs `steps` on `x` and returns what the last one gives.
+
+        Args:
+            steps: iterable of `Step`.
+            x: what the executor runs over: a tensor, a symbolic tensor or a shape.
+        """
         for step in steps:
             x = getattr(self, step.kind)(step, x)
         return x

@@ -27,4 +27,8 @@ class GlobalStepCallback(keras.callbacks.Callback):
         self.on_step_end(logs or {})
 
     def on_step_end(self, logs):
-        """Called after one or more steps; `self.step` of them are done."""
+        """Called after one or more steps; `self.step` of them are done.
+
+        Args:
+            logs: dict of the step's losses and metrics, or None.
+        """

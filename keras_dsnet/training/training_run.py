@@ -52,7 +52,11 @@ class TrainingRun:
         self.checkpoint = RunCheckpoint(workdir.checkpoint)
 
     def variables(self):
-        """The groups of variables that make the state of the run."""
+        """The groups of variables that make the state of the run.
+
+        Returns:
+            Dict from the group's name to a list of `keras.Variable`.
+        """
         trainer = self.trainer
         if not trainer.optimizer.built:
             # The momenta of every replica: they are made where the trainer's variables were.

@@ -1,13 +1,12 @@
 """Networks with weights: from files of this package, of the authors, and from the release."""
 
 import collections
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from keras_dsnet.applications import DSMobileNet, ds_mobilenet
+from programs import run_program
 
 from keras_dsnet.checkpoints import convert_checkpoint, read_checkpoint
 from keras_dsnet.checkpoints.__main__ import main as convert_main
@@ -175,10 +174,15 @@ def test_a_checkpoint_of_the_authors_code(checkpoint):
         DSMobileNet(weights=checkpoint, ema=True)
 
 
-def test_the_converter(checkpoint, tmp_path):
+def test_the_converter(checkpoint, tmp_path, tmp_path_factory):
     target = tmp_path / "net.weights.h5"
-    command = [sys.executable, "-m", "keras_dsnet.checkpoints", checkpoint, target]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    # python -m keras_dsnet.checkpoints
+    program = tmp_path_factory.mktemp("converter") / "program.py"
+    program.write_text(
+        "import runpy; runpy.run_module('keras_dsnet.checkpoints', None, '__main__', True)"
+    )
+    result = run_program(program, checkpoint, target)
+    assert result.returncode == 0, result.stderr
     assert "20 classes, routes (0, 1, 2, 3)" in result.stdout
     model = DSMobileNet(weights=checkpoint, input_shape=(32, 32, 3))
     converted = DSMobileNet(weights=target, input_shape=(32, 32, 3))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
-from routed_networks import small_network
+from routed_networks import SHORT_SPEC, small_network
 
 from keras_dsnet.data import evaluation_pipeline
 from keras_dsnet.export import export_routed
@@ -27,7 +27,7 @@ SHAPE, CLASSES, ROUTES = (24, 16, 3), 5, (0, 2)
 def exported(request, tmp_path_factory):
     """The input type of a file, and its interpreter."""
     filename = tmp_path_factory.mktemp("android") / f"{request.param}.tflite"
-    network = small_network(classes=CLASSES, input_shape=SHAPE)
+    network = small_network(CLASSES, input_shape=SHAPE, spec=SHORT_SPEC)
     options = {"routes": ROUTES, "input_type": request.param}
     network.export(filename, format="litert", verbose=False, **options)
     return request.param, Interpreter(model_path=str(filename))

@@ -286,7 +286,8 @@ def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path)
     network = DSMobileNet(weights="cifar10")
     options = {"image_size": 32, "preprocess": preprocess_input}
     train, test = (
-        load_source("cifar10", shared_dir / "tfds", split) for split in ("train", "eval")
+        load_source("cifar10", shared_dir / "tfds", split, eval_split="test[:1000]")
+        for split in ("train", "eval")
     )
     batches = training_pipeline(train, batch_size=32, seed=0, augmentation="cifar", **options)
     images, labels = next(iter(evaluation_pipeline(test, batch_size=1000, **options)))

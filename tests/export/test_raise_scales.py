@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from routed_networks import random_images, small_network
+from routed_networks import SHORT_SPEC, random_images, small_network
 
 from keras_dsnet.export import export_routed, export_subnetwork
 from keras_dsnet.export.flatbuffer import parse
@@ -13,7 +13,7 @@ from keras_dsnet.export.raise_scales import LEAST_SCALE, _is_activation
 @pytest.fixture(scope="module")
 def network():
     """A network none of whose attention heads has a live hidden unit."""
-    network = small_network()
+    network = small_network(spec=SHORT_SPEC)
     for layer in network.supernet_layers:
         if hasattr(layer, "b1"):
             layer.b1.assign(np.full(layer.b1.shape, -100.0))

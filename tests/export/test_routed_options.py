@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from exported import Exported, kind_of, largest_difference
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
-from routed_networks import SIZE, SPEC, odd_gammas, random_images, small_network
+from routed_networks import SHORT_SPEC, SIZE, odd_gammas, random_images, small_network
 
 from keras_dsnet.export.check_routed import in_float32
 
@@ -24,7 +24,7 @@ def assert_routes_agree(exported, network, images):
 
 def test_a_scalar_head_a_sigmoid_and_encoders_apart(tmp_path):
     spec = dataclasses.replace(
-        SPEC, slimming_head="scalar", attention="sigmoid", share_encoder=False
+        SHORT_SPEC, slimming_head="scalar", attention="sigmoid", share_encoder=False
     )
     network = small_network(spec=spec, classifier_activation=None, input_shape=(None, None, 3))
     network.routes = (0, 1, 3)
@@ -42,7 +42,7 @@ def test_a_scalar_head_a_sigmoid_and_encoders_apart(tmp_path):
 
 @pytest.mark.slow
 def test_low_precision_and_gammas_of_zero_and_below(tmp_path):
-    network = odd_gammas(small_network(dtype="mixed_bfloat16"))
+    network = odd_gammas(small_network(spec=SHORT_SPEC, dtype="mixed_bfloat16"))
     exported = Exported(network, tmp_path, routes=(0, 3), verbose=False)
     assert len(exported.cuts[3]) == 2
     assert_routes_agree(exported, in_float32(network), IMAGES[:4])
@@ -64,7 +64,7 @@ def test_features_are_padded_to_the_widest_route(tmp_path):
 
 
 def test_raw_pixels_equal_preprocessing_outside(tmp_path):
-    network = small_network()
+    network = small_network(spec=SHORT_SPEC)
     exported = Exported(network, tmp_path, routes=(1,), input_type="uint8", verbose=False)
     (image,) = exported.interpreter.get_input_details()
     assert image["dtype"] == np.uint8
@@ -90,7 +90,7 @@ def test_weights_in_float16_or_int8_give_nearly_the_networks_outputs(tmp_path, q
 
 @pytest.mark.slow
 def test_a_saved_model_routes_too(tmp_path):
-    network = small_network()
+    network = small_network(spec=SHORT_SPEC)
     network.routes = (0, 3)
     # Not called before: the shape of its images is known all the same.
     network.export(tmp_path / "saved", format="tf_saved_model", verbose=False)

@@ -1,14 +1,13 @@
 """The network along every path, routed, saved, and written out as stock layers."""
 
 import pathlib
-import subprocess
-import sys
 import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from programs import run_program
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
 from keras_dsnet.models.masked_executor import MaskedExecutor
@@ -125,13 +124,15 @@ def test_a_subnetwork_of_stock_layers_has_the_outputs_of_its_path(network, path,
 def test_a_subnetwork_loads_where_this_package_is_not(network, tmp_path):
     network.subnetwork(1).save(tmp_path / "plain.keras")
     np.save(tmp_path / "images.npy", IMAGES)
-    code = (
-        "import sys; sys.modules['keras_dsnet'] = None\n"
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys; sys.modules['keras_dsnet'] = None; os.chdir(sys.argv[1])\n"
         "import keras, numpy as np\n"
         "model = keras.models.load_model('plain.keras')\n"
         "np.save('outputs.npy', model.predict(np.load('images.npy'), verbose=0))"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    done = run_program(program, tmp_path)
+    assert done.returncode == 0, done.stderr
     outputs = np.load(tmp_path / "outputs.npy")
     np.testing.assert_allclose(outputs, network(IMAGES, path=1), atol=1e-4)
 

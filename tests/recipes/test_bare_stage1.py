@@ -6,15 +6,34 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_families import TINY_EFFICIENTNET, TINY_RESNET
 
-from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
+from keras_dsnet.models import (
+    DynamicSlimmableNetwork,
+    EfficientNetSpec,
+    EfficientNetStage,
+    MobileNetSpec,
+    ResNetSpec,
+    ResNetStage,
+)
 from keras_dsnet.training import L2SGD, SupernetTrainer
 
 BATCH, SIZE, CLASSES = 4, 32, 10
+# Few blocks, since tracing takes the time: one of every kind.
+TINY_RESNET = ResNetSpec(
+    stem=(8,), stages=(ResNetStage(2, 1, (8, 16, 24)), ResNetStage(1, 2, (8, 16, 24)))
+)
+TINY_EFFICIENTNET = EfficientNetSpec(
+    stem=(4,),
+    stages=(
+        EfficientNetStage(1, 2, (4,), expansion=1),
+        EfficientNetStage(2, 1, (8, 12, 16), kernel_size=5, expansion=2, gated=True),
+    ),
+    top=20,
+    attention_ratio=2.0,
+)
 # The two random paths of a step: of several gates neither is the wider one everywhere.
 NETWORKS = {
-    "BareResNet": ("bare_resnet", TINY_RESNET, [(0, 2, 1), (2, 1, 1)]),
+    "BareResNet": ("bare_resnet", TINY_RESNET, [(0, 2), (2, 1)]),
     "BareEfficientNet": ("bare_efficientnet", TINY_EFFICIENTNET, [(1,), (1,)]),
     "BareMobileNet": ("bare_mobilenet", MobileNetSpec(), [(3,), (9,)]),
 }
@@ -38,7 +57,7 @@ def make_trainer(spec, widths):
             variable.assign_add(noise.astype("float32"))
     trainer = SupernetTrainer(model)
     trainer.compile(L2SGD(0.05))
-    trainer.draw_widths = lambda: tf.constant(widths)
+    trainer.draw_widths = tf.Variable(widths, trainable=False).read_value
     return trainer
 
 
@@ -47,7 +66,8 @@ def make_reference(name, spec, widths):
 
     network = getattr(importlib.import_module(NETWORKS[name][0]), name)
     reference = BareStageOne(network(spec, CLASSES), BATCH, SIZE)
-    reference.draw_widths = lambda: tf.constant(widths)
+    # A constant would be known while tracing, and every shape with it.
+    reference.draw_widths = tf.Variable(widths, trainable=False).read_value
     return reference
 
 

@@ -2,13 +2,12 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from mobile_files import MobileFiles, randomise
+from programs import run_program
 from routed_networks import random_images, small_network
 
 from keras_dsnet.export import export_subnetwork
@@ -33,11 +32,6 @@ def routed(network, tmp_path_factory):
     return filename
 
 
-def run(*arguments):
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("width", ROUTES)
 def test_a_forced_file_takes_one_route_for_every_image(network, routed, width):
     runner = Interpreter(
@@ -55,7 +49,7 @@ def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed,
     network.save(tmp_path / "model.keras")
     workdir = tmp_path / "benchmark"
     options = ("--baseline=none", "--rounds=2", f"--model={tmp_path}", f"--workdir={workdir}")
-    result = run(routed, *options)
+    result = run_program(PROGRAM, routed, *options)
     assert result.returncode == 0, result.stderr
     rows = json.loads((workdir / "mobile.json").read_text())
     assert {(row["file"], row["path"]) for row in rows} == {
@@ -105,6 +99,6 @@ def test_random_statistics_differ_per_width():
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):
-    result = run(*arguments, f"--workdir={tmp_path}")
+    result = run_program(PROGRAM, *arguments, f"--workdir={tmp_path}")
     assert result.returncode == 1
     assert result.stderr == f"error: {message}\n"

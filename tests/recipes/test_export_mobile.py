@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
+from programs import run_program
 from routed_networks import SIZE, random_images, small_network
 
 from keras_dsnet.data import load_source
@@ -77,11 +78,6 @@ def export(program):
             program.main([])
 
     return main
-
-
-def run_program(*arguments):
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def digits(count):
@@ -171,7 +167,7 @@ def test_a_path_of_a_supernet_in_int8_is_measured_on_images_too(export, workdir,
 
 def test_a_mistake_is_one_line_and_exit_code_1(workdir, tmp_path):
     output = tmp_path / "m.tflite"
-    result = run_program(f"--model={workdir}", "--path=99", f"--output={output}")
+    result = run_program(PROGRAM, f"--model={workdir}", "--path=99", f"--output={output}")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

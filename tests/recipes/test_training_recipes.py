@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
+from keras_dsnet.applications import DSResNet50
+from programs import run_program, start_program
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 STAGE_1 = (
@@ -27,12 +30,8 @@ STAGE_1 = (
 STAGE_2 = (*STAGE_1[:3], "--batch_size=64", "--epochs=1", "--variant=S")
 
 
-def command(name, *arguments):
-    return [sys.executable, str(RECIPES / name), *map(str, arguments)]
-
-
 def run(name, *arguments):
-    return subprocess.run(command(name, *arguments), capture_output=True, text=True, check=False)
+    return run_program(RECIPES / name, *arguments)
 
 
 def state_of(workdir):
@@ -50,16 +49,14 @@ def supernet(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_with_the_same_weights(supernet, tmp_path):
+    recipe = RECIPES / "imagenet_stage1.py"
     arguments = (*STAGE_1, f"--workdir={tmp_path}")
-    process = subprocess.Popen(
-        command("imagenet_stage1.py", *arguments),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not (tmp_path / "checkpoint.npz").exists() and process.poll() is None:
+    process = start_program(recipe, *arguments, folder=tmp_path)
+    while not (tmp_path / "checkpoint.npz").exists() and process.is_alive():
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
     done = run("imagenet_stage1.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stdout
@@ -87,13 +84,31 @@ def test_stage_2_trains_the_gate_of_stage_1(supernet, tmp_path):
     }
 
 
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """A network of four gates with random variables, and its file of weights."""
+    network = DSResNet50(input_shape=(32, 32, 3), classes=10, alpha=0.25, output_stride=16)
+    generator = np.random.default_rng(0)
+    for variable in network.variables:
+        variable.assign_add(generator.normal(scale=0.1, size=variable.shape))
+    path = tmp_path_factory.mktemp("resnet") / "resnet.weights.h5"
+    network.save_weights(path)
+    return network, path
+
+
 @pytest.mark.slow
-def test_both_stages_of_a_network_of_four_gates(tmp_path):
+def test_both_stages_of_a_network_of_four_gates_that_starts_from_weights(resnet, tmp_path):
+    network, weights = resnet
     data = (*STAGE_1[:3], "--epochs=1", "--batch_size=128")
-    model = ("--model=ds_resnet50", "--alpha=0.25", "--output_stride=16", "--num_random=0")
+    model = ("--model=ds_resnet50", f"--weights={weights}", "--num_random=0", "--learning_rate=0")
     supernet, gates = tmp_path / "supernet", tmp_path / "gates"
     done = run("imagenet_stage1.py", *data, *model, f"--workdir={supernet}")
     assert done.returncode == 0, done.stderr
+    # Steps of no length: what stage I saves is what it started from.
+    trained = keras.models.load_model(supernet / "supernet.keras")
+    assert trained.spec == network.spec
+    for value, expected in zip(trained.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
     arguments = (f"--supernet={supernet}", f"--workdir={gates}", "--variant=S")
     done = run("imagenet_stage2.py", *data, *arguments)
     assert done.returncode == 0, done.stderr
@@ -110,6 +125,11 @@ def test_both_stages_of_a_network_of_four_gates(tmp_path):
         ("imagenet_stage1.py", ["--dataset=cifar11"], "cifar11"),
         ("imagenet_stage1.py", ["--dataset=digits", "--batch_size=5000"], "5000"),
         ("imagenet_stage1.py", ["--dataset=digits", "--alpha=0.1", "--batch_size=64"], "alpha=0.1"),
+        (
+            "imagenet_stage1.py",
+            ["--dataset=digits", "--weights=cifar10", "--alpha=0.5", "--batch_size=64"],
+            "other channels or strides; leave these",
+        ),
         ("imagenet_stage2.py", ["--dataset=digits", "--supernet=nowhere"], "nowhere"),
     ],
 )
@@ -146,21 +166,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run_on_two_replicas(name, *arguments):
-    program = [sys.executable, "-c", ON_TWO_REPLICAS, *command(name, *arguments)[1:]]
-    return subprocess.run(program, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_stage_2_on_two_replicas(supernet, tmp_path):
-    arguments = (*STAGE_2, "--strategy=mirrored", f"--supernet={supernet}")
-    odd = run_on_two_replicas(
-        "imagenet_stage2.py", *arguments, "--batch_size=63", f"--workdir={tmp_path / 'odd'}"
-    )
+    (tmp_path / "on_two_replicas.py").write_text(ON_TWO_REPLICAS)
+    command = (tmp_path / "on_two_replicas.py", RECIPES / "imagenet_stage2.py", *STAGE_2)
+    command = (*command, "--strategy=mirrored", f"--supernet={supernet}")
+    odd = run_program(*command, "--batch_size=63", f"--workdir={tmp_path / 'odd'}")
     assert odd.returncode == 1
     assert "63" in odd.stderr
     assert "multiple of the 2 replicas" in odd.stderr
-    done = run_on_two_replicas("imagenet_stage2.py", *arguments, f"--workdir={tmp_path / 'run'}")
+    done = run_program(*command, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.keras").is_file()
 
@@ -170,6 +185,11 @@ def test_stage_2_on_two_replicas(supernet, tmp_path):
     [
         ("imagenet_stage1.py", ["--dataset=./nowhere"], "--dataset=./nowhere"),
         ("imagenet_stage1.py", ["--dataset=cifar10", "--data_dir=/nowhere"], "--data_dir=/nowhere"),
+        (
+            "imagenet_stage1.py",
+            ["--weights=nowhere.weights.h5"],
+            "--weights=nowhere.weights.h5: there is no such file",
+        ),
         ("imagenet_stage1.py", ["--batch_size=0"], "positive integer"),
         ("imagenet_stage1.py", ["--lerning_rate=1"], "Did you mean: learning_rate"),
         ("imagenet_stage2.py", ["--supernet=nowhere"], "--supernet=nowhere"),
@@ -183,10 +203,9 @@ def test_what_flags_alone_show_is_told_before_tensorflow_is_loaded(
         "sys.path.insert(0, sys.argv[0].rpartition('/')[0]);"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    arguments = [*command(recipe, *arguments)[1:], f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", program, str(RECIPES / recipe), *arguments]
+    command.append(f"--workdir={tmp_path / 'run'}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

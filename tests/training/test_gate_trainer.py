@@ -43,9 +43,10 @@ def make_batch(count=40):
     return tf.constant(images), tf.constant(generator.integers(0, 4, count), tf.int32)
 
 
-def make_trainer(network=None, learning_rate=0.1, **options):
+def make_trainer(network=None, learning_rate=0.1, eagerly=True, **options):
+    """For few steps; for many of them a trace pays."""
     trainer = GateTrainer(network or make_network(), **{"routes": ROUTES, **options})
-    trainer.compile(keras.optimizers.SGD(learning_rate, momentum=0.9))
+    trainer.compile(keras.optimizers.SGD(learning_rate, momentum=0.9), run_eagerly=eagerly)
     return trainer
 
 
@@ -136,7 +137,7 @@ def test_any_loss_alone_trains_the_gate(kept):
 def test_complexity_loss_alone_ends_at_the_slimmest_route():
     images, labels = make_batch()
     network = make_network()
-    trainer = make_trainer(network, learning_rate=10.0, loss_weights=(0, 1, 0))
+    trainer = make_trainer(network, 10.0, eagerly=False, loss_weights=(0, 1, 0))
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
     trainer.fit(dataset, steps_per_epoch=150, epochs=1, shuffle=False, verbose=0)
     network.gates_trained = True
@@ -150,7 +151,7 @@ def test_sgs_loss_learns_to_tell_easy_images_it_can_tell():
     images = images + np.repeat([1.5, -1.5], 20)[:, None, None, None].astype("float32")
     slim = np.argmax(network(images, path=0), axis=1)
     labels = tf.constant(np.where(np.arange(40) < 20, slim, (slim + 1) % 4), tf.int32)
-    trainer = make_trainer(network, learning_rate=0.5, loss_weights=(0, 0, 1))
+    trainer = make_trainer(network, 0.5, eagerly=False, loss_weights=(0, 0, 1))
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
     trainer.fit(dataset, steps_per_epoch=150, epochs=1, shuffle=False, verbose=0)
     network.gates_trained = True
@@ -251,9 +252,9 @@ def test_the_exact_estimator_follows_what_a_route_is_worth():
         head[:, start] = 0.1
         gate.w2.assign(head)
         options = {"routes": routes, "estimator": "exact", "loss_weights": (1, 0, 0)}
-        trainer = make_trainer(network, 3.0, **options)
+        trainer = make_trainer(network, 3.0, eagerly=False, **options)
         for _ in range(150):
-            trainer.train_step((images, labels))
+            trainer.train_on_batch(images, labels)
         assert trainer.losses(images, labels)[0]["classification_loss"] < np.mean(entropies)
         shares = np.mean(trainer.losses(images, labels)[1]["choices"][0], axis=0)
         assert shares[better] >= 0.5

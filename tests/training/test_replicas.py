@@ -1,10 +1,7 @@
 """Stage I on two replicas: two logical CPUs, which a process must declare before it uses any."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
+from programs import run_program
 
 PROGRAM = """
 import sys
@@ -64,18 +61,17 @@ print("apart", max(
 """
 
 
-def run(mode):
-    program = textwrap.dedent(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "-c", program, mode], capture_output=True, text=True, check=False
-    )
+def run(folder, mode):
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    done = run_program(program, mode)
     assert done.returncode == 0, done.stderr
     return {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
 
 
 @pytest.mark.slow
-def test_two_replicas_with_synchronized_batch_norm_equal_one_device():
-    figures = run("synchronized")
+def test_two_replicas_with_synchronized_batch_norm_equal_one_device(tmp_path):
+    figures = run(tmp_path, "synchronized")
     assert figures["replicas"] == 2
     assert figures["model"] < 1e-4
     assert figures["teacher"] < 1e-4
@@ -83,7 +79,7 @@ def test_two_replicas_with_synchronized_batch_norm_equal_one_device():
 
 
 @pytest.mark.slow
-def test_without_synchronized_batch_norm_replicas_agree_with_each_other_only():
-    figures = run("local")
+def test_without_synchronized_batch_norm_replicas_agree_with_each_other_only(tmp_path):
+    figures = run(tmp_path, "local")
     assert figures["apart"] == 0
     assert figures["model"] > 1e-4

@@ -3,16 +3,13 @@
 import contextlib
 import errno
 import os
-import pathlib
 import resource
-import signal
-import subprocess
-import sys
 import time
 
 import keras
 import numpy as np
 import pytest
+from programs import start_program
 
 from keras_dsnet.training.run_checkpoint import RunCheckpoint
 from keras_dsnet.utils.atomic_file import temporary_path
@@ -277,23 +274,17 @@ def test_a_start_removes_what_a_killed_save_left(checkpoint):
 
 
 @pytest.mark.slow
-def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path, repository):
-    path = tmp_path / "checkpoint.npz"
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SAVE_FOREVER, str(path)],
-        cwd=repository,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path, tmp_path_factory):
+    path, folder = tmp_path / "checkpoint.npz", tmp_path_factory.mktemp("program")
+    (folder / "program.py").write_text(_SAVE_FOREVER)
+    process = start_program(folder / "program.py", path, folder=folder)
     try:
-        for _ in range(3):
-            done = int(process.stdout.readline())
-        _wait_for(temporary_path(path))
+        _wait_for(folder / "stdout", len("1\n2\n3\n"))
+        _wait_for(temporary_path(path), 10_000_000)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.kill()
+        process.join()
+    done = int((folder / "stdout").read_text().split()[-1])
     model = [keras.Variable(keras.ops.zeros((1000, 1000)), name=f"v{i}") for i in range(8)]
     meta = RunCheckpoint(path).restore({"model": model})
     assert meta["step"] >= done
@@ -303,12 +294,12 @@ def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path, repository):
     assert names_in(tmp_path) == ["checkpoint.npz"]
 
 
-def _wait_for(path: pathlib.Path):
-    """Waits until a good part of a save is on the disk."""
+def _wait_for(path, size):
+    """Waits until so many bytes of a file are on the disk."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         try:
-            if path.stat().st_size > 10_000_000:
+            if path.stat().st_size >= size:
                 return
         except FileNotFoundError:
             continue

@@ -34,9 +34,10 @@ def make_network(seed=0, **options):
     return network
 
 
-def make_trainer(network=None, optimizer=None, **options):
+def make_trainer(network=None, optimizer=None, eagerly=True, **options):
+    """For few steps; for many of them a trace pays."""
     trainer = SupernetTrainer(network or make_network(), **options)
-    trainer.compile(optimizer or L2SGD(0.1, weight_decay=0.0))
+    trainer.compile(optimizer or L2SGD(0.1, weight_decay=0.0), run_eagerly=eagerly)
     return trainer
 
 
@@ -132,7 +133,7 @@ def test_load_teacher_gives_the_model_the_averages():
 
 def test_training_lowers_the_loss_of_every_net_in_one_trace(monkeypatch):
     images, labels = make_batch(32)
-    trainer = make_trainer(optimizer=L2SGD(0.05))
+    trainer = make_trainer(optimizer=L2SGD(0.05), eagerly=False)
     traces, step = [], trainer.train_step
     monkeypatch.setattr(trainer, "train_step", lambda data: traces.append(1) or step(data))
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
@@ -213,7 +214,7 @@ def test_a_width_alone_is_trained_as_a_network_of_that_width():
         keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    trainer = make_trainer(network, label_path=1, sandwich=False)
+    trainer = make_trainer(network, label_path=1, sandwich=False, eagerly=False)
     for _ in range(3):
         expected = plain.train_on_batch(images, labels)
         logs = trainer.train_on_batch(images, labels, return_dict=True)
@@ -239,7 +240,7 @@ def test_mixed_float16_trains_with_loss_scaling():
     images, labels = make_batch()
     network = make_network(dtype="mixed_float16")
     optimizer = keras.optimizers.LossScaleOptimizer(L2SGD(0.05), initial_scale=1024.0)
-    trainer = make_trainer(network, optimizer)
+    trainer = make_trainer(network, optimizer, eagerly=False)
     logs = [trainer.train_on_batch(images, labels, return_dict=True) for _ in range(8)]
     assert np.isfinite(logs[-1]["loss"])
     assert all(v.dtype == "float32" for v in network.variables)

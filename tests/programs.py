@@ -1,0 +1,55 @@
+"""Programs in processes of their own, forked from one that has imported what takes seconds."""
+
+import multiprocessing
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import tempfile
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# Neither starts a thread or looks for devices before it is used, so forks are safe.
+_CONTEXT.set_forkserver_preload(["tensorflow", "keras"])
+
+
+def start_program(program, *arguments, folder):
+    """Starts a Python file as `python program arguments...`.
+
+    Args:
+        program: the file's path.
+        *arguments: of its command line, made strings.
+        folder: where `stdout` and `stderr` are written.
+
+    Returns:
+        `multiprocessing.Process`, started.
+    """
+    argv = [str(program), *map(str, arguments)]
+    process = _CONTEXT.Process(target=_run, args=(argv, str(folder)))
+    process.start()
+    return process
+
+
+def run_program(program, *arguments):
+    """Runs a Python file to its end.
+
+    Args:
+        program: the file's path.
+        *arguments: of its command line, made strings.
+
+    Returns:
+        `subprocess.CompletedProcess` with exit code, stdout and stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        process = start_program(program, *arguments, folder=folder)
+        process.join()
+        out, err = (pathlib.Path(folder, name).read_text() for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess([program, *arguments], process.exitcode, out, err)
+
+
+def _run(argv, folder):
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(pathlib.Path(folder, name), os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = argv
+    sys.path.insert(0, str(pathlib.Path(argv[0]).parent))
+    runpy.run_path(argv[0], run_name="__main__")
