@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
