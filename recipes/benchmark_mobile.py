@@ -68,9 +68,7 @@ def check_flags():
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
     if FLAGS.model and FLAGS.model not in ROUTES and not pathlib.Path(FLAGS.model).exists():
-        raise FileNotFoundError(
-            f"--model={FLAGS.model} is not there, and is none of {', '.join(ROUTES)}"
-        )
+        raise FileNotFoundError(f"--model={FLAGS.model} is not there")
     if not all(width.isdecimal() for width in FLAGS.routes or ()):
         raise ValueError(f"--routes must be widths such as 0,4,8,13; not {','.join(FLAGS.routes)}")
 

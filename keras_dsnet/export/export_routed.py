@@ -32,12 +32,13 @@ def export_routed(
     input_type="float32",
     verbose=True,
 ):
-    """Writes a network with one gate as one TFLite file that chooses a route for every image.
+    """Writes a network as one TFLite file whose gates choose a path for every image.
 
-    The file has builtin operators only, batch 1, and two signatures over the same branches:
-    "serving_default", `image` to `output` `[1, classes]` and `path` int32 `[1]`; and "bounded",
-    which takes `min_width` and `max_width` too, int32 `[1]`: the gate chooses its best-scored route
-    within them, and equal bounds force a width.
+    The file has builtin operators only, batch 1, and two signatures over the same graphs:
+    "serving_default", `image` to `output` `[1, classes]` and `path` int32 `[num_gates]`; and
+    "bounded", which takes `min_width` and `max_width` too, int32 `[num_gates]`: each gate chooses
+    its best-scored route within its own, and equal bounds force a width. Every path of the routes
+    can be taken.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
@@ -46,7 +47,8 @@ def export_routed(
         quantize: None, "float16" (weights), "dynamic" (int8 weights), or "int8": weights and
             activations; needs `representative_data`.
         layout: "shared": one copy of the weights, cut into blocks that routes add up; "fast": each
-            route has whole kernels of its own.
+            route has whole kernels of its own; with several gates up to twice the widest path's
+            weights, and the rest shared.
         representative_data: a `tf.data.Dataset` or another iterable of images, or of batches of
             them, as the file takes them; every route is measured on all of it.
         input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
@@ -54,7 +56,7 @@ def export_routed(
         verbose: bool: print a line per phase and a report.
 
     Returns:
-        Dict: "bytes", "routes" (for each its cuts, MAdds and the largest difference of the file's
+        Dict: "bytes", "routes" (for each path that was checked its cuts, MAdds and the largest difference of the file's
         outputs from the network's, where 1 is their largest value), "operators", "shared".
 
     Raises:
