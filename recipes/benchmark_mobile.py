@@ -1,11 +1,14 @@
 r"""Times routed TFLite files against a file of each width alone, and against MobileNetV1.
 
     python recipes/benchmark_mobile.py --workdir=runs/benchmark_mobile
+    python recipes/benchmark_mobile.py --model=ds_resnet50 --workdir=runs/benchmark_resnet
     python recipes/benchmark_mobile.py m.tflite --model=runs/gate --workdir=runs/benchmark_m
 
-Without files it exports DS-MobileNet at 224x224 with 1000 classes, every variable random, in both
-layouts, float32 and int8, and the naive file of one graph per route. Files that are named are
-compared with the widths of --model; without --model with the baselines alone.
+Without files it exports DS-MobileNet, or the network that --model names, at 224x224 with 1000
+classes, every variable random, in both layouts, float32 and int8, and, for one gate, the naive file
+of one graph per route. With several gates it times the paths of one width throughout, and one on
+which every gate takes another width. Files that are named are compared with the widths of --model;
+without --model with the baselines alone.
 
 All interpreters that are compared take turns in one process. A route is timed by the signature
 serving_default with bounds that leave no other route: gate and branch run as ever. Size, time to
@@ -26,9 +29,21 @@ from take_turns import low_and_middle, ratios, take_turns
 FLAGS = flags.FLAGS
 FASTEST = "mobilenet_v1_1.0"
 SECONDS_PER_TURN = 0.15
+# The networks of random variables, and the widths of their files.
+ROUTES = {
+    "ds_mobilenet": (0, 4, 8, 13),
+    "ds_resnet50": (0, 1, 2, 3),
+    "ds_efficientnet_b0": (0, 6, 13, 19),
+}
 flags.DEFINE_string("workdir", None, "Folder of the benchmark: all that it writes.", required=True)
-flags.DEFINE_string("model", None, "Work directory of a stage, or a .keras file; none: random.")
-flags.DEFINE_list("routes", ["0", "4", "8", "13"], "Widths of the files that are made.")
+flags.DEFINE_string(
+    "model",
+    None,
+    f"Work directory of a stage, a .keras file, or {', '.join(ROUTES)}: random variables.",
+)
+flags.DEFINE_list(
+    "routes", None, "Widths of the files that are made; none: four of a random network, else all."
+)
 flags.DEFINE_multi_enum(
     "quantize", ["none", "int8"], ["none", "float16", "dynamic", "int8"], "Files made; repeatable."
 )
@@ -52,25 +67,33 @@ def check_flags():
     for path in FLAGS(sys.argv)[1:]:
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
-    if FLAGS.model and not pathlib.Path(FLAGS.model).exists():
-        raise FileNotFoundError(f"--model={FLAGS.model} is not there")
-    if not all(width.isdecimal() for width in FLAGS.routes):
+    if FLAGS.model and FLAGS.model not in ROUTES and not pathlib.Path(FLAGS.model).exists():
+        raise FileNotFoundError(
+            f"--model={FLAGS.model} is not there, and is none of {', '.join(ROUTES)}"
+        )
+    if not all(width.isdecimal() for width in FLAGS.routes or ()):
         raise ValueError(f"--routes must be widths such as 0,4,8,13; not {','.join(FLAGS.routes)}")
 
 
 def make_network():
-    """Returns the network of --model, or one with random variables."""
+    """Returns the network of --model, with random variables where that is a name."""
     import keras
-    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.applications import DSEfficientNetB0, DSMobileNet, DSResNet50
     from mobile_files import randomise
 
-    if FLAGS.model is None:
-        size = FLAGS.image_size
-        network = DSMobileNet(input_shape=(size, size, 3))
+    name = FLAGS.model or "ds_mobilenet"
+    if name in ROUTES:
+        make = dict(zip(ROUTES, (DSMobileNet, DSResNet50, DSEfficientNetB0)))[name]
+        network = make(input_shape=(FLAGS.image_size, FLAGS.image_size, 3))
         randomise(network)
-        return network
-    path = pathlib.Path(FLAGS.model)
-    return keras.models.load_model(path / "model.keras" if path.is_dir() else path, compile=False)
+        network.routes = ROUTES[name]
+    else:
+        path = pathlib.Path(name)
+        path = path / "model.keras" if path.is_dir() else path
+        network = keras.models.load_model(path, compile=False)
+    if FLAGS.routes:
+        network.routes = tuple(map(int, FLAGS.routes))
+    return network
 
 
 def compared_files(network, paths, folder):
@@ -82,8 +105,8 @@ def compared_files(network, paths, folder):
         folder: where files are made.
 
     Yields:
-        `(quantize, routed, static, others)`: dicts of paths, of routed files by name, of static
-        files by route, of others by name.
+        `(quantize, routed, static, others)`: dicts of filenames, of routed files by name, of
+        static files by path through the network, of others by name.
     """
     from mobile_files import MobileFiles
 
@@ -93,55 +116,59 @@ def compared_files(network, paths, folder):
     if not paths:
         for quantize in FLAGS.quantize:
             quantize = None if quantize == "none" else quantize
-            files = MobileFiles(
-                network, tuple(map(int, FLAGS.routes)), quantize, folder, FLAGS.reuse
-            )
+            files = MobileFiles(network, network.routes, quantize, folder, FLAGS.reuse)
             routed = {layout: files.routed(layout) for layout in FLAGS.layout}
-            static = {route: files.static(route) for route in files.routes}
-            others = {"naive": files.naive()} if FLAGS.naive else {}
+            static = {path: files.static(path) for path in files.paths}
+            naive = FLAGS.naive and network.num_gates == 1
+            others = {"naive": files.naive()} if naive else {}
             yield quantize, routed, static, others | {b: files.mobilenet(b) for b in baselines}
     for path in paths:
         metadata = read_metadata(path.read_bytes(), path)
         routes = tuple(row["path"][0] for row in metadata["routes"])
         files = MobileFiles(network, routes, metadata["quantize"], folder, FLAGS.reuse)
-        static = {route: files.static(route) for route in routes} if FLAGS.model else {}
+        static = {path: files.static(path) for path in files.paths} if FLAGS.model else {}
         others = {name: files.mobilenet(name) for name in baselines}
         yield metadata["quantize"], {path.stem: path}, static, others
 
 
-def measure(quantize, routed, static, others):
-    """Times the files in turn; returns a row of figures for each route of each, and baselines."""
+def as_written(path):
+    """Returns a path as `model(x, path=...)` takes it: with one gate an int."""
+    return path[0] if len(path) == 1 else path
+
+
+def measure(network, quantize, routed, static, others):
+    """Times the files in turn; returns a row of figures for each path of each, and baselines."""
     from keras_dsnet.export.dynamic_interpreter import read_metadata
     from keras_dsnet.export.force_route import force_route
 
     interpreters, rows = {}, {}
-    for name, path in routed.items():
-        content = path.read_bytes()
-        for route in read_metadata(content)["routes"]:
-            width = route["path"][0]
-            interpreters[name, width] = load(force_route(content, width), FLAGS.threads)
-            rows[name, width] = {"path": width, "madds": route["madds"]}
-    madds = {row["path"]: row["madds"] for row in rows.values()}
-    for width, path in static.items():
-        interpreters["static", width] = load(path, FLAGS.threads)
-        rows["static", width] = {"path": width, "madds": madds[width]}
+    for name, filename in routed.items():
+        content = filename.read_bytes()
+        madds = {tuple(row["path"]): row["madds"] for row in read_metadata(content)["routes"]}
+        for path in static or madds:
+            interpreters[name, path] = load(force_route(content, path), FLAGS.threads)
+            rows[name, path] = {"path": as_written(path)}
+            rows[name, path]["madds"] = madds.get(path) or network.madds(path)
+    for path, filename in static.items():
+        interpreters["static", path] = load(filename, FLAGS.threads)
+        rows["static", path] = {"path": as_written(path), "madds": network.madds(path)}
     for name, path in others.items():
         interpreters[name, None] = load(path, FLAGS.threads)
         rows[name, None] = {}
     runs = {key: interpreter.invoke for key, interpreter in interpreters.items()}
     times = take_turns(runs, FLAGS.rounds, SECONDS_PER_TURN, warm_up=3)
-    sources = routed | others | {f"static {width}": path for width, path in static.items()}
+    sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
-    for (name, width), row in rows.items():
-        own = times[name, width]
-        source = f"static {width}" if name == "static" else name
+    for (name, path), row in rows.items():
+        own = times[name, path]
+        source = f"static {path}" if name == "static" else name
         row.update(
             quantize=quantize or "float32", file=name, mb=sources[source].stat().st_size / 1e6
         )
         row.update(costs[source])
         row["min_ms"], row["median_ms"] = low_and_middle(own)
-        for other, key in (("static", ("static", width)), (FASTEST, (FASTEST, None))):
-            if key in times and key != (name, width):
+        for other, key in (("static", ("static", path)), (FASTEST, (FASTEST, None))):
+            if key in times and key != (name, path):
                 low, middle = ratios(own, times[key])
                 row[f"to_{other}_min"], row[f"to_{other}_median"] = low, middle
     return list(rows.values())
@@ -161,7 +188,7 @@ def main(argv):
     for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):
         metadata = read_metadata(next(iter(routed.values())).read_bytes())
         print(f"\ntiming {len(routed) + len(static) + len(others)} files, {FLAGS.rounds} turns")
-        rows += measure(quantize, routed, static, others)
+        rows += measure(network, quantize, routed, static, others)
         for line in describe_sizes(routed, static):
             print(line, flush=True)
             sizes.append(f"{quantize or 'float32'}, {line}")

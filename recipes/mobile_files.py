@@ -6,6 +6,7 @@ import numpy as np
 
 MOBILENETS = {f"mobilenet_v1_{alpha}": alpha for alpha in (0.5, 0.75, 1.0)}
 REPRESENTATIVE_IMAGES = 8
+_HEADS = ("w1", "w2", "w3", "w1_slimming")
 
 
 def randomise(network, seed=0):
@@ -18,7 +19,9 @@ def randomise(network, seed=0):
         if "variance" in variable.name:
             variable.assign(generator.uniform(0.5, 2.0, variable.shape))
         elif "kernel" not in variable.name:
-            variable.assign_add(generator.normal(scale=0.1, size=variable.shape))
+            # Heads of many hidden units would otherwise tell images apart by rounding alone.
+            scale = 0.1 if variable.name not in _HEADS else 0.5 * variable.shape[0] ** -0.5
+            variable.assign_add(generator.normal(scale=scale, size=variable.shape))
     network.gates_trained = True
 
 
@@ -34,11 +37,14 @@ class MobileFiles:
     """
 
     def __init__(self, network, routes, quantize, folder, reuse=False):
+        from keras_dsnet.export.check_routed import checked_paths
+
         self.network = network
         self.routes = routes
         self.quantize = quantize
         self.reuse = reuse
         self.shape = network.input_shape[1:]
+        self.paths = checked_paths(routes, network.num_gates)
         self._folder = pathlib.Path(folder) / (quantize or "float32")
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -51,13 +57,13 @@ class MobileFiles:
 
         return self._file(f"{layout}_{'_'.join(map(str, self.routes))}", make)
 
-    def static(self, route):
-        """Returns the path of the file of one width alone."""
+    def static(self, path):
+        """Returns the filename of one path alone."""
         from keras_dsnet.export import export_subnetwork
 
         return self._file(
-            f"static_{route}",
-            lambda path: export_subnetwork(self.network, route, path, **self._options),
+            f"static_{'_'.join(map(str, path))}",
+            lambda filename: export_subnetwork(self.network, path, filename, **self._options),
         )
 
     def naive(self):
@@ -69,12 +75,12 @@ class MobileFiles:
 
         from keras_dsnet.export.routed_parts import RoutedParts
 
-        cuts = {route: (route,) for route in self.routes}
-        front = RoutedParts(self.network, self.routes, cuts).front
+        parts = RoutedParts(self.network, self.routes)
         models = [self.network.subnetwork(route, fold_batch_norm=True) for route in self.routes]
 
         def run(image):
-            chosen = front(image, [0], [self.network.num_widths - 1])
+            scores = parts.front(image)["scores"]
+            chosen = parts.choose(0, scores, [0], [self.network.num_widths - 1])
 
             def branch(index):
                 if index == len(models) - 1:
@@ -82,7 +88,7 @@ class MobileFiles:
                 here = chosen["position"] <= index
                 return tf.cond(here, lambda: models[index](image), lambda: branch(index + 1))
 
-            return {"output": branch(0), "path": chosen["path"]}
+            return {"output": branch(0), "path": chosen["width"]}
 
         return self._converted(run, f"naive_{'_'.join(map(str, self.routes))}")
 

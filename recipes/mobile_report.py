@@ -16,8 +16,8 @@ def describe_sizes(routed, static):
     """Yields a line for each routed file: its size, and what a second signature takes.
 
     Args:
-        routed: dict of paths by name.
-        static: dict of paths by route; may be empty.
+        routed: dict of filenames by name.
+        static: dict of filenames by path through the network; may be empty.
     """
     widest = static[max(static)].stat().st_size if static else None
     for name, path in routed.items():
@@ -37,7 +37,7 @@ def write_markdown(rows, sizes, path):
     command = shlex.join(["python", "recipes/benchmark_mobile.py", *sys.argv[1:]])
     others = [key[3:-4] for row in rows for key in row if key.startswith("to_") and "_min" in key]
     others = list(dict.fromkeys(others))
-    titles = ["type", "file", "width", "M MAdds", "MB", "init ms", "RSS MiB", "ms, min / median"]
+    titles = ["type", "file", "path", "M MAdds", "MB", "init ms", "RSS MiB", "ms, min / median"]
     titles += [f"to {other}, min / median" for other in others]
     lines = [
         f"```\n{command}\n```\n",
@@ -83,7 +83,7 @@ def save_latency_tables(rows, metadata, folder):
             layout=name if name in ("shared", "fast") else None,
             rows=[
                 {
-                    "path": [row["path"]],
+                    "path": [row["path"]] if isinstance(row["path"], int) else list(row["path"]),
                     **{key: row[key] for key in ("madds", "min_ms", "median_ms")},
                 }
                 for row in own
@@ -107,6 +107,7 @@ def plot_latency(rows, path):
         own = [row for row in rows if row["quantize"] == quantize]
         for name in dict.fromkeys(row["file"] for row in own):
             line = [row for row in own if row["file"] == name]
+            line.sort(key=lambda row: row.get("madds", 0))
             color = COLORS.get(name, BASELINE_COLOR)
             if "path" in line[0]:
                 madds = [row["madds"] / 1e6 for row in line]

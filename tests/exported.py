@@ -31,7 +31,7 @@ class Exported:
         self.content = self.filename.read_bytes()
         self.model = parse(self.content)
         self.interpreter = Interpreter(model_path=str(self.filename))
-        self.cuts = {row["path"]: tuple(row["cuts"]) for row in self.report["routes"]}
+        self.cuts = {row["path"]: tuple(map(_frozen, row["cuts"])) for row in self.report["routes"]}
 
     def choose(self, images):
         """Runs "serving_default": `(outputs, widths)`."""
@@ -90,6 +90,10 @@ def largest_difference(outputs, expected):
     expected = np.asarray(expected)
     assert outputs.shape == expected.shape
     return np.abs(outputs - expected).max() / np.abs(expected).max()
+
+
+def _frozen(cuts):
+    return tuple(cuts) if isinstance(cuts, list) else cuts
 
 
 def _run(runner, images, **bounds):

@@ -1,10 +1,13 @@
 """Runs one route on channel blocks, so that a file holds every weight once for all routes."""
 
+import bisect
 import itertools
 
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.export.conversion import FLOAT_SCOPE
+from keras_dsnet.export.group_norm import group_norm
 from keras_dsnet.layers.sliced_conv2d import tf_padding
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.folding import as_numpy, foldable_norms, scale_and_offset
@@ -24,38 +27,57 @@ class BlockExecutor(Executor):
     multiplies the group's output by the ratio of the two scales.
 
     Args:
-        row: int: the route's row of batch-norm statistics, its width.
-        cuts: ascending tuple of widths, the last one the route's.
+        path: a `Path` of Python ints.
+        cuts: for each section an ascending tuple of widths, the last one the path's; None: no
+            kernel is cut.
         integer: bool: make kernels for an int8 file. There the ratio of the scales is no operation:
             the blocks are rounded to what int8 holds before they are scaled, so that every route
             quantises to the same numbers, with scales of its own.
+
+        vectors: as `cuts`, for the kernels that pooled features are multiplied with: cutting those
+            costs nearly nothing. None: `cuts`.
 
     Attributes:
         scores: the slimming heads' outputs, in order, filled while running.
     """
 
-    def __init__(self, row, cuts, integer=False):
-        self.row = row
-        self.cuts = cuts
+    def __init__(self, path, cuts=None, integer=False, vectors=None):
+        self.path = path
+        self.cuts = cuts or tuple((width,) for width in path.widths)
+        self.vectors = vectors or self.cuts
         self.integer = integer
         self.scores = []
         self._norm_behind = {}
+        # Channel options of the last convolution.
+        self._channels = (None,)
 
     def run(self, steps, x):
         self._norm_behind.update(foldable_norms(steps))
         return super().run(steps, x)
 
+    def run_first(self, steps, x):
+        """Runs the first of some steps, a convolution, with what is folded into it."""
+        self._norm_behind.update(foldable_norms(steps))
+        return super().run(steps[:1], x)
+
+    def regroup(self, step, x):
+        """Joins the outputs of a convolution that were cut more finely than by this executor."""
+        return _join(x, self._edges(step, step.layer.filters))
+
     def _edges(self, step, options):
         """Returns where the groups of a layer's channels begin, and where the last one ends."""
-        if step.section == 0 or len(options) == 1:
+        if len(options) == 1:
             return (0, options[0])
-        return (0, *(options[width] for width in self.cuts))
+        return (0, *(options[width] for width in self.cuts[step.section]))
+
+    def _row(self, step):
+        """Returns the path's row of batch-norm statistics."""
+        return self.path.statistics[step.section]
 
     def _rows(self, step, groups):
         """Returns for each output group the row of statistics that its kernel is folded with."""
-        if step.section == 0:
-            return [0]
-        return self.cuts if groups == len(self.cuts) else [self.row]
+        cuts = self.cuts[step.section]
+        return [*cuts[:-1], self._row(step)] if groups == len(cuts) else [self._row(step)]
 
     def conv(self, step, x):
         layer = step.layer
@@ -64,12 +86,14 @@ class BlockExecutor(Executor):
         def convolve(group, kernel):
             return tf.nn.conv2d(group, tf.constant(kernel), layer.strides, padding)
 
+        self._channels = layer.filters
         return self._blocks(step, x, layer.filters, as_numpy(layer.kernel), convolve)
 
     def dense(self, step, x):
         def multiply(group, kernel):
             return tf.matmul(group, tf.constant(kernel))
 
+        x = self._pieces(step, x, self._channels)
         return self._blocks(step, x, step.layer.units, as_numpy(step.layer.kernel), multiply)
 
     def _blocks(self, step, x, options, kernel, operation):
@@ -99,8 +123,7 @@ class BlockExecutor(Executor):
         if step.layer not in self._norm_behind:
             return ones, bias, ones
         norm = self._norm_behind[step.layer]
-        row = 0 if step.section == 0 else self.row
-        scale, offset = scale_and_offset(norm.layer, row, channels)
+        scale, offset = scale_and_offset(norm.layer, self._row(step), channels)
         bias = offset if bias is None else offset + bias * scale
         if self.integer:
             return scale, bias, ones
@@ -120,8 +143,7 @@ class BlockExecutor(Executor):
         if layer in self._norm_behind:
             # Small enough to be there once per route.
             norm = self._norm_behind[layer]
-            row = 0 if step.section == 0 else self.row
-            scale, offset = scale_and_offset(norm.layer, row, edges[-1])
+            scale, offset = scale_and_offset(norm.layer, self._row(norm), edges[-1])
             kernel = kernel * scale[:, None]
             bias = offset if bias is None else offset + bias * scale
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
@@ -134,44 +156,63 @@ class BlockExecutor(Executor):
         return tuple(outputs)
 
     def norm(self, step, x):
-        if not hasattr(step.layer, "moving_mean"):
-            raise NotImplementedError(
-                f"Layer '{step.layer.name}' cannot be exported with routes: only batch "
-                "normalisation can."
-            )
-        return tuple(activate(step.activation, group) for group in x)
+        if hasattr(step.layer, "moving_mean"):
+            return tuple(activate(step.activation, group) for group in x)
+        # Statistics of an image span more than the 255 steps of int8; see `group_norm`.
+        with tf.name_scope(FLOAT_SCOPE):
+            edges = itertools.pairwise(_edges_of(x))
+            normalised = [group_norm(step.layer, group, *own) for group, own in zip(x, edges)]
+            return tuple(activate(step.activation, group) for group in normalised)
 
     def gate(self, step, x):
         layer, edges = step.layer, _edges_of(x)
-        pooled = [tf.reduce_mean(group, (1, 2), keepdims=True) for group in x]
+        pooled = tuple(tf.reduce_mean(group, (1, 2), keepdims=True) for group in x)
+        pooled = self._pieces(step, pooled, layer.channels)
         hidden = None
         if layer.w1 is not None:
-            hidden = self._encode(pooled, edges, layer.w1, layer.b1)
+            hidden = self._encode(pooled, layer.w1, layer.b1)
         if step.is_slimming_gate:
             own = hidden
             if not layer.share_encoder:
-                own = self._encode(pooled, edges, layer.w1_slimming, layer.b1_slimming)
+                own = self._encode(pooled, layer.w1_slimming, layer.b1_slimming)
             scores = tf.nn.conv2d(own, as_numpy(layer.w2)[None, None], 1, "VALID")
             self.scores.append(scores[:, 0, 0])
         if not layer.attention:
             return x
         weights, bias = as_numpy(layer.w3), as_numpy(layer.b3)
-        outputs = []
-        for group, own in zip(x, itertools.pairwise(edges)):
+        logits = []
+        for own in itertools.pairwise(_edges_of(pooled)):
             head = tf.constant(weights[None, None, :, slice(*own)])
-            logits = tf.nn.conv2d(hidden, head, 1, "VALID") + bias[slice(*own)]
-            tanh = layer.attention == "tanh"
-            outputs.append(group * (1.0 + tf.tanh(logits) if tanh else tf.sigmoid(logits)))
-        return tuple(outputs)
+            logits.append(tf.nn.conv2d(hidden, head, 1, "VALID") + bias[slice(*own)])
+        tanh = layer.attention == "tanh"
+        return tuple(
+            group * (1.0 + tf.tanh(own) if tanh else tf.sigmoid(own))
+            for group, own in zip(x, _join(logits, edges))
+        )
 
-    def _encode(self, pooled, edges, weights, bias):
+    def _pieces(self, step, x, options):
+        """Cuts vectors further, as their kernels are cut."""
+        if len(options) == 1:
+            return x
+        ends = [options[width] for width in self.vectors[step.section]]
+        pieces = []
+        for group, (first, last) in zip(x, itertools.pairwise(_edges_of(x))):
+            inner = [0, *(end - first for end in ends if first < end < last), last - first]
+            cut = [group[..., slice(*own)] for own in itertools.pairwise(inner)]
+            pieces += cut if len(cut) > 1 else [group]
+        return tuple(pieces)
+
+    def _encode(self, pooled, weights, bias):
         """Returns the hidden vector `[1, 1, 1, hidden]`: a 1x1 convolution takes its bias along."""
         weights, total = as_numpy(weights), None
-        for group, own in zip(pooled, itertools.pairwise(edges)):
+        for group, own in zip(pooled, itertools.pairwise(_edges_of(pooled))):
             block = tf.constant(weights[None, None, slice(*own)])
             term = tf.nn.conv2d(group, block, 1, "VALID")
             total = term + as_numpy(bias) if total is None else total + term
         return tf.nn.relu(total)
+
+    def max_pool(self, step, x):
+        return tuple(map(step.layer, x))
 
     def pool(self, step, x):
         return tuple(tf.reduce_mean(group, (1, 2)) for group in x)
@@ -197,6 +238,14 @@ def _multiplied(x, ratio, is_sum):
 def _edges_of(x):
     """Returns where the groups of an activation begin, and where the last one ends."""
     return (0, *itertools.accumulate(int(group.shape[-1]) for group in x))
+
+
+def _join(x, edges):
+    """Joins groups of channels that are cut more finely than at these edges."""
+    groups = [[] for _ in edges[1:]]
+    for group, end in zip(x, _edges_of(x)[1:]):
+        groups[bisect.bisect_left(edges, end) - 1].append(group)
+    return tuple(tf.concat(parts, -1) if len(parts) > 1 else parts[0] for parts in groups)
 
 
 def _rounded(block):

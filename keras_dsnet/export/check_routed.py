@@ -14,14 +14,15 @@ def check_routed(content, network, routes, shape, input_type="float32", quantize
     Args:
         content: bytes of the file.
         network: a `DynamicSlimmableNetwork`.
-        routes: tuple of widths.
+        routes: tuple of widths. With several gates every uniform path is run, and one on which each
+            gate takes another width than the one before it.
         shape: `(height, width, 3)`.
         input_type: "float32" or "uint8".
         quantize: as the file was made; only a float32 file must agree.
         images: int: how many random images to run.
 
     Returns:
-        Dict from route to the difference.
+        Dict from path, one width per gate, to the difference.
 
     Raises:
         ValueError: where a forced route is not taken, or a float32 file differs by more than 1e-4.
@@ -35,23 +36,30 @@ def check_routed(content, network, routes, shape, input_type="float32", quantize
     normalised = normalised.astype("float32")
     inputs = pixels if input_type == "uint8" else normalised
     differences = {}
-    for route in routes:
-        bound = np.array([route], "int32")
+    for path in checked_paths(routes, network.num_gates):
+        bound = np.array(path, "int32")
         results = [runner(image=image[None], min_width=bound, max_width=bound) for image in inputs]
-        taken = {int(result["path"][0]) for result in results}
-        if taken != {route}:
-            raise ValueError(f"The TFLite file takes the routes {sorted(taken)} instead of {route}")
-        expected = keras.ops.convert_to_numpy(network(normalised, path=route))
+        taken = {tuple(map(int, result["path"])) for result in results}
+        if taken != {path}:
+            raise ValueError(f"The TFLite file takes the paths {sorted(taken)} instead of {path}")
+        expected = keras.ops.convert_to_numpy(network(normalised, path=path))
         outputs = np.concatenate([result["output"] for result in results])
         # Without a classifier the file's features are padded to the widest route's channels.
         outputs = outputs[..., : expected.shape[-1]]
-        differences[route] = largest_difference(outputs, expected)
-        if quantize is None and not differences[route] <= TOLERANCE:
+        differences[path] = largest_difference(outputs, expected)
+        if quantize is None and not differences[path] <= TOLERANCE:
             raise ValueError(
-                f"The TFLite file differs by {differences[route]:.1e} from the network at route "
-                f"{route}; {TOLERANCE:.0e} is allowed. It was not written"
+                f"The TFLite file differs by {differences[path]:.1e} from the network on the path "
+                f"{path}; {TOLERANCE:.0e} is allowed. It was not written"
             )
     return differences
+
+
+def checked_paths(routes, num_gates):
+    """Returns the paths that are run: the uniform ones first."""
+    uniform = [(route,) * num_gates for route in routes]
+    mixed = tuple(routes[gate % len(routes)] for gate in range(num_gates))
+    return list(dict.fromkeys([*uniform, mixed]))
 
 
 def largest_difference(outputs, expected):

@@ -3,14 +3,15 @@
 import time
 import warnings
 
-import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.check_routed import check_routed
-from keras_dsnet.export.conversion import check_quantize, convert
-from keras_dsnet.export.plan_cuts import LAYOUTS, plan_cuts
+from keras_dsnet.export.conversion import check_quantize
+from keras_dsnet.export.convert_parts import convert_choices, convert_parts
+from keras_dsnet.export.plan_cuts import LAYOUTS
+from keras_dsnet.export.plan_sections import cuts_of, plan_sections
 from keras_dsnet.export.representative_images import representative_images
-from keras_dsnet.export.routed_file import BOUNDED, RoutedFile
+from keras_dsnet.export.routed_file import RoutedFile
 from keras_dsnet.export.routed_parts import RoutedParts
 from keras_dsnet.export.routed_report import RoutedReport
 from keras_dsnet.models.path import check_routes
@@ -75,22 +76,26 @@ def export_routed(
     say = _teller(verbose)
     # Opened first: a folder that cannot be written is known before the conversion, not after it.
     with atomic_file(filename, "wb") as target:
-        parameters = {route: network.costs(route, shape).parameters for route in routes}
-        cuts = plan_cuts(parameters, layout, integer)
+        cuts = plan_sections(network, routes, shape, layout, integer)
         parts = RoutedParts(network, routes, cuts, integer, input_type == "uint8")
-        front, branches = _convert(parts, routes, shape, quantize, images, input_type, say)
+        runs, choices = list(parts.parts()), list(parts.choices())
+        say(f"converting {len(runs)} graphs")
+        image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
+        scores = [gate.w2.shape[1] for gate in network.slimming_gates]
+        contents = convert_parts(runs, image, quantize, images, say)
+        contents.append(convert_choices(choices, network.num_gates, scores))
         file = RoutedFile(
-            front,
-            branches,
+            runs,
+            choices,
+            contents,
             network.num_widths - 1,
             _metadata(network, routes, cuts, shape, quantize, layout, input_type),
         )
         content = file.content()
-        say("checking every route against the network")
+        say("checking paths against the network")
         differences = check_routed(content, network, routes, shape, input_type, quantize)
         target.write(content)
-    report = RoutedReport(network, file.model, content, routes, cuts, shape, differences)
-    report.compare([front, *branches])
+    report = RoutedReport(network, file.model, content, cuts, shape, differences)
     if verbose:
         print(report.text(filename), flush=True)
     return report.as_dict()
@@ -110,11 +115,6 @@ def _check(network, quantize, layout, input_shape, input_type):
         raise ValueError(
             f"`input_type` must be 'float32' or 'uint8'. Received: input_type={input_type!r}"
         )
-    if network.num_gates != 1:
-        raise ValueError(
-            "A routed file is for networks of one gate; export one path of this network by "
-            f"`export_subnetwork`. Received: a network of {network.num_gates} gates"
-        )
     return tuple(shape)
 
 
@@ -122,31 +122,6 @@ def _is_image_shape(shape):
     if not isinstance(shape, (tuple, list)) or len(shape) != 3 or shape[-1] != 3:
         return False
     return all(isinstance(side, int) and side > 0 for side in shape)
-
-
-def _convert(parts, routes, shape, quantize, images, input_type, say):
-    """Returns the bytes of the front's file and of each branch's."""
-    image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
-    bound = tf.TensorSpec((1,), tf.int32)
-    inputs = {"image": image, "min_width": bound, "max_width": bound}
-
-    def front_samples():
-        # The bounds play no part in what int8 measures.
-        bounds = {"min_width": np.zeros(1, "int32"), "max_width": np.full(1, routes[-1], "int32")}
-        return ({"image": image, **bounds} for image in images)
-
-    say("converting the front and its gate")
-    front = convert(parts.front, inputs, quantize, images and front_samples, BOUNDED)
-    features = parts.features_of(images) if images else None
-    spec = tf.function(parts.front, autograph=False).get_concrete_function(**inputs)
-    shape = spec.structured_outputs["features"].shape
-    branches = []
-    for index, route in enumerate(routes):
-        say(f"converting route {route} ({index + 1} of {len(routes)})")
-        samples = (lambda: ({"features": f} for f in features)) if images else None
-        branch = parts.branch(route)
-        branches.append(convert(branch, {"features": tf.TensorSpec(shape)}, quantize, samples))
-    return front, branches
 
 
 def _metadata(network, routes, cuts, shape, quantize, layout, input_type):
@@ -168,7 +143,11 @@ def _metadata(network, routes, cuts, shape, quantize, layout, input_type):
         "num_widths": network.num_widths,
         "gates_trained": network.gates_trained,
         "routes": [
-            {"path": [route], "madds": network.madds(route, shape), "cuts": list(cuts[route])}
+            {
+                "path": [route] * network.num_gates,
+                "madds": network.madds(route, shape),
+                "cuts": cuts_of(cuts, [route] * network.num_gates),
+            }
             for route in routes
         ],
     }

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.export.block_executor import BlockExecutor
 from keras_dsnet.export.check_routed import TOLERANCE, in_float32, largest_difference
 from keras_dsnet.export.conversion import check_quantize, convert
 from keras_dsnet.export.representative_images import representative_images
+from keras_dsnet.models.activation import activate
 from keras_dsnet.utils.atomic_file import atomic_file
 
 
@@ -43,9 +45,8 @@ def export_subnetwork(
     images = representative_images(representative_data, shape) if quantize == "int8" else None
     # Opened first: a folder that cannot be written is known before the conversion, not after it.
     with atomic_file(filename, "wb") as file:
-        model = network.subnetwork(path, fold_batch_norm=True)
         content = convert(
-            lambda image: {"output": model(image)},
+            lambda image: {"output": _run(network, path, image)},
             {"image": tf.TensorSpec((1, *shape))},
             quantize,
             images and (lambda: ({"image": image} for image in images)),
@@ -58,6 +59,14 @@ def export_subnetwork(
             )
         file.write(content)
     return {"path": path, "bytes": len(content), "madds": madds, "difference": difference}
+
+
+def _run(network, path, image):
+    """Runs a path as a routed file does, without its choices and with whole kernels."""
+    executor, x = BlockExecutor(network.resolve_path(path)), (image,)
+    for steps in network.sections:
+        x = executor.run(steps, x)
+    return activate(network.classifier_activation, x[0]) if network.include_top else x[0]
 
 
 def _largest_difference(content, network, path, shape, images=4):

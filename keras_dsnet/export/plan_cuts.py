@@ -33,10 +33,10 @@ def plan_cuts(parameters, layout, integer=False):
     # The price of a weight in cuts: the least price whose plan fits, between none and one at which
     # every route extends the one before it.
     low, high = 0.0, len(routes) / min(_steps(parameters))
-    best = _cheapest(parameters, high)
+    best = cheapest_cuts(parameters, high)
     for _ in range(_TRIALS):
         price = (low + high) / 2
-        plan = _cheapest(parameters, price)
+        plan = cheapest_cuts(parameters, price)
         if stored_weights(parameters, plan) <= limit:
             best, high = plan, price
         else:
@@ -51,8 +51,8 @@ def stored_weights(parameters, cuts):
     return sum(parameters[own[-1]] - (parameters[own[-2]] if len(own) > 1 else 0) for own in kept)
 
 
-def _cheapest(parameters, price):
-    """Gives every route the cuts that cost least: one per cut, and `price` per stored weight."""
+def cheapest_cuts(parameters, price):
+    """Returns for every route the cuts that cost least: one per cut, `price` per stored weight."""
     plan = {}
     for route, weights in parameters.items():
         options = [((), 0), *((plan[other], parameters[other]) for other in plan)]

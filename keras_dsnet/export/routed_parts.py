@@ -1,76 +1,184 @@
-"""The parts of a routed file as functions of tensors: the front with its gate, and the branches."""
+"""The parts of a routed file as functions of tensors."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
+from keras_dsnet.export.section_entry import enter, leave
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.cost_counter import CostCounter
+from keras_dsnet.models.path import Path
 from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 LOWEST = np.finfo("float32").min
 
 
+@dataclasses.dataclass(frozen=True)
+class RoutedPart:
+    """A function that becomes a graph of a routed file.
+
+    Args:
+        name: str, of the graph.
+        section: int.
+        function: of `features`, a tuple of tensors; the front's of `image`, a choice's of `scores`
+            `[routes]`, `min_width` and `max_width`. Returns a dict: `features`, a tuple of tensors,
+            or, of the last section, `output`; and `scores` where a gate follows. A choice gives
+            `position`, the int32 place among the routes, and `width`, int32 `[1]`.
+        before: width of the section before, for the layers that see it; None: for all others.
+        width: of the section; None: of the front and of choices, which have none.
+        next: names of the parts that take the features.
+    """
+
+    name: str
+    section: int
+    function: Callable
+    before: int | None = None
+    width: int | None = None
+    next: tuple = ()
+
+
 class RoutedParts:
-    """What a routed file is made of, for one network of one gate.
+    """What a routed file is made of, for one network.
+
+    The front ends with the first gate. What follows a gate is a section, and there is a graph for
+    each width of it. From the second section on, the first layers see the width before, too: the
+    section's entry has a graph for every pair of widths, and the rest of it one for every width.
+    So every path can be taken, and no graph is there for a path.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
         routes: tuple of candidate widths, ascending.
-        cuts: dict from route to its cuts; see `plan_cuts`.
+        plans: for each gate a `SectionPlan`; for the front alone, and choices, None will do.
         integer: bool: for an int8 file.
         raw: bool: images are uint8 pixels, which the front normalises.
     """
 
-    def __init__(self, network, routes, cuts, integer=False, raw=False):
+    def __init__(self, network, routes, plans=None, integer=False, raw=False):
         self._network = network
         self._routes = routes
-        self._cuts = cuts
+        self._plans = plans
         self._integer = integer
         self._raw = raw
 
-    def front(self, image, min_width, max_width):
-        """Runs everything up to the gate, and the gate.
+    def front(self, image):
+        """Runs everything up to the first gate, and the gate.
 
         Args:
             image: `[1, height, width, 3]`: float32, preprocessed; or raw, uint8.
-            min_width: int32 `[1]`.
-            max_width: int32 `[1]`.
 
         Returns:
-            Dict of `features` `[1, height, width, channels]`, `path` int32 `[1]`, and `position`,
-            int32: the path's place among the routes.
+            Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, and `scores`.
         """
         if self._raw:
             image = self._normalise(tf.cast(image, tf.float32))
-        executor = BlockExecutor(0, (0,), self._integer)
-        (features,) = executor.run(self._network.sections[0], (image,))
-        (gate,) = self._network.slimming_gates
-        scores = gate.route_scores(tf.cast(executor.scores[0], tf.float32), self._routes)
-        position = self._choose(scores[0], min_width, max_width)
-        path = tf.reshape(tf.gather(tf.constant(self._routes, tf.int32), position), [1])
-        return {"features": features, "path": path, "position": position}
+        executor = BlockExecutor(self._network.resolve_path(0), None, self._integer)
+        features = executor.run(self._network.sections[0], (image,))
+        return {"features": features, "scores": executor.scores[0]}
 
-    def branch(self, route):
-        """Returns the function of the features that runs one route: `output` `[1, classes]`."""
+    def choose(self, gate, scores, min_width, max_width):
+        """Returns what a gate chooses: `position` among the routes, int32, and `width` `[1]`.
+
+        Bounds that hold no route give the nearest route above, else the widest.
+
+        Args:
+            gate: int.
+            scores: `[1, choices]`.
+            min_width: int32 `[num_gates]`.
+            max_width: int32 `[num_gates]`.
+        """
+        layer = self._network.slimming_gates[gate]
+        scores = layer.route_scores(tf.cast(scores, tf.float32), self._routes)[0]
+        low, high = min_width[gate], max_width[gate]
+        routes = tf.constant(self._routes, tf.int32)
+        allowed = tf.logical_and(routes >= low, routes <= high)
+        best = tf.argmax(tf.where(allowed, scores, LOWEST), output_type=tf.int32)
+        nearest = tf.minimum(tf.reduce_sum(tf.cast(routes < low, tf.int32)), len(self._routes) - 1)
+        position = tf.where(tf.reduce_any(allowed), best, nearest)
+        return {"position": position, "width": tf.reshape(tf.gather(routes, position), [1])}
+
+    def parts(self):
+        """Yields every `RoutedPart` that runs layers, each before those that take its features."""
+        yield RoutedPart("front", 0, self.front, next=self._names(1))
+        for section in range(1, self._network.num_gates + 1):
+            if section > 1:
+                for before, width in itertools.product(self._routes, self._routes):
+                    yield self._entry(section, before, width)
+            for width in self._routes:
+                yield self._rest(section, width)
+
+    def choices(self):
+        """Yields for every gate the `RoutedPart` that chooses."""
+        for gate in range(self._network.num_gates):
+            yield RoutedPart(f"choose_{gate + 1}", gate, functools.partial(self.choose, gate))
+
+    def _names(self, section, before=None):
+        """Returns the names of the parts that a section begins with, behind a width."""
+        return tuple(self._name(section, width, before) for width in self._routes)
+
+    def _name(self, section, width, before=None):
+        """Returns `route_0` with one gate, else `gate_2_route_0` or `gate_2_route_1_to_0`."""
+        place = self._routes.index(width)
+        name = f"route_{place}"
+        if before is not None:
+            name = f"route_{self._routes.index(before)}_to_{place}"
+        return name if self._network.num_gates == 1 else f"gate_{section}_{name}"
+
+    def _executor(self, widths, entry=None):
+        """Returns what runs sections at these widths; the others are not run.
+
+        Args:
+            widths: dict from section to width.
+            entry: the section whose first convolutions are run alone; None: none.
+        """
+        sections = range(1, self._network.num_gates + 1)
+        path = (0, *(widths.get(section, 0) for section in sections))
+        cuts, vectors = [(0,)], [(0,)]
+        for section in sections:
+            plan, width = self._plans[section - 1], path[section]
+            own = plan.entry if section == entry else plan.cuts
+            cuts.append(own[width] if section in widths else (width,))
+            vectors.append(plan.vectors[width] if section in widths else (width,))
+        return BlockExecutor(Path(path, path), cuts, self._integer, vectors)
+
+    def _entry(self, section, before, after):
+        def run(features):
+            executor = self._executor({section - 1: before, section: after}, section)
+            return {"features": enter(executor, self._network.sections[section], features)}
+
+        name = self._name(section, after, before)
+        return RoutedPart(name, section, run, before, after, (self._name(section, after),))
+
+    def _rest(self, section, width):
         network = self._network
+        last = section == network.num_gates
 
         def run(features):
-            executor = BlockExecutor(route, self._cuts[route], self._integer)
-            groups = executor.run(network.sections[1], (features,))
-            if network.include_top:
-                return {"output": activate(network.classifier_activation, groups[0])}
-            # Every branch of a file has outputs of the same shape.
-            missing = self._most_channels() - sum(group.shape[-1] for group in groups)
-            outputs = tf.concat(groups, -1)
-            return {"output": tf.pad(outputs, [[0, 0]] * 3 + [[0, missing]])}
+            executor = self._executor({section: width})
+            steps = network.sections[section]
+            if section == 1:
+                features = executor.run(steps, features)
+            else:
+                groups = len(self._plans[section - 1].entry[width])
+                features = leave(executor, steps, features, groups)
+            if last:
+                return {"output": self._output(features)}
+            return {"features": features, "scores": executor.scores[0]}
 
-        return run
+        following = () if last else self._names(section + 1, width)
+        return RoutedPart(self._name(section, width), section, run, None, width, following)
 
-    def features_of(self, images):
-        """Returns the features of images, one by one: a list of arrays; `images` as the front's."""
-        # Not traced: TensorFlow's graph optimiser ends the process on some of these graphs.
-        return [self.front(tf.constant(image), [0], [0])["features"].numpy() for image in images]
+    def _output(self, features):
+        network = self._network
+        if network.include_top:
+            return activate(network.classifier_activation, features[0])
+        # Every branch of a file has outputs of the same shape.
+        missing = self._most_channels() - sum(group.shape[-1] for group in features)
+        return tf.pad(tf.concat(features, -1), [[0, 0]] * 3 + [[0, missing]])
 
     def _normalise(self, image):
         """Normalises pixels by a depthwise convolution, which int8 has for three channels too."""
@@ -81,20 +189,6 @@ class RoutedParts:
         offset = -np.array(IMAGENET_MEAN, "float32") / np.array(IMAGENET_STD, "float32")
         kernel = tf.constant(scale.reshape(1, 1, 3, 1))
         return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
-
-    def _choose(self, scores, min_width, max_width):
-        """Returns the place of the best route within the bounds, int32.
-
-        Bounds that hold no route give the nearest route above, else the widest.
-        """
-        routes = tf.constant(self._routes, tf.int32)
-        allowed = tf.logical_and(routes >= min_width, routes <= max_width)
-        best = tf.argmax(tf.where(allowed, scores, LOWEST), output_type=tf.int32)
-        below = tf.reduce_sum(tf.cast(routes < min_width, tf.int32))
-        nearest = tf.minimum(below, len(self._routes) - 1)
-        # Int8 has no score below its least: where all within the bounds have that one, a route
-        # outside of them may come first. Routes ascend, so the nearest is the first within.
-        return tf.where(tf.gather(allowed, best), best, nearest)
 
     def _most_channels(self):
         shape = (64, 64, 3)

@@ -68,9 +68,7 @@ def test_signatures_have_the_promised_names_types_and_shapes(exported):
 
 
 def test_without_a_signature_the_file_is_serving_default(exported):
-    assert [details["name"] for details in exported.interpreter.get_input_details()] == [
-        "bounded_image:0"
-    ]
+    assert [details["name"] for details in exported.interpreter.get_input_details()] == ["image"]
     assert exported.model.subgraphs[0] is exported.main("serving_default")
 
 
@@ -172,9 +170,9 @@ def test_phases_and_a_report_are_printed_unless_it_is_not_verbose(shared, fast):
     lines = shared.printed.splitlines()
     phases = [line.split("] ")[1] for line in lines if line.startswith("[")]
     assert phases == [
-        "converting the front and its gate",
-        *(f"converting route {route} ({route + 1} of 4)" for route in range(4)),
-        "checking every route against the network",
+        "converting 5 graphs",
+        "converted 5 of 5 graphs",
+        "checking paths against the network",
     ]
     assert lines[len(phases)].startswith(f"{shared.filename}: ")
     rows = [line.split()[0] for line in lines[len(phases) + 2 : -1]]
@@ -184,10 +182,10 @@ def test_phases_and_a_report_are_printed_unless_it_is_not_verbose(shared, fast):
 
 def test_a_file_of_another_network_fails_the_check(shared):
     other = small_network(seed=1)
-    with pytest.raises(ValueError, match=r"differs by .* at route 0; 1e-04 is allowed"):
+    with pytest.raises(ValueError, match=r"differs by .* on the path \(0,\); 1e-04 is allowed"):
         check_routed(shared.content, other, shared.routes, (SIZE, SIZE, 3))
 
 
 def test_a_file_without_a_route_fails_the_check(fast):
-    with pytest.raises(ValueError, match=r"takes the routes \[2\] instead of 1"):
+    with pytest.raises(ValueError, match=r"takes the paths \[\(2,\)\] instead of \(1,\)"):
         check_routed(fast.content, fast.network, (1,), (SIZE, SIZE, 3))

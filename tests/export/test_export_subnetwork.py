@@ -1,8 +1,8 @@
 """The TFLite file of one path: its outputs, its operators, and what a failure leaves behind."""
 
 import dataclasses
+import importlib
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet.export import export_subnetwork
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
 
+MODULE = importlib.import_module("keras_dsnet.export.export_subnetwork")
 SIZE = 32
 
 
@@ -40,11 +41,9 @@ def network():
     return make_network()
 
 
-def replace_subnetwork(network, monkeypatch, operation):
-    """Lets the network hand out a plain model that does something else than its path."""
-    image = keras.Input((SIZE, SIZE, 3))
-    plain = keras.Model(image, keras.layers.Lambda(operation)(image))
-    monkeypatch.setattr(network, "subnetwork", lambda path, fold_batch_norm: plain)
+def replace_run(monkeypatch, operation):
+    """Lets the export convert something else than the path."""
+    monkeypatch.setattr(MODULE, "_run", lambda network, path, image: operation(image))
 
 
 @pytest.fixture(scope="module", params=["slimmest", "widest"])
@@ -81,7 +80,8 @@ def test_the_file_has_builtin_operators_only_and_no_batch_norm(network, exported
     operators = [codes[operator.opcodeIndex] for operator in graph.operators]
     blocks = sum(stage.blocks for stage in network.spec.stages)
     assert operators.count(schema.BuiltinOperator.DEPTHWISE_CONV_2D) == blocks
-    assert operators.count(schema.BuiltinOperator.CONV_2D) == 1 + blocks
+    # Two of each gate's attention head.
+    assert operators.count(schema.BuiltinOperator.CONV_2D) == 1 + 3 * blocks
     # Every swish multiplies, and every attention; a batch norm left over would add some.
     assert operators.count(schema.BuiltinOperator.MUL) <= (1 + 2 * blocks) + blocks
 
@@ -124,7 +124,7 @@ def test_a_file_of_another_width_is_not_written(network, tmp_path, monkeypatch):
     filename = tmp_path / "m.tflite"
     filename.write_bytes(b"old")
     widest = network.subnetwork("widest", fold_batch_norm=True)
-    monkeypatch.setattr(network, "subnetwork", lambda path, fold_batch_norm: widest)
+    replace_run(monkeypatch, widest)
     with pytest.raises(ValueError, match=r"path 'slimmest' differs by .*1e-04 is allowed"):
         export_subnetwork(network, "slimmest", filename)
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.tflite"]
@@ -135,7 +135,7 @@ def test_outputs_that_are_no_numbers_are_a_difference(network, tmp_path, monkeyp
     def not_a_number(image):
         return tf.math.log(-1.0 - tf.square(image[:, 0, :10, 0]))
 
-    replace_subnetwork(network, monkeypatch, not_a_number)
+    replace_run(monkeypatch, not_a_number)
     with pytest.raises(ValueError, match="differs by nan"):
         export_subnetwork(network, 0, tmp_path / "m.tflite")
 
@@ -145,7 +145,7 @@ def test_an_operator_that_needs_flex_fails_in_one_line_that_names_it(
 ):
     filename = tmp_path / "m.tflite"
     filename.write_bytes(b"old")
-    replace_subnetwork(network, monkeypatch, lambda image: tf.linalg.svd(image, compute_uv=False))
+    replace_run(monkeypatch, lambda image: tf.linalg.svd(image, compute_uv=False))
     with pytest.raises(ValueError, match=r"'tf\.Svd' op is neither a custom op") as caught:
         export_subnetwork(network, 0, filename)
     assert "\n" not in str(caught.value)

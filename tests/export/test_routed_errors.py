@@ -29,7 +29,7 @@ def filename(tmp_path):
 
 @pytest.fixture
 def no_conversion(monkeypatch):
-    monkeypatch.setattr(MODULE, "convert", lambda *_: pytest.fail("the conversion has begun"))
+    monkeypatch.setattr(MODULE, "convert_parts", lambda *_: pytest.fail("the conversion has begun"))
 
 
 def with_value(value):
@@ -114,8 +114,8 @@ def test_an_untrained_gate_is_warned_of(filename, no_conversion):
 def test_what_tflite_cannot_hold_is_its_first_line_and_the_old_file_survives(
     network, filename, monkeypatch
 ):
-    def front(self, image, min_width, max_width):
-        return {"features": tf.linalg.svd(image, compute_uv=False), "path": min_width}
+    def front(self, image):
+        return {"features": (tf.linalg.svd(image, compute_uv=False)[..., None],)}
 
     monkeypatch.setattr(MODULE.RoutedParts, "front", front)
     with pytest.raises(ValueError, match=r"TFLite cannot hold .*'tf\.Svd' op is") as caught:
@@ -137,7 +137,7 @@ def test_what_the_check_refuses_is_not_written(network, filename, monkeypatch):
     def check_routed(content, *args):
         raise ValueError(f"{content} differs")
 
-    monkeypatch.setattr(MODULE, "_convert", lambda *_: (b"", []))
+    monkeypatch.setattr(MODULE, "convert_parts", lambda *_: [])
     monkeypatch.setattr(MODULE, "RoutedFile", Content)
     monkeypatch.setattr(MODULE, "check_routed", check_routed)
     with pytest.raises(ValueError, match="b'new' differs"):

@@ -1,0 +1,220 @@
+"""A TFLite file that is put together from graphs of others."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from keras_dsnet.export.flatbuffer import builtin_code
+from keras_dsnet.export.graph_builder import TensorType, add_operator, add_tensor, copy_tensor
+
+
+@dataclasses.dataclass
+class TakenGraph:
+    """A graph that was taken over, and which of its tensors its signature names.
+
+    Args:
+        graph: a `schema.SubGraphT`.
+        inputs: dict from name to index.
+        outputs: the same.
+        features: indices of the inputs `features_0`, `features_1`, ...
+        results: indices of the outputs of these names.
+    """
+
+    graph: schema.SubGraphT
+    inputs: dict
+    outputs: dict
+    features: list
+    results: list
+
+
+class FileBuilder:
+    """Holds the buffers, operator codes and graphs of a file; stores equal buffers once.
+
+    Attributes:
+        model: the file as a `schema.ModelT`.
+    """
+
+    def __init__(self):
+        self._buffers = {}
+        self._codes = {}
+        self.model = schema.ModelT()
+        self.model.version = 3
+        self.model.description = b"keras_dsnet"
+        self.model.operatorCodes, self.model.buffers = [], [schema.BufferT()]
+        self.model.subgraphs, self.model.signatureDefs = [], []
+        self.model.metadata = []
+
+    def take(self, model):
+        """Takes over buffers and operator codes of a file, not yet its graphs.
+
+        Returns:
+            Dict from signature to its `TakenGraph`.
+        """
+        codes = [self._code(code) for code in model.operatorCodes]
+        buffers = [self._taken(buffer) for buffer in model.buffers]
+        taken = {}
+        for signature in model.signatureDefs:
+            graph = model.subgraphs[signature.subgraphIndex]
+            graph.name = signature.signatureKey
+            for operator in graph.operators:
+                operator.opcodeIndex = codes[operator.opcodeIndex]
+            for tensor in graph.tensors:
+                tensor.buffer = buffers[tensor.buffer]
+                # Names of steps of TensorFlow's graph, longer than all the rest of a tensor.
+                tensor.name = b""
+            sides = [
+                {entry.name.decode(): entry.tensorIndex for entry in side}
+                for side in (signature.inputs, signature.outputs)
+            ]
+            for names in sides:
+                for name, index in names.items():
+                    graph.tensors[index].name = name.encode()
+            taken[graph.name.decode()] = TakenGraph(graph, *sides, *map(_numbered, sides))
+        return taken
+
+    def _taken(self, buffer):
+        return 0 if buffer.data is None or len(buffer.data) == 0 else self._buffer(buffer.data)
+
+    def _code(self, code):
+        key = (builtin_code(code), code.version, code.customCode)
+        if key not in self._codes:
+            self._codes[key] = len(self.model.operatorCodes)
+            self.model.operatorCodes.append(code)
+        return self._codes[key]
+
+    def builtin(self, name):
+        """Returns the code of a builtin operator."""
+        code = schema.OperatorCodeT()
+        code.builtinCode = getattr(schema.BuiltinOperator, name)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        return self._code(code)
+
+    def _buffer(self, data):
+        data = np.asarray(data, "uint8")
+        key = hashlib.sha256(data.tobytes()).digest()
+        if key not in self._buffers:
+            self._buffers[key] = len(self.model.buffers)
+            buffer = schema.BufferT()
+            buffer.data = data
+            self.model.buffers.append(buffer)
+        return self._buffers[key]
+
+    def set_constant(self, tensor, value):
+        """Gives an int32 tensor one value throughout."""
+        values = np.full(tensor.shape, value, "int32")
+        tensor.buffer = self._buffer(np.frombuffer(values.tobytes(), "uint8"))
+
+    def add_graph(self, graph):
+        """Adds a graph; returns its place."""
+        self.model.subgraphs.append(graph)
+        return len(self.model.subgraphs) - 1
+
+    def idle(self, graph):
+        """Adds a graph of the same inputs and outputs without operators; returns its place."""
+        other = schema.SubGraphT()
+        other.name = graph.name + b"_not_taken"
+        other.tensors, other.operators = [], []
+        other.inputs, other.outputs = (
+            [copy_tensor(other, graph.tensors[index], "") for index in side]
+            for side in (graph.inputs, graph.outputs)
+        )
+        return self.add_graph(other)
+
+    def compare(self, graph, kind, index, value):
+        """Adds a comparison, "EQUAL" or "LESS", of an int32 scalar; returns the condition."""
+        constant = add_tensor(graph, "place", TensorType.INT32, [])
+        self.set_constant(graph.tensors[constant], value)
+        condition = add_tensor(graph, "condition", TensorType.BOOL, [])
+        options = {"EQUAL": schema.EqualOptionsT, "LESS": schema.LessOptionsT}[kind]()
+        self._add(graph, kind, [index, constant], [condition], options)
+        return condition
+
+    def add_if(self, graph, condition, arguments, sides):
+        """Adds an operator that calls one of two graphs; returns its outputs."""
+        callee = self.model.subgraphs[sides[0]]
+        outputs = [copy_tensor(graph, callee.tensors[index], "") for index in callee.outputs]
+        options = schema.IfOptionsT()
+        options.thenSubgraphIndex, options.elseSubgraphIndex = sides
+        self._add(graph, "IF", [condition, *arguments], outputs, options)
+        return outputs
+
+    def add_tree(self, graph, arguments, places, first=0):
+        """Adds operators that call one of several graphs: a balanced tree of `IF`.
+
+        Args:
+            graph: the caller.
+            arguments: indices of its tensors that all of them take; the last is the int32 number of
+                the graph to call.
+            places: of the graphs.
+            first: int: the number of the first of them.
+
+        Returns:
+            The indices of the outputs.
+        """
+        middle = (len(places) + 1) // 2
+        condition = self.compare(graph, "LESS", arguments[-1], first + middle)
+        halves = (places[:middle], first), (places[middle:] or places, first + middle)
+        sides = [self._branch(graph, arguments, *half) for half in halves]
+        return self.add_if(graph, condition, arguments, sides)
+
+    def _branch(self, caller, arguments, places, first):
+        """Returns the place of a graph that calls one of several: that graph, or a new one."""
+        if len(places) == 1:
+            return places[0]
+        graph = schema.SubGraphT()
+        graph.name = caller.name + f"_{first}_to_{first + len(places) - 1}".encode()
+        graph.tensors, graph.operators = [], []
+        graph.inputs = [copy_tensor(graph, caller.tensors[index], "") for index in arguments]
+        graph.outputs = self.add_tree(graph, graph.inputs, places, first)
+        return self.add_graph(graph)
+
+    def concat(self, graph, indices):
+        """Adds an operator that joins int32 vectors of one element; returns its output."""
+        output = add_tensor(graph, "path", TensorType.INT32, [len(indices)])
+        self._add(graph, "CONCATENATION", list(indices), [output], schema.ConcatenationOptionsT())
+        return output
+
+    def pick(self, graph, indices, position):
+        """Adds operators that take one of several small tensors of a shape; returns the output."""
+        like = graph.tensors[indices[0]]
+        packed = add_tensor(graph, "", like.type, [len(indices), *like.shape])
+        options = schema.PackOptionsT()
+        options.valuesCount = len(indices)
+        self._add(graph, "PACK", list(indices), [packed], options)
+        output = copy_tensor(graph, like, "picked")
+        self._add(graph, "GATHER", [packed, position], [output], schema.GatherOptionsT())
+        return output
+
+    def _add(self, graph, name, inputs, outputs, options):
+        operator = add_operator(graph, self.builtin(name), inputs, outputs)
+        kind = type(options).__name__.removesuffix("T")
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        operator.builtinOptions = options
+
+    def add_signature(self, key, subgraph, inputs, outputs):
+        """Adds a signature; inputs and outputs are dicts from name to index."""
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = key.encode(), subgraph
+        signature.inputs, signature.outputs = (
+            [_named(name, index) for name, index in side.items()] for side in (inputs, outputs)
+        )
+        self.model.signatureDefs.append(signature)
+
+    def add_metadata(self, name, data):
+        """Adds bytes that an app can read."""
+        entry = schema.MetadataT()
+        entry.name, entry.buffer = name, self._buffer(np.frombuffer(data, "uint8"))
+        self.model.metadata.append(entry)
+
+
+def _numbered(names):
+    count = sum(name.startswith("features") for name in names)
+    return [names[f"features_{index}"] for index in range(count)]
+
+
+def _named(name, index):
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name.encode(), index
+    return entry
