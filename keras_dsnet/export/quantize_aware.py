@@ -24,6 +24,7 @@ def quantize_aware(
     steps_per_epoch=None,
     learning_rate=1e-4,
     distillation=1.0,
+    temperature=4.0,
     input_shape=None,
     filename=None,
     verbose=True,
@@ -49,6 +50,9 @@ def quantize_aware(
         distillation: float: the share of the float sub-network's probabilities in what is learned;
             the rest are the labels. Labels help a network that was not trained to its end; the
             file of one that was comes closest to it without them.
+        temperature: float: both networks' logits are divided by it where one learns from the other.
+            A network that fits its training images is all but certain of them: at 1 it teaches
+            little, and the steps are mostly noise.
         input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
         filename: where to write the file too; an old one survives a failure.
         verbose: bool: show a progress bar.
@@ -63,14 +67,15 @@ def quantize_aware(
     """
     shape = _check_network(model, input_shape)
     path = model.resolve_path(path)
-    steps = _check_training(dataset, epochs, steps_per_epoch, learning_rate, distillation)
+    steps = _check_training(
+        dataset, epochs, steps_per_epoch, learning_rate, distillation, temperature
+    )
     # The first batch is looked at before the work starts.
     next(labelled_batches(dataset, shape, model.classes, 1))
     # Opened first: a folder that cannot be written is known before the training, not after it.
     with atomic_file(filename, "wb") if filename else contextlib.nullcontext() as file:
-        content = _quantize(
-            model, path, dataset, shape, steps, learning_rate, distillation, verbose
-        )
+        distill = (distillation, temperature)
+        content = _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose)
         if file:
             file.write(content)
     return content
@@ -96,7 +101,7 @@ def _check_network(model, input_shape):
     return tuple(shape)
 
 
-def _check_training(dataset, epochs, steps_per_epoch, learning_rate, distillation):
+def _check_training(dataset, epochs, steps_per_epoch, learning_rate, distillation, temperature):
     """Returns the number of steps."""
     counts = {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
     for name, value in counts.items():
@@ -104,10 +109,9 @@ def _check_training(dataset, epochs, steps_per_epoch, learning_rate, distillatio
             continue
         if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be an int of at least 1. Received: {name}={value!r}")
-    if not _is_number(learning_rate) or not 0 < learning_rate < math.inf:
-        raise ValueError(
-            f"`learning_rate` must be a positive number. Received: learning_rate={learning_rate!r}"
-        )
+    for name, value in {"learning_rate": learning_rate, "temperature": temperature}.items():
+        if not _is_number(value) or not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
     if not _is_number(distillation) or not 0 <= distillation <= 1:
         raise ValueError(
             f"`distillation` must be from 0 to 1. Received: distillation={distillation!r}"
@@ -127,7 +131,7 @@ def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _quantize(model, path, dataset, shape, steps, learning_rate, distillation, verbose):
+def _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose):
     """Returns the bytes of the file."""
     # Slow to import, and needed here alone.
     from keras_dsnet.export.fake_quantized import fake_quantized
@@ -143,7 +147,7 @@ def _quantize(model, path, dataset, shape, steps, learning_rate, distillation, v
     teacher = legacy_model(plain, shape)
     quantized = fake_quantized(teacher, _calibration_images(dataset, shape, model.classes))
     batches = labelled_batches(dataset, shape, model.classes, steps)
-    step = _training_step(quantized, teacher, steps, learning_rate, distillation)
+    step = _training_step(quantized, teacher, steps, learning_rate, *distill)
     _fine_tune(step, batches, steps, verbose)
 
     def infer(image):
@@ -163,7 +167,7 @@ def _calibration_images(dataset, shape, classes):
             return
 
 
-def _training_step(quantized, teacher, steps, learning_rate, distillation):
+def _training_step(quantized, teacher, steps, learning_rate, distillation, temperature):
     """Returns a function of images and labels that does a step and returns the loss."""
     import tf_keras
 
@@ -175,12 +179,15 @@ def _training_step(quantized, teacher, steps, learning_rate, distillation):
     @tf.function(autograph=False, reduce_retracing=True)
     def step(images, labels):
         targets = tf.one_hot(labels, teacher.output_shape[-1])
-        if distillation:
-            soft = tf.nn.softmax(teacher(images, training=False))
-            targets = (1 - distillation) * targets + distillation * soft
+        soft = tf.nn.softmax(teacher(images, training=False) / temperature)
         with tf.GradientTape() as tape:
             logits = quantized(images, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            of_labels = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            # The square keeps the gradients at the size that they have at temperature 1.
+            of_teacher = temperature**2 * tf.nn.softmax_cross_entropy_with_logits(
+                soft, logits / temperature
+            )
+            loss = tf.reduce_mean((1 - distillation) * of_labels + distillation * of_teacher)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         return loss
 

@@ -223,6 +223,7 @@ def with_batch(images=None, labels=None):
         ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"distillation": 1.5}, "distillation=1.5"),
+        ({"temperature": 0.0}, "temperature=0.0"),
         ({"input_shape": (SIZE, 2 * SIZE, 3)}, r"input_shape=\(16, 32, 3\)"),
         ({"dataset": 7}, "dataset=7|has no length"),
         ({"dataset": []}, "has no batches"),
