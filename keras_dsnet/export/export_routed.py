@@ -56,8 +56,9 @@ def export_routed(
         verbose: bool: print a line per phase and a report.
 
     Returns:
-        Dict: "bytes", "routes" (for each path that was checked its cuts, MAdds and the largest difference of the file's
-        outputs from the network's, where 1 is their largest value), "operators", "shared".
+        Dict: "bytes", "routes" (for each path that was checked its cuts, MAdds and the largest
+        difference of the file's outputs from the network's, where 1 is their largest value),
+        "operators", "shared".
 
     Raises:
         ValueError: on routes, options or images that do not fit, a network that TFLite cannot hold,
