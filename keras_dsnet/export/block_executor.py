@@ -76,8 +76,8 @@ class BlockExecutor(Executor):
 
     def _rows(self, step, groups):
         """Returns for each output group the row of statistics that its kernel is folded with."""
-        cuts = self.cuts[step.section]
-        return [*cuts[:-1], self._row(step)] if groups == len(cuts) else [self._row(step)]
+        rows = [*self.cuts[step.section][:-1], self._row(step)]
+        return rows if groups == len(rows) else rows[:1]
 
     def conv(self, step, x):
         layer = step.layer
