@@ -65,7 +65,10 @@ def convert_traced(functions, quantize=None, samples=None):
         # No gradients: nothing is trained from this copy.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(module, folder, signatures=functions, options=options)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
+        with _quiet():
+            converter = tf.lite.TFLiteConverter.from_saved_model(
+                folder, signature_keys=list(functions)
+            )
         _configure(converter, quantize, samples and (lambda: _named_samples(samples)))
         in_float = quantize == "int8" and any(map(_has_float_scope, functions.values()))
         # Calibration alone: what must stay in float can only be told to the step after it.
@@ -105,16 +108,18 @@ def _named_samples(samples):
 @contextlib.contextmanager
 def _quiet():
     """Keeps what is no news from the user: the old interpreter, gradients that nobody needs."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = (tf.get_logger(), logging.getLogger("absl"))
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             # The converter measures int8 ranges by the interpreter that TensorFlow deprecates.
             warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def check_quantize(quantize):
