@@ -153,13 +153,12 @@ def compare(name):
     print(f"{FLAGS.model}, {name}, batch {len(images)} (min / median)")
     for key, values in times.items():
         low, middle = row[f"{key}_ms"] = low_and_middle(values)
-        pair = row[f"ratio_to_{key}"] = ratios(times["package"], values)
         title = nearest if key == "nearest" else key
-        print(
-            f"  {title:14} {low:.1f} / {middle:.1f} ms, package / {title} = "
-            f"{pair[0]:.3f} / {pair[1]:.3f}",
-            flush=True,
-        )
+        line = f"  {title:14} {low:.1f} / {middle:.1f} ms"
+        if key != "package":
+            pair = row[f"ratio_to_{key}"] = ratios(times["package"], values)
+            line += f", package / {title} = {pair[0]:.3f} / {pair[1]:.3f}"
+        print(line, flush=True)
     return row
 
 

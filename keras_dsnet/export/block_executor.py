@@ -33,7 +33,6 @@ class BlockExecutor(Executor):
         integer: bool: make kernels for an int8 file. There the ratio of the scales is no operation:
             the blocks are rounded to what int8 holds before they are scaled, so that every route
             quantises to the same numbers, with scales of its own.
-
         vectors: as `cuts`, for the kernels that pooled features are multiplied with: cutting those
             costs nearly nothing. None: `cuts`.
 

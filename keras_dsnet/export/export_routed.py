@@ -79,8 +79,8 @@ def export_routed(
     say = _teller(verbose)
     # Opened first: a folder that cannot be written is known before the conversion, not after it.
     with atomic_file(filename, "wb") as target:
-        cuts = plan_sections(network, routes, shape, layout, integer)
-        parts = RoutedParts(network, routes, cuts, integer, input_type == "uint8")
+        plans = plan_sections(network, routes, shape, layout, integer)
+        parts = RoutedParts(network, routes, plans, integer, input_type == "uint8")
         runs, choices = list(parts.parts()), list(parts.choices())
         say(f"converting {len(runs)} graphs")
         image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
@@ -92,13 +92,13 @@ def export_routed(
             choices,
             contents,
             network.num_widths - 1,
-            _metadata(network, routes, cuts, shape, quantize, layout, input_type),
+            _metadata(network, routes, plans, shape, quantize, layout, input_type),
         )
         content = file.content()
         say("checking paths against the network")
         differences = check_routed(content, network, routes, shape, input_type, quantize)
         target.write(content)
-    report = RoutedReport(network, file.model, content, cuts, shape, differences)
+    report = RoutedReport(network, file.model, content, plans, shape, differences)
     if verbose:
         print(report.text(filename), flush=True)
     return report.as_dict()
@@ -127,7 +127,7 @@ def _is_image_shape(shape):
     return all(isinstance(side, int) and side > 0 for side in shape)
 
 
-def _metadata(network, routes, cuts, shape, quantize, layout, input_type):
+def _metadata(network, routes, plans, shape, quantize, layout, input_type):
     """Returns what the file says of itself."""
     return {
         "format": 1,
@@ -149,7 +149,7 @@ def _metadata(network, routes, cuts, shape, quantize, layout, input_type):
             {
                 "path": [route] * network.num_gates,
                 "madds": network.madds(route, shape),
-                "cuts": cuts_of(cuts, [route] * network.num_gates),
+                "cuts": cuts_of(plans, [route] * network.num_gates),
             }
             for route in routes
         ],

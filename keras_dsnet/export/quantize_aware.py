@@ -175,19 +175,21 @@ def _training_step(quantized, teacher, steps, learning_rate, distillation, tempe
     optimizer = tf_keras.optimizers.Adam(schedule)
     variables = quantized.trainable_variables
     optimizer.build(variables)
+    cross_entropy = tf.nn.softmax_cross_entropy_with_logits
 
     @tf.function(autograph=False, reduce_retracing=True)
     def step(images, labels):
         targets = tf.one_hot(labels, teacher.output_shape[-1])
-        soft = tf.nn.softmax(teacher(images, training=False) / temperature)
+        soft = teacher(images, training=False) if distillation else None
         with tf.GradientTape() as tape:
             logits = quantized(images, training=True)
-            of_labels = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-            # The square keeps the gradients at the size that they have at temperature 1.
-            of_teacher = temperature**2 * tf.nn.softmax_cross_entropy_with_logits(
-                soft, logits / temperature
-            )
-            loss = tf.reduce_mean((1 - distillation) * of_labels + distillation * of_teacher)
+            losses = (1 - distillation) * cross_entropy(targets, logits)
+            if distillation:
+                soft = tf.nn.softmax(soft / temperature)
+                # The square keeps the gradients at the size that they have at temperature 1.
+                weight = distillation * temperature**2
+                losses += weight * cross_entropy(soft, logits / temperature)
+            loss = tf.reduce_mean(losses)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         return loss
 

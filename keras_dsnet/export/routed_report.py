@@ -13,18 +13,18 @@ class RoutedReport:
         network: the `DynamicSlimmableNetwork`.
         model: the file as a `schema.ModelT`.
         content: its bytes.
-        cuts: for each gate a dict from route to its cuts.
+        plans: for each gate a `SectionPlan`.
         shape: `(height, width, 3)`.
         differences: dict from path to the difference from the network's outputs.
     """
 
-    def __init__(self, network, model, content, cuts, shape, differences):
+    def __init__(self, network, model, content, plans, shape, differences):
         self._bytes = len(content)
         self._routes = [
             {
                 "path": path[0] if len(path) == 1 else path,
                 "madds": network.madds(path, shape),
-                "cuts": cuts_of(cuts, path),
+                "cuts": cuts_of(plans, path),
                 "difference": difference,
             }
             for path, difference in differences.items()
