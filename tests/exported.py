@@ -31,7 +31,8 @@ class Exported:
         self.content = self.filename.read_bytes()
         self.model = parse(self.content)
         self.interpreter = Interpreter(model_path=str(self.filename))
-        self.cuts = {row["path"]: tuple(map(_frozen, row["cuts"])) for row in self.report["routes"]}
+        # Of the first span; most networks here have one.
+        self.cuts = {row["path"]: tuple(row["cuts"][0]) for row in self.report["routes"]}
 
     def choose(self, images):
         """Runs "serving_default": `(outputs, widths)`."""
@@ -58,12 +59,17 @@ class Exported:
         """Pairs of a graph's operators and their names."""
         return list(zip(graph.operators, operators_of(graph, self.model)))
 
-    def kernels(self, graph):
-        """The sizes in bytes of a branch's kernels, by their buffers; not the depthwise ones."""
+    def kernels(self, graph, pooled=True):
+        """The sizes in bytes of a branch's kernels, by their buffers; not the depthwise ones.
+
+        Without `pooled` also not those of layers on pooled features, which are cut otherwise.
+        """
         buffers = [
             graph.tensors[operator.inputs[1]].buffer
             for operator, name in self.operators(graph)
             if name in KERNEL_OPERATORS
+            and (pooled or list(graph.tensors[operator.inputs[0]].shape[1:3]) > [1, 1])
+            and (pooled or name == "CONV_2D")
         ]
         return {buffer: len(self.model.buffers[buffer].data) for buffer in buffers}
 
@@ -90,10 +96,6 @@ def largest_difference(outputs, expected):
     expected = np.asarray(expected)
     assert outputs.shape == expected.shape
     return np.abs(outputs - expected).max() / np.abs(expected).max()
-
-
-def _frozen(cuts):
-    return tuple(cuts) if isinstance(cuts, list) else cuts
 
 
 def _run(runner, images, **bounds):

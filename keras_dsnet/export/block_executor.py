@@ -1,19 +1,22 @@
 """Runs one route on channel blocks, so that a file holds every weight once for all routes."""
 
-import bisect
 import itertools
 
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.export.channel_groups import edges_of, join, joined_up_to, regroup, split
 from keras_dsnet.export.conversion import FLOAT_SCOPE
 from keras_dsnet.export.group_norm import group_norm
+from keras_dsnet.export.plan_cuts import shares_depthwise
 from keras_dsnet.layers.sliced_conv2d import tf_padding
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.folding import as_numpy, foldable_norms, scale_and_offset
 from keras_dsnet.models.topology import Executor
 
 INT8_MAX = 127
+# Outputs per input from which on it pays to join input groups rather than to add up outputs.
+WIDENING = 2
 
 
 class BlockExecutor(Executor):
@@ -28,27 +31,25 @@ class BlockExecutor(Executor):
 
     Args:
         path: a `Path` of Python ints.
-        cuts: for each section an ascending tuple of widths, the last one the path's; None: no
-            kernel is cut.
+        cuts: dict from layer to an ascending tuple of widths, the last one the path's; a layer that
+            is not there is not cut. Cuts of a convolution are those of its inputs and outputs, and
+            cuts of a layer on pooled features are those of its inputs, which cost nearly nothing.
         integer: bool: make kernels for an int8 file. There the ratio of the scales is no operation:
             the blocks are rounded to what int8 holds before they are scaled, so that every route
             quantises to the same numbers, with scales of its own.
-        vectors: as `cuts`, for the kernels that pooled features are multiplied with: cutting those
-            costs nearly nothing. None: `cuts`.
 
     Attributes:
         scores: the slimming heads' outputs, in order, filled while running.
     """
 
-    def __init__(self, path, cuts=None, integer=False, vectors=None):
+    def __init__(self, path, cuts=None, integer=False):
         self.path = path
-        self.cuts = cuts or tuple((width,) for width in path.widths)
-        self.vectors = vectors or self.cuts
+        self.cuts = cuts or {}
         self.integer = integer
         self.scores = []
         self._norm_behind = {}
-        # Channel options of the last convolution.
-        self._channels = (None,)
+        # The step of the last convolution.
+        self._last = None
 
     def run(self, steps, x):
         self._norm_behind.update(foldable_norms(steps))
@@ -56,27 +57,26 @@ class BlockExecutor(Executor):
 
     def run_first(self, steps, x):
         """Runs the first of some steps, a convolution, with what is folded into it."""
+        self._last = None
         self._norm_behind.update(foldable_norms(steps))
         return super().run(steps[:1], x)
 
     def regroup(self, step, x):
         """Joins the outputs of a convolution that were cut more finely than by this executor."""
-        return _join(x, self._edges(step, step.layer.filters))
+        return regroup(x, self._edges(step, step.layer.filters))
+
+    def _cuts(self, step):
+        return self.cuts.get(step.layer, (self.path.widths[step.section],))
 
     def _edges(self, step, options):
         """Returns where the groups of a layer's channels begin, and where the last one ends."""
         if len(options) == 1:
             return (0, options[0])
-        return (0, *(options[width] for width in self.cuts[step.section]))
+        return (0, *(options[width] for width in self._cuts(step)))
 
     def _row(self, step):
         """Returns the path's row of batch-norm statistics."""
         return self.path.statistics[step.section]
-
-    def _rows(self, step, groups):
-        """Returns for each output group the row of statistics that its kernel is folded with."""
-        rows = [*self.cuts[step.section][:-1], self._row(step)]
-        return rows if groups == len(rows) else rows[:1]
 
     def conv(self, step, x):
         layer = step.layer
@@ -85,26 +85,30 @@ class BlockExecutor(Executor):
         def convolve(group, kernel):
             return tf.nn.conv2d(group, tf.constant(kernel), layer.strides, padding)
 
-        self._channels = layer.filters
+        if self._last and self._last.section == step.section:
+            # Behind a stride the layers may be cut otherwise.
+            x = regroup(x, self._edges(step, self._last.layer.filters))
+        self._last = step
         return self._blocks(step, x, layer.filters, as_numpy(layer.kernel), convolve)
 
     def dense(self, step, x):
         def multiply(group, kernel):
             return tf.matmul(group, tf.constant(kernel))
 
-        x = self._pieces(step, x, self._channels)
+        x = split(x, self._edges(step, self._last.layer.filters))
         return self._blocks(step, x, step.layer.units, as_numpy(step.layer.kernel), multiply)
 
     def _blocks(self, step, x, options, kernel, operation):
         """Sums `operation(input group, block)` over the groups of the input, for each output."""
         edges = self._edges(step, options)
-        inputs = _edges_of(x)
         bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
-        scale, bias, ratio = self._folded(step, edges, bias)
+        scale, bias, ratio = self._folded(step, self._cuts(step), edges, bias)
+        joins = len(x) == len(edges) - 1 and edges[-1] >= WIDENING * edges_of(x)[-1]
         outputs = []
-        for out in itertools.pairwise(edges):
+        for place, out in enumerate(itertools.pairwise(edges)):
+            groups = joined_up_to(x, place) if joins else x
             total = None
-            for group, own in zip(x, itertools.pairwise(inputs)):
+            for group, own in zip(groups, itertools.pairwise(edges_of(groups))):
                 block = kernel[..., slice(*own), slice(*out)]
                 block = _rounded(block) if self.integer else block
                 term = operation(group, block * scale[slice(*out)])
@@ -112,21 +116,26 @@ class BlockExecutor(Executor):
                     # A convolution adds its bias for free; behind the ratio it would cost.
                     term += (bias / ratio)[slice(*out)]
                 total = term if total is None else total + term
-            outputs.append(_multiplied(total, ratio[slice(*out)], is_sum=len(x) > 1))
+            outputs.append(_multiplied(total, ratio[slice(*out)], is_sum=len(groups) > 1))
         return tuple(outputs)
 
-    def _folded(self, step, edges, bias):
-        """Returns what kernels are scaled by, the bias, and what a sum is multiplied with after."""
+    def _folded(self, step, cuts, edges, bias):
+        """Returns what kernels are scaled by, the bias, and what a sum is multiplied with after.
+
+        Each group is folded with the statistics of the route that ends it, and a group of all
+        routes with the narrowest's. Without cuts the path's own statistics are taken.
+        """
         channels = edges[-1]
         ones = np.ones(channels, "float32")
         if step.layer not in self._norm_behind:
             return ones, bias, ones
-        norm = self._norm_behind[step.layer]
-        scale, offset = scale_and_offset(norm.layer, self._row(step), channels)
+        norm, row = self._norm_behind[step.layer], self._row(step)
+        scale, offset = scale_and_offset(norm.layer, row, channels)
         bias = offset if bias is None else offset + bias * scale
         if self.integer:
             return scale, bias, ones
-        rows = self._rows(step, len(edges) - 1)
+        groups = len(edges) - 1
+        rows = [*cuts[:-1], row] if len(cuts) == groups else [*cuts, row][:1] * groups
         scales = {each: scale_and_offset(norm.layer, each, channels)[0] for each in rows}
         shared = np.concatenate(
             [scales[each][slice(*own)] for each, own in zip(rows, itertools.pairwise(edges))]
@@ -136,22 +145,21 @@ class BlockExecutor(Executor):
         return shared, bias, np.where(shared == 0, 1, scale / safe).astype("float32")
 
     def depthwise(self, step, x):
-        layer, edges = step.layer, _edges_of(x)
-        kernel = as_numpy(layer.kernel)[:, :, : edges[-1]]
+        layer, edges = step.layer, edges_of(x)
+        kernel = as_numpy(layer.kernel)[:, :, : edges[-1], 0]
         bias = None if layer.bias is None else as_numpy(layer.bias)[: edges[-1]]
-        if layer in self._norm_behind:
-            # Small enough to be there once per route.
-            norm = self._norm_behind[layer]
-            scale, offset = scale_and_offset(norm.layer, self._row(norm), edges[-1])
-            kernel = kernel * scale[:, None]
-            bias = offset if bias is None else offset + bias * scale
+        shared = self._last and shares_depthwise(layer, x[0].shape[1:3])
+        cuts = self._cuts(self._last) if shared else ()
+        scale, bias, ratio = self._folded(step, cuts, edges, bias)
+        kernel = (_rounded(kernel) if self.integer else kernel) * scale
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
         strides = (1, layer.strides, layer.strides, 1)
         outputs = []
         for group, own in zip(x, itertools.pairwise(edges)):
-            own_kernel = tf.constant(kernel[:, :, slice(*own)])
+            own_kernel = tf.constant(kernel[:, :, slice(*own), None])
             y = tf.nn.depthwise_conv2d(group, own_kernel, strides, padding)
-            outputs.append(y if bias is None else y + bias[slice(*own)])
+            y = y if bias is None else y + (bias / ratio)[slice(*own)]
+            outputs.append(_multiplied(y, ratio[slice(*own)], is_sum=False))
         return tuple(outputs)
 
     def norm(self, step, x):
@@ -159,14 +167,14 @@ class BlockExecutor(Executor):
             return tuple(activate(step.activation, group) for group in x)
         # Statistics of an image span more than the 255 steps of int8; see `group_norm`.
         with tf.name_scope(FLOAT_SCOPE):
-            edges = itertools.pairwise(_edges_of(x))
+            edges = itertools.pairwise(edges_of(x))
             normalised = [group_norm(step.layer, group, *own) for group, own in zip(x, edges)]
             return tuple(activate(step.activation, group) for group in normalised)
 
     def gate(self, step, x):
-        layer, edges = step.layer, _edges_of(x)
+        layer, edges = step.layer, edges_of(x)
         pooled = tuple(tf.reduce_mean(group, (1, 2), keepdims=True) for group in x)
-        pooled = self._pieces(step, pooled, layer.channels)
+        pooled = split(pooled, self._edges(step, layer.channels))
         hidden = None
         if layer.w1 is not None:
             hidden = self._encode(pooled, layer.w1, layer.b1)
@@ -180,31 +188,19 @@ class BlockExecutor(Executor):
             return x
         weights, bias = as_numpy(layer.w3), as_numpy(layer.b3)
         logits = []
-        for own in itertools.pairwise(_edges_of(pooled)):
+        for own in itertools.pairwise(edges_of(pooled)):
             head = tf.constant(weights[None, None, :, slice(*own)])
             logits.append(tf.nn.conv2d(hidden, head, 1, "VALID") + bias[slice(*own)])
         tanh = layer.attention == "tanh"
         return tuple(
             group * (1.0 + tf.tanh(own) if tanh else tf.sigmoid(own))
-            for group, own in zip(x, _join(logits, edges))
+            for group, own in zip(x, join(logits, edges))
         )
-
-    def _pieces(self, step, x, options):
-        """Cuts vectors further, as their kernels are cut."""
-        if len(options) == 1:
-            return x
-        ends = [options[width] for width in self.vectors[step.section]]
-        pieces = []
-        for group, (first, last) in zip(x, itertools.pairwise(_edges_of(x))):
-            inner = [0, *(end - first for end in ends if first < end < last), last - first]
-            cut = [group[..., slice(*own)] for own in itertools.pairwise(inner)]
-            pieces += cut if len(cut) > 1 else [group]
-        return tuple(pieces)
 
     def _encode(self, pooled, weights, bias):
         """Returns the hidden vector `[1, 1, 1, hidden]`: a 1x1 convolution takes its bias along."""
         weights, total = as_numpy(weights), None
-        for group, own in zip(pooled, itertools.pairwise(_edges_of(pooled))):
+        for group, own in zip(pooled, itertools.pairwise(edges_of(pooled))):
             block = tf.constant(weights[None, None, slice(*own)])
             term = tf.nn.conv2d(group, block, 1, "VALID")
             total = term + as_numpy(bias) if total is None else total + term
@@ -219,7 +215,14 @@ class BlockExecutor(Executor):
     def dropout(self, step, x):
         return x
 
+    def residual(self, step, x):
+        last = self._last
+        shortcut = self.run(step.shortcut, x)
+        self._last = last
+        return self.add(step, self.run(step.branch, x), shortcut)
+
     def add(self, step, x, shortcut):
+        shortcut = regroup(shortcut, edges_of(x))
         return tuple(activate(step.activation, a + b) for a, b in zip(x, shortcut))
 
 
@@ -232,19 +235,6 @@ def _multiplied(x, ratio, is_sum):
     # TFLite would put a multiplication into the kernel of the one convolution before it, and the
     # file would hold that kernel once per route. A depthwise convolution of one tap stays apart.
     return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
-
-
-def _edges_of(x):
-    """Returns where the groups of an activation begin, and where the last one ends."""
-    return (0, *itertools.accumulate(int(group.shape[-1]) for group in x))
-
-
-def _join(x, edges):
-    """Joins groups of channels that are cut more finely than at these edges."""
-    groups = [[] for _ in edges[1:]]
-    for group, end in zip(x, _edges_of(x)[1:]):
-        groups[bisect.bisect_left(edges, end) - 1].append(group)
-    return tuple(tf.concat(parts, -1) if len(parts) > 1 else parts[0] for parts in groups)
 
 
 def _rounded(block):

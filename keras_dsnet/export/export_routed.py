@@ -8,8 +8,7 @@ import tensorflow as tf
 from keras_dsnet.export.check_routed import check_routed
 from keras_dsnet.export.conversion import check_quantize
 from keras_dsnet.export.convert_parts import convert_choices, convert_parts
-from keras_dsnet.export.plan_cuts import LAYOUTS
-from keras_dsnet.export.plan_sections import cuts_of, plan_sections
+from keras_dsnet.export.plan_sections import LAYOUTS, cuts_of, plan_sections
 from keras_dsnet.export.representative_images import representative_images
 from keras_dsnet.export.routed_file import RoutedFile
 from keras_dsnet.export.routed_parts import RoutedParts

@@ -1,69 +1,71 @@
-"""Where the kernels of a routed file are cut."""
+"""Where the kernels of one span of layers can be cut, and what is stored then.
 
-# Weights that a file may hold twice, over those of the widest route. Partial sums cost little in
-# float: a little more than nothing for every route after the first. In int8 each is rounded and
-# added by an operator of its own, which costs time and digits.
-SPARE_PER_ROUTE = 0.008
-SPARE_IN_INT8 = 0.2
-LAYOUTS = ("shared", "fast")
-_TRIALS = 60
+Cuts are a dict from route to an ascending tuple of routes that ends with the route itself: where
+the channel groups of the route end. A route shares the blocks of the route that its cuts extend,
+and has the rest for itself.
+"""
+
+import itertools
+
+# The most pixels of a depthwise convolution's output, for each weight of a channel, at which routes
+# share its kernel.
+PIXELS_PER_WEIGHT = 6
 
 
-def plan_cuts(parameters, layout, integer=False):
-    """Chooses the cuts of every route; see `BlockExecutor`.
+def whole(routes):
+    """Returns the cuts with which every route has whole kernels of its own."""
+    return {route: (route,) for route in routes}
 
-    A route shares the blocks of the route that its cuts extend, and has the rest for itself. In the
-    layout "fast" no route is cut and each has kernels of its own. In the layout "shared" routes are
-    cut as little as the spare weights allow: with none to spare, every route extends the one before
-    it and each weight is there once.
+
+def finest(routes):
+    """Returns the cuts with which every weight is there once: each route extends the one before."""
+    return {route: tuple(routes[: place + 1]) for place, route in enumerate(routes)}
+
+
+def cheapest_cuts(weights, price):
+    """Returns for every route the cuts that cost least: one per cut, `price` per stored weight.
 
     Args:
-        parameters: dict from route to the number of weights that it runs, ascending.
-        layout: "shared" or "fast".
-        integer: bool: for an int8 file, which may spare more.
-
-    Returns:
-        Dict from route to its cuts: ascending tuple of routes that ends with the route.
+        weights: dict from route to the number of weights that it runs, ascending.
+        price: float.
     """
-    routes = list(parameters)
-    if layout == "fast":
-        return {route: (route,) for route in routes}
-    spare = SPARE_IN_INT8 if integer else SPARE_PER_ROUTE * (len(routes) - 1)
-    limit = (1 + spare) * parameters[routes[-1]]
-    # The price of a weight in cuts: the least price whose plan fits, between none and one at which
-    # every route extends the one before it.
-    low, high = 0.0, len(routes) / min(_steps(parameters))
-    best = cheapest_cuts(parameters, high)
-    for _ in range(_TRIALS):
-        price = (low + high) / 2
-        plan = cheapest_cuts(parameters, price)
-        if stored_weights(parameters, plan) <= limit:
-            best, high = plan, price
-        else:
-            low = price
-    return best
-
-
-def stored_weights(parameters, cuts):
-    """Returns how many weights a file with these cuts holds."""
-    kept = set(cuts.values())
-    kept |= {own[:end] for own in kept for end in range(1, len(own))}
-    return sum(parameters[own[-1]] - (parameters[own[-2]] if len(own) > 1 else 0) for own in kept)
-
-
-def cheapest_cuts(parameters, price):
-    """Returns for every route the cuts that cost least: one per cut, `price` per stored weight."""
     plan = {}
-    for route, weights in parameters.items():
-        options = [((), 0), *((plan[other], parameters[other]) for other in plan)]
-        cost = [len(own) + price * (weights - shared) for own, shared in options]
+    for route, own in weights.items():
+        options = [((), 0), *((plan[other], weights[other]) for other in plan)]
+        cost = [len(cuts) + price * (own - shared) for cuts, shared in options]
         # Among equals the one that shares most.
         best = min(range(len(options)), key=lambda index: (cost[index], -index))
         plan[route] = (*options[best][0], route)
     return plan
 
 
-def _steps(parameters):
-    """Returns how many weights each route adds to the one before it, the first to none."""
-    weights = list(parameters.values())
-    return [b - a for a, b in zip([0, *weights], weights)]
+def stored_weights(weights, cuts):
+    """Returns how many weights a file with these cuts holds; the weights as `cheapest_cuts`."""
+    kept = set(cuts.values())
+    kept |= {own[:end] for own in kept for end in range(1, len(own))}
+    return sum(weights[own[-1]] - (weights[own[-2]] if len(own) > 1 else 0) for own in kept)
+
+
+def stored_share(cuts):
+    """Returns how many channels the groups of all routes have, for each one of the widest.
+
+    Widths are taken for equispaced, which is near enough for a plan.
+    """
+    channels = {route: place + 1 for place, route in enumerate(cuts)}
+    groups = {pair for own in cuts.values() for pair in itertools.pairwise((None, *own))}
+    total = sum(channels[end] - channels.get(start, 0) for start, end in groups)
+    return total / len(channels)
+
+
+def shares_depthwise(layer, size):
+    """Returns whether routes share the kernel of a depthwise convolution in a float file.
+
+    Its outputs are then multiplied with the ratio of the routes' batch norms, which costs a pass
+    over them; most of these kernels are small enough to be there once per route instead.
+
+    Args:
+        layer: a `SlicedDepthwiseConv2D`.
+        size: height and width of its input.
+    """
+    pixels = size[0] * size[1] / layer.strides**2
+    return pixels < PIXELS_PER_WEIGHT * layer.kernel_size**2

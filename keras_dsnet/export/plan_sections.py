@@ -3,11 +3,15 @@
 import dataclasses
 import itertools
 
-from keras_dsnet.export.plan_cuts import cheapest_cuts, plan_cuts, stored_weights
-from keras_dsnet.export.section_entry import entry_steps
-from keras_dsnet.models.cost_counter import CostCounter
-from keras_dsnet.models.path import Path
+from keras_dsnet.export.plan_cuts import finest, stored_weights
+from keras_dsnet.export.span import copied_weights, find_spans
+from keras_dsnet.models.topology import walk
 
+LAYOUTS = ("shared", "fast")
+# Weights that a file of one gate may hold more than once, over those of the widest route. In int8
+# each partial sum is rounded and added by an operator of its own, which costs time and digits.
+SPARE_PER_ROUTE = 0.016
+SPARE_IN_INT8 = 0.2
 # Weights of a file with several gates, over those of the widest path alone.
 LIMITS = {"shared": 1.06, "fast": 1.96}
 _TRIALS = 40
@@ -15,28 +19,47 @@ _TRIALS = 40
 
 @dataclasses.dataclass(frozen=True)
 class SectionPlan:
-    """How the kernels behind one gate are cut.
+    """How the kernels behind one gate are cut; see `plan_cuts`.
 
     Args:
-        cuts: dict from route to its cuts; see `BlockExecutor`.
+        cuts: for every `Span` of the section a dict from route to its cuts.
+        layers: for every span its convolutions.
         entry: dict from route to the cuts of the outputs of the section's first convolutions, which
             the width before multiplies.
-        vectors: dict from route to the cuts of layers that run on pooled features, which cost
+        vectors: dict from route to the cuts of what layers on pooled features take, which cost
             nothing.
     """
 
-    cuts: dict
+    cuts: tuple
+    layers: tuple
     entry: dict
     vectors: dict
+
+    def of_layers(self, steps, route, entry=False):
+        """Returns a dict from layer to its cuts, as `BlockExecutor` takes it.
+
+        Args:
+            steps: of the section.
+            route: int.
+            entry: bool: the section's first convolutions are run, not the rest.
+        """
+        outputs = self.entry if entry else self.cuts[0]
+        found = {}
+        by_kind = {"conv": outputs, "gate": self.vectors, "dense": self.vectors}
+        for step in walk(steps):
+            if step.kind in by_kind:
+                found[step.layer] = by_kind[step.kind][route]
+        for layers, cuts in zip(self.layers, self.cuts):
+            found |= dict.fromkeys(layers, cuts[route])
+        return found
 
 
 def plan_sections(network, routes, shape, layout, integer=False):
     """Chooses the cuts of every route behind every gate.
 
-    With one gate they are those of `plan_cuts`. With several, a cut costs the more, the larger the
-    features that partial sums are made of, against all that the path does: early sections have
-    large features and few weights, late ones the reverse. The plan is the cheapest of those that
-    hold no more weights than the layout may.
+    A cut costs the more, the larger the features that partial sums are made of, against all that
+    the path does. The plan is the cheapest of those that hold no more weights than the layout may:
+    "fast" with one gate has no limit, and no cut.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
@@ -48,155 +71,81 @@ def plan_sections(network, routes, shape, layout, integer=False):
     Returns:
         Tuple with a `SectionPlan` for each gate.
     """
-    if network.num_gates == 1:
-        parameters = {route: network.costs(route, shape).parameters for route in routes}
-        cuts = plan_cuts(parameters, layout, integer)
-        return (SectionPlan(cuts, cuts, cuts),)
-    sections = _count(network, routes, shape)
+    spans = find_spans(network, routes, shape)
     total = network.costs(routes[-1], shape).parameters
-    cut = sum(own.weights[routes[-1]] + own.entry_weights[routes[-1]] for own in sections)
-    limit = LIMITS[layout] * total - (total - cut)
+    cut = sum(
+        own.get(routes[-1], 0) for span in spans for own in (span.weights, span.entry_weights)
+    )
+    limit = _limit(network, routes, shape, layout, integer) * total - (total - cut)
     low, high = 0.0, 1.0 / total
-    while _cheapest(sections, routes, high)[1] > limit and high < 1:
+    while _cheapest(spans, routes, high)[1] > limit and high < 1:
         high *= 4
-    best = _cheapest(sections, routes, high)[0]
+    best = _cheapest(spans, routes, high)[0]
     for _ in range(_TRIALS):
         price = (low + high) / 2
-        plans, stored = _cheapest(sections, routes, price)
+        plans, stored = _cheapest(spans, routes, price)
         if stored <= limit:
             best, high = plans, price
         else:
             low = price
-    finest = _finest(routes)
-    return tuple(SectionPlan(cuts, finest if fine else cuts, finest) for cuts, fine in best)
+    return _by_sections(spans, best, routes)
 
 
 def cuts_of(plans, path):
-    """Returns the cuts on a path for a report: a list; with several gates one for each of them."""
-    own = [list(plan.cuts[width]) for plan, width in zip(plans, path)]
-    return own[0] if len(own) == 1 else own
+    """Returns the cuts on a path for a report: a list for each span, section by section."""
+    return [list(cuts[width]) for plan, width in zip(plans, path) for cuts in plan.cuts]
 
 
-def _finest(routes):
-    return {route: routes[: place + 1] for place, route in enumerate(routes)}
+def _limit(network, routes, shape, layout, integer):
+    """Returns how many weights a file may hold, for each one of the widest path alone."""
+    if network.num_gates > 1:
+        return LIMITS[layout]
+    if layout == "fast":
+        return len(routes)
+    if integer:
+        return 1 + SPARE_IN_INT8
+    copied = copied_weights(network, routes, shape) / network.costs(routes[-1], shape).parameters
+    return 1 + max(0.0, SPARE_PER_ROUTE * (len(routes) - 1) - copied)
 
 
-@dataclasses.dataclass
-class _Section:
-    """What a section has by width: weights of kernels, and the elements of what they give.
-
-    Costs are in elements for each multiply-add of the whole path.
-    """
-
-    weights: dict
-    outputs: dict
-    entry_weights: dict
-    entry_outputs: dict
-
-    def choices(self, routes):
-        """Returns pairs: cuts of all routes, and whether the entry's outputs are cut finely."""
-        steps = [self.weights[routes[0]], *self.weights.values()]
-        prices = [len(routes) / max(1, step) * 2.0**-k for step in steps for k in range(6)]
-        plans = [{route: (route,) for route in routes}, _finest(routes)]
-        plans += [cheapest_cuts(self.weights, price) for price in prices]
-        unique = {tuple(plan.values()): plan for plan in plans}.values()
-        return [(plan, fine) for plan in unique for fine in (False, True)]
-
-    def cost(self, plan):
-        """Returns what the cuts of the rest cost: a pass over its outputs for each one."""
-        return sum((len(own) - 1) * self.outputs[route] for route, own in plan.items())
-
-    def entry_cost(self, before, plan, fine):
-        """Returns what the entry costs: a partial sum for each cut before, and a concatenation."""
-        sums = sum(len(own) - 1 for own in before.values()) / len(before)
-        cost = 0.0
-        for place, (route, own) in enumerate(plan.items()):
-            joins = fine and len(own) < place + 1
-            cost += (sums + 0.4 * joins) * self.entry_outputs[route]
-        return cost
-
-    def entry_stored(self, before, plan, fine):
-        """Returns the weights of the entry: every group before with every group behind."""
-        routes = list(plan)
-        widest = self.entry_weights[routes[-1]]
-        behind = 1.0 if fine else _stored_share(plan)
-        return widest * _stored_share(before) * behind
+def _by_sections(spans, chosen, routes):
+    """Returns a `SectionPlan` for each section."""
+    plans = []
+    pairs = zip(spans, chosen)
+    for _, own in itertools.groupby(pairs, lambda pair: pair[0].section):
+        own = list(own)
+        cuts = tuple(plan for _, (plan, _) in own)
+        layers = tuple(tuple(span.layers) for span, _ in own)
+        entry = finest(routes) if own[0][1][1] else cuts[0]
+        plans.append(SectionPlan(cuts, layers, entry, finest(routes)))
+    return tuple(plans)
 
 
-def _stored_share(plan):
-    """Returns how many channels the groups of all routes have, for each one of the widest.
-
-    Widths are taken for equispaced, which is near enough for a plan.
-    """
-    channels = {route: place + 1 for place, route in enumerate(plan)}
-    groups = {pair for own in plan.values() for pair in itertools.pairwise((None, *own))}
-    total = sum(channels[end] - channels.get(start, 0) for start, end in groups)
-    return total / len(channels)
-
-
-def _count(network, routes, shape):
-    """Returns a `_Section` for each gate."""
-    tables = [{} for _ in range(network.num_gates)]
-    for route in routes:
-        path = (0, *(route,) * network.num_gates)
-        madds, size = network.madds(route, shape), shape
-        for section, steps in enumerate(network.sections):
-            entry, rest = _KernelCounter(Path(path, path)), _KernelCounter(Path(path, path))
-            if section > 1:
-                for step in entry_steps(steps):
-                    entry.run((step,), size)
-            size = rest.run(steps, size)
-            if section:
-                tables[section - 1][route] = (
-                    rest.weights - entry.weights,
-                    (rest.outputs - entry.outputs) / madds,
-                    entry.weights,
-                    entry.outputs / madds,
-                )
-    return [
-        _Section(*({route: row[column] for route, row in table.items()} for column in range(4)))
-        for table in tables
-    ]
-
-
-class _KernelCounter(CostCounter):
-    """Counts the weights of convolutions, and the elements that they give."""
-
-    def __init__(self, path):
-        super().__init__(path)
-        self.weights = self.outputs = 0
-
-    def conv(self, step, shape):
-        before = self.parameters
-        shape = super().conv(step, shape)
-        self.weights += self.parameters - before
-        self.outputs += shape[0] * shape[1] * shape[2]
-        return shape
-
-
-def _cheapest(sections, routes, price):
+def _cheapest(spans, routes, price):
     """Returns the plan of least cost, where a weight costs `price`, and the weights it stores.
 
-    A section's entry depends on its own cuts and on those before: the best plan up to each choice
-    of one section is found from those up to the section before.
+    What a span costs depends on its own cuts and on those before: the best plan up to each choice
+    of one span is found from those up to the span before.
     """
     reached = {None: (0.0, 0.0, ())}
-    for section in sections:
-        options = section.choices(routes)
+    section = 0
+    for span in spans:
         following = {}
-        for index, (plan, fine) in enumerate(options):
-            own_cost, own_stored = section.cost(plan), stored_weights(section.weights, plan)
+        for index, (plan, fine) in enumerate(span.choices(routes)):
+            own_cost, own_stored = span.cost(plan), stored_weights(span.weights, plan)
             candidates = []
-            for before, (total, stored, chosen) in reached.items():
+            for total, stored, chosen in reached.values():
                 cost, kept = own_cost, own_stored
-                if before is not None:
-                    previous = chosen[-1][0]
-                    cost += section.entry_cost(previous, plan, fine)
-                    kept += section.entry_stored(previous, plan, fine)
+                if span.has_entry:
+                    before = chosen[-1][0]
+                    cost += span.entry_cost(before, plan, fine)
+                    kept += span.entry_stored(before, plan, fine)
+                elif span.section == section:
+                    cost += span.regroup_cost(chosen[-1][0], plan)
                 candidates.append(
                     (total + cost + price * kept, stored + kept, (*chosen, (plan, fine)))
                 )
             following[index] = min(candidates, key=lambda candidate: candidate[0])
-        reached = following
+        reached, section = following, span.section
     _, stored, chosen = min(reached.values(), key=lambda candidate: candidate[0])
     return chosen, stored

@@ -137,13 +137,11 @@ class RoutedParts:
         """
         sections = range(1, self._network.num_gates + 1)
         path = (0, *(widths.get(section, 0) for section in sections))
-        cuts, vectors = [(0,)], [(0,)]
-        for section in sections:
-            plan, width = self._plans[section - 1], path[section]
-            own = plan.entry if section == entry else plan.cuts
-            cuts.append(own[width] if section in widths else (width,))
-            vectors.append(plan.vectors[width] if section in widths else (width,))
-        return BlockExecutor(Path(path, path), cuts, self._integer, vectors)
+        cuts = {}
+        for section, width in widths.items():
+            steps = self._network.sections[section]
+            cuts |= self._plans[section - 1].of_layers(steps, width, section == entry)
+        return BlockExecutor(Path(path, path), cuts, self._integer)
 
     def _entry(self, section, before, after):
         def run(features):

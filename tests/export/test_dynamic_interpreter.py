@@ -148,7 +148,7 @@ def test_metadata_say_what_the_file_is(interpreter, exported):
             {
                 "path": [route],
                 "madds": exported.network.madds(route),
-                "cuts": list(exported.cuts[route]),
+                "cuts": [list(exported.cuts[route])],
             }
             for route in ROUTES
         ],

@@ -132,17 +132,27 @@ def test_the_file_has_builtin_operators_only(exported):
         assert not code.customCode
 
 
-def test_a_shared_file_holds_each_weight_once_and_a_fast_one_per_route(exported):
-    own = [exported.kernels(exported.branch(route)) for route in exported.routes]
+def test_a_shared_file_holds_each_weight_once(shared):
+    own = [shared.kernels(shared.branch(route)) for route in shared.routes]
     weights = [sum(kernels.values()) for kernels in own]
     stored = sum({k: size for kernels in own for k, size in kernels.items()}.values())
-    assert stored == stored_weights(dict(zip(exported.routes, weights)), exported.cuts)
-    if exported.cuts[exported.routes[-1]] == (exported.routes[-1],):
-        assert stored == sum(weights)
-        return
+    assert stored == stored_weights(dict(zip(shared.routes, weights)), shared.cuts)
     assert stored <= 1.04 * weights[-1]
     # The kernels of the slimmest route are whole, and every other route runs them too.
     assert all(set(own[0]) <= set(kernels) for kernels in own)
+
+
+def test_a_fast_file_has_whole_convolutions_and_shares_what_pooled_features_take(fast):
+    operators = [fast.operators(fast.branch(route)) for route in fast.routes]
+    counts = [[name for _, name in own].count("DEPTHWISE_CONV_2D") for own in operators]
+    assert counts == [2, 2]
+    slim, wide = (fast.branch(route) for route in fast.routes)
+    whole = fast.kernels(slim, pooled=False)
+    front, first, second = (stage.channels[0] for stage in fast.network.spec.stages)
+    assert sum(whole.values()) == 4 * (front * first + first * first + first * second)
+    assert not set(whole) & set(fast.kernels(wide))
+    # The rest of the slimmest route is the beginning of the wider one's.
+    assert set(fast.kernels(slim)) - set(whole) < set(fast.kernels(wide))
 
 
 def test_the_slimmest_route_is_folded_and_wider_ones_multiply(shared, fast):
@@ -158,7 +168,7 @@ def test_the_report_says_what_the_file_holds(exported):
     for row in report["routes"]:
         assert row["madds"] == network.madds(row["path"])
         assert 0 <= row["difference"] <= 1e-4
-        assert row["cuts"][-1] == row["path"]
+        assert [cuts[-1] for cuts in row["cuts"]] == [row["path"]]
     operators = [n for g in exported.model.subgraphs for _, n in exported.operators(g)]
     assert report["operators"] == {name: operators.count(name) for name in set(operators)}
     assert report["shared"]["constants"] < report["bytes"]

@@ -1,10 +1,16 @@
-"""Where kernels are cut: every plan can be run, holds no more than it may, cuts no more than so."""
-
-import importlib
+"""Where one span can be cut: every cut can be run, and what is stored is counted."""
 
 import pytest
 
-from keras_dsnet.export.plan_cuts import plan_cuts, stored_weights
+from keras_dsnet.export.plan_cuts import (
+    cheapest_cuts,
+    finest,
+    shares_depthwise,
+    stored_share,
+    stored_weights,
+    whole,
+)
+from keras_dsnet.layers import SlicedDepthwiseConv2D
 
 
 def weights_of(*widths):
@@ -24,16 +30,15 @@ SETS = [
 ]
 
 
-@pytest.fixture(params=SETS, ids=lambda parameters: "-".join(map(str, parameters)))
-def parameters(request):
+@pytest.fixture(params=SETS, ids=lambda weights: "-".join(map(str, weights)))
+def weights(request):
     return request.param
 
 
-@pytest.mark.parametrize("integer", [False, True])
-@pytest.mark.parametrize("layout", ["shared", "fast"])
-def test_every_route_extends_the_cuts_of_another_one(parameters, layout, integer):
-    plan = plan_cuts(parameters, layout, integer)
-    assert list(plan) == list(parameters)
+@pytest.mark.parametrize("price", [0.0, 1e-6, 1e-5, 1e-4, 1.0])
+def test_every_route_extends_the_cuts_of_another_one(weights, price):
+    plan = cheapest_cuts(weights, price)
+    assert list(plan) == list(weights)
     for route, cuts in plan.items():
         assert cuts[-1] == route
         assert list(cuts) == sorted(set(cuts))
@@ -41,41 +46,41 @@ def test_every_route_extends_the_cuts_of_another_one(parameters, layout, integer
             assert plan[cuts[-2]] == cuts[:-1]
 
 
-@pytest.mark.parametrize("integer", [False, True])
-def test_a_shared_file_holds_little_more_than_its_widest_route(parameters, integer):
-    stored = stored_weights(parameters, plan_cuts(parameters, "shared", integer))
-    widest = max(parameters.values())
-    spare = 0.2 if integer else 0.008 * (len(parameters) - 1)
-    assert widest <= stored <= (1 + spare) * widest
+def test_free_weights_are_not_cut_and_dear_ones_stored_once(weights):
+    assert cheapest_cuts(weights, 0.0) == whole(weights)
+    assert cheapest_cuts(weights, 2.0 * len(weights)) == finest(tuple(weights))
+    assert stored_weights(weights, whole(weights)) == sum(weights.values())
+    assert stored_weights(weights, finest(tuple(weights))) == max(weights.values())
 
 
-def test_fast_has_no_cuts_and_holds_every_route_whole(parameters):
-    plan = plan_cuts(parameters, "fast")
-    assert plan == {route: (route,) for route in parameters}
-    assert stored_weights(parameters, plan) == sum(parameters.values())
-
-
-def test_what_is_spared_saves_cuts():
-    parameters = weights_of(0, 4, 9, 13)
-    cuts, cuts_in_int8 = (
-        sum(map(len, plan_cuts(parameters, "shared", integer).values()))
-        for integer in (False, True)
-    )
-    assert cuts_in_int8 < cuts
-    assert sum(map(len, plan_cuts(weights_of(*range(14)), "shared").values())) < sum(range(1, 15))
+def test_the_dearer_a_weight_the_fewer_are_stored_and_the_more_is_cut():
+    weights = weights_of(*range(14))
+    plans = [cheapest_cuts(weights, 1e-7 * 2**k) for k in range(28)]
+    stored = [stored_weights(weights, plan) for plan in plans]
+    cuts = [sum(map(len, plan.values())) for plan in plans]
+    assert stored == sorted(stored, reverse=True)
+    assert cuts == sorted(cuts)
+    assert len(set(cuts)) > 4
 
 
 def test_weights_are_counted_once_where_routes_begin_with_the_same_cuts():
-    parameters = {0: 10, 1: 20, 2: 50}
-    assert stored_weights(parameters, {0: (0,), 1: (0, 1), 2: (0, 1, 2)}) == 50
+    weights = {0: 10, 1: 20, 2: 50}
+    assert stored_weights(weights, {0: (0,), 1: (0, 1), 2: (0, 1, 2)}) == 50
     # The blocks of route 1 are of no use to route 2, nor the other way round.
-    assert stored_weights(parameters, {0: (0,), 1: (0, 1), 2: (0, 2)}) == 60
-    assert stored_weights(parameters, {0: (0,), 1: (1,), 2: (0, 2)}) == 70
+    assert stored_weights(weights, {0: (0,), 1: (0, 1), 2: (0, 2)}) == 60
+    assert stored_weights(weights, {0: (0,), 1: (1,), 2: (0, 2)}) == 70
 
 
-def test_without_spare_weights_each_is_there_once(monkeypatch):
-    module = importlib.import_module("keras_dsnet.export.plan_cuts")
-    monkeypatch.setattr(module, "SPARE_PER_ROUTE", 0.0)
-    parameters = weights_of(*range(14))
-    plan = plan_cuts(parameters, "shared")
-    assert plan == {route: tuple(range(route + 1)) for route in range(14)}
+def test_the_share_of_channels_counts_groups_in_the_same_way():
+    assert stored_share({0: (0,), 1: (0, 1), 2: (0, 1, 2)}) == 1
+    assert stored_share({0: (0,), 1: (1,), 2: (2,)}) == 2
+    # One channel of route 0, one more of route 1, two of route 2 alone.
+    assert stored_share({0: (0,), 1: (0, 1), 2: (0, 2)}) == pytest.approx(4 / 3)
+
+
+def test_large_kernels_of_small_features_are_shared():
+    large, small = (SlicedDepthwiseConv2D((8,), size) for size in (5, 3))
+    halving = SlicedDepthwiseConv2D((8,), 3, 2)
+    cases = [(large, 7), (large, 14), (small, 7), (small, 8), (halving, 14), (halving, 28)]
+    found = [shares_depthwise(layer, (side, side)) for layer, side in cases]
+    assert found == [True, False, True, False, True, False]
