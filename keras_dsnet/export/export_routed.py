@@ -45,9 +45,9 @@ def export_routed(
         routes: candidate widths, ascending; None: the network's.
         quantize: None, "float16" (weights), "dynamic" (int8 weights), or "int8": weights and
             activations; needs `representative_data`.
-        layout: "shared": one copy of the weights, cut into blocks that routes add up; "fast": each
-            route has whole kernels of its own; with several gates up to twice the widest path's
-            weights, and the rest shared.
+        layout: "shared": one copy of the weights, cut into blocks that routes add up, and a few of
+            them twice where that saves most time; "fast": each route has whole convolutions of its
+            own, with several gates up to twice the widest path's weights, and the rest shared.
         representative_data: a `tf.data.Dataset` or another iterable of images, or of batches of
             them, as the file takes them; every route is measured on all of it.
         input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
@@ -55,9 +55,9 @@ def export_routed(
         verbose: bool: print a line per phase and a report.
 
     Returns:
-        Dict: "bytes", "routes" (for each path that was checked its cuts, MAdds and the largest
-        difference of the file's outputs from the network's, where 1 is their largest value),
-        "operators", "shared".
+        Dict: "bytes", "routes" (for each path that was checked its MAdds, the cuts of each span of
+        layers between two strides, and the largest difference of the file's outputs from the
+        network's, where 1 is their largest value), "operators", "shared".
 
     Raises:
         ValueError: on routes, options or images that do not fit, a network that TFLite cannot hold,
