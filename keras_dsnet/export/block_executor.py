@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.channel_groups import edges_of, join, joined_up_to, regroup, split
+from keras_dsnet.export.block_sums import add_blocks
+from keras_dsnet.export.channel_groups import edges_of, join, regroup, split
 from keras_dsnet.export.conversion import FLOAT_SCOPE
 from keras_dsnet.export.group_norm import group_norm
 from keras_dsnet.export.plan_cuts import shares_depthwise
@@ -15,8 +16,6 @@ from keras_dsnet.models.folding import as_numpy, foldable_norms, scale_and_offse
 from keras_dsnet.models.topology import Executor
 
 INT8_MAX = 127
-# Outputs per input from which on it pays to join input groups rather than to add up outputs.
-WIDENING = 2
 
 
 class BlockExecutor(Executor):
@@ -85,11 +84,16 @@ class BlockExecutor(Executor):
         def convolve(group, kernel):
             return tf.nn.conv2d(group, tf.constant(kernel), layer.strides, padding)
 
+        widening, whole = None, None
+        # Behind a gate the input is cut at the widths before it.
         if self._last and self._last.section == step.section:
-            # Behind a stride the layers may be cut otherwise.
+            widening = layer.kernel.shape[-1] / layer.kernel.shape[-2]
+            # Behind a stride it may be cut otherwise, and behind a narrowing kernel it is whole.
+            whole = x[0] if len(x) == 1 else None
             x = regroup(x, self._edges(step, self._last.layer.filters))
         self._last = step
-        return self._blocks(step, x, layer.filters, as_numpy(layer.kernel), convolve)
+        kernel = as_numpy(layer.kernel)
+        return self._blocks(step, x, layer.filters, kernel, convolve, widening, whole)
 
     def dense(self, step, x):
         def multiply(group, kernel):
@@ -98,26 +102,25 @@ class BlockExecutor(Executor):
         x = split(x, self._edges(step, self._last.layer.filters))
         return self._blocks(step, x, step.layer.units, as_numpy(step.layer.kernel), multiply)
 
-    def _blocks(self, step, x, options, kernel, operation):
+    def _blocks(self, step, x, options, kernel, operation, widening=None, whole=None):
         """Sums `operation(input group, block)` over the groups of the input, for each output."""
         edges = self._edges(step, options)
         bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
         scale, bias, ratio = self._folded(step, self._cuts(step), edges, bias)
-        joins = len(x) == len(edges) - 1 and edges[-1] >= WIDENING * edges_of(x)[-1]
-        outputs = []
-        for place, out in enumerate(itertools.pairwise(edges)):
-            groups = joined_up_to(x, place) if joins else x
-            total = None
-            for group, own in zip(groups, itertools.pairwise(edges_of(groups))):
-                block = kernel[..., slice(*own), slice(*out)]
-                block = _rounded(block) if self.integer else block
-                term = operation(group, block * scale[slice(*out)])
-                if total is None and bias is not None:
-                    # A convolution adds its bias for free; behind the ratio it would cost.
-                    term += (bias / ratio)[slice(*out)]
-                total = term if total is None else total + term
-            outputs.append(_multiplied(total, ratio[slice(*out)], is_sum=len(groups) > 1))
-        return tuple(outputs)
+
+        def term(group, own, out, first):
+            block = kernel[..., slice(*own), slice(*out)]
+            block = _rounded(block) if self.integer else block
+            result = operation(group, block * scale[slice(*out)])
+            # A convolution adds its bias for free; behind the ratio it would cost.
+            return result + (bias / ratio)[slice(*out)] if first and bias is not None else result
+
+        outputs = add_blocks(x, edges, term, widening, whole)
+        groups = edges_of([total for total, _ in outputs])
+        return tuple(
+            _multiplied(total, ratio[slice(*own)], is_sum)
+            for (total, is_sum), own in zip(outputs, itertools.pairwise(groups))
+        )
 
     def _folded(self, step, cuts, edges, bias):
         """Returns what kernels are scaled by, the bias, and what a sum is multiplied with after.
@@ -150,6 +153,7 @@ class BlockExecutor(Executor):
         bias = None if layer.bias is None else as_numpy(layer.bias)[: edges[-1]]
         shared = self._last and shares_depthwise(layer, x[0].shape[1:3])
         cuts = self._cuts(self._last) if shared else ()
+        cuts = cuts if len(cuts) == len(x) else ()
         scale, bias, ratio = self._folded(step, cuts, edges, bias)
         kernel = (_rounded(kernel) if self.integer else kernel) * scale
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)

@@ -32,13 +32,3 @@ def join(x, edges):
 def regroup(x, edges):
     """Returns the channels in groups with these edges."""
     return x if edges_of(x) == edges else join(split(x, edges), edges)
-
-
-def joined_up_to(x, place):
-    """Returns the groups with the first ones joined, up to the one at `place`.
-
-    These are the inputs of the route that ends with the output group at `place`, so it has one
-    block for them, which wider routes use as it is. Their partial sums are fewer for it.
-    """
-    first = x[: place + 1]
-    return (tf.concat(first, -1) if place else first[0], *x[place + 1 :])

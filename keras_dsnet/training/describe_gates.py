@@ -13,10 +13,14 @@ def describe_gates(rows):
 
     Returns:
         One line per gate: how many widths it uses, or that it collapsed: over 99 % of the images
-        took one width. And a line with the gain over the static widths, see `static_gain`.
+        took one width. Of several gates a line with the paths in use. And a line with the gain over
+        the static widths, see `static_gain`.
     """
     dynamic = next(row for row in rows if row["path"] == "dynamic")
     lines = [_describe(index, gate) for index, gate in enumerate(dynamic["shares"])]
+    if paths := dynamic.get("path_shares"):
+        path, share = next(iter(paths.items()))
+        lines.append(f"{len(paths)} paths are in use, {path} for {share:.1%} of the images")
     gain = static_gain(rows)
     if gain is not None:
         lines.append(

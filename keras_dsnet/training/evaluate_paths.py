@@ -19,7 +19,8 @@ def evaluate_paths(model, dataset, paths=None, dynamic=None, input_shape=None):
         List of dicts: "path", "rho", "madds", "top1", "top5" (accuracies 0..1; "top5" only with
         more than five classes), a row per path. The last row's path is "dynamic": it has the mean
         of rho, the mean MAdds, slimming heads counted, and "shares": for each gate a dict from
-        width to the share of the images that took it.
+        width to the share of the images that took it; with several gates also "path_shares", a
+        dict from paths such as "0-1-2-3" to shares, the most frequent first.
 
     Raises:
         ValueError: on a path that the model does not have, or an empty data set.
@@ -81,4 +82,7 @@ def _dynamic_row(model, widths, accuracy, input_shape):
         {int(width): float(np.mean(gate == width)) for width in np.unique(gate)}
         for gate in widths.T
     ]
+    if widths.shape[1] > 1:
+        order = np.argsort(-counts, kind="stable")
+        row["path_shares"] = {"-".join(map(str, taken[i])): float(shares[i]) for i in order}
     return row

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
-from keras_dsnet.training import evaluate_paths, recalibrate_batch_norm
+from keras_dsnet.training import describe_gates, evaluate_paths, recalibrate_batch_norm
 from tests.training.test_gate_trainer import make_batch, make_network
 
 
@@ -32,6 +33,19 @@ def test_dynamic_row_counts_the_chosen_paths_and_the_gate():
     assert rows[-1]["madds"] == pytest.approx(madds, rel=1e-12)
     assert rows[-1]["top1"] == np.mean(np.argmax(network(images), axis=1) == labels)
     assert sum(rows[-1]["shares"][0].values()) == pytest.approx(1.0)
+
+
+def test_several_gates_have_the_shares_of_their_paths_too():
+    network, images = tiny_network(TINY_RESNET), tiny_images(32)
+    rows = evaluate_paths(network, [(images, np.zeros(32, "int32"))])
+    taken = [tuple(path) for path in network.route(images).numpy().tolist()]
+    wanted = {"-".join(map(str, path)): taken.count(path) / 32 for path in set(taken)}
+    assert rows[-1]["path_shares"] == wanted
+    assert list(wanted.values()) != [1.0]
+    shares = list(rows[-1]["path_shares"].values())
+    assert shares == sorted(shares, reverse=True)
+    most = next(iter(rows[-1]["path_shares"]))
+    assert f"{len(wanted)} paths are in use, {most} for {shares[0]:.1%}" in describe_gates(rows)
 
 
 def test_empty_data_is_an_error():
