@@ -84,16 +84,15 @@ class BlockExecutor(Executor):
         def convolve(group, kernel):
             return tf.nn.conv2d(group, tf.constant(kernel), layer.strides, padding)
 
-        widening, whole = None, None
+        widening = None
         # Behind a gate the input is cut at the widths before it.
         if self._last and self._last.section == step.section:
             widening = layer.kernel.shape[-1] / layer.kernel.shape[-2]
-            # Behind a stride it may be cut otherwise, and behind a narrowing kernel it is whole.
-            whole = x[0] if len(x) == 1 else None
+            # Behind a stride it may be cut otherwise.
             x = regroup(x, self._edges(step, self._last.layer.filters))
         self._last = step
         kernel = as_numpy(layer.kernel)
-        return self._blocks(step, x, layer.filters, kernel, convolve, widening, whole)
+        return self._blocks(step, x, layer.filters, kernel, convolve, widening)
 
     def dense(self, step, x):
         def multiply(group, kernel):
@@ -102,7 +101,7 @@ class BlockExecutor(Executor):
         x = split(x, self._edges(step, self._last.layer.filters))
         return self._blocks(step, x, step.layer.units, as_numpy(step.layer.kernel), multiply)
 
-    def _blocks(self, step, x, options, kernel, operation, widening=None, whole=None):
+    def _blocks(self, step, x, options, kernel, operation, widening=None):
         """Sums `operation(input group, block)` over the groups of the input, for each output."""
         edges = self._edges(step, options)
         bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
@@ -115,7 +114,7 @@ class BlockExecutor(Executor):
             # A convolution adds its bias for free; behind the ratio it would cost.
             return result + (bias / ratio)[slice(*out)] if first and bias is not None else result
 
-        outputs = add_blocks(x, edges, term, widening, whole)
+        outputs = add_blocks(x, edges, term, widening)
         groups = edges_of([total for total, _ in outputs])
         return tuple(
             _multiplied(total, ratio[slice(*own)], is_sum)

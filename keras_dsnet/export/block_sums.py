@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from keras_dsnet.export.channel_groups import edges_of
 
-# Outputs per input, or inputs per output, from which on it pays to join the narrower side.
+# Outputs per input from which on it pays to join groups of the input.
 WIDENING = 2
 
 
-def add_blocks(x, edges, term, widening=None, whole=None):
+def add_blocks(x, edges, term, widening=None):
     """Sums blocks in the way that suits a kernel.
 
     Args:
@@ -26,16 +26,12 @@ def add_blocks(x, edges, term, widening=None, whole=None):
             term of an output brings the bias.
         widening: most outputs for each of the most inputs, the same at every route, where the
             groups of both end at the same routes; None: they do not.
-        whole: the input in one tensor, where it is there already.
 
     Returns:
         List of the groups of the output, each with whether it is a sum.
     """
-    if widening and len(edges) > 2:
-        if widening >= WIDENING:
-            return _rows(x, edges, term, whole)
-        if widening <= 1 / WIDENING:
-            return _columns(x, edges, term)
+    if widening and widening >= WIDENING and len(edges) > 2:
+        return _rows(x, edges, term)
     return _grid(x, edges, term)
 
 
@@ -49,7 +45,7 @@ def _grid(x, edges, term):
     return outputs
 
 
-def _rows(x, edges, term, whole):
+def _rows(x, edges, term):
     """A block from all inputs of a route to its last group, for kernels that widen.
 
     Inputs are joined, which costs little, and there are fewer of the wide partial sums.
@@ -57,29 +53,12 @@ def _rows(x, edges, term, whole):
     inputs = edges_of(x)
     outputs = []
     for place, out in enumerate(itertools.pairwise(edges)):
-        if place == len(x) - 1 and whole is not None:
-            joined = whole
-        else:
-            joined = tf.concat(x[: place + 1], -1) if place else x[0]
+        joined = tf.concat(x[: place + 1], -1) if place else x[0]
         terms = [term(joined, (0, inputs[place + 1]), out, True)]
         wider = zip(x[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
         terms += [term(group, own, out, False) for group, own in wider]
         outputs.append((_total(terms), len(terms) > 1))
     return outputs
-
-
-def _columns(x, edges, term):
-    """A block from the last group of a route to all its outputs, for kernels that narrow.
-
-    The outputs stay whole: joining them costs little, and what follows takes fewer operators.
-    """
-    total = None
-    for place, (group, own) in enumerate(zip(x, itertools.pairwise(edges_of(x)))):
-        outs = [(0, edges[place + 1]), *itertools.pairwise(edges[place + 1 :])]
-        terms = [term(group, own, out, not place) for out in outs]
-        joined = tf.concat(terms, -1) if len(terms) > 1 else terms[0]
-        total = joined if total is None else total + joined
-    return [(total, True)]
 
 
 def _total(terms):
