@@ -14,7 +14,7 @@ from keras_dsnet.export.plan_cuts import finest, stored_weights, whole
 from keras_dsnet.export.plan_sections import SectionPlan, cuts_of, plan_sections
 from keras_dsnet.export.routed_parts import RoutedParts
 from keras_dsnet.export.span import find_spans
-from keras_dsnet.models import MobileNetStage
+from keras_dsnet.models import MobileNetStage, ResNetSpec, ResNetStage
 
 ROUTES = (0, 1, 2)
 SHAPE = (16, 16, 3)
@@ -126,3 +126,26 @@ def test_every_cut_of_every_span_gives_the_outputs_of_the_network(family, effici
         for route in ROUTES[1:]:
             outputs = run_plan(network, plan, route, images)
             assert largest_difference(outputs, network(images, path=route)) <= 1e-5, (cuts, route)
+
+
+def test_a_section_of_several_gates_may_have_several_spans():
+    stages = (
+        ResNetStage(1, 1, (8, 16, 24)),
+        ResNetStage(2, 2, (16,), gated=False),
+        ResNetStage(1, 1, (8, 16, 24)),
+    )
+    network, images = tiny_network(ResNetSpec((8,), stages=stages)), tiny_images()[::12]
+    spans = find_spans(network, ROUTES, SHAPE)
+    assert [span.section for span in spans] == [1, 1, 2]
+    plans = plan_sections(network, ROUTES, SHAPE, "shared")
+    parts = {part.name: part.function for part in RoutedParts(network, ROUTES, plans).parts()}
+    for path in itertools.product(ROUTES, repeat=2):
+        names = ["front", "gate_1_route_{}", "gate_2_route_{}_to_{}", "gate_2_route_{1}"]
+        outputs = []
+        for image in images:
+            result = {"features": image[None]}
+            for name in names:
+                result = parts[name.format(*path)](result["features"])
+            outputs.append(result["output"])
+        difference = largest_difference(np.concatenate(outputs), network(images, path=path))
+        assert difference <= 1e-5, path
