@@ -10,21 +10,25 @@ of one graph per route. With several gates it times the paths of one width throu
 which every gate takes another width. Files that are named are compared with the widths of --model;
 without --model with the baselines alone.
 
-All interpreters that are compared take turns in one process. A route is timed by the signature
-serving_default with bounds that leave no other route: gate and branch run as ever. Size, time to
-load and resident memory of each file come from a process of its own. Writes mobile.json and .csv,
-table.md, latency.png and, for `keras_dsnet.models.best_path`, a latency table of each file. Making
-the files takes minutes; --reuse takes those of an earlier run in the same --workdir.
+All interpreters that are compared take turns, each in a process of its own, as an app has them, and
+started anew several times: where its memory happens to lie makes a process a few percent slower or
+faster for all its life. A route is timed by the signature serving_default with bounds that leave no
+other route: gate and branch run as ever. Writes mobile.json and .csv, table.md, latency.png and,
+for `keras_dsnet.models.best_path`, a latency table of each file. Making the files takes minutes;
+--reuse takes those of an earlier run in the same --workdir.
 """
 
+import contextlib
 import pathlib
 import platform
 import sys
+import tempfile
 
 from absl import flags
-from mobile_timing import load, loading_cost
+from loading_cost import loading_cost
 from start import start
 from take_turns import low_and_middle, ratios, take_turns
+from timed_process import TimedProcess
 
 FLAGS = flags.FLAGS
 FASTEST = "mobilenet_v1_1.0"
@@ -57,7 +61,9 @@ flags.DEFINE_multi_enum(
 )
 flags.DEFINE_integer("image_size", 224, "Side of the images of a random network.", lower_bound=32)
 flags.DEFINE_bool("reuse", False, "Take the files of an earlier run, whatever they hold.")
-flags.DEFINE_integer("rounds", 9, "Turns of each file.", lower_bound=1)
+flags.DEFINE_integer("rounds", 9, "Turns of each process.", lower_bound=1)
+flags.DEFINE_integer("loads", 3, "Processes that each file is loaded in, in turn.", lower_bound=1)
+flags.DEFINE_bool("huge_pages", False, "Load files into huge pages: Linux and the GNU C library.")
 flags.DEFINE_integer("threads", 1, "Of the interpreter.", lower_bound=1)
 flags.DEFINE_string("device", platform.machine(), "Name of this device, for the latency tables.")
 
@@ -134,27 +140,62 @@ def as_written(path):
     return path[0] if len(path) == 1 else path
 
 
-def measure(network, quantize, routed, static, others):
-    """Times the files in turn; returns a row of figures for each path of each, and baselines."""
+def timed_files(network, routed, static, others, folder):
+    """Returns what is timed, and a row for the figures of each.
+
+    Args:
+        network: of the static files; None: there are none.
+        routed: dict of filenames by name.
+        static: dict of filenames by path through the network.
+        others: dict of filenames by name.
+        folder: where files go that take one route.
+
+    Returns:
+        Two dicts by name and path: of filenames, and of dicts of "path" and "madds".
+    """
     from keras_dsnet.export.dynamic_interpreter import read_metadata
     from keras_dsnet.export.force_route import force_route
 
-    interpreters, rows = {}, {}
+    files, rows = {}, {}
     for name, filename in routed.items():
         content = filename.read_bytes()
         madds = {tuple(row["path"]): row["madds"] for row in read_metadata(content)["routes"]}
         for path in static or madds:
-            interpreters[name, path] = load(force_route(content, path), FLAGS.threads)
+            forced = pathlib.Path(folder) / f"{name}_{'_'.join(map(str, path))}.tflite"
+            forced.write_bytes(force_route(content, path))
+            files[name, path] = forced
             rows[name, path] = {"path": as_written(path)}
             rows[name, path]["madds"] = madds.get(path) or network.madds(path)
     for path, filename in static.items():
-        interpreters["static", path] = load(filename, FLAGS.threads)
+        files["static", path] = filename
         rows["static", path] = {"path": as_written(path), "madds": network.madds(path)}
-    for name, path in others.items():
-        interpreters[name, None] = load(path, FLAGS.threads)
-        rows[name, None] = {}
-    runs = {key: interpreter.invoke for key, interpreter in interpreters.items()}
-    times = take_turns(runs, FLAGS.rounds, SECONDS_PER_TURN, warm_up=3)
+    for name, filename in others.items():
+        files[name, None], rows[name, None] = filename, {}
+    return files, rows
+
+
+def time_files(files):
+    """Returns the mean milliseconds of a run in every turn of every process, by the keys of files."""
+    times = {key: [] for key in files}
+    for _ in range(FLAGS.loads):
+        with contextlib.ExitStack() as stack:
+            processes = {
+                key: stack.enter_context(TimedProcess(path, FLAGS.threads, FLAGS.huge_pages))
+                for key, path in files.items()
+            }
+            own = take_turns(
+                processes, FLAGS.rounds, SECONDS_PER_TURN, 3, measure=TimedProcess.milliseconds
+            )
+        for key in files:
+            times[key] += own[key]
+    return times
+
+
+def measure(network, quantize, routed, static, others):
+    """Times the files in turn; returns a row of figures for each path of each, and baselines."""
+    with tempfile.TemporaryDirectory(dir=FLAGS.workdir) as folder:
+        files, rows = timed_files(network, routed, static, others, folder)
+        times = time_files(files)
     sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
     for (name, path), row in rows.items():
@@ -185,7 +226,7 @@ def main(argv):
     rows, sizes, metadata = [], [], None
     for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):
         metadata = read_metadata(next(iter(routed.values())).read_bytes())
-        print(f"\ntiming {len(routed) + len(static) + len(others)} files, {FLAGS.rounds} turns")
+        print(f"\ntiming {len(routed) + len(static) + len(others)} files", flush=True)
         rows += measure(network, quantize, routed, static, others)
         for line in describe_sizes(routed, static):
             print(line, flush=True)

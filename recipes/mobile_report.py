@@ -5,7 +5,7 @@ import shlex
 import sys
 
 from absl import flags
-from mobile_timing import loading_cost
+from loading_cost import loading_cost
 
 FLAGS = flags.FLAGS
 COLORS = {"static": "#555555", "shared": "#0072B2", "fast": "#D55E00", "naive": "#CC79A7"}
@@ -41,7 +41,8 @@ def write_markdown(rows, sizes, path):
     titles += [f"to {other}, min / median" for other in others]
     lines = [
         f"```\n{command}\n```\n",
-        f"{_engine()}; threads: {FLAGS.threads}; turns: {FLAGS.rounds}.\n",
+        f"{_engine()}; threads: {FLAGS.threads}; turns: {FLAGS.rounds} of each of {FLAGS.loads} "
+        f"processes{', in huge pages' if FLAGS.huge_pages else ''}.\n",
     ]
     lines += [f"- {line}" for line in sizes]
     lines += ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]

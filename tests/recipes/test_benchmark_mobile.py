@@ -9,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from mobile_files import MobileFiles, randomise
 from programs import run_program
 from routed_networks import random_images, small_network
+from timed_process import TimedProcess
 
 from keras_dsnet.export import export_subnetwork
 from keras_dsnet.export.force_route import force_route
@@ -48,9 +49,10 @@ def test_a_forced_file_takes_one_route_for_every_image(network, routed, width):
 def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed, tmp_path):
     network.save(tmp_path / "model.keras")
     workdir = tmp_path / "benchmark"
-    options = ("--baseline=none", "--rounds=2", f"--model={tmp_path}", f"--workdir={workdir}")
-    result = run_program(PROGRAM, routed, *options)
+    options = ("--baseline=none", "--rounds=2", "--loads=2", f"--model={tmp_path}")
+    result = run_program(PROGRAM, routed, *options, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
+    assert {path.name for path in workdir.iterdir() if path.is_dir()} == {"files"}
     rows = json.loads((workdir / "mobile.json").read_text())
     assert {(row["file"], row["path"]) for row in rows} == {
         (name, width) for name in ("m", "static") for width in ROUTES
@@ -68,6 +70,18 @@ def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed,
     table = LatencyTable.load(workdir / "latency_float32_static.json")
     slow = max(row["median_ms"] for row in table.rows)
     assert best_path(network, max_latency_ms=slow, latency_table=table) == 3
+
+
+def test_a_file_is_timed_in_a_process_of_its_own(routed):
+    with TimedProcess(routed, threads=1, huge_pages=True) as process:
+        assert all(0 < process.milliseconds(2) < 1000 for _ in range(3))
+
+
+def test_a_file_that_cannot_be_run_is_named(tmp_path):
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes(b"no file of TFLite")
+    with pytest.raises(RuntimeError, match="broken.tflite could not be run: ValueError"):
+        TimedProcess(broken, threads=1)
 
 
 def test_naive_export_gives_the_outputs_of_the_route_that_the_gate_chooses(network, tmp_path):

@@ -1,4 +1,4 @@
-"""Loads TFLite files, and measures what that takes. Needs no TensorFlow."""
+"""Measures what it takes to load TFLite files. Needs no TensorFlow."""
 
 import json
 import pathlib
@@ -9,24 +9,6 @@ import time
 import numpy as np
 
 _MEBIBYTE = 2.0**20
-
-
-def load(content, threads):
-    """Returns an interpreter of a file, or of its bytes, with its tensors allocated."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    source = "model_content" if isinstance(content, bytes) else "model_path"
-    content = content if isinstance(content, bytes) else str(content)
-    interpreter = Interpreter(**{source: content}, num_threads=threads)
-    interpreter.allocate_tensors()
-    generator = np.random.default_rng(0)
-    for details in interpreter.get_input_details():
-        values = generator.normal(size=details["shape"])
-        if details["dtype"] == np.uint8:
-            values = generator.integers(0, 256, details["shape"])
-        interpreter.set_tensor(details["index"], values.astype(details["dtype"]))
-    interpreter.invoke()
-    return interpreter
 
 
 def loading_cost(path, threads, signatures=()):
