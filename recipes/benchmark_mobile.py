@@ -12,10 +12,11 @@ without --model with the baselines alone.
 
 All interpreters that are compared take turns, each in a process of its own, as an app has them, and
 started anew several times: where its memory happens to lie makes a process a few percent slower or
-faster for all its life. A route is timed by the signature serving_default with bounds that leave no
-other route: gate and branch run as ever. Writes mobile.json and .csv, table.md, latency.png and,
-for `keras_dsnet.models.best_path`, a latency table of each file. Making the files takes minutes;
---reuse takes those of an earlier run in the same --workdir.
+faster for all its life. A routed file has run every pair of widths before it is timed. A route is
+timed by the signature serving_default with bounds that leave no other route: gate and branch run as
+ever. Writes mobile.json and .csv, table.md, latency.png and, for `keras_dsnet.models.best_path`, a
+latency table of each file. Making the files takes minutes; --reuse takes those of an earlier run in
+the same --workdir.
 """
 
 import contextlib
@@ -141,7 +142,7 @@ def as_written(path):
 
 
 def timed_files(network, routed, static, others, folder):
-    """Returns what is timed, and a row for the figures of each.
+    """Returns what is timed, a row for the figures of each, and the widths of those with routes.
 
     Args:
         network: of the static files; None: there are none.
@@ -151,19 +152,21 @@ def timed_files(network, routed, static, others, folder):
         folder: where files go that take one route.
 
     Returns:
-        Two dicts by name and path: of filenames, and of dicts of "path" and "madds".
+        Three dicts by name and path: of filenames, of dicts of "path" and "madds", of widths.
     """
     from keras_dsnet.export.dynamic_interpreter import read_metadata
     from keras_dsnet.export.force_route import force_route
 
-    files, rows = {}, {}
+    files, rows, widths = {}, {}, {}
     for name, filename in routed.items():
         content = filename.read_bytes()
-        madds = {tuple(row["path"]): row["madds"] for row in read_metadata(content)["routes"]}
+        routes = read_metadata(content)["routes"]
+        madds = {tuple(row["path"]): row["madds"] for row in routes}
         for path in static or madds:
             forced = pathlib.Path(folder) / f"{name}_{'_'.join(map(str, path))}.tflite"
             forced.write_bytes(force_route(content, path))
             files[name, path] = forced
+            widths[name, path] = sorted({width for own in madds for width in own})
             rows[name, path] = {"path": as_written(path)}
             rows[name, path]["madds"] = madds.get(path) or network.madds(path)
     for path, filename in static.items():
@@ -171,16 +174,22 @@ def timed_files(network, routed, static, others, folder):
         rows["static", path] = {"path": as_written(path), "madds": network.madds(path)}
     for name, filename in others.items():
         files[name, None], rows[name, None] = filename, {}
-    return files, rows
+    return files, rows, widths
 
 
-def time_files(files):
-    """Returns the mean milliseconds of a run in every turn of every process, by the keys of files."""
+def time_files(files, widths):
+    """Returns by the keys of `files` the mean milliseconds of a run in every turn.
+
+    Args:
+        files: dict of filenames.
+        widths: dict of the widths of those files that choose.
+    """
+    options = FLAGS.threads, FLAGS.huge_pages
     times = {key: [] for key in files}
     for _ in range(FLAGS.loads):
         with contextlib.ExitStack() as stack:
             processes = {
-                key: stack.enter_context(TimedProcess(path, FLAGS.threads, FLAGS.huge_pages))
+                key: stack.enter_context(TimedProcess(path, *options, widths.get(key, ())))
                 for key, path in files.items()
             }
             own = take_turns(
@@ -194,8 +203,8 @@ def time_files(files):
 def measure(network, quantize, routed, static, others):
     """Times the files in turn; returns a row of figures for each path of each, and baselines."""
     with tempfile.TemporaryDirectory(dir=FLAGS.workdir) as folder:
-        files, rows = timed_files(network, routed, static, others, folder)
-        times = time_files(files)
+        files, rows, widths = timed_files(network, routed, static, others, folder)
+        times = time_files(files, widths)
     sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
     for (name, path), row in rows.items():

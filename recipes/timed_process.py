@@ -1,5 +1,6 @@
 """A TFLite file that is timed in a process of its own, as an app would hold it."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -19,15 +20,17 @@ class TimedProcess:
         path: of the file; what it runs is what runs without naming a signature.
         threads: int, of the interpreter.
         huge_pages: bool: ask Linux for huge pages, which leave less to chance.
+        widths: of a routed file. It runs every pair of them first: LiteRT prepares a graph that has
+            never run whenever it might, which in an app ends with the first images.
 
     Raises:
         RuntimeError: the process ended.
     """
 
-    def __init__(self, path, threads, huge_pages=False):
+    def __init__(self, path, threads, huge_pages=False, widths=()):
         self._path = path
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(path), str(threads)],
+            [sys.executable, __file__, str(path), str(threads), *map(str, widths)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -61,8 +64,8 @@ class TimedProcess:
         return line
 
 
-def _load(path, threads):
-    """Returns an interpreter that has run once on random inputs."""
+def _load(path, threads, widths):
+    """Returns an interpreter that has run on random inputs."""
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
@@ -74,14 +77,29 @@ def _load(path, threads):
         if details["dtype"] == np.uint8:
             values = generator.integers(0, 256, details["shape"])
         interpreter.set_tensor(details["index"], values.astype(details["dtype"]))
+    if widths:
+        _run_pairs(interpreter, widths)
     interpreter.invoke()
     return interpreter
 
 
-def _serve(path, threads):
+def _run_pairs(interpreter, widths):
+    """Runs paths in which every width follows every width, at every gate."""
+    import numpy as np
+
+    runner = interpreter.get_signature_runner("bounded")
+    details = runner.get_input_details()
+    image = np.zeros(details["image"]["shape"], details["image"]["dtype"])
+    (gates,) = details["min_width"]["shape"]
+    for pair in itertools.product(widths, widths):
+        path = np.resize(np.int32(pair), gates)
+        runner(image=image, min_width=path, max_width=path)
+
+
+def _serve(path, threads, *widths):
     from take_turns import milliseconds
 
-    interpreter = _load(path, int(threads))
+    interpreter = _load(path, int(threads), [int(width) for width in widths])
     print("ready", flush=True)
     for line in sys.stdin:
         print(milliseconds(interpreter.invoke, int(line)), flush=True)

@@ -140,34 +140,42 @@ class FileBuilder:
         self._add(graph, "IF", [condition, *arguments], outputs, options)
         return outputs
 
-    def add_tree(self, graph, arguments, places, first=0):
+    def add_tree(self, graph, arguments, places, likely=None):
         """Adds operators that call one of several graphs: a balanced tree of `IF`.
 
         Args:
             graph: the caller.
             arguments: indices of its tensors that all of them take; the last is the int32 number of
                 the graph to call.
-            places: of the graphs.
-            first: int: the number of the first of them.
+            places: dict from number, ascending, to the place of a graph.
+            likely: number of a graph that is called without going down the tree; None: none.
 
         Returns:
             The indices of the outputs.
         """
-        middle = (len(places) + 1) // 2
-        condition = self.compare(graph, "LESS", arguments[-1], first + middle)
-        halves = (places[:middle], first), (places[middle:] or places, first + middle)
-        sides = [self._branch(graph, arguments, *half) for half in halves]
+        numbers = list(places)
+        if likely is None:
+            middle = (len(numbers) + 1) // 2
+            halves = numbers[:middle], numbers[middle:] or numbers
+            condition = self.compare(graph, "LESS", arguments[-1], halves[1][0])
+        else:
+            halves = [likely], [number for number in numbers if number != likely] or numbers
+            condition = self.compare(graph, "EQUAL", arguments[-1], likely)
+        sides = [
+            self._branch(graph, arguments, {number: places[number] for number in half})
+            for half in halves
+        ]
         return self.add_if(graph, condition, arguments, sides)
 
-    def _branch(self, caller, arguments, places, first):
+    def _branch(self, caller, arguments, places):
         """Returns the place of a graph that calls one of several: that graph, or a new one."""
         if len(places) == 1:
-            return places[0]
+            return next(iter(places.values()))
         graph = schema.SubGraphT()
-        graph.name = caller.name + f"_{first}_to_{first + len(places) - 1}".encode()
+        graph.name = caller.name + f"_from_{'_'.join(map(str, places))}".encode()
         graph.tensors, graph.operators = [], []
         graph.inputs = [copy_tensor(graph, caller.tensors[index], "") for index in arguments]
-        graph.outputs = self.add_tree(graph, graph.inputs, places, first)
+        graph.outputs = self.add_tree(graph, graph.inputs, places)
         return self.add_graph(graph)
 
     def concat(self, graph, indices):

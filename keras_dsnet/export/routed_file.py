@@ -28,7 +28,7 @@ class RoutedFile:
     and a graph without operators stands for each of the others, which leaves its outputs alone. The
     features of every width are tensors of their own shapes, so none is padded, and an `IF` hands
     tensors on without a copy. A graph that sees the width before begins with the tree of `IF`s that
-    runs the layers of that pair of widths.
+    runs the layers of that pair of widths; the first asks whether the width has stayed the same.
 
     Why not one `IF` in the other, along the path: what an `IF` can reach is prepared anew whenever
     it runs, and along the paths that is nearly the whole file.
@@ -165,8 +165,12 @@ class RoutedFile:
             first += len(groups)
         graph.inputs = [copy_tensor(graph, main.tensors[index], "before") for index in arguments]
         graph.operators = []
-        places = [self._file.add_graph(self._taken[entry.name].graph) for entry in entries]
-        outputs = self._file.add_tree(graph, graph.inputs, places)
+        places = {
+            number: self._file.add_graph(self._taken[entry.name].graph)
+            for number, entry in enumerate(entries)
+        }
+        same = [entry.before for entry in entries].index(part.width)
+        outputs = self._file.add_tree(graph, graph.inputs, places, likely=same)
         # The entry's operators first, then those that read what it gives.
         renamed = dict(zip(taken.features, outputs))
         for operator in operators:

@@ -26,9 +26,9 @@ class RoutedPart:
         name: str, of the graph.
         section: int.
         function: of `features`, a tuple of tensors; the front's of `image`, a choice's of `scores`
-            `[1, 1, 1, choices]`, `min_width` and `max_width`. Returns a dict: `features`, a tuple of tensors,
-            or, of the last section, `output`; and `scores` where a gate follows. A choice gives
-            `position`, the int32 place among the routes, and `width`, int32 `[1]`.
+            `[1, 1, 1, choices]`, `min_width` and `max_width`. Returns a dict: `features`, a tuple
+            of tensors, or, of the last section, `output`; and `scores` where a gate follows. A
+            choice gives `position`, the int32 place among the routes, and `width`, int32 `[1]`.
         before: width of the section before, for the layers that see it; None: for all others.
         width: of the section; None: of the front and of choices, which have none.
         next: names of the parts that take the features.
