@@ -38,7 +38,7 @@ class BlockExecutor(Executor):
             quantises to the same numbers, with scales of its own.
 
     Attributes:
-        scores: the slimming heads' outputs `[1, 1, 1, choices]`, in order, filled while running.
+        scores: the slimming heads' outputs `[1, choices]`, in order, filled while running.
     """
 
     def __init__(self, path, cuts=None, integer=False):
@@ -186,8 +186,8 @@ class BlockExecutor(Executor):
             if not layer.share_encoder:
                 own = self._encode(pooled, layer.w1_slimming, layer.b1_slimming)
             scores = tf.nn.conv2d(own, as_numpy(layer.w2)[None, None], 1, "VALID")
-            # A squeeze of TensorFlow's would leave XNNPACK; the choice does without.
-            self.scores.append(scores)
+            # XNNPACK takes no slice that drops axes.
+            self.scores.append(tf.reshape(scores, (1, -1)))
         if not layer.attention:
             return x
         weights, bias = as_numpy(layer.w3), as_numpy(layer.b3)

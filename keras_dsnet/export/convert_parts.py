@@ -56,7 +56,7 @@ def convert_choices(parts, num_gates, scores):
     bound = tf.TensorSpec((num_gates,), tf.int32)
     traced = {}
     for part, count in zip(parts, scores):
-        inputs = {"scores": tf.TensorSpec((1, 1, 1, count)), "min_width": bound, "max_width": bound}
+        inputs = {"scores": tf.TensorSpec((1, count)), "min_width": bound, "max_width": bound}
         traced[part.name] = trace(part.function, inputs)
     return convert_traced(traced)
 

@@ -26,7 +26,7 @@ class RoutedPart:
         name: str, of the graph.
         section: int.
         function: of `features`, a tuple of tensors; the front's of `image`, a choice's of `scores`
-            `[1, 1, 1, choices]`, `min_width` and `max_width`. Returns a dict: `features`, a tuple
+            `[1, choices]`, `min_width` and `max_width`. Returns a dict: `features`, a tuple
             of tensors, or, of the last section, `output`; and `scores` where a gate follows. A
             choice gives `position`, the int32 place among the routes, and `width`, int32 `[1]`.
         before: width of the section before, for the layers that see it; None: for all others.
@@ -87,13 +87,12 @@ class RoutedParts:
 
         Args:
             gate: int.
-            scores: `[1, 1, 1, choices]`.
+            scores: `[1, choices]`.
             min_width: int32 `[num_gates]`.
             max_width: int32 `[num_gates]`.
         """
         layer = self._network.slimming_gates[gate]
-        scores = tf.reshape(tf.cast(scores, tf.float32), (1, -1))
-        scores = layer.route_scores(scores, self._routes)[0]
+        scores = layer.route_scores(tf.cast(scores, tf.float32), self._routes)[0]
         low, high = min_width[gate], max_width[gate]
         routes = tf.constant(self._routes, tf.int32)
         allowed = tf.logical_and(routes >= low, routes <= high)
