@@ -11,14 +11,13 @@ For int8 the ranges of activations are measured on training images, prepared as 
 default those that the network was trained on.
 """
 
-import json
 import os
 import pathlib
-import zipfile
 
 import representative_data
 from absl import flags
 from start import start
+from trained_model import check_model, find_model, parse_routes
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -49,36 +48,6 @@ flags.DEFINE_integer("image_size", None, "Side of the images; none: the network'
 representative_data.define_flags()
 
 
-def find_model():
-    """Returns the path of the saved network that --model names."""
-    path = pathlib.Path(FLAGS.model)
-    candidates = [path / "model.keras", path / "supernet.keras"] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"--model={FLAGS.model} is no .keras file and no work directory with model.keras (stage II)"
-        " or supernet.keras (stage I)"
-    )
-
-
-def check_model(filename):
-    """Raises a ValueError unless the file holds a network of this package; builds nothing."""
-    try:
-        with zipfile.ZipFile(filename) as archive:
-            saved = json.loads(archive.read("config.json"))["class_name"]
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
-        raise ValueError(f"--model: {filename} is no .keras file, or is damaged") from None
-    if damaged:
-        raise ValueError(f"--model: {filename} is damaged at {damaged}")
-    if saved != "DynamicSlimmableNetwork":
-        raise ValueError(
-            f"--model: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
-            "of the two stages save it"
-        )
-
-
 def check_output():
     """Raises an OSError unless --output can be written."""
     output = pathlib.Path(FLAGS.output)
@@ -90,23 +59,12 @@ def check_output():
         raise IsADirectoryError(f"--output={FLAGS.output} is a folder; name a .tflite file")
 
 
-def parse_routes():
-    """Returns the widths of --routes; None: the network's."""
-    if FLAGS.routes is None:
-        return None
-    if not all(width.isdecimal() for width in FLAGS.routes):
-        raise ValueError(
-            f"--routes must be widths such as 0,4,8,13. Received: --routes={','.join(FLAGS.routes)}"
-        )
-    return tuple(int(width) for width in FLAGS.routes)
-
-
 def check_flags():
     """Raises an error for what is wrong with the flags or the files that they name."""
-    model_file = find_model()
+    model_file = find_model(FLAGS.model)
     check_model(model_file)
     check_output()
-    parse_routes()
+    parse_routes(FLAGS.routes)
     for name in ("routes", "layout", "input_type"):
         if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
             raise ValueError(
@@ -133,8 +91,8 @@ def main(_):
 
     from keras_dsnet.export import export_routed, export_subnetwork
 
-    folder = find_model().parent
-    network = keras.models.load_model(find_model(), compile=False)
+    folder = find_model(FLAGS.model).parent
+    network = keras.models.load_model(find_model(FLAGS.model), compile=False)
     shape = input_shape(network)
     options = {"input_shape": shape}
     if FLAGS.quantize != "none":
@@ -145,7 +103,7 @@ def main(_):
         )
     if FLAGS.path is None:
         options |= {"layout": FLAGS.layout, "input_type": FLAGS.input_type}
-        export_routed(network, FLAGS.output, parse_routes(), **options)
+        export_routed(network, FLAGS.output, parse_routes(FLAGS.routes), **options)
         return
     path = int(FLAGS.path) if FLAGS.path.isdecimal() else FLAGS.path
     report = export_subnetwork(network, path, FLAGS.output, **options)

@@ -12,8 +12,9 @@ _TITLES = {
     "top1": "top-1 (%)",
     "top5": "top-5 (%)",
     "share": "images (%)",
+    "agreement": "agreement (%)",
 }
-_PERCENT = ("top1", "top5", "share")
+_PERCENT = ("top1", "top5", "share", "agreement")
 
 
 def write_table(rows, folder, name):

@@ -1,0 +1,132 @@
+r"""What int8 costs a trained network: its files against the network, on test images.
+
+    python recipes/evaluate_int8.py --model=runs/gate --workdir=runs/gate_int8 --images=1000
+
+Makes the int8 file of every layout and, of each path, the file of that path alone. With several
+gates the paths are those of one width throughout, and one on which every gate takes another width.
+For each it prints the top-1 accuracy, and on which share of the images the file and the network in
+float32 name the same class. Writes int8.json and .csv.
+
+Images come from the data set that the network was trained on, or from --dataset: the ranges of
+activations from its training images, the figures from the first of its test images.
+"""
+
+import pathlib
+
+import numpy as np
+import representative_data
+from absl import flags
+from start import start
+from trained_model import check_model, find_model, parse_routes
+
+FLAGS = flags.FLAGS
+LAYOUTS = ("shared", "fast")
+flags.DEFINE_string(
+    "model", None, "Work directory of a finished stage, or a .keras file.", required=True
+)
+flags.DEFINE_string("workdir", None, "Folder for the files and the table.", required=True)
+flags.DEFINE_list("routes", None, "Widths to choose from, as 0,4,8,13; none: the network's.")
+flags.DEFINE_integer("images", 1000, "How many test images.", lower_bound=1)
+flags.DEFINE_string("eval_split", None, "TFDS slice of --dataset to take them from.")
+representative_data.define_flags()
+
+
+def check_flags():
+    """Raises an error for what is wrong with the flags or the files that they name."""
+    model_file = find_model(FLAGS.model)
+    check_model(model_file)
+    parse_routes(FLAGS.routes)
+    workdir = pathlib.Path(FLAGS.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"--workdir={FLAGS.workdir} is a file; name a folder")
+    representative_data.check_flags(model_file.parent, needed=True)
+
+
+def test_images(folder, image_size):
+    """Returns test images, prepared as for evaluation, and their labels, as arrays."""
+    from keras_dsnet.applications.ds_mobilenet import preprocess_input
+
+    from keras_dsnet.data import evaluation_pipeline, load_source
+
+    values = representative_data.source_flags(folder)
+    source = load_source(values["dataset"], values["data_dir"], "eval", eval_split=FLAGS.eval_split)
+    count = min(FLAGS.images, source.num_examples)
+    print(f"compared on {count} test images of {source.name}", flush=True)
+    batches = evaluation_pipeline(
+        source, image_size=image_size, batch_size=1, preprocess=preprocess_input
+    )
+    pairs = [(image.numpy()[0], int(label[0])) for image, label in batches.take(count)]
+    images, labels = zip(*pairs)
+    return np.stack(images), np.array(labels)
+
+
+def file_classes(filename, images, path=None):
+    """Returns the classes that a file names, forced to a path if that is given."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(filename))
+    bounds = {}
+    if path is not None:
+        bounds = dict.fromkeys(("min_width", "max_width"), np.array(path, "int32"))
+    runner = interpreter.get_signature_runner("bounded" if bounds else "serving_default")
+    outputs = [runner(image=image[None], **bounds)["output"][0] for image in images]
+    return np.argmax(outputs, -1)
+
+
+def network_classes(network, images, path, batch=250):
+    """Returns the classes that the network names on a path."""
+    path = path if network.num_gates > 1 else path[0]
+    batches = np.split(images, range(batch, len(images), batch))
+    return np.concatenate([np.argmax(network(part, path=path), -1) for part in batches])
+
+
+def make_routed(network, routes, options, workdir):
+    """Returns the filename of the int8 file of every layout."""
+    from keras_dsnet.export import export_routed
+
+    files = {layout: workdir / f"{layout}.tflite" for layout in LAYOUTS}
+    for layout, filename in files.items():
+        export_routed(network, filename, routes, layout=layout, **options)
+    return files
+
+
+def compare(network, routes, options, images, labels, workdir):
+    """Yields for each path a row of the network, of its file alone, and of each routed file."""
+    from keras_dsnet.export import export_subnetwork
+    from keras_dsnet.export.check_routed import checked_paths
+
+    routed = make_routed(network, routes, options, workdir)
+    for path in checked_paths(routes, network.num_gates):
+        static = workdir / f"static_{'_'.join(map(str, path))}.tflite"
+        export_subnetwork(network, path if len(path) > 1 else path[0], static, **options)
+        expected = network_classes(network, images, path)
+        classes = {"float32": expected, "static int8": file_classes(static, images)}
+        classes |= {f"{n} int8": file_classes(file, images, path) for n, file in routed.items()}
+        for name, own in classes.items():
+            top1, agreement = np.mean(own == labels), np.mean(own == expected)
+            yield {"path": path, "file": name, "top1": top1, "agreement": agreement}
+
+
+def main(_):
+    check_flags()
+    import keras
+
+    from keras_dsnet.training import write_table
+
+    workdir = pathlib.Path(FLAGS.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    model_file = find_model(FLAGS.model)
+    network = keras.models.load_model(model_file, compile=False)
+    shape = network.input_shape[1:]
+    if None in shape:
+        raise ValueError(f"--model={FLAGS.model} takes images of any size; int8 needs one")
+    ranges = representative_data.representative_data(model_file.parent, shape[:2], "float32")
+    options = {"quantize": "int8", "representative_data": list(ranges)}
+    images, labels = test_images(model_file.parent, shape[:2])
+    routes = parse_routes(FLAGS.routes) or network.routes
+    rows = list(compare(network, routes, options, images, labels, workdir))
+    print(write_table(rows, workdir, "int8"))
+
+
+if __name__ == "__main__":
+    start(main, check_flags)

@@ -1,0 +1,54 @@
+"""Finds the trained network that a flag names, and looks at it before TensorFlow is loaded."""
+
+import json
+import pathlib
+import zipfile
+
+
+def find_model(name):
+    """Returns the path of the saved network that --model names, a work directory or a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = pathlib.Path(name)
+    candidates = [path / "model.keras", path / "supernet.keras"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"--model={name} is no .keras file and no work directory with model.keras (stage II)"
+        " or supernet.keras (stage I)"
+    )
+
+
+def check_model(filename):
+    """Raises a ValueError unless the file holds a network of this package; builds nothing."""
+    try:
+        with zipfile.ZipFile(filename) as archive:
+            saved = json.loads(archive.read("config.json"))["class_name"]
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
+        raise ValueError(f"--model: {filename} is no .keras file, or is damaged") from None
+    if damaged:
+        raise ValueError(f"--model: {filename} is damaged at {damaged}")
+    if saved != "DynamicSlimmableNetwork":
+        raise ValueError(
+            f"--model: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
+            "of the two stages save it"
+        )
+
+
+def parse_routes(values):
+    """Returns the widths of --routes; None: none were given.
+
+    Args:
+        values: list of strings, or None.
+    """
+    if values is None:
+        return None
+    if not all(width.isdecimal() for width in values):
+        raise ValueError(
+            f"--routes must be widths such as 0,4,8,13. Received: --routes={','.join(values)}"
+        )
+    return tuple(int(width) for width in values)

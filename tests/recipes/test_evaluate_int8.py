@@ -1,0 +1,60 @@
+"""The program that says what int8 costs a network: its table, and one line for each mistake."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from programs import run_program
+from routed_networks import small_network
+
+PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "evaluate_int8.py"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The folder of a finished stage II on digits."""
+    network = small_network()
+    network.routes = (0, 2)
+    folder = tmp_path_factory.mktemp("gate")
+    network.save(folder / "model.keras")
+    run = {"dataset": "digits", "data_dir": None, "train_split": "train[:40]"}
+    (folder / "config.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_every_file_of_every_path_has_a_row(workdir, tmp_path):
+    options = ("--images=40", "--representative_images=20")
+    result = run_program(PROGRAM, f"--model={workdir}", f"--workdir={tmp_path}", *options)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "int8.json").read_text())
+    files = ["float32", "static int8", "shared int8", "fast int8"]
+    assert [(row["path"], row["file"]) for row in rows] == [
+        ([width], file) for width in (0, 2) for file in files
+    ]
+    for row in rows:
+        assert row["top1"] == pytest.approx(np.round(40 * row["top1"]) / 40)
+        assert row["agreement"] == 1 if row["file"] == "float32" else row["agreement"] > 0.5
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("shared.tflite", "fast.tflite", "static_0.tflite", "static_2.tflite"),
+        *("int8.json", "int8.csv"),
+    }
+    assert "compared on 40 test images of digits" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=missing"], "--model=missing is no .keras file and no work directory"),
+        (["--routes=0,x"], "--routes must be widths such as 0,4,8,13. Received: --routes=0,x"),
+        (["--data_dir=missing"], "missing"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, workdir, tmp_path):
+    options = (f"--model={workdir}", f"--workdir={tmp_path / 'new'}", *arguments)
+    result = run_program(PROGRAM, *options)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
