@@ -34,7 +34,7 @@ def run_recipe(name, *arguments):
 
 def main(_):
     workdir = pathlib.Path(FLAGS.workdir)
-    epochs, gate_epochs, rounds = (3, 2, 2) if FLAGS.quick else (40, 20, 9)
+    epochs, gate_epochs, loads = (3, 2, 1) if FLAGS.quick else (40, 20, 3)
     data = ("--dataset=digits", "--batch_size=64", f"--evaluate_epochs={epochs}")
     run_recipe(
         "imagenet_stage1.py",
@@ -67,7 +67,7 @@ def main(_):
         f"--model={workdir / 'gate'}",
         f"--workdir={workdir / 'benchmark'}",
         "--baseline=none",
-        f"--rounds={rounds}",
+        f"--loads={loads}",
     )
     print(f"\nTables, plots, logs and the TFLite file are in {workdir}")
 
