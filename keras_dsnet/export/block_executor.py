@@ -25,8 +25,8 @@ class BlockExecutor(Executor):
     a convolution is a sum over the groups of its input for every group of its output. Routes that
     share leading cuts have leading blocks in common, as equal constants, which a TFLite file holds
     once. Batch norm has statistics per width, and would make the kernels of every width different:
-    each group is folded with the statistics of one of the routes that have it, and the others
-    multiply the group's output by the ratio of the two scales.
+    each group is folded with the statistics of the narrowest route that has it, and a wider route
+    multiplies the group's output by the ratio of the two scales.
 
     Args:
         path: a `Path` of Python ints.
@@ -36,17 +36,14 @@ class BlockExecutor(Executor):
         integer: bool: make kernels for an int8 file. There the ratio of the scales is no operation:
             the blocks are rounded to what int8 holds before they are scaled, so that every route
             quantises to the same numbers, with scales of its own.
-        rows: dict from layer to the widths whose statistics its groups are folded with; a layer
-            that is not there takes those of its cuts.
 
     Attributes:
         scores: the slimming heads' outputs `[1, choices]`, in order, filled while running.
     """
 
-    def __init__(self, path, cuts=None, integer=False, rows=None):
+    def __init__(self, path, cuts=None, integer=False):
         self.path = path
         self.cuts = cuts or {}
-        self.rows = rows or {}
         self.integer = integer
         self.scores = []
         self._norm_behind = {}
@@ -80,16 +77,6 @@ class BlockExecutor(Executor):
         """Returns the path's row of batch-norm statistics."""
         return self.path.statistics[step.section]
 
-    def _rows(self, step, cut=None):
-        """Returns for every group the row of batch-norm statistics that it is folded with.
-
-        Args:
-            step: what is folded.
-            cut: the step whose cuts its groups have; None: itself.
-        """
-        cut = cut or step
-        return self.rows.get(cut.layer, (*self._cuts(cut)[:-1], self._row(step)))
-
     def conv(self, step, x):
         layer = step.layer
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
@@ -118,7 +105,7 @@ class BlockExecutor(Executor):
         """Sums `operation(input group, block)` over the groups of the input, for each output."""
         edges = self._edges(step, options)
         bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
-        scale, bias, ratio = self._folded(step, self._rows(step), edges, bias)
+        scale, bias, ratio = self._folded(step, self._cuts(step), edges, bias)
 
         def term(group, own, out, first):
             block = kernel[..., slice(*own), slice(*out)]
@@ -134,11 +121,11 @@ class BlockExecutor(Executor):
             for (total, is_sum), own in zip(outputs, itertools.pairwise(groups))
         )
 
-    def _folded(self, step, rows, edges, bias):
+    def _folded(self, step, cuts, edges, bias):
         """Returns what kernels are scaled by, the bias, and what a sum is multiplied with after.
 
-        Groups that are not cut, as all routes have them, are folded as the first would be. Without
-        rows the path's own statistics are taken.
+        Each group is folded with the statistics of the route that ends it, and a group of all
+        routes with the narrowest's. Without cuts the path's own statistics are taken.
         """
         channels = edges[-1]
         ones = np.ones(channels, "float32")
@@ -150,7 +137,7 @@ class BlockExecutor(Executor):
         if self.integer:
             return scale, bias, ones
         groups = len(edges) - 1
-        rows = rows if len(rows) == groups else [*rows, row][:1] * groups
+        rows = [*cuts[:-1], row] if len(cuts) == groups else [*cuts, row][:1] * groups
         scales = {each: scale_and_offset(norm.layer, each, channels)[0] for each in rows}
         shared = np.concatenate(
             [scales[each][slice(*own)] for each, own in zip(rows, itertools.pairwise(edges))]
@@ -164,9 +151,9 @@ class BlockExecutor(Executor):
         kernel = as_numpy(layer.kernel)[:, :, : edges[-1], 0]
         bias = None if layer.bias is None else as_numpy(layer.bias)[: edges[-1]]
         shared = self._last and shares_depthwise(layer, x[0].shape[1:3])
-        rows = self._rows(step, self._last) if shared else ()
-        rows = rows if len(rows) == len(x) else ()
-        scale, bias, ratio = self._folded(step, rows, edges, bias)
+        cuts = self._cuts(self._last) if shared else ()
+        cuts = cuts if len(cuts) == len(x) else ()
+        scale, bias, ratio = self._folded(step, cuts, edges, bias)
         kernel = (_rounded(kernel) if self.integer else kernel) * scale
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
         strides = (1, layer.strides, layer.strides, 1)
