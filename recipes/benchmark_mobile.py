@@ -154,19 +154,19 @@ def timed_files(network, routed, static, others, folder):
     Returns:
         Three dicts by name and path: of filenames, of dicts of "path" and "madds", of widths.
     """
-    from keras_dsnet.export.dynamic_interpreter import read_metadata
+    from keras_dsnet.export.dynamic_interpreter import read_metadata, routes_of
     from keras_dsnet.export.force_route import force_route
 
     files, rows, widths = {}, {}, {}
     for name, filename in routed.items():
         content = filename.read_bytes()
-        routes = read_metadata(content)["routes"]
-        madds = {tuple(row["path"]): row["madds"] for row in routes}
+        metadata = read_metadata(content)
+        madds = {tuple(row["path"]): row["madds"] for row in metadata["routes"]}
         for path in static or madds:
             forced = pathlib.Path(folder) / f"{name}_{'_'.join(map(str, path))}.tflite"
             forced.write_bytes(force_route(content, path))
             files[name, path] = forced
-            widths[name, path] = sorted({width for own in madds for width in own})
+            widths[name, path] = routes_of(metadata)
             rows[name, path] = {"path": as_written(path)}
             rows[name, path]["madds"] = madds.get(path) or network.madds(path)
     for path, filename in static.items():

@@ -80,15 +80,15 @@ class MobileFiles:
 
         def run(image):
             scores = parts.front(image)["scores"]
-            chosen = parts.choose(0, scores, [0], [self.network.num_widths - 1])
+            position = parts.choose(0, scores, [True] * len(models))["position"]
 
             def branch(index):
                 if index == len(models) - 1:
                     return models[index](image)
-                here = chosen["position"] <= index
+                here = position[0] <= index
                 return tf.cond(here, lambda: models[index](image), lambda: branch(index + 1))
 
-            return {"output": branch(0), "path": chosen["width"]}
+            return {"output": branch(0), "path": tf.gather(self.routes, position)}
 
         return self._converted(run, f"naive_{'_'.join(map(str, self.routes))}")
 

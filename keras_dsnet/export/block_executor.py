@@ -84,24 +84,25 @@ class BlockExecutor(Executor):
         def convolve(group, kernel):
             return tf.nn.conv2d(group, tf.constant(kernel), layer.strides, padding)
 
-        widening = None
+        widening, inputs = None, edges_of(x)
         # Behind a gate the input is cut at the widths before it.
         if self._last and self._last.section == step.section:
             widening = layer.kernel.shape[-1] / layer.kernel.shape[-2]
             # Behind a stride it may be cut otherwise.
-            x = regroup(x, self._edges(step, self._last.layer.filters))
+            inputs = self._edges(step, self._last.layer.filters)
         self._last = step
         kernel = as_numpy(layer.kernel)
-        return self._blocks(step, x, layer.filters, kernel, convolve, widening)
+        return self._blocks(step, x, layer.filters, kernel, convolve, inputs, widening)
 
     def dense(self, step, x):
         def multiply(group, kernel):
             return tf.matmul(group, tf.constant(kernel))
 
         x = split(x, self._edges(step, self._last.layer.filters))
-        return self._blocks(step, x, step.layer.units, as_numpy(step.layer.kernel), multiply)
+        kernel = as_numpy(step.layer.kernel)
+        return self._blocks(step, x, step.layer.units, kernel, multiply, edges_of(x))
 
-    def _blocks(self, step, x, options, kernel, operation, widening=None):
+    def _blocks(self, step, x, options, kernel, operation, inputs, widening=None):
         """Sums `operation(input group, block)` over the groups of the input, for each output."""
         edges = self._edges(step, options)
         bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
@@ -114,7 +115,7 @@ class BlockExecutor(Executor):
             # A convolution adds its bias for free; behind the ratio it would cost.
             return result + (bias / ratio)[slice(*out)] if first and bias is not None else result
 
-        outputs = add_blocks(x, edges, term, widening)
+        outputs = add_blocks(x, inputs, edges, term, widening)
         groups = edges_of([total for total, _ in outputs])
         return tuple(
             _multiplied(total, ratio[slice(*own)], is_sum)
@@ -147,13 +148,14 @@ class BlockExecutor(Executor):
         return shared, bias, np.where(shared == 0, 1, scale / safe).astype("float32")
 
     def depthwise(self, step, x):
-        layer, edges = step.layer, edges_of(x)
+        layer, cuts = step.layer, ()
+        if self._last and shares_depthwise(layer, x[0].shape[1:3]):
+            x = regroup(x, self._edges(self._last, self._last.layer.filters))
+            cuts = self._cuts(self._last)
+        edges = edges_of(x)
         kernel = as_numpy(layer.kernel)[:, :, : edges[-1], 0]
         bias = None if layer.bias is None else as_numpy(layer.bias)[: edges[-1]]
-        shared = self._last and shares_depthwise(layer, x[0].shape[1:3])
-        cuts = self._cuts(self._last) if shared else ()
-        cuts = cuts if len(cuts) == len(x) else ()
-        scale, bias, ratio = self._folded(step, cuts, edges, bias)
+        scale, bias, ratio = self._folded(step, cuts if len(cuts) == len(x) else (), edges, bias)
         kernel = (_rounded(kernel) if self.integer else kernel) * scale
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
         strides = (1, layer.strides, layer.strides, 1)

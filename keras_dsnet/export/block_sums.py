@@ -7,20 +7,21 @@ features a route takes.
 
 import itertools
 
-import tensorflow as tf
+from keras_dsnet.export.channel_groups import edges_of, first, join, regroup
 
-from keras_dsnet.export.channel_groups import edges_of
-
-# Outputs per input from which on it pays to join groups of the input.
+# Outputs per input from which on it pays to join groups of the input, and up to which to join those
+# of the output.
 WIDENING = 2
+NARROWING = 0.5
 
 
-def add_blocks(x, edges, term, widening=None):
+def add_blocks(x, inputs, edges, term, widening=None):
     """Sums blocks in the way that suits a kernel.
 
     Args:
-        x: the groups of the input.
-        edges: where the groups of the output begin, and where the last one ends.
+        x: channels of the input, in groups of any edges.
+        inputs: where the groups begin that the kernel is cut at, and where the last one ends.
+        edges: the same of the output.
         term: function that returns what a group, the input channels `own`, adds to the output
             channels `out`, both pairs of begin and end: `term(group, own, out, first)`. The `first`
             term of an output brings the bias.
@@ -28,16 +29,21 @@ def add_blocks(x, edges, term, widening=None):
             groups of both end at the same routes; None: they do not.
 
     Returns:
-        List of the groups of the output, each with whether it is a sum.
+        List of the groups of the output, each with whether it is a sum. A kernel that narrows gives
+        one group.
     """
-    if widening and widening >= WIDENING and len(edges) > 2:
-        return _rows(x, edges, term)
-    return _grid(x, edges, term)
+    groups = regroup(x, inputs)
+    if widening and len(edges) > 2:
+        if widening >= WIDENING:
+            return _rows(x if len(x) == 1 else groups, groups, edges, term)
+        if widening <= NARROWING:
+            return _columns(groups, edges, term)
+    return _grid(groups, edges, term)
 
 
-def _grid(x, edges, term):
+def _grid(groups, edges, term):
     """A block for each group of the input and of the output."""
-    inputs = list(zip(x, itertools.pairwise(edges_of(x))))
+    inputs = list(zip(groups, itertools.pairwise(edges_of(groups))))
     outputs = []
     for out in itertools.pairwise(edges):
         terms = [term(group, own, out, not index) for index, (group, own) in enumerate(inputs)]
@@ -45,20 +51,33 @@ def _grid(x, edges, term):
     return outputs
 
 
-def _rows(x, edges, term):
+def _rows(x, groups, edges, term):
     """A block from all inputs of a route to its last group, for kernels that widen.
 
     Inputs are joined, which costs little, and there are fewer of the wide partial sums.
     """
-    inputs = edges_of(x)
+    inputs = edges_of(groups)
     outputs = []
     for place, out in enumerate(itertools.pairwise(edges)):
-        joined = tf.concat(x[: place + 1], -1) if place else x[0]
-        terms = [term(joined, (0, inputs[place + 1]), out, True)]
-        wider = zip(x[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
+        end = inputs[place + 1]
+        terms = [term(first(x, end), (0, end), out, True)]
+        wider = zip(groups[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
         terms += [term(group, own, out, False) for group, own in wider]
         outputs.append((_total(terms), len(terms) > 1))
     return outputs
+
+
+def _columns(groups, edges, term):
+    """A block from the last inputs of a route to all of its outputs, for kernels that narrow.
+
+    Outputs are joined, which costs little, and there are fewer operators.
+    """
+    terms = []
+    for place, own in enumerate(itertools.pairwise(edges_of(groups))):
+        outs = ((0, edges[place + 1]), *itertools.pairwise(edges[place + 1 :]))
+        parts = [term(groups[place], own, out, not place) for out in outs]
+        terms.append(join(parts, (0, edges[-1]))[0])
+    return [(_total(terms), len(terms) > 1)]
 
 
 def _total(terms):

@@ -32,3 +32,10 @@ def join(x, edges):
 def regroup(x, edges):
     """Returns the channels in groups with these edges."""
     return x if edges_of(x) == edges else join(split(x, edges), edges)
+
+
+def first(x, end):
+    """Returns the channels before `end`, where a group ends, or which lies in the only group."""
+    if len(x) == 1:
+        return split(x, (end,))[0]
+    return join(x[: edges_of(x).index(end)], (0, end))[0]

@@ -45,18 +45,19 @@ def convert_parts(parts, image, quantize=None, images=None, say=print):
     return contents
 
 
-def convert_choices(parts, num_gates, scores):
-    """Returns a file with a signature, and a graph, for the choice of each gate: bytes.
+def convert_choices(parts, scores, routes):
+    """Returns a file with a signature, and a graph, for the bounds and each gate's choice: bytes.
 
     Args:
-        parts: list of `RoutedPart`.
-        num_gates: int.
+        parts: list of `RoutedPart`, the bounds first.
         scores: list of how many scores each slimming head gives.
+        routes: int: how many routes there are.
     """
-    bound = tf.TensorSpec((num_gates,), tf.int32)
-    traced = {}
-    for part, count in zip(parts, scores):
-        inputs = {"scores": tf.TensorSpec((1, count)), "min_width": bound, "max_width": bound}
+    bounds, *choices = parts
+    bound = tf.TensorSpec((len(choices),), tf.int32)
+    traced = {bounds.name: trace(bounds.function, {"min_width": bound, "max_width": bound})}
+    for part, count in zip(choices, scores):
+        inputs = {"scores": tf.TensorSpec((1, count)), "allowed": tf.TensorSpec((routes,), tf.bool)}
         traced[part.name] = trace(part.function, inputs)
     return convert_traced(traced)
 

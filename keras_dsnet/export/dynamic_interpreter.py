@@ -52,7 +52,7 @@ class DynamicInterpreter:
     @property
     def routes(self):
         """The widths that a gate may choose, ascending."""
-        return tuple(sorted({width for row in self.metadata["routes"] for width in row["path"]}))
+        return routes_of(self.metadata)
 
     @property
     def num_gates(self):
@@ -194,6 +194,11 @@ class DynamicInterpreter:
         if signature not in self._runners:
             self._runners[signature] = self._interpreter.get_signature_runner(signature)
         return self._runners[signature]
+
+
+def routes_of(metadata):
+    """Returns the widths that a gate may choose, ascending; of what `read_metadata` returns."""
+    return tuple(sorted({width for row in metadata["routes"] for width in row["path"]}))
 
 
 def read_metadata(content, filename="the file"):

@@ -85,12 +85,12 @@ def export_routed(
         image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
         scores = [gate.w2.shape[1] for gate in network.slimming_gates]
         contents = convert_parts(runs, image, quantize, images, say)
-        contents.append(convert_choices(choices, network.num_gates, scores))
+        contents.append(convert_choices(choices, scores, len(routes)))
         file = RoutedFile(
             runs,
             choices,
             contents,
-            network.num_widths - 1,
+            routes,
             _metadata(network, routes, plans, shape, quantize, layout, input_type),
         )
         content = file.content()

@@ -101,9 +101,10 @@ class FileBuilder:
             self.model.buffers.append(buffer)
         return self._buffers[key]
 
-    def set_constant(self, tensor, value):
-        """Gives an int32 tensor one value throughout."""
-        values = np.full(tensor.shape, value, "int32")
+    def set_constant(self, tensor, values):
+        """Gives an int32 or bool tensor values, or one value throughout."""
+        kind = {TensorType.INT32: "int32", TensorType.BOOL: "bool"}[tensor.type]
+        values = np.broadcast_to(np.array(values, kind), tuple(tensor.shape))
         tensor.buffer = self._buffer(np.frombuffer(values.tobytes(), "uint8"))
 
     def add_graph(self, graph):
@@ -123,10 +124,10 @@ class FileBuilder:
         return self.add_graph(other)
 
     def compare(self, graph, kind, index, value):
-        """Adds a comparison, "EQUAL" or "LESS", of an int32 scalar; returns the condition."""
+        """Adds a comparison, "EQUAL" or "LESS", of one int32; returns the condition."""
         constant = add_tensor(graph, "place", TensorType.INT32, [])
         self.set_constant(graph.tensors[constant], value)
-        condition = add_tensor(graph, "condition", TensorType.BOOL, [])
+        condition = add_tensor(graph, "condition", TensorType.BOOL, graph.tensors[index].shape)
         options = {"EQUAL": schema.EqualOptionsT, "LESS": schema.LessOptionsT}[kind]()
         self._add(graph, kind, [index, constant], [condition], options)
         return condition
@@ -179,20 +180,20 @@ class FileBuilder:
         return self.add_graph(graph)
 
     def concat(self, graph, indices):
-        """Adds an operator that joins int32 vectors of one element; returns its output."""
-        output = add_tensor(graph, "path", TensorType.INT32, [len(indices)])
+        """Adds an operator that joins tensors `[1, ...]` of a shape; returns its output."""
+        if len(indices) == 1:
+            return indices[0]
+        output = copy_tensor(graph, graph.tensors[indices[0]], "joined")
+        graph.tensors[output].shape = [len(indices), *graph.tensors[output].shape[1:]]
         self._add(graph, "CONCATENATION", list(indices), [output], schema.ConcatenationOptionsT())
         return output
 
-    def pick(self, graph, indices, position):
-        """Adds operators that take one of several small tensors of a shape; returns the output."""
-        like = graph.tensors[indices[0]]
-        packed = add_tensor(graph, "", like.type, [len(indices), *like.shape])
-        options = schema.PackOptionsT()
-        options.valuesCount = len(indices)
-        self._add(graph, "PACK", list(indices), [packed], options)
-        output = copy_tensor(graph, like, "picked")
-        self._add(graph, "GATHER", [packed, position], [output], schema.GatherOptionsT())
+    def gather(self, graph, index, positions):
+        """Adds an operator that takes rows of a tensor; returns its output `[positions, ...]`."""
+        output = copy_tensor(graph, graph.tensors[index], "picked")
+        rows = list(graph.tensors[positions].shape)
+        graph.tensors[output].shape = rows + list(graph.tensors[output].shape[1:])
+        self._add(graph, "GATHER", [index, positions], [output], schema.GatherOptionsT())
         return output
 
     def _add(self, graph, name, inputs, outputs, options):

@@ -35,13 +35,13 @@ class RoutedFile:
 
     Args:
         parts: list of `RoutedPart`, each before those that take its features.
-        choices: list of `RoutedPart`: the choice of each gate.
+        choices: list of `RoutedPart`: the bounds, then the choice of each gate.
         contents: list of bytes: files with a signature for each of them.
-        widest: int: the widest width of the network, for the bounds that bind nothing.
+        routes: tuple of widths.
         metadata: what the file says of itself, for JSON.
     """
 
-    def __init__(self, parts, choices, contents, widest, metadata):
+    def __init__(self, parts, choices, contents, routes, metadata):
         self._file = FileBuilder()
         self._parts = {part.name: part for part in parts}
         self._taken = {}
@@ -49,9 +49,9 @@ class RoutedFile:
             self._taken |= self._file.take(parse(content))
         # Subgraph 0 is what an interpreter runs that asks for no signature.
         self._file.model.subgraphs = [None, self._taken["front"].graph]
-        self._gates = len(choices)
+        self._routes = routes
         self._connect(parts)
-        self._build(choices, widest)
+        self._build(*choices)
         self._file.add_metadata(METADATA_NAME, json.dumps(metadata).encode())
 
     @property
@@ -84,35 +84,51 @@ class RoutedFile:
                     for index, wanted in zip(taken.results, following.features)
                 ]
 
-    def _build(self, choices, widest):
+    def _build(self, bounds, *choices):
         front = self._taken["front"]
         main, scores = front.graph, front.outputs["scores"]
-        main.name = BOUNDED.encode()
-        bounds = [add_tensor(main, name, TensorType.INT32, [self._gates]) for name in BOUNDS]
-        features, position, widths = [front.results], None, []
-        for gate, choice in enumerate(choices, start=1):
+        allowed = {
+            name: add_tensor(main, name, TensorType.BOOL, [len(self._routes)])
+            for name in self._taken[bounds.name].outputs
+        }
+        features, position, positions = [front.results], None, []
+        for gate, (choice, mask) in enumerate(zip(choices, allowed.values()), start=1):
             chosen = self._taken[choice.name]
-            inputs = dict(zip(("scores", *BOUNDS), (scores, *bounds)))
-            places = inline(
-                main, chosen.graph, {chosen.inputs[key]: index for key, index in inputs.items()}
-            )
-            widths.append(places[chosen.outputs["width"]])
+            taken = {chosen.inputs["scores"]: scores, chosen.inputs["allowed"]: mask}
+            places = inline(main, chosen.graph, taken)
             before, position = position, places[chosen.outputs["position"]]
+            positions.append(position)
             features, results = self._section(main, gate, features, before, position)
-            scores = self._pick(main, results, position)
-        path = widths[0] if len(widths) == 1 else self._file.concat(main, widths)
-        main.inputs, main.outputs = [front.inputs["image"], *bounds], [scores, path]
+            scores = self._file.gather(main, self._file.concat(main, results), position)
+        main.inputs, main.outputs = [front.inputs["image"]], [scores, self._path(main, positions)]
         serving = copy.deepcopy(main)
-        serving.name = SERVING.encode()
-        for index, width in zip(bounds, (0, widest)):
-            self._file.set_constant(serving.tensors[index], width)
-        serving.inputs = main.inputs[:1]
+        for index in allowed.values():
+            self._file.set_constant(serving.tensors[index], True)
+        self._bound(main, self._taken[bounds.name], allowed)
         self.model.subgraphs[0] = serving
         for subgraph, graph, key in ((0, serving, SERVING), (1, main, BOUNDED)):
+            graph.name = key.encode()
             names = dict(zip(("image", *BOUNDS), graph.inputs))
             self._file.add_signature(
                 key, subgraph, names, dict(zip(("output", "path"), graph.outputs))
             )
+
+    def _path(self, main, positions):
+        """Adds operators that make widths of places among the routes; returns the path."""
+        routes = add_tensor(main, "routes", TensorType.INT32, [len(self._routes)])
+        self._file.set_constant(main.tensors[routes], self._routes)
+        return self._file.gather(main, routes, self._file.concat(main, positions))
+
+    def _bound(self, main, bounds, allowed):
+        """Lets the main graph begin with what its bounds allow."""
+        taken = {bounds.outputs[name]: index for name, index in allowed.items()}
+        for name in BOUNDS:
+            index = add_tensor(main, name, TensorType.INT32, [len(allowed)])
+            taken[bounds.inputs[name]] = index
+            main.inputs.append(index)
+        operators, main.operators = main.operators, []
+        inline(main, bounds.graph, taken)
+        main.operators += operators
 
     def _section(self, main, section, features, before, position):
         """Adds an `IF` for each width of a section to the main graph.
@@ -176,9 +192,3 @@ class RoutedFile:
         for operator in operators:
             operator.inputs = [renamed.get(index, index) for index in operator.inputs]
         graph.operators += operators
-
-    def _pick(self, main, results, position):
-        """Adds operators that take the result of the width that was chosen."""
-        if len(results) == 1:
-            return results[0]
-        return self._file.pick(main, results, position)

@@ -25,10 +25,9 @@ class RoutedPart:
     Args:
         name: str, of the graph.
         section: int.
-        function: of `features`, a tuple of tensors; the front's of `image`, a choice's of `scores`
-            `[1, choices]`, `min_width` and `max_width`. Returns a dict: `features`, a tuple
-            of tensors, or, of the last section, `output`; and `scores` where a gate follows. A
-            choice gives `position`, the int32 place among the routes, and `width`, int32 `[1]`.
+        function: of `features`, a tuple of tensors; the front's of `image`. Returns a dict:
+            `features`, a tuple of tensors, or, of the last section, `output`; and `scores` where a
+            gate follows. For what choices take and return see `RoutedParts`.
         before: width of the section before, for the layers that see it; None: for all others.
         width: of the section; None: of the front and of choices, which have none.
         next: names of the parts that take the features.
@@ -80,26 +79,36 @@ class RoutedParts:
         features = executor.run(self._network.sections[0], (image,))
         return {"features": features, "scores": executor.scores[0]}
 
-    def choose(self, gate, scores, min_width, max_width):
-        """Returns what a gate chooses: `position` among the routes, int32, and `width` `[1]`.
+    def allow(self, min_width, max_width):
+        """Returns which routes each gate may choose: `allowed_1`, ..., bool `[routes]`.
 
-        Bounds that hold no route give the nearest route above, else the widest.
+        Bounds that hold no route allow the nearest route above, else the widest.
+
+        Args:
+            min_width: int32 `[num_gates]`.
+            max_width: int32 `[num_gates]`.
+        """
+        low, high = min_width[:, None], max_width[:, None]
+        routes = tf.constant(self._routes, tf.int32)
+        allowed = tf.logical_and(routes >= low, routes <= high)
+        below = tf.reduce_sum(tf.cast(routes < low, tf.int32), 1, keepdims=True)
+        nearest = tf.range(len(self._routes)) == tf.minimum(below, len(self._routes) - 1)
+        allowed = tf.where(tf.reduce_any(allowed, 1, keepdims=True), allowed, nearest)
+        names = [f"allowed_{gate + 1}" for gate in range(self._network.num_gates)]
+        return dict(zip(names, tf.unstack(allowed, self._network.num_gates)))
+
+    def choose(self, gate, scores, allowed):
+        """Returns what a gate chooses: `position` among the routes, int32 `[1]`.
 
         Args:
             gate: int.
             scores: `[1, choices]`.
-            min_width: int32 `[num_gates]`.
-            max_width: int32 `[num_gates]`.
+            allowed: bool `[routes]`.
         """
         layer = self._network.slimming_gates[gate]
-        scores = layer.route_scores(tf.cast(scores, tf.float32), self._routes)[0]
-        low, high = min_width[gate], max_width[gate]
-        routes = tf.constant(self._routes, tf.int32)
-        allowed = tf.logical_and(routes >= low, routes <= high)
-        best = tf.argmax(tf.where(allowed, scores, LOWEST), output_type=tf.int32)
-        nearest = tf.minimum(tf.reduce_sum(tf.cast(routes < low, tf.int32)), len(self._routes) - 1)
-        position = tf.where(tf.reduce_any(allowed), best, nearest)
-        return {"position": position, "width": tf.reshape(tf.gather(routes, position), [1])}
+        scores = layer.route_scores(tf.cast(scores, tf.float32), self._routes)
+        scores = tf.where(allowed, scores, LOWEST)
+        return {"position": tf.argmax(scores, 1, output_type=tf.int32)}
 
     def parts(self):
         """Yields every `RoutedPart` that runs layers, each before those that take its features."""
@@ -112,7 +121,8 @@ class RoutedParts:
                 yield self._rest(section, width)
 
     def choices(self):
-        """Yields for every gate the `RoutedPart` that chooses."""
+        """Yields the `RoutedPart` of the bounds, then for every gate the one that chooses."""
+        yield RoutedPart("allow", 0, self.allow)
         for gate in range(self._network.num_gates):
             yield RoutedPart(f"choose_{gate + 1}", gate, functools.partial(self.choose, gate))
 

@@ -143,6 +143,8 @@ class DoubleHeadedGate(keras.layers.Layer):
             routes: tuple of candidate widths, ascending.
         """
         if self.slimming_head == "one_hot":
+            if len(routes) == self.num_choices:
+                return scores
             return tf.gather(scores, tf.constant(routes), axis=1)
         ratios = tf.constant([self.choice_ratios[width] for width in routes])
         return -tf.abs(tf.sigmoid(scores) - ratios)

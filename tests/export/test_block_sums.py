@@ -7,26 +7,26 @@ import pytest
 import tensorflow as tf
 
 from keras_dsnet.export.block_sums import add_blocks
-from keras_dsnet.export.channel_groups import edges_of, join, regroup, split
+from keras_dsnet.export.channel_groups import edges_of, first, join, regroup, split
 
 GENERATOR = np.random.default_rng(0)
 # Where groups end, for kernels that widen, narrow and do neither.
 ENDS = {4.0: ((2, 3, 5), (8, 12, 20)), 0.25: ((8, 12, 20), (2, 3, 5)), 1.0: ((4, 6, 9), (5, 6, 9))}
 
 
-def run(widening, groups):
+def run(widening, groups, cut=True):
     """Multiplies with the first groups: result, what is expected, blocks, and outputs."""
     inputs, outputs = ((0, *ends[:groups]) for ends in ENDS[widening])
     kernel = np.random.default_rng(1).normal(size=(20, 20)).astype("float32")
     values = GENERATOR.normal(size=(1, 2, 2, inputs[-1])).astype("float32")
     x, blocks = split((tf.constant(values),), inputs), []
 
-    def term(group, own, out, first):
+    def term(group, own, out, is_first):
         assert group.shape[-1] == own[1] - own[0]
         blocks.append((own, out))
-        return group @ kernel[slice(*own), slice(*out)] + (1.0 if first else 0.0)
+        return group @ kernel[slice(*own), slice(*out)] + (1.0 if is_first else 0.0)
 
-    parts = add_blocks(x, outputs, term, widening)
+    parts = add_blocks(x if cut else (tf.constant(values),), inputs, outputs, term, widening)
     result = np.concatenate([part for part, _ in parts], -1)
     expected = values @ kernel[: inputs[-1], : outputs[-1]] + 1.0
     return result, expected, blocks, parts
@@ -34,8 +34,9 @@ def run(widening, groups):
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("widening", ENDS)
-def test_the_sum_is_the_product_with_the_whole_kernel(widening, groups):
-    result, expected, blocks, _ = run(widening, groups)
+@pytest.mark.parametrize("cut", [True, False])
+def test_the_sum_is_the_product_with_the_whole_kernel(widening, groups, cut):
+    result, expected, blocks, _ = run(widening, groups, cut)
     np.testing.assert_allclose(result, expected, atol=1e-5)
     covered = np.zeros((20, 20), int)
     for own, out in blocks:
@@ -51,11 +52,11 @@ def test_a_route_has_the_blocks_of_narrower_ones(widening):
         assert set(run(widening, groups)[2]) < set(run(widening, groups + 1)[2])
 
 
-def test_kernels_that_widen_have_fewer_blocks():
+def test_kernels_that_widen_or_narrow_have_fewer_blocks():
     counts = {widening: len(run(widening, 3)[2]) for widening in ENDS}
-    assert counts == {4.0: 6, 0.25: 9, 1.0: 9}
+    assert counts == {4.0: 6, 0.25: 6, 1.0: 9}
     sums = {widening: [is_sum for _, is_sum in run(widening, 3)[3]] for widening in ENDS}
-    assert sums == {4.0: [True, True, False], 0.25: [True] * 3, 1.0: [True] * 3}
+    assert sums == {4.0: [True, True, False], 0.25: [True], 1.0: [True] * 3}
 
 
 def test_groups_are_cut_and_joined_at_other_edges():
@@ -69,3 +70,4 @@ def test_groups_are_cut_and_joined_at_other_edges():
         np.testing.assert_array_equal(np.concatenate(y, -1), values)
     pieces = split((tf.constant(values),), (0, 2, 4, 9))
     assert edges_of(join(pieces, (0, 4, 9))) == (0, 4, 9)
+    assert edges_of([first(pieces, 4), first((tf.constant(values),), 2)]) == (0, 4, 6)

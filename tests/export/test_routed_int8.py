@@ -14,7 +14,7 @@ ROUTES = (0, 2, 3)
 IMAGES = random_images(24)
 CALIBRATION = random_images(32, seed=3)
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, SIZE, SIZE, 3), "uint8")
-CHOICE = {"DEQUANTIZE", "GATHER", "SELECT_V2", "SELECT", "RESHAPE", "STRIDED_SLICE", "PACK"}
+CHOICE = {"DEQUANTIZE", "GATHER", "SELECT_V2", "CONCATENATION"}
 INT8 = {"quantize": "int8", "routes": ROUTES, "verbose": False}
 
 

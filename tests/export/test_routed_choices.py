@@ -1,0 +1,89 @@
+"""What the gates of a routed file choose within bounds, against a search by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from exported import Exported
+from tiny_families import TINY_RESNET, tiny_network
+
+from keras_dsnet.export.dynamic_interpreter import routes_of
+from keras_dsnet.export.force_route import force_route
+from keras_dsnet.export.routed_parts import RoutedParts
+
+ROUTES = (0, 2)
+BOUND = tf.TensorSpec((3,), tf.int32)
+
+
+@pytest.fixture(scope="module")
+def network():
+    network = tiny_network(TINY_RESNET)
+    network.routes = ROUTES
+    return network
+
+
+@pytest.fixture(scope="module")
+def exported(network, tmp_path_factory):
+    return Exported(network, tmp_path_factory.mktemp("choices"))
+
+
+def expected(low, high, routes):
+    """Which routes bounds allow, looked for one by one."""
+    within = [low <= route <= high for route in routes]
+    if not any(within):
+        above = [place for place, route in enumerate(routes) if route >= low]
+        within[above[0] if above else -1] = True
+    return within
+
+
+@pytest.mark.parametrize("routes", [(0, 2), (1,), (0, 1, 2)])
+def test_bounds_allow_what_lies_within_or_the_nearest_above(network, routes):
+    allow = tf.function(RoutedParts(network, routes).allow, [BOUND, BOUND])
+    for low, high in itertools.product(range(-1, 4), repeat=2):
+        # Every gate has bounds of its own.
+        bounds = [(low, high), (0, 2), (high, low)]
+        results = allow(*(tf.constant(side) for side in zip(*bounds)))
+        assert list(results) == ["allowed_1", "allowed_2", "allowed_3"]
+        for own, result in zip(bounds, results.values()):
+            assert result.numpy().tolist() == expected(*own, routes), own
+
+
+@pytest.mark.parametrize("routes", [(0, 2), (0, 1, 2)])
+def test_the_best_score_of_those_allowed_is_chosen(network, routes):
+    generator, parts = np.random.default_rng(0), RoutedParts(network, routes)
+    for allowed in itertools.product((True, False), repeat=len(routes)):
+        scores = generator.normal(size=(1, 3)).astype("float32")
+        position = parts.choose(0, tf.constant(scores), allowed)["position"]
+        own = np.where(allowed, scores[0, list(routes)], -np.inf)
+        assert position.numpy().tolist() == [own.argmax()] if any(allowed) else [0]
+
+
+def test_a_gate_that_is_free_chooses_in_few_operators(exported):
+    """LiteRT runs each outside of XNNPACK; bounds become masks once, where there are any."""
+    serving, bounded = (exported.main(key) for key in ("serving_default", "bounded"))
+    kinds = [name for _, name in exported.operators(serving)]
+    first = kinds.index("IF")
+    front = kinds.index("SELECT_V2")
+    # Two routes of three: the scores of those are gathered.
+    assert kinds[front - 1 : first] == ["GATHER", "SELECT_V2", "ARG_MAX", "EQUAL"]
+    assert kinds.count("SELECT_V2") == kinds.count("ARG_MAX") == 3
+    others = [name for _, name in exported.operators(bounded)]
+    assert others[-len(kinds) :] == kinds
+    assert others[: -len(kinds)].count("UNPACK") == 1
+
+
+def test_a_file_is_forced_to_routes_alone(exported):
+    assert routes_of({"routes": [{"path": [3, 0]}, {"path": [1, 3]}]}) == (0, 1, 3)
+    wanted = r"The routes of the file are \[0, 2\]\. Received: "
+    for path in (1, (0, 1, 2), -1):
+        with pytest.raises(ValueError, match=wanted):
+            force_route(exported.content, path)
+    with pytest.raises(ValueError):
+        force_route(exported.content, (0, 2))
+
+
+def test_a_file_without_masks_is_of_an_earlier_version(exported):
+    content = exported.content.replace(b"allowed_", b"earlier_")
+    with pytest.raises(ValueError, match="of an earlier version of keras_dsnet; export it again"):
+        force_route(content, 0)
