@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.block_sums import add_blocks
+from keras_dsnet.export.block_sums import add_blocks, multiply_channels
 from keras_dsnet.export.channel_groups import edges_of, join, regroup, split
 from keras_dsnet.export.conversion import FLOAT_SCOPE
 from keras_dsnet.export.group_norm import group_norm
@@ -118,7 +118,7 @@ class BlockExecutor(Executor):
         outputs = add_blocks(x, inputs, edges, term, widening)
         groups = edges_of([total for total, _ in outputs])
         return tuple(
-            _multiplied(total, ratio[slice(*own)], is_sum)
+            multiply_channels(total, ratio[slice(*own)], is_sum)
             for (total, is_sum), own in zip(outputs, itertools.pairwise(groups))
         )
 
@@ -164,7 +164,7 @@ class BlockExecutor(Executor):
             own_kernel = tf.constant(kernel[:, :, slice(*own), None])
             y = tf.nn.depthwise_conv2d(group, own_kernel, strides, padding)
             y = y if bias is None else y + (bias / ratio)[slice(*own)]
-            outputs.append(_multiplied(y, ratio[slice(*own)], is_sum=False))
+            outputs.append(multiply_channels(y, ratio[slice(*own)], is_sum=False))
         return tuple(outputs)
 
     def norm(self, step, x):
@@ -230,17 +230,6 @@ class BlockExecutor(Executor):
     def add(self, step, x, shortcut):
         shortcut = regroup(shortcut, edges_of(x))
         return tuple(activate(step.activation, a + b) for a, b in zip(x, shortcut))
-
-
-def _multiplied(x, ratio, is_sum):
-    """Multiplies each channel, where one needs it."""
-    if np.all(ratio == 1):
-        return x
-    if is_sum:
-        return x * ratio
-    # TFLite would put a multiplication into the kernel of the one convolution before it, and the
-    # file would hold that kernel once per route. A depthwise convolution of one tap stays apart.
-    return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
 
 
 def _rounded(block):

@@ -7,6 +7,9 @@ features a route takes.
 
 import itertools
 
+import numpy as np
+import tensorflow as tf
+
 from keras_dsnet.export.channel_groups import edges_of, first, join, regroup
 
 # Outputs per input from which on it pays to join groups of the input, and up to which to join those
@@ -39,6 +42,23 @@ def add_blocks(x, inputs, edges, term, widening=None):
         if widening <= NARROWING:
             return _columns(groups, edges, term)
     return _grid(groups, edges, term)
+
+
+def multiply_channels(x, ratio, is_sum):
+    """Multiplies each channel with its own factor, where one is not 1.
+
+    Args:
+        x: `[1, height, width, channels]`.
+        ratio: array `[channels]`.
+        is_sum: bool: what gives `x` is an addition.
+    """
+    if np.all(ratio == 1):
+        return x
+    if is_sum:
+        return x * ratio
+    # TFLite would put a multiplication into the kernel of the one convolution before it, and the
+    # file would hold that kernel once per route. A depthwise convolution of one tap stays apart.
+    return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
 
 
 def _grid(groups, edges, term):
