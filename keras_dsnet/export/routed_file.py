@@ -29,8 +29,8 @@ class RoutedFile:
     features of every width are tensors of their own shapes, so none is padded, and an `IF` hands
     tensors on without a copy. A graph that sees the width before begins with the tree of `IF`s that
     runs the layers of that pair of widths; the first asks whether the width has stayed the same.
-    What a gate may choose is a mask over the routes: of "serving_default" a constant, of "bounded" what
-    it makes of its bounds before all else.
+    What a gate may choose is a mask over the routes: in "serving_default" a constant, in "bounded"
+    what it makes of its bounds before all else.
 
     Why not one `IF` in the other, along the path: what an `IF` can reach is prepared anew whenever
     it runs, and along the paths that is nearly the whole file.
