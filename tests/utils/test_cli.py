@@ -65,6 +65,8 @@ def main(argv):
         case "bug":
             {}["key"]
         case "interrupt":
+            # What runs in the background inherits that SIGINT is ignored; Python's default is not.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
 
