@@ -22,7 +22,8 @@ class BlockExecutor(Executor):
     """Runs steps over tuples of channel groups, with kernels cut into blocks of constants.
 
     A route of cuts `(r1, ..., rn)` has the groups `[0, c(r1))`, `[c(r1), c(r2))`, ... of channels;
-    a convolution is a sum over the groups of its input for every group of its output. Routes that
+    a convolution is a sum over the groups of its input for every group of its output; `add_blocks`
+    joins some groups of kernels that widen or narrow. Routes that
     share leading cuts have leading blocks in common, as equal constants, which a TFLite file holds
     once. Batch norm has statistics per width, and would make the kernels of every width different:
     each group is folded with the statistics of the narrowest route that has it, and a wider route

@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.channel_groups import edges_of, first, join, regroup
+from keras_dsnet.export.channel_groups import edges_of, join, leading, regroup
 
 # Outputs per input from which on it pays to join groups of the input, and up to which to join those
 # of the output.
@@ -80,7 +80,7 @@ def _rows(x, groups, edges, term):
     outputs = []
     for place, out in enumerate(itertools.pairwise(edges)):
         end = inputs[place + 1]
-        terms = [term(first(x, end), (0, end), out, True)]
+        terms = [term(leading(x, end), (0, end), out, True)]
         wider = zip(groups[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
         terms += [term(group, own, out, False) for group, own in wider]
         outputs.append((_total(terms), len(terms) > 1))

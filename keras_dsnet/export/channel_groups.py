@@ -34,7 +34,7 @@ def regroup(x, edges):
     return x if edges_of(x) == edges else join(split(x, edges), edges)
 
 
-def first(x, end):
+def leading(x, end):
     """Returns the channels before `end`, where a group ends, or which lies in the only group."""
     if len(x) == 1:
         return split(x, (end,))[0]

@@ -18,7 +18,8 @@ def force_route(content, path):
         path: int, a width for every gate, or a sequence with one per gate.
 
     Raises:
-        ValueError: a width is no route of the file, or the file is of an earlier version.
+        ValueError: a width is no route of the file, there are more or fewer widths than gates, or
+            the file is of an earlier version.
     """
     metadata = read_metadata(content)
     routes, gates = np.array(routes_of(metadata)), len(metadata["routes"][0]["path"])
@@ -27,6 +28,8 @@ def force_route(content, path):
     tensors = {t.name.decode(): t for t in model.subgraphs[serving.subgraphIndex].tensors}
     if "allowed_1" not in tensors:
         raise ValueError("The file is of an earlier version of keras_dsnet; export it again")
+    if np.size(path) not in (1, gates):
+        raise ValueError(f"The file has {gates} gates. Received: {path}")
     for gate, width in enumerate(np.broadcast_to(path, gates), start=1):
         tensor = tensors[f"allowed_{gate}"]
         if width not in routes:

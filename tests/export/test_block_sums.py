@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_dsnet.export.block_sums import add_blocks
-from keras_dsnet.export.channel_groups import edges_of, first, join, regroup, split
+from keras_dsnet.export.channel_groups import edges_of, join, leading, regroup, split
 
 GENERATOR = np.random.default_rng(0)
 # Where groups end, for kernels that widen, narrow and do neither.
@@ -70,4 +70,4 @@ def test_groups_are_cut_and_joined_at_other_edges():
         np.testing.assert_array_equal(np.concatenate(y, -1), values)
     pieces = split((tf.constant(values),), (0, 2, 4, 9))
     assert edges_of(join(pieces, (0, 4, 9))) == (0, 4, 9)
-    assert edges_of([first(pieces, 4), first((tf.constant(values),), 2)]) == (0, 4, 6)
+    assert edges_of([leading(pieces, 4), leading((tf.constant(values),), 2)]) == (0, 4, 6)

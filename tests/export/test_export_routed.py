@@ -7,10 +7,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from exported import Exported, largest_difference
 from routed_networks import SIZE, random_images, small_network
+from tiny_families import tiny_network
 
 from keras_dsnet.export.check_routed import check_routed
 from keras_dsnet.export.flatbuffer import pack
 from keras_dsnet.export.plan_cuts import stored_weights
+from keras_dsnet.models import MobileNetSpec, MobileNetStage
 
 IMAGES = random_images(24)
 BOUNDS = {"min_width": ((1,), np.int32), "max_width": ((1,), np.int32)}
@@ -140,6 +142,28 @@ def test_a_shared_file_holds_each_weight_once(shared):
     assert stored <= 1.04 * weights[-1]
     # The kernels of the slimmest route are whole, and every other route runs them too.
     assert all(set(own[0]) <= set(kernels) for kernels in own)
+
+
+def test_a_depthwise_kernel_behind_one_that_narrows_is_there_once(tmp_path):
+    spec = MobileNetSpec(
+        stem=(4,),
+        stages=(
+            MobileNetStage(1, 2, (6, 8)),
+            MobileNetStage(1, 2, (16, 32, 48), gated=True),
+            MobileNetStage(2, 1, (8, 16, 24)),
+        ),
+    )
+    exported = Exported(tiny_network(spec), tmp_path, routes=(0, 1, 2), verbose=False)
+    own = []
+    for route in exported.routes:
+        graph = exported.branch(route)
+        inputs = [o.inputs for o, name in exported.operators(graph) if name == "DEPTHWISE_CONV_2D"]
+        tensors = [graph.tensors[index[1]] for index in inputs]
+        own.append({t.buffer for t in tensors if list(t.shape[1:3]) == [3, 3]})
+    assert exported.cuts[2] == (0, 1, 2)
+    # Two of the third stage, the later one behind the kernel; a wider route has one group more.
+    assert [len(kernels) for kernels in own] == [2, 4, 6]
+    assert own[0] < own[1] < own[2]
 
 
 def test_a_fast_file_has_whole_convolutions_and_shares_what_pooled_features_take(fast):
