@@ -91,7 +91,8 @@ class RoutedFile:
         main, scores = front.graph, front.outputs["scores"]
         allowed = {
             name: add_tensor(main, name, TensorType.BOOL, [len(self._routes)])
-            for name in self._taken[bounds.name].outputs
+            # Not in the order of the signature, where gate 10 is before gate 2.
+            for name in (f"allowed_{gate}" for gate in range(1, len(choices) + 1))
         }
         features, position, positions = [front.results], None, []
         for gate, (choice, mask) in enumerate(zip(choices, allowed.values()), start=1):
