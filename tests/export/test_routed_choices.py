@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from exported import Exported
-from tiny_families import TINY_RESNET, tiny_network
+from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.export.dynamic_interpreter import routes_of
 from keras_dsnet.export.force_route import force_route
 from keras_dsnet.export.routed_parts import RoutedParts
+from keras_dsnet.models import ResNetSpec, ResNetStage
 
 ROUTES = (0, 2)
 BOUND = tf.TensorSpec((3,), tf.int32)
@@ -89,3 +91,18 @@ def test_a_file_without_masks_is_of_an_earlier_version(exported):
     content = exported.content.replace(b"allowed_", b"earlier_")
     with pytest.raises(ValueError, match="of an earlier version of keras_dsnet; export it again"):
         force_route(content, 0)
+
+
+def test_each_of_ten_gates_has_its_own_bounds(tmp_path):
+    """By name, the tenth comes before the second."""
+    stages = (ResNetStage(1, 1, (8, 16)),) * 10
+    exported = Exported(tiny_network(ResNetSpec(stem=(8,), stages=stages)), tmp_path, verbose=False)
+    path, image = (0, 1, 1, 0, 1, 0, 0, 1, 0, 0), tiny_images(1)
+    bounds = dict.fromkeys(("min_width", "max_width"), np.array(path, "int32"))
+    bounded = exported.interpreter.get_signature_runner("bounded")(image=image, **bounds)
+    forced = Interpreter(model_content=force_route(exported.content, path))
+    serving = forced.get_signature_runner("serving_default")(image=image)
+    assert tuple(bounded["path"]) == tuple(serving["path"]) == path
+    expected = exported.network(image, path=path)
+    np.testing.assert_allclose(bounded["output"], expected, atol=1e-4)
+    np.testing.assert_allclose(serving["output"], expected, atol=1e-4)
