@@ -7,7 +7,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from keras_dsnet.export.flatbuffer import operators_of, parse
+from keras_dsnet.export.flatbuffer import operators_of, pack, parse
 
 KERNEL_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 
@@ -72,6 +72,16 @@ class Exported:
             and (pooled or name == "CONV_2D")
         ]
         return {buffer: len(self.model.buffers[buffer].data) for buffer in buffers}
+
+    def partitions(self, graph):
+        """The outputs of each part of a graph that XNNPACK takes when the graph is run alone."""
+        alone = parse(self.content)
+        alone.subgraphs = [own for own in alone.subgraphs if own.name == graph.name]
+        alone.signatureDefs = []
+        interpreter = Interpreter(model_content=pack(alone))
+        interpreter.allocate_tensors()
+        details = interpreter._get_ops_details()
+        return [set(op["outputs"]) for op in details if op["op_name"] == "DELEGATE"]
 
     def multiplications_by_constants(self, graph):
         """How many MUL operators have a constant factor."""

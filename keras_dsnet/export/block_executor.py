@@ -8,11 +8,12 @@ import tensorflow as tf
 from keras_dsnet.export.block_sums import add_blocks, multiply_channels
 from keras_dsnet.export.channel_groups import edges_of, join, regroup, split
 from keras_dsnet.export.conversion import FLOAT_SCOPE
+from keras_dsnet.export.fold_groups import fold_groups
 from keras_dsnet.export.group_norm import group_norm
 from keras_dsnet.export.plan_cuts import shares_depthwise
 from keras_dsnet.layers.sliced_conv2d import tf_padding
 from keras_dsnet.models.activation import activate
-from keras_dsnet.models.folding import as_numpy, foldable_norms, scale_and_offset
+from keras_dsnet.models.folding import as_numpy, foldable_norms
 from keras_dsnet.models.topology import Executor
 
 INT8_MAX = 127
@@ -23,11 +24,9 @@ class BlockExecutor(Executor):
 
     A route of cuts `(r1, ..., rn)` has the groups `[0, c(r1))`, `[c(r1), c(r2))`, ... of channels;
     a convolution is a sum over the groups of its input for every group of its output; `add_blocks`
-    joins some groups of kernels that widen or narrow. Routes that
-    share leading cuts have leading blocks in common, as equal constants, which a TFLite file holds
-    once. Batch norm has statistics per width, and would make the kernels of every width different:
-    each group is folded with the statistics of the narrowest route that has it, and a wider route
-    multiplies the group's output by the ratio of the two scales.
+    joins some groups of kernels that widen or narrow. Routes that share leading cuts have leading
+    blocks in common, as equal constants, which a TFLite file holds once. Batch norm has statistics
+    per width, and would make the kernels of every width different: see `fold_groups`.
 
     Args:
         path: a `Path` of Python ints.
@@ -37,14 +36,17 @@ class BlockExecutor(Executor):
         integer: bool: make kernels for an int8 file. There the ratio of the scales is no operation:
             the blocks are rounded to what int8 holds before they are scaled, so that every route
             quantises to the same numbers, with scales of its own.
+        rows: dict from layer to the widths whose statistics its groups are folded with; a layer
+            that is not there takes the path's own.
 
     Attributes:
         scores: the slimming heads' outputs `[1, choices]`, in order, filled while running.
     """
 
-    def __init__(self, path, cuts=None, integer=False):
+    def __init__(self, path, cuts=None, integer=False, rows=None):
         self.path = path
         self.cuts = cuts or {}
+        self.rows = rows or {}
         self.integer = integer
         self.scores = []
         self._norm_behind = {}
@@ -107,7 +109,7 @@ class BlockExecutor(Executor):
         """Sums `operation(input group, block)` over the groups of the input, for each output."""
         edges = self._edges(step, options)
         bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
-        scale, bias, ratio = self._folded(step, self._cuts(step), edges, bias)
+        scale, bias, ratio = self._folded(step, self.rows.get(step.layer, ()), edges, bias)
 
         def term(group, own, out, first):
             block = kernel[..., slice(*own), slice(*out)]
@@ -123,40 +125,23 @@ class BlockExecutor(Executor):
             for (total, is_sum), own in zip(outputs, itertools.pairwise(groups))
         )
 
-    def _folded(self, step, cuts, edges, bias):
-        """Returns what kernels are scaled by, the bias, and what a sum is multiplied with after.
-
-        Each group is folded with the statistics of the route that ends it, and a group of all
-        routes with the narrowest's. Without cuts the path's own statistics are taken.
-        """
-        channels = edges[-1]
-        ones = np.ones(channels, "float32")
+    def _folded(self, step, rows, edges, bias):
+        """Returns what `fold_groups` gives for the norm behind a step; without one, all ones."""
         if step.layer not in self._norm_behind:
+            ones = np.ones(edges[-1], "float32")
             return ones, bias, ones
-        norm, row = self._norm_behind[step.layer], self._row(step)
-        scale, offset = scale_and_offset(norm.layer, row, channels)
-        bias = offset if bias is None else offset + bias * scale
-        if self.integer:
-            return scale, bias, ones
-        groups = len(edges) - 1
-        rows = [*cuts[:-1], row] if len(cuts) == groups else [*cuts, row][:1] * groups
-        scales = {each: scale_and_offset(norm.layer, each, channels)[0] for each in rows}
-        shared = np.concatenate(
-            [scales[each][slice(*own)] for each, own in zip(rows, itertools.pairwise(edges))]
-        )
-        # Both scales have the same gamma, which may be zero.
-        safe = np.where(shared == 0, 1, shared)
-        return shared, bias, np.where(shared == 0, 1, scale / safe).astype("float32")
+        norm = self._norm_behind[step.layer].layer
+        return fold_groups(norm, self._row(step), () if self.integer else rows, edges, bias)
 
     def depthwise(self, step, x):
-        layer, cuts = step.layer, ()
+        layer, rows = step.layer, ()
         if self._last and shares_depthwise(layer, x[0].shape[1:3]):
             x = regroup(x, self._edges(self._last, self._last.layer.filters))
-            cuts = self._cuts(self._last)
+            rows = self.rows.get(self._last.layer, ())
         edges = edges_of(x)
         kernel = as_numpy(layer.kernel)[:, :, : edges[-1], 0]
         bias = None if layer.bias is None else as_numpy(layer.bias)[: edges[-1]]
-        scale, bias, ratio = self._folded(step, cuts if len(cuts) == len(x) else (), edges, bias)
+        scale, bias, ratio = self._folded(step, rows, edges, bias)
         kernel = (_rounded(kernel) if self.integer else kernel) * scale
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
         strides = (1, layer.strides, layer.strides, 1)

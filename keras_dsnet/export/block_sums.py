@@ -57,7 +57,8 @@ def multiply_channels(x, ratio, is_sum):
     if is_sum:
         return x * ratio
     # TFLite would put a multiplication into the kernel of the one convolution before it, and the
-    # file would hold that kernel once per route. A depthwise convolution of one tap stays apart.
+    # file would hold that kernel once per route. A depthwise convolution of one tap stays apart;
+    # in the file it is a multiplication again, see `multiply_directly`.
     return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.flatbuffer import builtin_code
@@ -108,6 +109,38 @@ def give_quantized(graph, index, wanted, model, quantize):
     result = copy_tensor(graph, wanted, "requantized")
     add_operator(graph, quantize, [own], [result])
     return result
+
+
+def multiply_directly(graph, model, multiplication):
+    """Makes a `MUL` of every depthwise convolution in float that has one tap and adds nothing.
+
+    The numbers stay the same, and it takes half the time: XNNPACK fills one tap up to three.
+
+    Args:
+        graph: a `schema.SubGraphT`.
+        model: the file, for its operator codes and buffers.
+        multiplication: int: the code of an operator MUL.
+    """
+    for operator in graph.operators:
+        if _is(operator, Builtin.DEPTHWISE_CONV_2D, model) and _only_scales(operator, graph, model):
+            options = schema.MulOptionsT()
+            options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
+            operator.builtinOptions = options
+            operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
+            operator.opcodeIndex, operator.inputs = multiplication, operator.inputs[:2]
+
+
+def _only_scales(operator, graph, model):
+    """Whether a depthwise convolution multiplies each channel with one float, and adds zero."""
+    options = operator.builtinOptions
+    kernel, bias = (graph.tensors[index] for index in operator.inputs[1:])
+    taps = (*kernel.shape[1:3], options.strideH, options.strideW, options.depthMultiplier)
+    if kernel.type != TensorType.FLOAT32 or set(map(int, taps)) != {1}:
+        return False
+    # Weights in float16 pass a DEQUANTIZE.
+    makers = [maker for maker in graph.operators if operator.inputs[2] in maker.outputs]
+    bias = graph.tensors[makers[0].inputs[0]] if makers else bias
+    return not np.any(model.buffers[bias.buffer].data)
 
 
 def _same_steps(tensor, other):

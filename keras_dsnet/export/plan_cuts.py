@@ -46,6 +46,19 @@ def stored_weights(weights, cuts):
     return sum(weights[own[-1]] - (weights[own[-2]] if len(own) > 1 else 0) for own in kept)
 
 
+def folded_rows(cuts, route):
+    """Returns for each group of a route the route whose statistics it is folded with: a tuple.
+
+    Of the routes that share a group, all but one multiply it with a ratio. The widest have the most
+    groups, so the second widest is spared; of two the narrowest, which has the least time.
+    """
+    rows = []
+    for end in range(1, len(cuts[route]) + 1):
+        sharing = [other for other, own in cuts.items() if own[:end] == cuts[route][:end]]
+        rows.append(sharing[-2] if len(sharing) > 1 else route)
+    return tuple(rows)
+
+
 def stored_share(cuts):
     """Returns how many channels the groups of all routes have, for each one of the widest.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-from keras_dsnet.export.plan_cuts import finest, stored_weights
+from keras_dsnet.export.plan_cuts import finest, folded_rows, stored_weights
 from keras_dsnet.export.span import copied_weights, find_spans
 from keras_dsnet.models.topology import walk
 
@@ -43,14 +43,23 @@ class SectionPlan:
             route: int.
             entry: bool: the section's first convolutions are run, not the rest.
         """
+        return {layer: cuts[route] for layer, cuts in self._by_layer(steps, entry).items()}
+
+    def rows_of_layers(self, steps, route, entry=False):
+        """Returns a dict from layer to whose statistics its groups are folded with, likewise."""
+        layers = self._by_layer(steps, entry)
+        return {layer: folded_rows(cuts, route) for layer, cuts in layers.items()}
+
+    def _by_layer(self, steps, entry):
+        """Returns a dict from layer to the cuts of all routes."""
         outputs = self.entry if entry else self.cuts[0]
         found = {}
         by_kind = {"conv": outputs, "gate": self.vectors, "dense": self.vectors}
         for step in walk(steps):
             if step.kind in by_kind:
-                found[step.layer] = by_kind[step.kind][route]
+                found[step.layer] = by_kind[step.kind]
         for layers, cuts in zip(self.layers, self.cuts):
-            found |= dict.fromkeys(layers, cuts[route])
+            found |= dict.fromkeys(layers, cuts)
         return found
 
 

@@ -12,6 +12,7 @@ from keras_dsnet.export.graph_builder import (
     copy_tensor,
     give_quantized,
     inline,
+    multiply_directly,
     take_quantized,
 )
 
@@ -49,6 +50,8 @@ class RoutedFile:
         self._taken = {}
         for content in contents:
             self._taken |= self._file.take(parse(content))
+        for taken in self._taken.values():
+            multiply_directly(taken.graph, self.model, self._file.builtin("MUL"))
         # Subgraph 0 is what an interpreter runs that asks for no signature.
         self._file.model.subgraphs = [None, self._taken["front"].graph]
         self._routes = routes

@@ -147,11 +147,12 @@ class RoutedParts:
         """
         sections = range(1, self._network.num_gates + 1)
         path = (0, *(widths.get(section, 0) for section in sections))
-        cuts = {}
+        cuts, rows = {}, {}
         for section, width in widths.items():
-            steps = self._network.sections[section]
-            cuts |= self._plans[section - 1].of_layers(steps, width, section == entry)
-        return BlockExecutor(Path(path, path), cuts, self._integer)
+            plan, steps = self._plans[section - 1], self._network.sections[section]
+            cuts |= plan.of_layers(steps, width, section == entry)
+            rows |= plan.rows_of_layers(steps, width, section == entry)
+        return BlockExecutor(Path(path, path), cuts, self._integer, rows)
 
     def _entry(self, section, before, after):
         def run(features):

@@ -179,10 +179,27 @@ def test_a_fast_file_has_whole_convolutions_and_shares_what_pooled_features_take
     assert set(fast.kernels(slim)) - set(whole) < set(fast.kernels(wide))
 
 
-def test_the_slimmest_route_is_folded_and_wider_ones_multiply(shared, fast):
+def test_the_second_widest_route_is_folded_and_the_others_multiply(shared, fast):
     counts = [shared.multiplications_by_constants(shared.branch(route)) for route in shared.routes]
-    assert counts[0] == 0 < counts[1] < counts[2] < counts[3]
+    assert counts[2] == 0 < counts[0] < counts[1] < counts[3]
     assert {fast.multiplications_by_constants(fast.branch(route)) for route in (0, 2)} == {0}
+
+
+def test_every_branch_is_one_part_that_xnnpack_takes(exported):
+    for route in exported.routes:
+        graph = exported.branch(route)
+        assert exported.partitions(graph) == [set(graph.outputs)]
+
+
+def test_a_convolution_that_only_multiplies_is_a_multiplication(shared):
+    for route in shared.routes:
+        graph = shared.branch(route)
+        taps = [
+            tuple(graph.tensors[operator.inputs[1]].shape[1:3])
+            for operator, name in shared.operators(graph)
+            if name == "DEPTHWISE_CONV_2D"
+        ]
+        assert set(taps) == {(3, 3)}
 
 
 def test_the_report_says_what_the_file_holds(exported):

@@ -5,6 +5,7 @@ import pytest
 from keras_dsnet.export.plan_cuts import (
     cheapest_cuts,
     finest,
+    folded_rows,
     shares_depthwise,
     stored_share,
     stored_weights,
@@ -84,3 +85,23 @@ def test_large_kernels_of_small_features_are_shared():
     cases = [(large, 7), (large, 14), (small, 7), (small, 8), (halving, 14), (halving, 28)]
     found = [shares_depthwise(layer, (side, side)) for layer, side in cases]
     assert found == [True, False, True, False, True, False]
+
+
+def test_a_group_is_folded_alike_by_all_routes_that_share_it():
+    cuts = {0: (0,), 6: (0, 6), 13: (0, 6, 13), 19: (0, 6, 13, 19)}
+    assert {route: folded_rows(cuts, route) for route in cuts} == {
+        0: (13,),
+        6: (13, 13),
+        13: (13, 13, 13),
+        19: (13, 13, 13, 19),
+    }
+
+
+def test_a_group_of_two_routes_is_folded_with_the_narrower_and_one_alone_with_its_own():
+    cuts = {0: (0,), 4: (4,), 8: (4, 8), 13: (0, 13)}
+    assert {route: folded_rows(cuts, route) for route in cuts} == {
+        0: (0,),
+        4: (4,),
+        8: (4, 8),
+        13: (0, 13),
+    }

@@ -88,6 +88,21 @@ def test_weights_in_float16_or_int8_give_nearly_the_networks_outputs(tmp_path, q
     assert image["dtype"] == np.float32
 
 
+def test_ratios_in_float16_are_multiplications_that_xnnpack_takes(tmp_path):
+    exported = Exported(
+        small_network(), tmp_path, routes=(1, 2, 3), quantize="float16", verbose=False
+    )
+    for route, graph in [(route, exported.branch(route)) for route in (1, 2, 3)]:
+        operators = exported.operators(graph)
+        assert exported.partitions(graph) == [set(graph.outputs)]
+        # Each depthwise convolution of the network has a group for each cut, and no more.
+        depthwise = [name for _, name in operators].count("DEPTHWISE_CONV_2D")
+        assert depthwise == 2 * len(exported.cuts[route])
+        factors = {index for op, name in operators if name == "DEQUANTIZE" for index in op.outputs}
+        multiplied = [set(op.inputs) & factors for op, name in operators if name == "MUL"]
+        assert any(multiplied) == (route != 2)
+
+
 @pytest.mark.slow
 def test_a_saved_model_routes_too(tmp_path):
     network = small_network(spec=SHORT_SPEC)
