@@ -8,7 +8,7 @@ from keras_dsnet.models.folding import scale_and_offset
 
 
 def fold_groups(layer, row, rows, edges, bias):
-    """Returns what kernels are scaled by, the bias, and what their sums are multiplied with after.
+    """Splits a batch norm into what goes into kernels and what is left for behind them.
 
     Batch norm has statistics per width. A group of channels is folded with those of one of the
     routes that share its kernels; each of the others multiplies what the group gives with the ratio
@@ -24,7 +24,8 @@ def fold_groups(layer, row, rows, edges, bias):
         bias: array `[channels]` that is added before the norm, or None.
 
     Returns:
-        Three arrays `[channels]`. What is behind the ratio has the bias that is to be added there.
+        `(scale, bias, ratio)`, arrays `[channels]`: kernels are scaled, and the norm of what they
+        gave before, `y`, with its bias is `y * scale * ratio + bias`.
     """
     channels, groups = edges[-1], len(edges) - 1
     scale, offset = scale_and_offset(layer, row, channels)

@@ -114,7 +114,7 @@ def give_quantized(graph, index, wanted, model, quantize):
 def multiply_directly(graph, model, multiplication):
     """Makes a `MUL` of every depthwise convolution in float that has one tap and adds nothing.
 
-    The numbers stay the same, and it takes half the time: XNNPACK fills one tap up to three.
+    The numbers stay the same, and it takes less time: XNNPACK fills one tap up to three.
 
     Args:
         graph: a `schema.SubGraphT`.
@@ -140,7 +140,8 @@ def _only_scales(operator, graph, model):
     # Weights in float16 pass a DEQUANTIZE.
     makers = [maker for maker in graph.operators if operator.inputs[2] in maker.outputs]
     bias = graph.tensors[makers[0].inputs[0]] if makers else bias
-    return not np.any(model.buffers[bias.buffer].data)
+    zeros = model.buffers[bias.buffer].data
+    return zeros is not None and not np.any(zeros)
 
 
 def _same_steps(tensor, other):

@@ -92,7 +92,8 @@ def test_ratios_in_float16_are_multiplications_that_xnnpack_takes(tmp_path):
     exported = Exported(
         small_network(), tmp_path, routes=(1, 2, 3), quantize="float16", verbose=False
     )
-    for route, graph in [(route, exported.branch(route)) for route in (1, 2, 3)]:
+    for route in exported.routes:
+        graph = exported.branch(route)
         operators = exported.operators(graph)
         assert exported.partitions(graph) == [set(graph.outputs)]
         # Each depthwise convolution of the network has a group for each cut, and no more.
