@@ -19,7 +19,6 @@ latency table of each file. Making the files takes minutes; --reuse takes those 
 the same --workdir.
 """
 
-import contextlib
 import pathlib
 import platform
 import sys
@@ -28,12 +27,11 @@ import tempfile
 from absl import flags
 from loading_cost import loading_cost
 from start import start
-from take_turns import low_and_middle, ratios, take_turns
-from timed_process import TimedProcess
+from take_turns import low_and_middle, ratios
+from timed_process import time_in_turns
 
 FLAGS = flags.FLAGS
 FASTEST = "mobilenet_v1_1.0"
-SECONDS_PER_TURN = 0.15
 # The networks of random variables, and the widths of their files.
 ROUTES = {
     "ds_mobilenet": (0, 4, 8, 13),
@@ -177,34 +175,17 @@ def timed_files(network, routed, static, others, folder):
     return files, rows, widths
 
 
-def time_files(files, widths):
-    """Returns by the keys of `files` the mean milliseconds of a run in every turn.
-
-    Args:
-        files: dict of filenames.
-        widths: dict of the widths of those files that choose.
-    """
-    options = FLAGS.threads, FLAGS.huge_pages
-    times = {key: [] for key in files}
-    for _ in range(FLAGS.loads):
-        with contextlib.ExitStack() as stack:
-            processes = {
-                key: stack.enter_context(TimedProcess(path, *options, widths.get(key, ())))
-                for key, path in files.items()
-            }
-            own = take_turns(
-                processes, FLAGS.rounds, SECONDS_PER_TURN, 3, measure=TimedProcess.milliseconds
-            )
-        for key in files:
-            times[key] += own[key]
-    return times
-
-
 def measure(network, quantize, routed, static, others):
-    """Times the files in turn; returns a row of figures for each path of each, and baselines."""
+    """Times the files in turn.
+
+    Returns:
+        A row of figures for each path of each file, and for each of the others; and the least share
+        of a process's memory that was in huge pages.
+    """
+    options = FLAGS.loads, FLAGS.rounds, FLAGS.threads, FLAGS.huge_pages
     with tempfile.TemporaryDirectory(dir=FLAGS.workdir) as folder:
         files, rows, widths = timed_files(network, routed, static, others, folder)
-        times = time_files(files, widths)
+        times, huge_share = time_in_turns(files, widths, *options)
     sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
     for (name, path), row in rows.items():
@@ -219,7 +200,7 @@ def measure(network, quantize, routed, static, others):
             if key in times and key != (name, path):
                 low, middle = ratios(own, times[key])
                 row[f"to_{other}_min"], row[f"to_{other}_median"] = low, middle
-    return list(rows.values())
+    return list(rows.values()), huge_share
 
 
 def main(argv):
@@ -232,16 +213,18 @@ def main(argv):
     workdir.mkdir(parents=True, exist_ok=True)
     paths = [pathlib.Path(path) for path in argv[1:]]
     network = None if paths and not FLAGS.model else make_network()
-    rows, sizes, metadata = [], [], None
+    rows, sizes, shares, metadata = [], [], [], None
     for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):
         metadata = read_metadata(next(iter(routed.values())).read_bytes())
         print(f"\ntiming {len(routed) + len(static) + len(others)} files", flush=True)
-        rows += measure(network, quantize, routed, static, others)
+        measured, share = measure(network, quantize, routed, static, others)
+        rows += measured
+        shares.append(share)
         for line in describe_sizes(routed, static):
             print(line, flush=True)
             sizes.append(f"{quantize or 'float32'}, {line}")
     text = write_table(rows, workdir, "mobile")
-    write_markdown(rows, sizes, workdir / "table.md")
+    write_markdown(rows, sizes, min(shares), workdir / "table.md")
     save_latency_tables(rows, metadata, workdir)
     plot_latency(rows, workdir / "latency.png")
     print(f"{text}\nTables, latency tables and the plot are in {workdir}")

@@ -30,8 +30,15 @@ def describe_sizes(routed, static):
         yield f"{line}; one signature takes {one:.1f} MiB, both {both:.1f} MiB"
 
 
-def write_markdown(rows, sizes, path):
-    """Writes the command, what it ran on, and the table, for a page of the documentation."""
+def write_markdown(rows, sizes, huge_share, path):
+    """Writes the command, what it ran on, and the table, for a page of the documentation.
+
+    Args:
+        rows: the figures.
+        sizes: lines on the sizes of files.
+        huge_share: least share of a process's memory in huge pages.
+        path: of the file to write.
+    """
     from keras_dsnet.utils.atomic_file import atomic_file
 
     command = shlex.join(["python", "recipes/benchmark_mobile.py", *sys.argv[1:]])
@@ -39,10 +46,11 @@ def write_markdown(rows, sizes, path):
     others = list(dict.fromkeys(others))
     titles = ["type", "file", "path", "M MAdds", "MB", "init ms", "RSS MiB", "ms, min / median"]
     titles += [f"to {other}, min / median" for other in others]
+    pages = f"; in huge pages: {huge_share:.0%} or more of each" if FLAGS.huge_pages else ""
     lines = [
         f"```\n{command}\n```\n",
         f"{_engine()}; threads: {FLAGS.threads}; turns: {FLAGS.rounds} of each of {FLAGS.loads} "
-        f"processes{', in huge pages' if FLAGS.huge_pages else ''}.\n",
+        f"processes{pages}.\n",
     ]
     lines += [f"- {line}" for line in sizes]
     lines += ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]

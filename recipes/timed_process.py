@@ -1,14 +1,23 @@
 """A TFLite file that is timed in a process of its own, as an app would hold it."""
 
+import contextlib
 import itertools
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
+from take_turns import milliseconds, take_turns
+
+SECONDS_PER_TURN = 0.15
 # Runs at the beginning of every turn.
 UNTIMED = 2
-# The GNU C library's malloc asks for huge pages; other libraries do not read it.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# The GNU C library's malloc asks for huge pages, and takes all memory from one heap: a kernel or a
+# feature that had a mapping of its own would be too small for one. Other libraries do not read it.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"}
+_MEMORY = pathlib.Path("/proc/self/smaps_rollup")
+_KINDS = "Anonymous", "AnonHugePages"
 
 
 class TimedProcess:
@@ -21,9 +30,12 @@ class TimedProcess:
     Args:
         path: of the file; what it runs is what runs without naming a signature.
         threads: int, of the interpreter.
-        huge_pages: bool: ask Linux for huge pages, which leave less to chance.
+        huge_pages: bool: load it into huge pages, which leave less to chance: Linux, GNU C library.
         widths: of a routed file. It runs every pair of them first: LiteRT prepares a graph that has
             never run whenever it might, which in an app ends with the first images.
+
+    Attributes:
+        huge_share: float, how much of the memory that loading took lies in huge pages, from 0 to 1.
 
     Raises:
         RuntimeError: the process ended.
@@ -39,7 +51,7 @@ class TimedProcess:
             text=True,
             env=os.environ | (HUGE_PAGES if huge_pages else {}),
         )
-        self._read()
+        self.huge_share = float(self._read())
 
     def milliseconds(self, count):
         """Returns the mean time of `count` runs in a row, in milliseconds."""
@@ -64,6 +76,46 @@ class TimedProcess:
             last = (messages.strip().splitlines() or ["no message"])[-1]
             raise RuntimeError(f"{self._path} could not be run: {last}")
         return line
+
+
+def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False):
+    """Times files that take turns, each in processes of its own.
+
+    Args:
+        files: dict of filenames.
+        widths: dict by the same keys of the widths of those files that choose.
+        loads: int, how many times each file is loaded, one after the other.
+        rounds: int, turns of each process.
+        threads: int, of the interpreters.
+        huge_pages: bool, as in `TimedProcess`.
+
+    Returns:
+        By the keys of `files` the mean milliseconds of a run in every turn, and the least share of
+        a process's memory that was in huge pages.
+
+    Raises:
+        RuntimeError: a file cannot be run, or `huge_pages` are asked for and there are none.
+    """
+    times, shares = {key: [] for key in files}, []
+    for _ in range(loads):
+        with contextlib.ExitStack() as stack:
+            processes = {
+                key: stack.enter_context(
+                    TimedProcess(path, threads, huge_pages, widths.get(key, ()))
+                )
+                for key, path in files.items()
+            }
+            shares += [process.huge_share for process in processes.values()]
+            if huge_pages and not any(shares):
+                raise RuntimeError(
+                    "no huge pages: they need the GNU C library 2.35 or newer, and `madvise` or "
+                    "`always` in /sys/kernel/mm/transparent_hugepage/enabled"
+                )
+            measure = TimedProcess.milliseconds
+            own = take_turns(processes, rounds, SECONDS_PER_TURN, 3, measure=measure)
+        for key in files:
+            times[key] += own[key]
+    return times, min(shares)
 
 
 def _load(path, threads, widths):
@@ -98,11 +150,22 @@ def _run_pairs(interpreter, widths):
         runner(image=image, min_width=path, max_width=path)
 
 
-def _serve(path, threads, *widths):
-    from take_turns import milliseconds
+def _memory():
+    """Returns the kilobytes of this process that are no file's, and those of them in huge pages."""
+    if not _MEMORY.is_file():
+        return 0, 0
+    text = _MEMORY.read_text(encoding="utf-8")
+    return tuple(int(re.search(rf"^{name}: +(\d+)", text, re.M)[1]) for name in _KINDS)
 
+
+def _serve(path, threads, *widths):
+    # What is imported is no memory of the file.
+    import ai_edge_litert.interpreter  # noqa: F401
+
+    before = _memory()
     interpreter = _load(path, int(threads), [int(width) for width in widths])
-    print("ready", flush=True)
+    taken, huge = (after - own for after, own in zip(_memory(), before))
+    print(min(1.0, huge / taken) if taken > 0 else 0.0, flush=True)
     for line in sys.stdin:
         # The process whose turn it was before has left its own data in the caches.
         milliseconds(interpreter.invoke, UNTIMED)

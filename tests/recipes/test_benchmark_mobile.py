@@ -1,22 +1,27 @@
 """The mobile benchmark: what it compares, writes and refuses."""
 
+import functools
 import json
 import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from mobile_files import MobileFiles, randomise
 from programs import run_program
 from routed_networks import random_images, small_network
-from timed_process import TimedProcess
+from timed_process import TimedProcess, time_in_turns
 
 from keras_dsnet.export import export_subnetwork
+from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.force_route import force_route
 from keras_dsnet.models import LatencyTable, best_path
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmark_mobile.py"
 ROUTES = (0, 3)
+_HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HAS_HUGE_PAGES = _HUGE_PAGES.is_file() and "[never]" not in _HUGE_PAGES.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +78,31 @@ def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed,
 
 
 def test_a_file_is_timed_in_a_process_of_its_own(routed):
-    with TimedProcess(routed, threads=1, huge_pages=True, widths=ROUTES) as process:
+    with TimedProcess(routed, threads=1, widths=ROUTES) as process:
         assert all(0 < process.milliseconds(2) < 1000 for _ in range(3))
+        assert 0 <= process.huge_share <= 1
+
+
+@pytest.mark.skipif(not HAS_HUGE_PAGES, reason="Linux gives no huge pages to those who ask here")
+def test_huge_pages_hold_most_of_a_file(tmp_path):
+    # Eight kernels of 1 MB: each alone is less than a huge page of 2 MiB.
+    generator = np.random.default_rng(0)
+    kernels = generator.normal(size=(8, 512, 512)).astype("float32")
+    file = tmp_path / "kernels.tflite"
+    run = functools.partial(functools.reduce, tf.matmul, kernels)
+    content = convert(lambda x: {"y": run(x)}, {"x": tf.TensorSpec((1, 512))}, None, None)
+    file.write_bytes(content)
+    times, share = time_in_turns({"a": file, "b": file}, {}, 2, 3, huge_pages=True)
+    assert share > 0.7
+    assert {key: len(own) for key, own in times.items()} == {"a": 6, "b": 6}
+
+
+def test_huge_pages_that_are_not_given_are_an_error(routed, monkeypatch):
+    monkeypatch.setattr(TimedProcess, "huge_share", property(lambda _: 0.0, lambda *_: None), False)
+    with pytest.raises(RuntimeError, match=r"no huge pages: they need the GNU C library 2\.35"):
+        time_in_turns({"a": routed}, {}, 1, 1, huge_pages=True)
+    times, share = time_in_turns({"a": routed}, {}, 1, 1)
+    assert (len(times["a"]), share) == (1, 0)
 
 
 def test_a_file_that_cannot_be_run_is_named(tmp_path):
