@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import platform
 
 import numpy as np
 import pytest
@@ -21,7 +22,13 @@ from keras_dsnet.models import LatencyTable, best_path
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmark_mobile.py"
 ROUTES = (0, 3)
 _HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-HAS_HUGE_PAGES = _HUGE_PAGES.is_file() and "[never]" not in _HUGE_PAGES.read_text()
+_LIBRARY, _VERSION = platform.libc_ver()
+HAS_HUGE_PAGES = (
+    _HUGE_PAGES.is_file()
+    and "[never]" not in _HUGE_PAGES.read_text()
+    and _LIBRARY == "glibc"
+    and tuple(map(int, _VERSION.split("."))) >= (2, 35)
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def test_a_file_is_timed_in_a_process_of_its_own(routed):
         assert 0 <= process.huge_share <= 1
 
 
-@pytest.mark.skipif(not HAS_HUGE_PAGES, reason="Linux gives no huge pages to those who ask here")
+@pytest.mark.skipif(not HAS_HUGE_PAGES, reason="no huge pages for those who ask")
 def test_huge_pages_hold_most_of_a_file(tmp_path):
     # Eight kernels of 1 MB: each alone is less than a huge page of 2 MiB.
     generator = np.random.default_rng(0)
