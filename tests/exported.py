@@ -51,8 +51,11 @@ class Exported:
 
     def branch(self, route):
         """The graph of one route."""
-        name = f"route_{self.routes.index(route)}".encode()
-        (graph,) = [graph for graph in self.model.subgraphs if graph.name == name]
+        return self.graph(f"route_{self.routes.index(route)}")
+
+    def graph(self, name):
+        """The graph of a name."""
+        (graph,) = [graph for graph in self.model.subgraphs if graph.name == name.encode()]
         return graph
 
     def operators(self, graph):

@@ -107,6 +107,12 @@ class FileBuilder:
         values = np.broadcast_to(np.array(values, kind), tuple(tensor.shape))
         tensor.buffer = self._buffer(np.frombuffer(values.tobytes(), "uint8"))
 
+    def constant(self, graph, values):
+        """Adds a tensor of int32 numbers; returns its index."""
+        index = add_tensor(graph, "constant", TensorType.INT32, [len(values)])
+        self.set_constant(graph.tensors[index], values)
+        return index
+
     def add_graph(self, graph):
         """Adds a graph; returns its place."""
         self.model.subgraphs.append(graph)
@@ -194,6 +200,12 @@ class FileBuilder:
         rows = list(graph.tensors[positions].shape)
         graph.tensors[output].shape = rows + list(graph.tensors[output].shape[1:])
         self._add(graph, "GATHER", [index, positions], [output], schema.GatherOptionsT())
+        return output
+
+    def add_numbers(self, graph, first, second):
+        """Adds an operator that adds two tensors of a shape; returns its output."""
+        output = copy_tensor(graph, graph.tensors[first], "sum")
+        self._add(graph, "ADD", [first, second], [output], schema.AddOptionsT())
         return output
 
     def _add(self, graph, name, inputs, outputs, options):

@@ -287,11 +287,11 @@ def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path)
     network = DSMobileNet(weights="cifar10")
     options = {"image_size": 32, "preprocess": preprocess_input}
     train, test = (
-        load_source("cifar10", shared_dir / "tfds", split, eval_split="test[:1000]")
+        load_source("cifar10", shared_dir / "tfds", split, eval_split="test")
         for split in ("train", "eval")
     )
     batches = training_pipeline(train, batch_size=32, seed=0, augmentation="cifar", **options)
-    images, labels = next(iter(evaluation_pipeline(test, batch_size=1000, **options)))
+    images, labels = next(iter(evaluation_pipeline(test, batch_size=10000, **options)))
 
     filename = tmp_path / "m.tflite"
     samples = next(iter(batches.unbatch().batch(256)))[0]
@@ -302,8 +302,11 @@ def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path)
     post, aware = (run(file, images.numpy()) for file in (filename.read_bytes(), content))
     exact = network(images, path="widest").numpy()
 
-    def accuracy(outputs):
-        return np.mean(outputs.argmax(1) == labels.numpy())
+    def correct(outputs):
+        return outputs.argmax(1) == labels.numpy()
 
-    assert accuracy(aware) >= accuracy(post)
+    # Where one is right and the other wrong, each is right about as often by chance alone; which
+    # one more often, by less than this, changes with the processor.
+    chance = 2 * np.sqrt(np.sum(correct(aware) != correct(post)))
+    assert correct(aware).sum() >= correct(post).sum() - chance
     assert np.abs(aware - exact).mean() <= np.abs(post - exact).mean()

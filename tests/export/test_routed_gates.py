@@ -56,6 +56,17 @@ def test_every_path_can_be_forced_and_gives_the_outputs_of_the_network(exported)
         assert largest_difference(outputs, exported.network(IMAGES[::8], path=path)) <= 1e-4
 
 
+@pytest.mark.parametrize("routes", [(1,), (0, 1, 2)])
+def test_every_path_of_one_and_of_three_routes(routes, tmp_path):
+    network = tiny_network(TINY_RESNET)
+    network.routes = routes
+    exported = Exported(network, tmp_path, layout="fast")
+    for path in itertools.product(routes, repeat=3):
+        outputs, taken = run_path(exported, IMAGES[:2], path)
+        assert taken == {path}
+        assert largest_difference(outputs, network(IMAGES[:2], path=path)) <= 1e-4
+
+
 def test_the_file_chooses_what_the_network_chooses(exported):
     outputs, paths = choose(exported, IMAGES)
     np.testing.assert_array_equal(paths, exported.network.route(IMAGES).numpy())
@@ -91,15 +102,32 @@ def test_a_forced_file_takes_one_path(exported):
 def test_there_is_no_graph_per_path_and_no_padding(exported):
     names = {graph.name.decode() for graph in exported.model.subgraphs}
     rest = {f"gate_{gate}_route_{place}" for gate in (1, 2, 3) for place in (0, 1)}
+    rest |= {"gate_2_route_0_narrow", "gate_3_route_0_narrow"}
     entries = {f"gate_{gate}_route_{a}_to_{b}" for gate in (2, 3) for a in (0, 1) for b in (0, 1)}
+    # An image at gate 2 that was narrow, and stays so, has the graph of narrow images.
+    entries = entries - {"gate_2_route_0_to_0"} | {"gate_3_route_0_to_1_narrow"}
+    trees = {"gate_3_route_1_from_0_2"}
     idle = {f"{name}_not_taken" for name in rest}
-    assert names == {"serving_default", "bounded"} | rest | entries | idle
+    assert names == {"serving_default", "bounded"} | rest | entries | trees | idle
     for graph in exported.model.subgraphs:
         kinds = [name for _, name in exported.operators(graph)]
         if graph.name.decode() in entries:
             assert set(kinds) <= {"CONV_2D", "ADD"}
         if graph.name.decode() in idle:
             assert kinds == []
+
+
+def test_an_image_that_stays_narrow_meets_no_graph_within_a_graph(exported):
+    for gate in (2, 3):
+        apart, usual = (
+            exported.operators(exported.graph(f"gate_{gate}_route_0{end}"))
+            for end in ("_narrow", "")
+        )
+        assert "IF" in [name for _, name in usual]
+        # What the tree calls: the first convolution, and that of the shortcut.
+        entry = exported.operators(exported.graph("gate_3_route_0_to_0"))
+        expected = [name for _, name in usual if name not in ("IF", "EQUAL", "LESS")]
+        assert sorted(name for _, name in apart) == sorted(expected + [name for _, name in entry])
 
 
 def test_constants_are_stored_once(exported):
