@@ -138,16 +138,19 @@ def _load(path, threads, widths):
 
 
 def _run_pairs(interpreter, widths):
-    """Runs paths in which every width follows every width, at every gate."""
+    """Runs every width behind every width, at every gate, also behind images narrow until then."""
     import numpy as np
 
     runner = interpreter.get_signature_runner("bounded")
     details = runner.get_input_details()
     image = np.zeros(details["image"]["shape"], details["image"]["dtype"])
     (gates,) = details["min_width"]["shape"]
-    for pair in itertools.product(widths, widths):
-        path = np.resize(np.int32(pair), gates)
-        runner(image=image, min_width=path, max_width=path)
+    for first, then in itertools.product(widths, widths):
+        # To and fro, and a change at one gate alone.
+        paths = [np.resize([first, then], gates)]
+        paths += [np.repeat([first, then], [gate, gates - gate]) for gate in range(1, gates)]
+        for path in np.array(paths, "int32"):
+            runner(image=image, min_width=path, max_width=path)
 
 
 def _memory():

@@ -31,10 +31,9 @@ class RoutedSection:
     A graph that sees the width before begins with the tree of `IF`s that runs the layers of that
     pair of widths; the first asks whether the width has stayed the same.
 
-    Images that took the narrowest width at every gate have a graph of their own from the second
-    gate on, which has these layers in itself. Handing on what they give costs the same time on any
-    path, and counts most on the shortest. The file holds the constants once, and XNNPACK packs one
-    more copy of the narrowest kernels.
+    From the second gate on, images that took the narrowest width at every gate have a graph of
+    their own, which has these layers in itself: what the tree costs counts most on the shortest
+    path. The file holds the constants once; XNNPACK packs one more copy of the narrowest kernels.
 
     Graphs are numbered by the places of their widths; the one for narrow images comes last.
 
@@ -132,7 +131,8 @@ class RoutedSection:
                 continue
             entry = self._entry(own_width, width, arguments, before.features[number])
             entry.graph.outputs = list(entry.results)
-            if number == before.narrow and number > 0:
+            # The last graph before, of narrow images, is none of those that have a width each.
+            if number == len(self._rest):
                 entry.graph.name += b"_narrow"
             elif own_width == width:
                 same = number

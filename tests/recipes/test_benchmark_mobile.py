@@ -1,13 +1,16 @@
 """The mobile benchmark: what it compares, writes and refuses."""
 
 import functools
+import itertools
 import json
 import pathlib
 import platform
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import timed_process
 from ai_edge_litert.interpreter import Interpreter
 from mobile_files import MobileFiles, randomise
 from programs import run_program
@@ -91,6 +94,30 @@ def test_a_file_is_timed_in_a_process_of_its_own(routed):
 
 
 @pytest.mark.skipif(not HAS_HUGE_PAGES, reason="no huge pages for those who ask")
+def test_every_graph_of_a_routed_file_has_run_before_it_is_timed():
+    # At each gate the graph is one of the width there and the width before, or of narrow images.
+    taken = set()
+
+    class Runner:
+        def get_input_details(self):
+            shapes = {"image": (1, 2, 2, 3), "min_width": (4,)}
+            return {key: {"shape": value, "dtype": np.float32} for key, value in shapes.items()}
+
+        def __call__(self, image, min_width, max_width):
+            np.testing.assert_array_equal(min_width, max_width)
+            for gate in range(1, 4):
+                narrow = not min_width[:gate].any()
+                taken.add((gate, narrow, int(min_width[gate - 1]), int(min_width[gate])))
+
+    interpreter = types.SimpleNamespace(get_signature_runner=lambda name: Runner())
+    timed_process._run_pairs(interpreter, (0, 1, 2))
+    usual = {
+        (gate, False, *pair) for gate in (1, 2, 3) for pair in itertools.product(range(3), range(3))
+    }
+    narrow = {(gate, True, 0, width) for gate in (1, 2, 3) for width in range(3)}
+    assert taken == usual - {(1, False, 0, width) for width in range(3)} | narrow
+
+
 def test_huge_pages_hold_most_of_a_file(tmp_path):
     # Eight kernels of 1 MB: each alone is less than a huge page of 2 MiB.
     generator = np.random.default_rng(0)
