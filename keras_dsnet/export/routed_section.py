@@ -78,17 +78,13 @@ class RoutedSection:
         """
         routes = [*self._rest]
         arguments = [*(index for groups in before.features for index in groups), before.number]
-        # With one route, the graph of the narrowest would be a second one of all.
-        apart = len(routes) > 1
-        graphs = []
-        for width in routes:
-            missing = before.narrow if apart and width == routes[0] else None
-            graphs.append(self._graph(width, arguments, before, missing))
-        if not apart:
-            return self._call(graphs, position, arguments, routes, narrow=0)
-        graphs.append(self._narrow_graph(routes[0], arguments, before))
+        narrow = self._narrow_graph(routes[0], arguments, before)
+        if len(routes) == 1:
+            return self._call([narrow], position, arguments, routes, narrow=0)
+        graphs = [self._graph(width, arguments, before) for width in routes]
         number = self._number(position, before)
-        return self._call(graphs, number, arguments, [*routes, routes[0]], narrow=len(routes))
+        widths = [*routes, routes[0]]
+        return self._call([*graphs, narrow], number, arguments, widths, narrow=len(routes))
 
     def _call(self, graphs, number, arguments, widths, narrow):
         """Adds an `IF` for each graph; the other side leaves its outputs alone."""
@@ -114,21 +110,20 @@ class RoutedSection:
         index = self._file.add_numbers(self._main, row, position)
         return self._file.gather(self._main, self._file.constant(self._main, table), index)
 
-    def _graph(self, width, arguments, before, missing):
+    def _graph(self, width, arguments, before):
         """Returns the graph of a width, which begins with a tree of its entries.
 
         Args:
             width: int.
             arguments: indices of what all graphs of this section are called with.
             before: the `CalledGraphs` of the gate before.
-            missing: number of a graph before that is followed by another one; None: there is none.
         """
         taken = copy.deepcopy(self._rest[width])
         graph, operators = taken.graph, taken.graph.operators
         places, same = {}, None
         for number, own_width in enumerate(before.widths):
-            if number == missing:
-                continue
+            if number == before.narrow and width == min(self._rest):
+                continue  # Narrow images that stay so have a graph of their own.
             entry = self._entry(own_width, width, arguments, before.features[number])
             entry.graph.outputs = list(entry.results)
             # The last graph before, of narrow images, is none of those that have a width each.

@@ -305,8 +305,8 @@ def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path)
     def correct(outputs):
         return outputs.argmax(1) == labels.numpy()
 
-    # Where one is right and the other wrong, each is right about as often by chance alone; which
-    # one more often, by less than this, changes with the processor.
+    # Of the images that only one gets right, each has about half; twice the standard deviation of
+    # that is within chance, and changes sign with the processor that trains.
     chance = 2 * np.sqrt(np.sum(correct(aware) != correct(post)))
     assert correct(aware).sum() >= correct(post).sum() - chance
     assert np.abs(aware - exact).mean() <= np.abs(post - exact).mean()

@@ -104,7 +104,7 @@ def test_there_is_no_graph_per_path_and_no_padding(exported):
     rest = {f"gate_{gate}_route_{place}" for gate in (1, 2, 3) for place in (0, 1)}
     rest |= {"gate_2_route_0_narrow", "gate_3_route_0_narrow"}
     entries = {f"gate_{gate}_route_{a}_to_{b}" for gate in (2, 3) for a in (0, 1) for b in (0, 1)}
-    # An image at gate 2 that was narrow, and stays so, has the graph of narrow images.
+    # Behind the first gate, the narrowest width is that of narrow images.
     entries = entries - {"gate_2_route_0_to_0"} | {"gate_3_route_0_to_1_narrow"}
     trees = {"gate_3_route_1_from_0_2"}
     idle = {f"{name}_not_taken" for name in rest}

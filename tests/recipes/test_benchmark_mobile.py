@@ -93,7 +93,6 @@ def test_a_file_is_timed_in_a_process_of_its_own(routed):
         assert 0 <= process.huge_share <= 1
 
 
-@pytest.mark.skipif(not HAS_HUGE_PAGES, reason="no huge pages for those who ask")
 def test_every_graph_of_a_routed_file_has_run_before_it_is_timed():
     # At each gate the graph is one of the width there and the width before, or of narrow images.
     taken = set()
@@ -118,6 +117,7 @@ def test_every_graph_of_a_routed_file_has_run_before_it_is_timed():
     assert taken == usual - {(1, False, 0, width) for width in range(3)} | narrow
 
 
+@pytest.mark.skipif(not HAS_HUGE_PAGES, reason="no huge pages for those who ask")
 def test_huge_pages_hold_most_of_a_file(tmp_path):
     # Eight kernels of 1 MB: each alone is less than a huge page of 2 MiB.
     generator = np.random.default_rng(0)
