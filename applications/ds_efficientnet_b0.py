@@ -14,7 +14,13 @@ def DSEfficientNetB0(
     classes=None,
     include_top=True,
     classifier_activation="softmax",
+    alpha=None,
+    output_stride=None,
+    front_alpha=None,
+    strides=None,
+    routes=None,
     name="ds_efficientnet_b0",
+    dtype=None,
     **options,
 ):
     """Returns a DS-EfficientNet-B0: one slimming gate, 20 widths (appendix B of the paper).
@@ -31,12 +37,19 @@ def DSEfficientNetB0(
         classes: int; None: those of the weights, without weights 1000.
         include_top: bool: end with the classifier.
         classifier_activation: name of a Keras activation; None: logits.
+        alpha: float, at least 0.5, which keeps all widths apart: scales all channels; None: 1.
+        output_stride: 32, 16 or 8: height of the image over height of the last features; 8 or 16
+            keep small images large enough; None: 32.
+        front_alpha: float: scales the channels before the slimming gate; None: `alpha`.
+        strides: tuple of 8 numbers, 1 or 2: those of the stem and of the seven stages, in place of
+            `output_stride`.
+        routes: candidate widths of the gate, ascending; None: those of the weights, without weights
+            all 20.
         name: str.
-        **options: `alpha` (at least 0.5, which keeps all widths apart), `front_alpha`,
-            `output_stride`, `strides` (8 numbers: stem and seven stages), `routes` and `dtype`, as
-            of `DSMobileNet`; or fields of `keras_dsnet.models.EfficientNetSpec`: `attention`
-            ("tanh" or "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or
-            "scalar"), `share_encoder`, `dropout`, `synchronized`, `top`.
+        dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
+        **options: other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` ("tanh" or
+            "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or "scalar"),
+            `share_encoder`, `dropout`, `synchronized`, `top`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.
@@ -59,6 +72,12 @@ def DSEfficientNetB0(
         classes,
         include_top,
         classifier_activation,
+        alpha=alpha,
+        output_stride=output_stride,
+        front_alpha=front_alpha,
+        strides=strides,
+        routes=routes,
         name=name,
+        dtype=dtype,
         **options,
     )

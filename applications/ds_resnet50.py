@@ -14,7 +14,13 @@ def DSResNet50(
     classes=None,
     include_top=True,
     classifier_activation="softmax",
+    alpha=None,
+    output_stride=None,
+    front_alpha=None,
+    strides=None,
+    routes=None,
     name="ds_resnet50",
+    dtype=None,
     **options,
 ):
     """Returns a DS-ResNet-50: four slimming gates, 4 widths each, 256 paths (Sec. 4 of the paper).
@@ -31,11 +37,18 @@ def DSResNet50(
         classes: int; None: those of the weights, without weights 1000.
         include_top: bool: end with the classifier.
         classifier_activation: name of a Keras activation; None: logits.
+        alpha: float, a multiple of 0.25, which keeps the widths of a stage equispaced: scales all
+            channels; None: 1.
+        output_stride: 32, 16 or 8: height of the image over height of the last features; 8 or 16
+            keep small images large enough; None: 32.
+        front_alpha: float: scales the channels of the stem; None: `alpha`.
+        strides: tuple of 6 numbers, 1 or 2: those of the stem, the max pool and the four stages, in
+            place of `output_stride`. A max pool of stride 1 is left out.
+        routes: candidate widths of every gate, ascending; None: those of the weights, without
+            weights all 4.
         name: str.
-        **options: `alpha` (a multiple of 0.25, which keeps the widths of a stage equispaced),
-            `front_alpha` (of the stem), `output_stride`, `strides` (6 numbers: stem, max pool and
-            four stages; a max pool of stride 1 is left out), `routes` and `dtype`, as of
-            `DSMobileNet`; or fields of `keras_dsnet.models.ResNetSpec`: `attention` ("tanh" or
+        dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
+        **options: other fields of `keras_dsnet.models.ResNetSpec`: `attention` ("tanh" or
             "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or "scalar"),
             `share_encoder`, `dropout`.
 
@@ -60,6 +73,12 @@ def DSResNet50(
         classes,
         include_top,
         classifier_activation,
+        alpha=alpha,
+        output_stride=output_stride,
+        front_alpha=front_alpha,
+        strides=strides,
+        routes=routes,
         name=name,
+        dtype=dtype,
         **options,
     )

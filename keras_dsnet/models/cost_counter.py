@@ -110,6 +110,21 @@ def count_costs(sections, path, image_shape):
     return counter
 
 
+def features_shape(sections, path, image_shape):
+    """Returns `(height, width, channels)` of the features that end a network without its top.
+
+    Args:
+        sections: as of `count_costs`.
+        path: a `Path` of Python ints.
+        image_shape: `(height, width, channels)`; a side that is None is None in the result too.
+    """
+    counter, shape = CostCounter(path), (*(side or 1 for side in image_shape[:2]), image_shape[2])
+    for steps in sections:
+        shape = counter.run(steps, shape)
+    sides = (size if side else None for size, side in zip(shape, image_shape[:2]))
+    return (*sides, shape[2])
+
+
 def _elements(shape):
     height, width, channels = shape
     return height * width * channels

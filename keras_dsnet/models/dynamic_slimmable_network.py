@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.models.cost_counter import count_costs
+from keras_dsnet.models.cost_counter import count_costs, features_shape
 from keras_dsnet.models.families import spec_config, spec_from_config
 from keras_dsnet.models.keras_export import keras_export
 from keras_dsnet.models.path import Path, resolve_path
@@ -27,13 +27,13 @@ class DynamicSlimmableNetwork(keras.Model):
         input_shape: `(height, width, 3)`; height and width may be None.
         classes: int.
         include_top: bool: end with pool and classifier. Without, the outputs are the last features,
-            for a routed batch padded with zeros to the widest of its routes.
+            those of a routed batch padded with zeros to the channels of the widest of `routes`.
         classifier_activation: name of a Keras activation; None: logits.
         routes: candidate widths of every gate; None: all widths.
         **kwargs: of `keras.Model`; `dtype` may be a policy such as "mixed_bfloat16".
 
     Call arguments:
-        inputs: float32 `[batch, height, width, 3]`, preprocessed.
+        inputs: float32 `[batch, height, width, 3]`, preprocessed, of the size in `input_shape`.
         path: int, tuple of ints (one per gate), "slimmest", "widest" or, where the front has wider
             options, "largest"; or a `Path`, whose entries may be int32 scalar tensors inside a
             traced function. None: the gates choose a path for each image, and only that is
@@ -41,10 +41,12 @@ class DynamicSlimmableNetwork(keras.Model):
         training: bool; needs a path.
 
     Returns:
-        `[batch, classes]`.
+        float32 `[batch, classes]`; without the top `[batch, height, width, channels]` in the dtype
+        that the network computes in.
 
     Raises:
-        ValueError: on a path that the network does not have.
+        ValueError: on a path that the network does not have, images of another size or number of
+            channels than `input_shape`, or `training` without a path.
     """
 
     def __init__(
@@ -77,6 +79,14 @@ class DynamicSlimmableNetwork(keras.Model):
     def input_shape(self):
         """`(None, height, width, channels)`."""
         return (None, *self._image_shape)
+
+    @property
+    def output_shape(self):
+        """`(None, classes)`; without the top that of features of the widest of `routes`."""
+        if self.include_top:
+            return (None, self.classes)
+        path = self.resolve_path((self.routes[-1],) * self.num_gates)
+        return (None, *features_shape(self.sections, path, self._image_shape))
 
     @property
     def sections(self):
@@ -122,9 +132,11 @@ class DynamicSlimmableNetwork(keras.Model):
         return self._runner.trace_count
 
     def __call__(self, inputs, *args, path=None, **kwargs):
-        # Here and not in `call`: Keras would make a tensor of a numpy integer on the way.
+        # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. Of
+        # plain values, since a functional model that calls the network writes them into its config.
         if path is not None:
-            kwargs["path"] = self.resolve_path(path)
+            named = isinstance(path, (str, Path))
+            kwargs["path"] = path if named else self.resolve_path(path).gates
         return super().__call__(inputs, *args, **kwargs)
 
     def resolve_path(self, path):
@@ -141,6 +153,7 @@ class DynamicSlimmableNetwork(keras.Model):
         return resolve_path(path, self.num_gates, self.num_widths, self.spec.wide_front)
 
     def call(self, inputs, path=None, training=False):
+        self._check_images(inputs)
         if path is None:
             if training:
                 raise ValueError(
@@ -149,7 +162,7 @@ class DynamicSlimmableNetwork(keras.Model):
                 )
             outputs = self._router(inputs, self._routing.candidates())[0]
         else:
-            outputs = self._runner.run_path(inputs, path, training)
+            outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
         if not self.include_top:
             return outputs
         # Softmax of float16 logits loses digits that users compare.
@@ -190,9 +203,11 @@ class DynamicSlimmableNetwork(keras.Model):
 
         Returns:
             int32 `[batch, num_gates]`.
+
+        Raises:
+            ValueError: on images of another size or number of channels than `input_shape`.
         """
-        inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
-        return self._router.choose(inputs, self._routing.candidates())
+        return self._router.choose(self._images(inputs), self._routing.candidates())
 
     def run_dynamic(self, inputs):
         """Routes a batch: `(logits [batch, classes], widths int32 [batch, num_gates])`.
@@ -200,8 +215,19 @@ class DynamicSlimmableNetwork(keras.Model):
         Args:
             inputs: as of `route`.
         """
-        inputs = tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
-        return self._router(inputs, self._routing.candidates())
+        return self._router(self._images(inputs), self._routing.candidates())
+
+    def _images(self, inputs):
+        self._check_images(inputs)
+        return tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
+
+    def _check_images(self, inputs):
+        if not tf.TensorShape(self.input_shape).is_compatible_with(np.shape(inputs)):
+            raise ValueError(
+                f"Images must be [batch, height, width, channels] with the network's "
+                f"`input_shape={self._image_shape}`, where None stands for any size. "
+                f"Received: images of shape {tuple(np.shape(inputs))}"
+            )
 
     def make_predict_function(self, force=False):
         # Eager, because only so a width that no image chose costs nothing at all; the sections

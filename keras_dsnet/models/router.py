@@ -28,7 +28,13 @@ class Router:
         Returns:
             `(outputs, widths)`: the last section's outputs, and int32 `[batch, num_gates]`.
         """
-        return self._route(images, routes, self._network.num_gates)
+        groups, widths = self._route(images, routes, self._network.num_gates)
+        outputs = [group[2] for group in groups]
+        if not self._network.include_top:
+            # Of any batch as many: a layer behind the network has one number of channels.
+            channels = self._network.output_shape[-1]
+            outputs = [_padded(output, channels) for output in outputs]
+        return _in_order([group[1] for group in groups], outputs), widths
 
     def choose(self, images, routes):
         """Returns the chosen widths alone, int32 `[batch, num_gates]`.
@@ -38,6 +44,10 @@ class Router:
         return self._route(images, routes, self._network.num_gates - 1)[1]
 
     def _route(self, images, routes, last_section):
+        """Returns the groups behind section `last_section`, and the widths that were chosen.
+
+        A group is `(width, indices of its images, outputs, scores)`.
+        """
         network = self._network
         split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
         order = tf.range(tf.shape(images)[0])
@@ -57,8 +67,7 @@ class Router:
                 parts = [part for part in parts if part is not None]
                 if parts:
                     groups.append((width, *_merge(parts)))
-        widths = tf.stack(chosen, axis=1)
-        return _in_order([group[1] for group in groups], [group[2] for group in groups]), widths
+        return groups, tf.stack(chosen, axis=1)
 
     def _runner(self, section, before, width):
         def run(x):
@@ -113,16 +122,10 @@ def _in_order(indices, values):
     # One group may still be a merge of several, in the order of the gate before.
     if len(indices) == 1 and tf.executing_eagerly() and np.all(np.diff(indices[0]) > 0):
         return values[0]
-    values = _equal_channels(values)
     return tf.gather(tf.concat(values, 0), tf.math.invert_permutation(tf.concat(indices, 0)))
 
 
-def _equal_channels(values):
-    """Pads features of several widths with zeros to the widest (only without a classifier)."""
-    most = max(value.shape[-1] for value in values) if values[0].shape.rank > 1 else None
-    if most is None or all(value.shape[-1] == most for value in values):
-        return values
-    return [
-        tf.pad(value, [[0, 0]] * (value.shape.rank - 1) + [[0, most - value.shape[-1]]])
-        for value in values
-    ]
+def _padded(features, channels):
+    """Adds channels of zeros, up to `channels`."""
+    missing = channels - features.shape[-1]
+    return tf.pad(features, [[0, 0]] * 3 + [[0, missing]]) if missing else features

@@ -214,17 +214,57 @@ def test_open_image_size(network):
     assert open_size.madds(0, (16, 16, 3)) == network.madds(0)
 
 
-def test_features_without_the_top(network):
-    features = make_network(include_top=False)
+@pytest.fixture(scope="module")
+def features():
+    return make_network(include_top=False)
+
+
+def test_features_without_the_top(features):
     assert features(IMAGES, path=1).shape == (24, 2, 2, 16)
     routed = features(IMAGES).numpy()
-    widths = features.route(IMAGES).numpy()[:, 0]
-    assert routed.shape == (24, 2, 2, (12, 16, 24, 32)[max(widths)])
-    for image, width in zip(range(24), widths):
+    assert features.output_shape == (None, 2, 2, 32)
+    assert routed.shape == (24, 2, 2, 32)
+    for image, width in zip(range(24), features.route(IMAGES).numpy()[:, 0]):
         expected = features(IMAGES[image : image + 1], path=int(width))[0]
         channels = expected.shape[-1]
         np.testing.assert_allclose(routed[image, ..., :channels], expected, atol=1e-4)
         assert not routed[image, ..., channels:].any()
+
+
+def test_features_of_any_batch_have_the_channels_of_the_widest_route(features):
+    widths = features.route(IMAGES).numpy()[:, 0]
+    slim = IMAGES[widths < 3]
+    assert features(slim).shape == (len(slim), 2, 2, 32)
+    together = features(IMAGES)
+    np.testing.assert_allclose(features.predict(IMAGES, 1, verbose=0), together, atol=1e-4)
+    features.routes = (0, 2)
+    try:
+        assert features(slim).shape == (len(slim), 2, 2, 24)
+    finally:
+        features.routes = WIDTHS
+
+
+@pytest.mark.parametrize("path", [None, 1, "slimmest", np.int64(2), (3,)], ids=repr)
+def test_a_model_around_the_network_is_saved_and_loaded(features, path, tmp_path):
+    images = keras.Input((16, 16, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(features(images, path=path))
+    model = keras.Model(images, keras.layers.Dense(2)(pooled))
+    expected = model(IMAGES)
+    own = keras.ops.mean(features(IMAGES, path=path), (1, 2)) @ model.layers[-1].kernel
+    np.testing.assert_allclose(expected, own, atol=1e-4)
+    model.save(tmp_path / "around.keras")
+    loaded = keras.models.load_model(tmp_path / "around.keras")
+    np.testing.assert_allclose(loaded(IMAGES), expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict(IMAGES, 5, verbose=0), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 16, 3), (2, 16, 16, 1), (16, 16, 3)])
+def test_other_images_are_refused(network, shape):
+    images = np.zeros(shape, "float32")
+    for run in (network, network.route, network.run_dynamic, lambda x: network(x, path=0)):
+        with pytest.raises(ValueError, match=rf"input_shape=\(16, 16, 3\)`.*\({shape[0]}, "):
+            run(images)
+    assert network(IMAGES[:2], path=0).shape == (2, 5)
 
 
 def test_mixed_bfloat16_is_near_float32(network):
