@@ -39,13 +39,19 @@ def preprocess_input(images):
 def decode_predictions(probabilities, top=5):
     """Names the most probable classes of each image: ImageNet's or CIFAR-10's.
 
+    ImageNet's names are Keras's, which downloads them on first use.
+
     Args:
-        probabilities: `[batch, 1000]` or `[batch, 10]`.
+        probabilities: `[batch, 1000]`, of ImageNet, or `[batch, 10]`, of CIFAR-10: which data set it
+            is the number of classes decides.
         top: int.
 
     Returns:
         For each image a list of `(id, name, probability)`, most probable first; the id is the
         WordNet id of ImageNet, and the number of the class in CIFAR-10.
+
+    Raises:
+        ValueError: on another number of classes.
     """
     probabilities = np.asarray(probabilities)
     if probabilities.ndim != 2 or probabilities.shape[1] != len(CIFAR10_CLASSES):
