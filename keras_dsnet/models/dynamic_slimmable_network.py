@@ -132,6 +132,7 @@ class DynamicSlimmableNetwork(keras.Model):
         return self._runner.trace_count
 
     def __call__(self, inputs, *args, path=None, **kwargs):
+        self._check_images(inputs)
         # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. Of
         # plain values, since a functional model that calls the network writes them into its config.
         if path is not None:
@@ -153,7 +154,6 @@ class DynamicSlimmableNetwork(keras.Model):
         return resolve_path(path, self.num_gates, self.num_widths, self.spec.wide_front)
 
     def call(self, inputs, path=None, training=False):
-        self._check_images(inputs)
         if path is None:
             if training:
                 raise ValueError(
