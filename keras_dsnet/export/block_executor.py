@@ -199,7 +199,9 @@ class BlockExecutor(Executor):
         return tf.nn.relu(total)
 
     def max_pool(self, step, x):
-        return tuple(map(step.layer, x))
+        # The layer itself would cast to the precision of the network.
+        size, strides = step.layer.pool_size, step.layer.strides
+        return tuple(tf.nn.max_pool2d(group, size, strides, "SAME") for group in x)
 
     def pool(self, step, x):
         return tuple(tf.reduce_mean(group, (1, 2)) for group in x)

@@ -1,6 +1,7 @@
 """The TFLite file of one path: its outputs, its operators, and what a failure leaves behind."""
 
 import dataclasses
+import functools
 import importlib
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from tiny_families import TINY_RESNET, tiny_network
 
 from keras_dsnet.export import export_subnetwork
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
@@ -105,8 +107,9 @@ def test_a_network_of_any_image_size_needs_a_size(tmp_path):
     assert image["shape"].tolist() == [1, 64, 32, 3]
 
 
-def test_a_network_of_low_precision_is_checked_without_its_rounding(tmp_path):
-    report = export_subnetwork(make_network("mixed_bfloat16"), 0, tmp_path / "m.tflite")
+@pytest.mark.parametrize("make", [make_network, functools.partial(tiny_network, TINY_RESNET)])
+def test_a_network_of_low_precision_is_checked_without_its_rounding(make, tmp_path):
+    report = export_subnetwork(make(dtype="mixed_bfloat16"), 0, tmp_path / "m.tflite")
     assert report["difference"] <= 1e-4
 
 
