@@ -8,6 +8,7 @@ import keras
 
 from keras_dsnet.checkpoints.convert import convert_checkpoint
 from keras_dsnet.utils import UserError
+from keras_dsnet.utils.atomic_file import atomic_path
 
 URL = "https://github.com/changlin31/DS-Net/releases/download/v0.0.1/DS_MBNet-70_1.pth.tar"
 
@@ -24,7 +25,8 @@ def released_weights(url=URL):
     """Returns the path of the authors' ImageNet weights as a `.weights.h5` file.
 
     The first call downloads their checkpoint, unless it lies in `cache_folder()` already, and
-    converts it; neither a download that broke nor a half-written file is ever kept.
+    converts it; neither a download that broke nor a half-written file is ever kept. Processes that
+    do so at the same time do not disturb each other.
 
     Args:
         url: of the checkpoint.
@@ -55,14 +57,9 @@ def released_weights(url=URL):
 
 def _fetch(url, checkpoint, converted):
     # Under another name until it is known to be whole: a killed download must not look like one.
-    partial = checkpoint.with_name(f"partial-{checkpoint.name}")
-    partial.unlink(missing_ok=True)
-    try:
+    with atomic_path(checkpoint) as partial:
         _download(url, partial, checkpoint)
         convert_checkpoint(partial, converted, gates_trained=False)
-        partial.replace(checkpoint)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _download(url, partial, checkpoint):

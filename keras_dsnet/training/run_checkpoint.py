@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.utils.atomic_file import atomic_file, remove_leftover
+from keras_dsnet.utils.atomic_file import atomic_file, remove_leftovers
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -38,7 +38,7 @@ class RunCheckpoint:
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        remove_leftover(self.path)
+        remove_leftovers(self.path)
 
     def save(self, variables, step, meta=None):
         """Saves a state in place of the last one.

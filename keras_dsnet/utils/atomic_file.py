@@ -2,18 +2,19 @@
 
 import contextlib
 import errno
+import glob
 import os
 import pathlib
+import platform
+import time
 
-_SUFFIX = ".tmp"
+# A temporary file that nobody wrote to for so long is nobody's, wherever its process ran.
+_STALE_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
 def atomic_file(path, mode="w"):
     """Opens a file beside `path` that takes its place when the block ends without an error.
-
-    It is flushed to the disk before it is renamed, so that whatever ends the process or the machine
-    leaves either the old file or the new one.
 
     Args:
         path: of the file; its folder must exist.
@@ -25,66 +26,86 @@ def atomic_file(path, mode="w"):
     Raises:
         OSError: it cannot be written; the error names `path`, and what was there still is.
     """
-    path = pathlib.Path(path)
-    beside = temporary_path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    try:
-        with beside.open(mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        remove_leftover(path)
-        if isinstance(error, OSError) and error.filename in (None, str(beside)):
-            error.filename = str(path)
-        raise
+    with atomic_path(path) as beside, beside.open(mode, **text) as file:
+        yield file
 
 
 @contextlib.contextmanager
 def atomic_path(path):
     """Gives a name beside `path`, whose file takes its place when the block ends without an error.
 
-    For libraries that open files by name and insist on the name's ending.
+    For libraries that open files by name and insist on the name's ending. The file is flushed to
+    the disk before it is renamed, so that whatever ends the process or the machine leaves either
+    the old file or the new one. Processes that write the same file do so under different names, and
+    the last one's stays.
 
     Args:
         path: of the file; its folder must exist.
 
     Yields:
-        `pathlib.Path` with the ending of `path`.
+        `pathlib.Path` with the ending of `path`; there is no file of that name yet.
 
     Raises:
-        OSError: it cannot be renamed; what was there before still is.
+        OSError: it cannot be written; the error names `path`, and what was there still is.
     """
     path = pathlib.Path(path)
-    beside = path.with_name(f"partial-{path.name}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    remove_leftovers(path)
+    beside = temporary_path(path)
     try:
-        yield beside
-        beside.replace(path)
-    finally:
+        # A killed process may have had the number of this one.
         beside.unlink(missing_ok=True)
+        yield beside
+        _flush(beside)
+        beside.replace(path)
+        # A rename is on the disk only when the folder is; some file systems cannot flush one.
+        with contextlib.suppress(OSError):
+            _flush(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        if isinstance(error, OSError) and error.strerror and error.filename in (None, str(beside)):
+            error.filename = str(path)
+        raise
 
 
 def temporary_path(path):
-    """Returns where `atomic_file(path)` writes before it renames."""
+    """Returns where this process writes what is to take the place of `path`."""
     path = pathlib.Path(path)
-    return path.with_name(path.name + _SUFFIX)
+    return path.with_name(f"partial-{os.getpid()}@{platform.node()}-{path.name}")
 
 
-def remove_leftover(path):
-    """Removes what a killed write of `path` left behind."""
-    with contextlib.suppress(OSError):
-        temporary_path(path).unlink()
+def remove_leftovers(path):
+    """Removes what killed writes of `path` left behind; those that go on keep their files."""
+    path = pathlib.Path(path)
+    for beside in path.parent.glob(f"partial-*@*-{glob.escape(path.name)}"):
+        writer = beside.name.removeprefix("partial-").removesuffix(f"-{path.name}")
+        # Another process may have removed it by now.
+        with contextlib.suppress(OSError):
+            if _is_gone(writer) or time.time() - beside.stat().st_mtime > _STALE_SECONDS:
+                beside.unlink()
 
 
-def _flush_folder(folder):
-    # A rename is on the disk only when the folder is; some file systems cannot flush one.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _is_gone(writer):
+    """Whether a process, written as in `temporary_path`, ran on this machine and has ended."""
+    number, _, machine = writer.partition("@")
+    if machine != platform.node() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        # It is another user's, or no number of a process.
+        return False
+    return False
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

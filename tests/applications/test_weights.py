@@ -1,8 +1,10 @@
 """Networks with weights: from files of this package, of the authors, and from the release."""
 
 import collections
+import os
 import time
 
+import keras
 import numpy as np
 import pytest
 from keras_dsnet.applications import DSMobileNet, ds_mobilenet
@@ -14,6 +16,7 @@ from keras_dsnet.checkpoints.mobilenet_tensors import mobilenet_tensors
 from keras_dsnet.checkpoints.released_weights import cache_folder, released_weights
 from keras_dsnet.models import MobileNetStage
 from keras_dsnet.utils import UserError
+from keras_dsnet.utils.atomic_file import temporary_path
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
 SMALL = {"input_shape": (32, 32, 3), "classes": 5, "alpha": 0.25, "output_stride": 16}
@@ -267,8 +270,26 @@ def test_a_broken_download_never_stays(checkpoint, cache, tmp_path, data):
         released_weights(broken.as_uri())
     assert not list(cache.iterdir())
     # What a killed download left behind is not taken for the file either.
-    (cache / "partial-net.pth.tar").write_bytes(b"half")
+    temporary_path(cache / "net.pth.tar").write_bytes(b"half")
     assert released_weights(checkpoint.as_uri()).exists()
+    assert {path.name for path in cache.iterdir()} == {"net.pth.tar", "net.weights.h5"}
+
+
+def test_downloads_at_the_same_time_do_not_disturb_each_other(checkpoint, cache, monkeypatch):
+    url, download = checkpoint.as_uri(), keras.utils.get_file
+
+    def as_another_process_does_the_same(*arguments, **options):
+        path = download(*arguments, **options)
+        monkeypatch.setattr(keras.utils, "get_file", download)
+        with monkeypatch.context() as patch:
+            # A process that runs as long as this one.
+            patch.setattr(os, "getpid", os.getppid)
+            released_weights(url)
+        return path
+
+    monkeypatch.setattr(keras.utils, "get_file", as_another_process_does_the_same)
+    assert released_weights(url).exists()
+    assert {path.name for path in cache.iterdir()} == {"net.pth.tar", "net.weights.h5"}
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, checkpoint):

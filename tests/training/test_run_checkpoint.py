@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import resource
+import subprocess
 import time
 
 import keras
@@ -266,9 +267,13 @@ def test_a_full_disk_says_so_in_one_line(checkpoint, monkeypatch):
     assert names_in(checkpoint.path.parent) == []
 
 
-def test_a_start_removes_what_a_killed_save_left(checkpoint):
+def test_a_start_removes_what_a_killed_save_left(checkpoint, monkeypatch):
     checkpoint.save({"model": variables()}, step=1)
-    temporary_path(checkpoint.path).write_bytes(b"half")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: ended.pid)
+        temporary_path(checkpoint.path).write_bytes(b"half")
     assert RunCheckpoint(checkpoint.path).read_meta() == {"step": 1}
     assert names_in(checkpoint.path.parent) == ["checkpoint.npz"]
 
@@ -279,8 +284,8 @@ def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path, tmp_path_factory):
     (folder / "program.py").write_text(_SAVE_FOREVER)
     process = start_program(folder / "program.py", path, folder=folder)
     try:
-        _wait_for(folder / "stdout", len("1\n2\n3\n"))
-        _wait_for(temporary_path(path), 10_000_000)
+        _wait_for(folder, len("1\n2\n3\n"), "stdout")
+        _wait_for(tmp_path, 10_000_000, "partial-*-checkpoint.npz")
     finally:
         process.kill()
         process.join()
@@ -294,13 +299,12 @@ def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path, tmp_path_factory):
     assert names_in(tmp_path) == ["checkpoint.npz"]
 
 
-def _wait_for(path, size):
-    """Waits until so many bytes of a file are on the disk."""
+def _wait_for(folder, size, pattern):
+    """Waits until so many bytes of a file in a folder are on the disk."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
-        try:
-            if path.stat().st_size >= size:
+        # It may be renamed between the two calls.
+        with contextlib.suppress(FileNotFoundError):
+            if any(path.stat().st_size >= size for path in folder.glob(pattern)):
                 return
-        except FileNotFoundError:
-            continue
-    raise AssertionError(f"{path} did not appear")
+    raise AssertionError(f"{pattern} did not appear in {folder}")

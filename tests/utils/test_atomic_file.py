@@ -1,15 +1,31 @@
 """What is at a path is the old file or the new one, never half of one."""
 
+import contextlib
 import errno
+import os
+import signal
+import subprocess
+import time
 
 import pytest
+from programs import run_program
 
 from keras_dsnet.utils.atomic_file import (
     atomic_file,
     atomic_path,
-    remove_leftover,
+    remove_leftovers,
     temporary_path,
 )
+
+KILLED = """
+import os, signal, sys
+from keras_dsnet.utils.atomic_file import atomic_file
+
+with atomic_file(sys.argv[1]) as file:
+    file.write("half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_text_is_written_as_it_is(tmp_path):
@@ -41,7 +57,18 @@ def test_an_error_keeps_the_old_file_and_cleans_up(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_reported_with_the_path(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def opened_by_name(path):
+    """Writes as libraries do that are given a name."""
+    with atomic_path(path) as beside, beside.open("w") as file:
+        yield file
+
+
+WAYS = pytest.mark.parametrize("opened", [atomic_file, opened_by_name])
+
+
+@WAYS
+def test_a_full_disk_is_reported_with_the_path(opened, tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -51,7 +78,7 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with (
         pytest.raises(OSError, match="No space left on device") as caught,
-        atomic_file(path) as file,
+        opened(path) as file,
     ):
         file.write("new")
     assert caught.value.filename == str(path)
@@ -59,19 +86,85 @@ def test_a_full_disk_is_reported_with_the_path(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_folder_is_reported_with_the_path_that_was_asked_for(tmp_path):
+@WAYS
+def test_the_file_is_on_the_disk_before_its_name_is_and_then_the_folder(
+    opened, tmp_path, monkeypatch
+):
+    path, flushed = tmp_path / "a.txt", []
+
+    def fsync(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with opened(path) as file:
+        file.write("new")
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+@WAYS
+def test_a_missing_folder_is_reported_with_the_path_that_was_asked_for(opened, tmp_path):
     path = tmp_path / "missing" / "a.txt"
-    with pytest.raises(FileNotFoundError) as caught, atomic_file(path):
+    with pytest.raises(FileNotFoundError) as caught, opened(path):
         pass
     assert caught.value.filename == str(path)
 
 
-def test_leftovers_are_removed_and_may_be_absent(tmp_path):
+@WAYS
+def test_a_folder_in_the_files_place_is_told_before_the_work(opened, tmp_path):
+    with pytest.raises(IsADirectoryError) as caught, opened(tmp_path):
+        pytest.fail("the block ran")
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_a_killed_write_keeps_the_old_file_and_the_next_one_removes_what_it_left(tmp_path):
     path = tmp_path / "a.txt"
-    temporary_path(path).write_text("half")
-    remove_leftover(path)
-    remove_leftover(path)
-    assert list(tmp_path.iterdir()) == []
+    path.write_text("old")
+    program = tmp_path / "program.py"
+    program.write_text(KILLED)
+    assert run_program(program, path).returncode == -signal.SIGKILL
+    program.unlink()
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_file(path) as file:
+        file.write("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_processes_write_the_same_file_under_names_of_their_own(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    with atomic_file(path) as file:
+        file.write("first")
+        with monkeypatch.context() as patch:
+            # A process that runs as long as this one.
+            patch.setattr(os, "getpid", os.getppid)
+            with atomic_file(path) as other:
+                other.write("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_are_those_of_ended_processes_and_of_a_day_ago(tmp_path):
+    path = tmp_path / "a.txt"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = {
+        "own": temporary_path(path).name,
+        "ended": temporary_path(path).name.replace(str(os.getpid()), str(ended.pid), 1),
+        "elsewhere": f"partial-{ended.pid}@elsewhere-a.txt",
+        "old": "partial-1@elsewhere-a.txt",
+        "other": f"partial-{ended.pid}@elsewhere-b.txt",
+    }
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+    day_ago = time.time() - 25 * 3600
+    os.utime(tmp_path / names["old"], (day_ago, day_ago))
+    remove_leftovers(path)
+    remove_leftovers(path)
+    assert {one.name for one in tmp_path.iterdir()} == {
+        names[name] for name in ("own", "elsewhere", "other")
+    }
 
 
 def _write_and_raise(file, error):
