@@ -10,12 +10,16 @@ from keras_dsnet.utils.atomic_file import atomic_file
 
 _CONFIG = "config.json"
 _LOCK = ".lock"
+# The locks that this process holds, by device and number of their files. It may open a folder
+# again: a lock ends with the last `WorkDir` that has it.
+_held = weakref.WeakValueDictionary()
 
 
 class WorkDir:
     """A run's folder: made where it is missing, and tied to the configuration of its first start.
 
-    One process at a time trains in a folder; a lock, which ends with the process, sees to it.
+    One process at a time trains in a folder; a lock, which ends with the process, sees to it. The
+    same process may open its folder again.
 
     Args:
         path: of the folder.
@@ -88,9 +92,17 @@ class WorkDir:
             descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        weakref.finalize(self, os.close, descriptor)
+        lock, status = _Lock(descriptor), os.fstat(descriptor)
+        file = status.st_dev, status.st_ino
+        if file not in _held:
+            self._acquire(descriptor)
+            _held[file] = lock
+        self._own_lock = _held[file]
+
+    def _acquire(self, descriptor):
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Unlike `lockf`, it lasts while other descriptors of the file are closed.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise OSError(
                 error.errno,
@@ -117,6 +129,13 @@ class WorkDir:
                     f"--workdir={self.path} was started {_flag(name, old)}, and now runs "
                     f"{_flag(name, new)}: give the same flags, or name another folder"
                 )
+
+
+class _Lock:
+    """Closes a descriptor, and so gives up its lock, when nobody has it any more."""
+
+    def __init__(self, descriptor):
+        weakref.finalize(self, os.close, descriptor)
 
 
 def read_config(path):

@@ -13,9 +13,13 @@ from keras_dsnet.training.workdir import WorkDir, read_config
 _HOLD_LOCK = """
 import fcntl, sys
 file = open(sys.argv[1], "w")
-fcntl.lockf(file, fcntl.LOCK_EX)
+fcntl.flock(file, fcntl.LOCK_EX)
 print("locked", flush=True)
 sys.stdin.read()
+"""
+_TRY_LOCK = """
+import fcntl, sys
+fcntl.flock(open(sys.argv[1], "w"), fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
 
 
@@ -114,6 +118,25 @@ def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
             WorkDir(tmp_path, {})
         process.stdin.close()
     WorkDir(tmp_path, {})
+
+
+def test_a_folder_opened_again_stays_locked_until_the_last_run_ends(tmp_path):
+    def is_free():
+        command = [sys.executable, "-c", _TRY_LOCK, str(tmp_path / ".lock")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert not done.stderr or "BlockingIOError" in done.stderr
+        return done.returncode == 0
+
+    workdir = WorkDir(tmp_path, {})
+    again = WorkDir(tmp_path / ".", {})
+    assert not is_free()
+    del workdir
+    assert not is_free()
+    workdir = WorkDir(tmp_path, {})
+    del again
+    assert not is_free()
+    del workdir
+    assert is_free()
 
 
 @pytest.mark.parametrize("content", ["", "{half", "[1]", "null"])
