@@ -29,6 +29,7 @@ from loading_cost import loading_cost
 from start import start
 from take_turns import low_and_middle, ratios
 from timed_process import time_in_turns
+from trained_model import check_model, find_model
 
 FLAGS = flags.FLAGS
 FASTEST = "mobilenet_v1_1.0"
@@ -72,8 +73,11 @@ def check_flags():
     for path in FLAGS(sys.argv)[1:]:
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
-    if FLAGS.model and FLAGS.model not in ROUTES and not pathlib.Path(FLAGS.model).exists():
-        raise FileNotFoundError(f"--model={FLAGS.model} is not there")
+    if FLAGS.model and FLAGS.model not in ROUTES:
+        try:
+            check_model(find_model(FLAGS.model))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, and none of {', '.join(ROUTES)}") from None
     if not all(width.isdecimal() for width in FLAGS.routes or ()):
         raise ValueError(f"--routes must be widths such as 0,4,8,13; not {','.join(FLAGS.routes)}")
 
@@ -91,9 +95,7 @@ def make_network():
         randomise(network)
         network.routes = ROUTES[name]
     else:
-        path = pathlib.Path(name)
-        path = path / "model.keras" if path.is_dir() else path
-        network = keras.models.load_model(path, compile=False)
+        network = keras.models.load_model(find_model(name), compile=False)
     if FLAGS.routes:
         network.routes = tuple(map(int, FLAGS.routes))
     return network

@@ -15,17 +15,16 @@ and model.keras, the network with its gates. Batches, augmentation and Gumbel no
 --seed and the step.
 """
 
-import pathlib
-
 import common
 from absl import flags
 from model_settings import choose_variant, variant_routes
 from start import start
+from trained_model import check_model, find_model
 
 FLAGS = flags.FLAGS
 common.define_data_flags()
 flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
-flags.DEFINE_string("supernet", None, "Work directory of stage I, or a .keras file.", required=True)
+flags.DEFINE_string("supernet", None, "Work directory of a stage, or a .keras file.", required=True)
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes and loss weights.")
 flags.DEFINE_list("routes", None, "Candidate widths, as 0,1,2,3; none: of --variant.")
 flags.DEFINE_enum(
@@ -51,20 +50,13 @@ flags.DEFINE_float("learning_rate", 0.05, "At batch 512; scaled linearly by the 
 
 def find_supernet():
     """Returns the path of the saved network that --supernet names."""
-    path = pathlib.Path(FLAGS.supernet)
-    filename = path / "supernet.keras" if path.is_dir() else path
-    if not filename.is_file():
-        raise FileNotFoundError(
-            f"--supernet={FLAGS.supernet} has no supernet.keras: name the workdir of a finished "
-            "run of imagenet_stage1.py, or a .keras file"
-        )
-    return filename
+    return find_model(FLAGS.supernet, "supernet", ("supernet.keras", "model.keras"))
 
 
 def check_flags():
     """Raises an error for what the flags name and is not there."""
     common.check_flags()
-    find_supernet()
+    check_model(find_supernet(), "supernet")
 
 
 def load_supernet():

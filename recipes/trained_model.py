@@ -5,36 +5,47 @@ import pathlib
 import zipfile
 
 
-def find_model(name):
-    """Returns the path of the saved network that --model names, a work directory or a file.
+def find_model(name, flag="model", filenames=("model.keras", "supernet.keras")):
+    """Returns the path of the saved network that a flag names, a work directory or a file.
+
+    Args:
+        name: value of the flag.
+        flag: name of the flag, for messages.
+        filenames: those of a stage's networks in its work directory; the first that is there is
+            taken.
 
     Raises:
         FileNotFoundError: there is none.
     """
     path = pathlib.Path(name)
-    candidates = [path / "model.keras", path / "supernet.keras"] if path.is_dir() else [path]
+    candidates = [path / filename for filename in filenames] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"--model={name} is no .keras file and no work directory with model.keras (stage II)"
+        f"--{flag}={name} is no .keras file and no work directory with model.keras (stage II)"
         " or supernet.keras (stage I)"
     )
 
 
-def check_model(filename):
-    """Raises a ValueError unless the file holds a network of this package; builds nothing."""
+def check_model(filename, flag="model"):
+    """Raises a ValueError unless the file holds a network of this package; builds nothing.
+
+    Args:
+        filename: of the saved network.
+        flag: name of the flag that named it, for messages.
+    """
     try:
         with zipfile.ZipFile(filename) as archive:
             saved = json.loads(archive.read("config.json"))["class_name"]
             damaged = archive.testzip()
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
-        raise ValueError(f"--model: {filename} is no .keras file, or is damaged") from None
+        raise ValueError(f"--{flag}: {filename} is no .keras file, or is damaged") from None
     if damaged:
-        raise ValueError(f"--model: {filename} is damaged at {damaged}")
+        raise ValueError(f"--{flag}: {filename} is damaged at {damaged}")
     if saved != "DynamicSlimmableNetwork":
         raise ValueError(
-            f"--model: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
+            f"--{flag}: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
             "of the two stages save it"
         )
 

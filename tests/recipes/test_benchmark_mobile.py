@@ -62,7 +62,8 @@ def test_a_forced_file_takes_one_route_for_every_image(network, routed, width):
 
 
 def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed, tmp_path):
-    network.save(tmp_path / "model.keras")
+    # What stage I saves.
+    network.save(tmp_path / "supernet.keras")
     workdir = tmp_path / "benchmark"
     options = ("--baseline=none", "--rounds=2", "--loads=2", f"--model={tmp_path}")
     result = run_program(PROGRAM, routed, *options, f"--workdir={workdir}")
@@ -170,7 +171,13 @@ def test_random_statistics_differ_per_width():
     ("arguments", "message"),
     [
         (["missing.tflite"], "There is no file missing.tflite"),
-        (["--model=missing"], "--model=missing is not there"),
+        (
+            ["--model=missing"],
+            "--model=missing is no .keras file and no work directory with model.keras (stage II) "
+            "or supernet.keras (stage I), and none of ds_mobilenet, ds_resnet50, "
+            "ds_efficientnet_b0",
+        ),
+        ([f"--model={PROGRAM}"], f"--model: {PROGRAM} is no .keras file, or is damaged"),
         (["--routes=0,b"], "--routes must be widths such as 0,4,8,13; not 0,b"),
     ],
 )

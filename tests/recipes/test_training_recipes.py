@@ -193,6 +193,11 @@ def test_stage_2_on_two_replicas(supernet, tmp_path):
         ("imagenet_stage1.py", ["--batch_size=0"], "positive integer"),
         ("imagenet_stage1.py", ["--lerning_rate=1"], "Did you mean: learning_rate"),
         ("imagenet_stage2.py", ["--supernet=nowhere"], "--supernet=nowhere"),
+        (
+            "imagenet_stage2.py",
+            [f"--supernet={RECIPES / 'start.py'}"],
+            f"--supernet: {RECIPES / 'start.py'} is no .keras file, or is damaged",
+        ),
     ],
 )
 def test_what_flags_alone_show_is_told_before_tensorflow_is_loaded(
