@@ -19,6 +19,8 @@ _USER_ERRORS = (
     tf.errors.ResourceExhaustedError,
 )
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
+# By its name in `keras_dsnet.training.WorkDir`, which lies on a higher floor.
+_CHECKPOINT = "checkpoint.npz"
 _ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _GRAPH_NODE = re.compile(r"^\{\{.*?\}\}\s*")
 # How TensorFlow tells of an exception of a Python function inside a graph or a data pipeline.
@@ -31,7 +33,8 @@ def run(main):
     A user's mistake ends the program with one line `error: ...` on stderr and exit code 1: wrong
     flags, a `ValueError`, an `OSError`, TensorFlow's not found, permission denied and resource
     exhausted errors, a `UserError` inside a data pipeline. The flag `--debug`, added here, shows
-    the traceback instead. Ctrl-C ends it with exit code 130 and says how to go on.
+    the traceback instead. Ctrl-C ends it with exit code 130 and says how to go on where the folder
+    of the flag `--workdir` has a checkpoint.
 
     Args:
         main: a function of the command line's remaining arguments, the program's name first. What
@@ -91,7 +94,8 @@ def _print_error(line):
 
 def _how_to_resume():
     workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else None
-    if not workdir:
+    # Programs that save no state have a --workdir too, and a run has no checkpoint at first.
+    if not workdir or not (pathlib.Path(workdir) / _CHECKPOINT).is_file():
         return ""
     return f": the same command goes on from the last checkpoint in {workdir}"
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from keras_dsnet.training import WorkDir
 from keras_dsnet.utils import UserError
 
 PROGRAM = '''
@@ -126,6 +127,7 @@ CASES = {
     "bug": ["--do=bug"],
     "interrupt": ["--do=interrupt"],
     "interrupt_workdir": ["--do=interrupt", "--workdir=runs/x"],
+    "interrupt_without_checkpoint": ["--do=interrupt", "--workdir=runs/y"],
     "unknown_flag": ["--workdr=x"],
     "wrong_value": ["--batch=two"],
     "help": ["--help"],
@@ -138,6 +140,8 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("program")
     (folder / "program.py").write_text(PROGRAM.lstrip())
     (folder / "common.py").write_text(COMMON)
+    WorkDir(folder / "runs/x", {}).checkpoint.touch()
+    WorkDir(folder / "runs/y", {})
     command = [sys.executable, "-c", FORK_EACH, json.dumps(CASES)]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return {
@@ -218,8 +222,9 @@ def test_a_bug_inside_a_pipeline_keeps_its_traceback(outcomes):
     assert any("KeyError: " in line for line in lines)
 
 
-def test_an_interrupted_run_says_how_to_go_on(outcomes):
-    assert outcomes["interrupt"] == (130, "", ["", "interrupted"])
+def test_an_interrupted_run_says_how_to_go_on_where_it_can(outcomes):
+    for name in ("interrupt", "interrupt_without_checkpoint"):
+        assert outcomes[name] == (130, "", ["", "interrupted"])
     code, _, lines = outcomes["interrupt_workdir"]
     assert code == 130
     assert lines == [
