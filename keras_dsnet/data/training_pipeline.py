@@ -9,11 +9,6 @@ from keras_dsnet.data.augmentation import image_augmentations
 from keras_dsnet.data.cropping import CIFAR_PADDING, inception_window, pad_crop_flip
 from keras_dsnet.data.evaluation_pipeline import as_size, resize, whole_image
 
-RESUME_NOTE = (
-    "Batch t, its order and every augmentation are functions of (seed, t), so a resumed run sees "
-    "what an uninterrupted one would have seen, as long as data, batch size and flags are the same."
-)
-
 
 def training_pipeline(
     source,
@@ -35,8 +30,9 @@ def training_pipeline(
 
     Each epoch shows `source.steps_per_epoch(batch_size)` batches in an order of its own and leaves
     out the remainder. With `start_step=t` the stream goes on exactly where an uninterrupted one
-    would be. Images are cropped, flipped, changed by the policies (in the order of the arguments)
-    and erased at 0..255, then preprocessed.
+    would be, as long as data, batch size and options are the same: order and augmentation of batch
+    `t` are functions of `(seed, t)` too. Images are cropped, flipped, changed by the policies (in
+    the order of the arguments) and erased at 0..255, then preprocessed.
 
     Args:
         source: an `ImageSource`.

@@ -4,3 +4,10 @@ from keras_dsnet.export.dynamic_interpreter import DynamicInterpreter
 from keras_dsnet.export.export_routed import export_routed
 from keras_dsnet.export.export_subnetwork import export_subnetwork
 from keras_dsnet.export.quantize_aware import quantize_aware
+
+__all__ = [
+    "DynamicInterpreter",
+    "export_routed",
+    "export_subnetwork",
+    "quantize_aware",
+]

@@ -21,6 +21,34 @@ from keras_dsnet.training.schedules import (
 )
 from keras_dsnet.training.supernet_trainer import SupernetTrainer
 from keras_dsnet.training.table import format_table, write_table
+from keras_dsnet.training.tensorboard_log import TensorBoardLog
 from keras_dsnet.training.terminate_on_nan import TerminateOnNaN
 from keras_dsnet.training.training_run import TrainingRun
 from keras_dsnet.training.workdir import WorkDir
+
+__all__ = [
+    "L2SGD",
+    "CsvLog",
+    "GateTrainer",
+    "ProgressBar",
+    "RunCheckpoint",
+    "SaveRunCheckpoint",
+    "SupernetTrainer",
+    "TensorBoardLog",
+    "TerminateOnNaN",
+    "TrainingRun",
+    "WorkDir",
+    "cosine_schedule",
+    "describe_gates",
+    "evaluate_paths",
+    "exponential_schedule",
+    "format_table",
+    "plot_accuracy_against_madds",
+    "plot_training_curves",
+    "plot_width_shares",
+    "read_log",
+    "recalibrate_batch_norm",
+    "scaled_learning_rate",
+    "static_gain",
+    "write_table",
+]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_dsnet.training.tensorboard_log import TensorBoardLog
+from keras_dsnet.training import TensorBoardLog
 
 
 def run(folder, epochs, start_step=0, steps=5, initial=0):
