@@ -162,10 +162,12 @@ class PlainExecutor(Executor):
         return _apply(stock, x, as_numpy(layer.kernel)[: x.shape[-1], :units], bias)
 
     def add(self, step, x, shortcut):
-        x = keras.layers.Add(dtype=DTYPE)([x, shortcut])
+        # Keras's own names would count on from call to call.
+        name = f"{step.branch[-1].layer.name}_add"
+        x = keras.layers.Add(name=name, dtype=DTYPE)([x, shortcut])
         if step.activation is None:
             return x
-        return keras.layers.Activation(step.activation, dtype=DTYPE)(x)
+        return keras.layers.Activation(step.activation, name=f"{name}_activation", dtype=DTYPE)(x)
 
 
 def _apply(layer, x, *weights):

@@ -64,6 +64,15 @@ def test_a_subnetwork_of_stock_layers_has_the_outputs_of_its_path(networks, fami
 
 
 @pytest.mark.parametrize("family", SPECS)
+def test_layers_of_a_subnetwork_have_the_same_names_every_time(networks, family):
+    first, again = (
+        [layer.name for layer in networks[family].subnetwork("slimmest").layers] for _ in range(2)
+    )
+    assert first == again
+    assert any(name.endswith("_add") for name in first)
+
+
+@pytest.mark.parametrize("family", SPECS)
 def test_routed_images_have_the_outputs_of_their_path(networks, family):
     network = networks[family]
     network.routes = (0, 2)
