@@ -154,7 +154,7 @@ class BlockExecutor(Executor):
         return tuple(outputs)
 
     def norm(self, step, x):
-        if hasattr(step.layer, "moving_mean"):
+        if step.is_batch_norm:
             return tuple(activate(step.activation, group) for group in x)
         # Statistics of an image span more than the 255 steps of int8; see `group_norm`.
         with tf.name_scope(FLOAT_SCOPE):

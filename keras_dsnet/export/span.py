@@ -175,6 +175,6 @@ class _ConvCounter(CostCounter):
 
     def norm(self, step, shape):
         # Group norm has the same variables at every width.
-        if hasattr(step.layer, "moving_mean"):
+        if step.is_batch_norm:
             self.copied += 2 * shape[2]
         return super().norm(step, shape)

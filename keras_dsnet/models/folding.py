@@ -17,9 +17,7 @@ def foldable_norms(steps):
     return {
         step.layer: behind
         for step, behind in zip(steps, steps[1:])
-        if step.kind in ("conv", "depthwise")
-        and behind.kind == "norm"
-        and hasattr(behind.layer, "moving_mean")
+        if step.kind in ("conv", "depthwise") and behind.is_batch_norm
     }
 
 

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_dsnet.layers import SwitchableBatchNormalization
 from keras_dsnet.layers.channel_options import option_at
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.path import Path
@@ -38,19 +39,21 @@ class MaskedExecutor(SlicedExecutor):
         self.routes = routes
         self.choose = choose
         self.choices = []
-        self._has_batch_norm = any(map(_is_batch_norm, network.supernet_layers))
+        self._has_batch_norm = any(
+            isinstance(layer, SwitchableBatchNormalization) for layer in network.supernet_layers
+        )
         # Layers whose outputs are masked by a step behind them.
         self._unmasked = set()
 
     def run(self, steps, x):
         for step, behind in zip(steps, steps[1:]):
-            if behind.kind == "norm" and not _is_batch_norm(behind.layer):
+            if behind.kind == "norm" and not behind.is_batch_norm:
                 self._unmasked.add(step.layer)
         return super().run(steps, x)
 
     def residual(self, step, x):
         for steps in (step.branch, step.shortcut):
-            if steps and steps[-1].kind == "norm" and not _is_batch_norm(steps[-1].layer):
+            if steps and steps[-1].kind == "norm" and not steps[-1].is_batch_norm:
                 self._unmasked.add(steps[-1].layer)
         return super().residual(step, x)
 
@@ -68,7 +71,7 @@ class MaskedExecutor(SlicedExecutor):
     def norm(self, step, x):
         if step.section == 0:
             return super().norm(step, x)
-        if not _is_batch_norm(step.layer):
+        if not step.is_batch_norm:
             return self._masked(step, super().norm(step, x), step.layer.channels)
         x = self._normalize(step, x)
         mask = self._mask(step, step.layer.channels, x.dtype)
@@ -118,10 +121,6 @@ class MaskedExecutor(SlicedExecutor):
         if step.is_slimming_gate:
             self.choices.append(self.choose(step.layer, self.scores[-1], len(self.choices)))
         return x
-
-
-def _is_batch_norm(layer):
-    return hasattr(layer, "moving_mean")
 
 
 def _keeps_zero(activation):

@@ -91,7 +91,7 @@ class PlainExecutor(Executor):
 
     def norm(self, step, x):
         layer = step.layer
-        if not hasattr(layer, "moving_mean"):
+        if not step.is_batch_norm:
             x = self._group_norm(layer, x)
         elif not self.fold_batch_norm:
             x = self._batch_norm(step, x)

@@ -38,7 +38,7 @@ class SlicedExecutor(Executor):
 
     def norm(self, step, x):
         width = self.path.widths[step.section]
-        if hasattr(step.layer, "moving_mean"):
+        if step.is_batch_norm:
             x = step.layer(
                 x,
                 width=width,

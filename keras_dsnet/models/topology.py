@@ -8,6 +8,8 @@ shapes; none of them knows the network, and the network knows none of them.
 import dataclasses
 from typing import Any
 
+from keras_dsnet.layers import SwitchableBatchNormalization
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -35,6 +37,11 @@ class Step:
     def is_slimming_gate(self):
         """Whether this step chooses the width of the next section."""
         return self.kind == "gate" and bool(self.layer.num_choices)
+
+    @property
+    def is_batch_norm(self):
+        """Whether this step is a norm with moving statistics, which a convolution can take in."""
+        return isinstance(self.layer, SwitchableBatchNormalization)
 
 
 def split_sections(steps):

@@ -4,6 +4,7 @@ import itertools
 
 import tensorflow as tf
 
+from keras_dsnet.layers import SwitchableBatchNormalization
 from keras_dsnet.models.path import Path
 
 
@@ -32,7 +33,7 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
     resolved = [
         model.resolve_path(p) for p in (range(model.num_widths) if paths is None else paths)
     ]
-    if not any(hasattr(layer, "moving_mean") for layer in model.supernet_layers):
+    if not any(isinstance(layer, SwitchableBatchNormalization) for layer in model.supernet_layers):
         return 0
     fronts = {}
     for path in resolved:
