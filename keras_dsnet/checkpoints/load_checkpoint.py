@@ -69,14 +69,14 @@ def load_checkpoint(model, path, ema=None):
     `model.gates_trained = False`.
 
     Args:
-        model: a `DynamicSlimmableNetwork` with sigmoid attention. Where nothing fits nothing is
-            changed.
+        model: a `DynamicSlimmableNetwork` with sigmoid attention.
         path: of the checkpoint.
         ema: bool or None, as of `read_checkpoint`.
 
     Raises:
         OSError: the file cannot be opened.
-        UserError: it cannot be read, or has other tensors than the network needs.
+        UserError: it cannot be read, or has other tensors than the network needs. If any tensor
+            does not fit, nothing is changed.
     """
     assign_tensors(model, read_checkpoint(path, ema), path)
 
