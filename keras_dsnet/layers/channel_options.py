@@ -36,13 +36,14 @@ def resolve_width(width, num_widths, layer):
     """Checks a width and returns it as a Python int where its value is known.
 
     Args:
-        width: Python int, int32 scalar tensor, or None (only where there is one width).
+        width: Python int, int32 scalar tensor, `KerasTensor`, or None (only where there is one
+            width).
         num_widths: how many widths the layer has.
         layer: the layer's name, for the error message.
 
     Returns:
-        Python int, or an int32 scalar tensor inside a traced function. A layer with one width is
-        static: it takes any width and returns 0.
+        Python int; an int32 scalar tensor inside a traced function; a `KerasTensor` as it is. A
+        layer with one width is static: it takes any width and returns 0.
 
     Raises:
         ValueError: if the layer does not have this width. A symbolic tensor out of range fails when
@@ -50,7 +51,9 @@ def resolve_width(width, num_widths, layer):
     """
     if num_widths == 1:
         return 0
-    if isinstance(width, KerasTensor) or (tf.is_tensor(width) and not hasattr(width, "numpy")):
+    if isinstance(width, KerasTensor):
+        return width
+    if tf.is_tensor(width) and not hasattr(width, "numpy"):
         return tf.cast(width, tf.int32)
     try:
         index = operator.index(width.numpy() if tf.is_tensor(width) else width)

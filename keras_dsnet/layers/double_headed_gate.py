@@ -207,6 +207,17 @@ class DoubleHeadedGate(keras.layers.Layer):
         gap = tf.where(distance < 0, left[: len(routes)], right[: len(routes)])
         return tf.nn.relu(1.0 - tf.abs(distance) / gap)
 
+    def compute_output_spec(self, inputs, width=None, attention_mask=None):
+        resolve_width(width, len(self.channels), self.name)
+        shape = self.compute_output_shape(inputs.shape, width)
+        if not self.num_choices:
+            return keras.KerasTensor(shape, dtype=self.compute_dtype)
+        outputs, scores = shape
+        return (
+            keras.KerasTensor(outputs, dtype=self.compute_dtype),
+            keras.KerasTensor(scores, dtype="float32"),
+        )
+
     def compute_output_shape(self, input_shape, width=None):
         if not self.num_choices:
             return input_shape

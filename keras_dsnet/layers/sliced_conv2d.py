@@ -151,6 +151,11 @@ class SlicedConv2D(keras.layers.Layer):
             outputs += variable_slice(self.bias, out_channels)
         return outputs
 
+    def compute_output_spec(self, inputs, width=None):
+        resolve_width(width, len(self.filters), self.name)
+        shape = self.compute_output_shape(inputs.shape, width)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
     def compute_output_shape(self, input_shape, width=None):
         sizes = [
             padded_size(size, self.padding, self.kernel_size, self.strides)

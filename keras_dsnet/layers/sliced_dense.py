@@ -88,6 +88,11 @@ class SlicedDense(keras.layers.Layer):
             outputs += variable_slice(self.bias, units)
         return outputs
 
+    def compute_output_spec(self, inputs, width=None):
+        resolve_width(width, len(self.units), self.name)
+        shape = self.compute_output_shape(inputs.shape, width)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
     def compute_output_shape(self, input_shape, width=None):
         return (*input_shape[:-1], static_channels(self.units, width, self.name))
 

@@ -101,6 +101,11 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
             return [[0, 0], pad, pad, [0, 0]]
         return padding
 
+    def compute_output_spec(self, inputs, width=None):
+        resolve_width(width, len(self.channels), self.name)
+        shape = self.compute_output_shape(inputs.shape, width)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
     def compute_output_shape(self, input_shape, width=None):
         sizes = [
             padded_size(size, self.padding, self.kernel_size, self.strides)

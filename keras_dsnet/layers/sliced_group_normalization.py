@@ -78,6 +78,11 @@ class SlicedGroupNormalization(keras.layers.Layer):
             outputs, _ = normalized(values, gamma, beta)
         return tf.cast(tf.ensure_shape(outputs, inputs.shape), inputs.dtype)
 
+    def compute_output_spec(self, inputs, width=None, training=False):
+        resolve_width(width, len(self.channels), self.name)
+        shape = self.compute_output_shape(inputs.shape, width)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
     def compute_output_shape(self, input_shape, width=None):
         return input_shape
 

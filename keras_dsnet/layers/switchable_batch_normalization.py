@@ -166,7 +166,12 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         new = tf.concat([moving, value[row, channels:]], 0)
         table.assign(tf.tensor_scatter_nd_update(value, [[row]], [new]))
 
-    def compute_output_shape(self, input_shape, **kwargs):
+    def compute_output_spec(self, inputs, width=None, **kwargs):
+        resolve_width(width, len(self.channels), self.name)
+        shape = self.compute_output_shape(inputs.shape, width)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def compute_output_shape(self, input_shape, width=None):
         return input_shape
 
     def get_config(self):

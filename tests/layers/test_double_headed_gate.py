@@ -1,5 +1,6 @@
 """The gate's attention, its choices, and their gradients."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -111,9 +112,10 @@ def test_unknown_options_are_named(options):
 
 def test_scores_are_float32_under_mixed_precision():
     gate = made(dtype="mixed_bfloat16")
-    outputs, scores = gate(IMAGES, width=2)
-    assert outputs.dtype == "bfloat16"
-    assert scores.dtype == "float32"
+    for images in (IMAGES, keras.Input(IMAGES.shape[1:])):
+        outputs, scores = gate(images, width=2)
+        assert outputs.dtype == "bfloat16"
+        assert scores.dtype == "float32"
 
 
 def test_config_brings_back_the_gate():

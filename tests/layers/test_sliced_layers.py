@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_dsnet.layers import (
+    DoubleHeadedGate,
     SlicedConv2D,
     SlicedDense,
     SlicedDepthwiseConv2D,
@@ -16,16 +17,18 @@ from keras_dsnet.layers import (
 OPTIONS = (8, 16, 24)
 IMAGES = np.random.default_rng(0).normal(size=(2, 7, 6, 24)).astype("float32")
 MAKERS = {
-    "conv": lambda: SlicedConv2D(OPTIONS, 3, use_bias=True, input_channels=24),
-    "depthwise": lambda: SlicedDepthwiseConv2D(OPTIONS, 3, use_bias=True),
-    "dense": lambda: SlicedDense(OPTIONS, input_channels=24),
-    "batch_norm": lambda: SwitchableBatchNormalization(OPTIONS),
-    "group_norm": lambda: SlicedGroupNormalization(OPTIONS, 4),
+    "conv": lambda options: SlicedConv2D(options, 3, use_bias=True, input_channels=24),
+    "depthwise": lambda options: SlicedDepthwiseConv2D(options, 3, use_bias=True),
+    "dense": lambda options: SlicedDense(options, input_channels=24),
+    "batch_norm": lambda options: SwitchableBatchNormalization(options),
+    "group_norm": lambda options: SlicedGroupNormalization(options, 4),
 }
+# The gate has no stock layer to equal, but is built into networks like the others.
+WITH_GATE = {**MAKERS, "gate": lambda options: DoubleHeadedGate(options, num_choices=3)}
 
 
-def made(kind):
-    layer = MAKERS[kind]()
+def made(kind, options=OPTIONS):
+    layer = WITH_GATE[kind](options)
     layer.build((None, None, None, 24))
     generator = np.random.default_rng(1)
     for variable in layer.variables:
@@ -90,11 +93,71 @@ def test_a_tensor_width_serves_every_width_in_one_trace(kind):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", WITH_GATE)
 @pytest.mark.parametrize("width", [3, -1, None, True, 0.5])
 def test_a_width_that_the_layer_does_not_have_is_named(kind, width):
-    with pytest.raises(ValueError, match="has the widths 0 to 2"):
-        made(kind)(inputs_of(kind, 0), width=width)
+    inputs = inputs_of(kind, 0)
+    for received in (inputs, keras.Input(inputs.shape[1:])):
+        with pytest.raises(ValueError, match="has the widths 0 to 2"):
+            made(kind)(received, width=width)
+
+
+def assert_equal_outputs(actual, expected):
+    actual, expected = map(keras.tree.flatten, (actual, expected))
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def saved_and_loaded(model, folder):
+    model.save(folder / "model.keras")
+    return keras.models.load_model(folder / "model.keras")
+
+
+@pytest.mark.parametrize("kind", WITH_GATE)
+@pytest.mark.parametrize(
+    ("options", "width"), [(OPTIONS, 1), (16, None)], ids=["fixed width", "one width"]
+)
+def test_a_functional_model_runs_saves_and_loads(kind, options, width, tmp_path):
+    layer, images = made(kind, options), inputs_of(kind, 1)
+    inputs = keras.Input(images.shape[1:])
+    outputs = layer(inputs, width=width)
+    expected = layer(images, width=width)
+    for symbolic, real in zip(*map(keras.tree.flatten, (outputs, expected)), strict=True):
+        assert symbolic.shape[1:] == real.shape[1:]
+    model = keras.Model(inputs, outputs)
+    assert_equal_outputs(model(images), expected)
+    loaded = saved_and_loaded(model, tmp_path)
+    assert_equal_outputs(loaded.predict(images, verbose=0), expected)
+
+
+@pytest.mark.parametrize("kind", WITH_GATE)
+def test_a_functional_model_takes_the_width_as_an_input(kind):
+    layer, rank = made(kind), inputs_of(kind, 0).ndim
+    inputs = keras.Input([None] * (rank - 1)), keras.Input(batch_shape=(), dtype="int32")
+    model = keras.Model(inputs, layer(inputs[0], width=inputs[1]))
+    for width in range(3):
+        images = tf.constant(inputs_of(kind, width))
+        expected = layer(images, width=width)
+        assert_equal_outputs(model([images, tf.constant(width)]), expected)
+
+
+def test_a_sequential_model_of_static_layers_runs_saves_and_loads(tmp_path):
+    layers = [
+        SlicedConv2D(8, 3),
+        SwitchableBatchNormalization(8),
+        SlicedDepthwiseConv2D(8, 3, strides=2),
+        SlicedGroupNormalization(8, 4),
+        DoubleHeadedGate(8),
+        keras.layers.GlobalAveragePooling2D(),
+        SlicedDense(5),
+    ]
+    model = keras.Sequential([keras.Input(IMAGES.shape[1:]), *layers])
+    assert model.output_shape == (None, 5)
+    expected = IMAGES
+    for layer in layers:
+        expected = layer(expected)
+    assert_equal_outputs(model(IMAGES), expected)
+    assert_equal_outputs(saved_and_loaded(model, tmp_path)(IMAGES), expected)
 
 
 @pytest.mark.parametrize("kind", ["conv", "depthwise", "dense"])
@@ -134,6 +197,7 @@ def test_mixed_precision_computes_low_and_keeps_variables_float32(kind, policy):
     inputs = inputs_of(kind, 1)
     outputs = layer(inputs, width=1)
     assert outputs.dtype == policy.removeprefix("mixed_")
+    assert layer(keras.Input(inputs.shape[1:]), width=1).dtype == outputs.dtype
     assert {v.dtype for v in layer.variables} == {"float32"}
     expected = full(inputs, width=1)
     scale = np.abs(expected).max()
