@@ -113,7 +113,8 @@ class DoubleHeadedGate(keras.layers.Layer):
     def call(self, inputs, width=None, attention_mask=None):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
-        pooled = tf.reduce_mean(inputs, (1, 2))
+        # Unlike TensorFlow's own mean this one sums float16 in float32, where it cannot overflow.
+        pooled = keras.ops.mean(inputs, (1, 2))
         hidden = None if self.w1 is None else self._encode(pooled, channels, self.w1, self.b1)
         outputs = inputs
         if self.attention:

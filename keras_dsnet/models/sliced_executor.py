@@ -1,6 +1,6 @@
 """Runs a network along one path, every layer sliced to its width."""
 
-import tensorflow as tf
+import keras
 
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.topology import Executor
@@ -68,7 +68,8 @@ class SlicedExecutor(Executor):
         return activate(step.activation, x + shortcut, self.training)
 
     def pool(self, step, x):
-        return tf.reduce_mean(x, (1, 2))
+        # Unlike TensorFlow's own mean this one sums float16 in float32, where it cannot overflow.
+        return keras.ops.mean(x, (1, 2))
 
     def dropout(self, step, x):
         return step.layer(x, training=self.training)

@@ -118,6 +118,13 @@ def test_scores_are_float32_under_mixed_precision():
         assert scores.dtype == "float32"
 
 
+def test_pooled_inputs_of_float16_may_add_up_to_more_than_it_holds():
+    images = tf.fill((1, 112, 112, 8), 20.0)
+    expected = made()(images, width=0)[1].numpy()
+    scores = made(dtype="mixed_float16")(images, width=0)[1]
+    np.testing.assert_allclose(scores, expected, atol=0.01 * np.abs(expected).max())
+
+
 def test_config_brings_back_the_gate():
     gate = scalar(share_encoder=False, attention="sigmoid")
     copy = DoubleHeadedGate.from_config(gate.get_config())

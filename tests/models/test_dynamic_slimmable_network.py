@@ -277,6 +277,15 @@ def test_mixed_bfloat16_is_near_float32(network):
     assert low(IMAGES).shape == (24, 5)
 
 
+def test_pooled_features_of_float16_may_add_up_to_more_than_it_holds():
+    full, low = make_network(), make_network(dtype="mixed_float16")
+    for network in (full, low):
+        last = [step.layer for step in network.sections[-1] if step.kind == "norm"][-1]
+        last.beta.assign(tf.fill(last.beta.shape, 3e4))
+    expected = full(IMAGES, path=0).numpy()
+    np.testing.assert_allclose(low(IMAGES, path=0), expected, atol=0.01 * np.abs(expected).max())
+
+
 def test_summary_and_width_table(network, capsys):
     network.summary()
     assert "block_1_pointwise" in capsys.readouterr().out
