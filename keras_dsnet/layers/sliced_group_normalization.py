@@ -63,10 +63,11 @@ class SlicedGroupNormalization(keras.layers.Layer):
     def call(self, inputs, width=None, training=False):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
-        # Statistics of float16 activations overflow, so they are taken in float32.
-        values = tf.cast(inputs, tf.float32)
-        gamma = variable_slice(self.gamma, channels)
-        beta = variable_slice(self.beta, channels)
+        # Statistics of float16 activations overflow, so they are taken in float32 at least.
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        values = tf.cast(inputs, dtype)
+        gamma = tf.cast(variable_slice(self.gamma, channels), dtype)
+        beta = tf.cast(variable_slice(self.beta, channels), dtype)
 
         def normalized(*arguments):
             return _normalized(*arguments, self.channels_per_group, self.epsilon)
