@@ -159,7 +159,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         return tf.cast(outputs, inputs.dtype), *_average(moving, (mean, unbiased), momentum)
 
     def _assign(self, table, row, channels, moving):
-        if isinstance(table.value, tf.Variable) and not _has_replicas():
+        if isinstance(table.value, tf.Variable) and not _has_replicas(table.value):
             table.value[row, :channels].assign(moving)
             return
         value = tf.convert_to_tensor(table)
@@ -191,5 +191,8 @@ def _average(moving, batch, momentum):
     return [old * momentum + new * (1.0 - momentum) for old, new in zip(moving, batch)]
 
 
-def _has_replicas():
-    return tf.distribute.get_strategy().num_replicas_in_sync > 1
+def _has_replicas(variable):
+    # The variable's strategy, which may not be the current one: outside of its scope a slice would
+    # be assigned on one replica alone.
+    mirrored = isinstance(variable, tf.distribute.DistributedValues)
+    return mirrored and variable.distribute_strategy.num_replicas_in_sync > 1

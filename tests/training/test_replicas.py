@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
-from keras_dsnet.training import L2SGD, SupernetTrainer
+from keras_dsnet.training import L2SGD, SupernetTrainer, recalibrate_batch_norm
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -34,12 +34,21 @@ def make_trainer():
     return trainer
 
 
+generator = np.random.default_rng(0)
+images = generator.normal(size=(16, 16, 16, 3)).astype("float32")
+batch = images, generator.integers(0, 5, 16).astype("int32")
+batches = tf.data.Dataset.from_tensors(batch).repeat()
+
+
 def train(trainer):
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(16, 16, 16, 3)).astype("float32")
-    batch = images, generator.integers(0, 5, 16).astype("int32")
-    batches = tf.data.Dataset.from_tensors(batch).repeat()
     trainer.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
+
+
+def apart(model):
+    return max(
+        np.abs(a.numpy() - b.numpy()).max()
+        for a, b in (variable.value.values for variable in model.non_trainable_variables)
+    )
 
 
 def difference(first, second):
@@ -54,10 +63,12 @@ train(two)
 print("replicas", two.distribute_strategy.num_replicas_in_sync)
 print("model", difference(one.model.variables, two.model.variables))
 print("teacher", difference(one.teacher_variables, two.teacher_variables))
-print("apart", max(
-    np.abs(a.numpy() - b.numpy()).max()
-    for a, b in (variable.value.values for variable in two.model.non_trainable_variables)
-))
+print("apart", apart(two.model))
+# After training, outside of the strategy's scope, as the recipe does it.
+for trainer in (one, two):
+    recalibrate_batch_norm(trainer.model, batches, steps=2, verbose=False)
+print("recalibrated", difference(one.model.variables, two.model.variables))
+print("recalibrated_apart", apart(two.model))
 """
 
 
@@ -76,6 +87,8 @@ def test_two_replicas_with_synchronized_batch_norm_equal_one_device(tmp_path):
     assert figures["model"] < 1e-4
     assert figures["teacher"] < 1e-4
     assert figures["apart"] == 0
+    assert figures["recalibrated"] < 1e-4
+    assert figures["recalibrated_apart"] == 0
 
 
 @pytest.mark.slow
