@@ -1,11 +1,13 @@
 """Batch-norm statistics of every path, computed anew."""
 
+import contextlib
 import itertools
 
 import tensorflow as tf
 
 from keras_dsnet.layers import SwitchableBatchNormalization
 from keras_dsnet.models.path import Path
+from keras_dsnet.models.sliced_executor import SlicedExecutor
 
 
 def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True):
@@ -13,7 +15,7 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
 
     Moving averages of a width that was drawn now and then lag behind the weights. Here each path
     that is asked for sees the same batches, and its statistics become the cumulative mean of
-    theirs. No other variable changes.
+    theirs, whether the network is trainable or frozen. No other variable changes.
 
     Args:
         model: a `DynamicSlimmableNetwork`.
@@ -33,14 +35,26 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
     resolved = [
         model.resolve_path(p) for p in (range(model.num_widths) if paths is None else paths)
     ]
-    if not any(isinstance(layer, SwitchableBatchNormalization) for layer in model.supernet_layers):
+    norms = [
+        layer for layer in model.supernet_layers if isinstance(layer, SwitchableBatchNormalization)
+    ]
+    if not norms:
         return 0
+    with _trainable(norms):
+        count = _run(model, resolved, _progress(dataset, steps, verbose))
+    if not count:
+        raise ValueError("`dataset` has no batches to recalibrate batch norm with.")
+    return count
+
+
+def _run(model, paths, batches):
+    """Moves the statistics of `paths` to their means over the batches and counts these."""
     fronts = {}
-    for path in resolved:
+    for path in paths:
         fronts.setdefault((path.widths[0], path.statistics[0]), []).append(path)
     run_front, run_tail = _traced(model)
     count = 0
-    for batch in _progress(dataset, steps, verbose):
+    for batch in batches:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         # After i batches the mean is (i * old + new) / (i + 1): a momentum that changes.
         momentum = tf.constant(count / (count + 1.0), tf.float32)
@@ -50,8 +64,6 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
             for path in group:
                 run_tail(features, tf.constant(path.widths), tf.constant(path.statistics), momentum)
         count += 1
-    if not count:
-        raise ValueError("`dataset` has no batches to recalibrate batch norm with.")
     return count
 
 
@@ -60,14 +72,35 @@ def _traced(model):
 
     @tf.function(autograph=False, reduce_retracing=True)
     def front(images, momentum, path):
-        return model.run_sections(images, path, last=0, training=True, momentum=momentum)
+        executor = _StatisticsExecutor(path, training=True, momentum=momentum)
+        return model.run_sections(images, path, last=0, executor=executor)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def tail(features, widths, rows, momentum):
         path = Path(tuple(tf.unstack(widths)), tuple(tf.unstack(rows)))
-        model.run_sections(features, path, first=1, training=True, momentum=momentum)
+        executor = _StatisticsExecutor(path, training=True, momentum=momentum)
+        model.run_sections(features, path, first=1, executor=executor)
 
     return front, tail
+
+
+class _StatisticsExecutor(SlicedExecutor):
+    def dropout(self, step, x):
+        # It stands behind every norm: its noise would change its seed and no statistic.
+        return x
+
+
+@contextlib.contextmanager
+def _trainable(norms):
+    """Batch norm that is frozen keeps its statistics: it is trainable in here, and frozen after."""
+    frozen = [norm for norm in norms if not norm.trainable]
+    for norm in frozen:
+        norm.trainable = True
+    try:
+        yield
+    finally:
+        for norm in frozen:
+            norm.trainable = False
 
 
 def _progress(dataset, steps, verbose):

@@ -72,8 +72,9 @@ def test_recalibrated_statistics_are_the_means_over_the_batches():
         np.testing.assert_allclose(table.numpy()[0, :4], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_recalibration_restores_destroyed_statistics_of_every_width_and_touches_nothing_else():
-    network = make_network()
+@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
+def test_recalibration_restores_destroyed_statistics_and_touches_nothing_else(trainable):
+    network = make_network(dropout=0.5)
     images, labels = make_batch(60)
     batches = [(images, labels)]
     recalibrate_batch_norm(network, batches, verbose=False)
@@ -83,12 +84,16 @@ def test_recalibration_restores_destroyed_statistics_of_every_width_and_touches_
         for norm in norms_of(network, section):
             norm.moving_mean.assign(norm.moving_mean + 100.0)
             norm.moving_variance.assign(norm.moving_variance * 0.0 + 7.0)
+    network.trainable = trainable
+    trained = [v.path for v in network.trainable_variables]
     recalibrate_batch_norm(network, batches, verbose=False)
     for width in range(4):
         np.testing.assert_allclose(network(images, path=width), expected[width], atol=1e-3)
     for variable in network.variables:
         if "moving" not in variable.name:
             np.testing.assert_array_equal(variable, others[variable.path])
+    assert [v.path for v in network.trainable_variables] == trained
+    assert {layer.trainable for layer in network.supernet_layers} == {trainable}
 
 
 def test_only_the_paths_asked_for_are_recalibrated():

@@ -29,7 +29,7 @@ def make_network(**options):
         spec, input_shape=(16, 16, 3), classes=4, classifier_activation=None
     )
     generator = np.random.default_rng(0)
-    for variable in network.variables:
+    for variable in network.weights:
         noise = generator.normal(scale=0.3, size=variable.shape)
         if "variance" in variable.name:
             noise = np.abs(noise)
