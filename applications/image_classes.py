@@ -42,8 +42,8 @@ def decode_predictions(probabilities, top=5):
     ImageNet's names are Keras's, which downloads them on first use.
 
     Args:
-        probabilities: `[batch, 1000]`, of ImageNet, or `[batch, 10]`, of CIFAR-10: which data set it
-            is the number of classes decides.
+        probabilities: `[batch, 1000]`, of ImageNet, or `[batch, 10]`, of CIFAR-10: the number of
+            classes says which data set it is.
         top: int.
 
     Returns:

@@ -50,7 +50,7 @@ class BlockExecutor(Executor):
         self.integer = integer
         self.scores = []
         self._norm_behind = {}
-        # The step of the last convolution.
+        # The step of the last convolution that was run here.
         self._last = None
 
     def run(self, steps, x):
@@ -101,7 +101,9 @@ class BlockExecutor(Executor):
         def multiply(group, kernel):
             return tf.matmul(group, tf.constant(kernel))
 
-        x = split(x, self._edges(step, self._last.layer.filters))
+        # Behind a section's entry alone the groups are those of its cuts.
+        if self._last:
+            x = split(x, self._edges(step, self._last.layer.filters))
         kernel = as_numpy(step.layer.kernel)
         return self._blocks(step, x, step.layer.units, kernel, multiply, edges_of(x))
 

@@ -1,26 +1,6 @@
 """The layers of a section that see the width before it, and the rest."""
 
 
-def entry_steps(steps):
-    """Returns the convolutions that a section begins with: one, or those of branch and shortcut.
-
-    A gate stands before a convolution, or before a residual block whose branch and shortcut begin
-    with one: only these see how many channels there were before the gate.
-
-    Raises:
-        ValueError: the section begins with something else.
-    """
-    first = steps[0]
-    branches = (first.branch, first.shortcut) if first.kind == "residual" else (steps,)
-    found = [branch[0] for branch in branches if branch and branch[0].kind == "conv"]
-    if len(found) < len(branches):
-        raise ValueError(
-            "A routed file of several gates needs a convolution behind every gate, in branch and "
-            f"shortcut of a residual block. Received: a section that begins with {first.kind!r}"
-        )
-    return found
-
-
 def enter(executor, steps, x):
     """Runs the convolutions that a section begins with.
 

@@ -10,9 +10,9 @@ from keras_dsnet.export.plan_cuts import (
     stored_share,
     whole,
 )
-from keras_dsnet.export.section_entry import entry_steps
 from keras_dsnet.models.cost_counter import CostCounter
 from keras_dsnet.models.path import Path
+from keras_dsnet.models.topology import entry_steps
 
 
 @dataclasses.dataclass

@@ -136,8 +136,8 @@ class DynamicSlimmableNetwork(keras.Model):
         # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. Of
         # plain values, since a functional model that calls the network writes them into its config.
         if path is not None:
-            named = isinstance(path, (str, Path))
-            kwargs["path"] = path if named else self.resolve_path(path).gates
+            resolved = self.resolve_path(path)
+            kwargs["path"] = path if isinstance(path, (str, Path)) else resolved.gates
         return super().__call__(inputs, *args, **kwargs)
 
     def resolve_path(self, path):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from keras_dsnet.models.step_builder import StepBuilder
+from keras_dsnet.models.topology import entry_steps, split_sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,8 @@ class NetworkSpec:
             Tuple of `Step`: the topology.
 
         Raises:
-            ValueError: `features` does not give the gates that the stages say.
+            ValueError: `features` does not give the gates that the stages say, or something else
+                than a convolution stands behind one.
         """
         builder = StepBuilder(self, dtype)
         steps, channels = self.features(builder, input_channels)
@@ -129,6 +131,8 @@ class NetworkSpec:
                 f"{type(self).__name__} has {self.num_gates} gated stages, and each needs one "
                 f"slimming gate outside of residual branches. Received: {gates}"
             )
+        for section in split_sections(steps)[1:]:
+            entry_steps(section)
         return tuple(steps + (builder.head(channels, classes) if include_top else []))
 
     def scaled(self, alpha=1.0, output_stride=32, front_alpha=None, strides=None):

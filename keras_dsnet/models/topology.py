@@ -61,6 +61,30 @@ def split_sections(steps):
     return tuple(map(tuple, sections))
 
 
+def entry_steps(steps):
+    """Returns the convolutions that a section behind a gate begins with: one, or two of a residual.
+
+    Only these see how many channels there were before the gate.
+
+    Args:
+        steps: of the section.
+
+    Raises:
+        ValueError: it begins with something else, which has no width of its own to choose.
+    """
+    first = steps[0] if steps else None
+    residual = first and first.kind == "residual"
+    branches = (first.branch, first.shortcut) if residual else (steps,)
+    found = [branch[0] for branch in branches if branch and branch[0].kind == "conv"]
+    if len(found) < len(branches):
+        raise ValueError(
+            "A slimming gate needs a convolution behind it, or a residual block whose branch and "
+            "shortcut begin with one. "
+            f"Received: {repr(first.kind) if first else 'the end of the features'}"
+        )
+    return found
+
+
 def walk(steps):
     """Yields every step, those inside of residual branches and shortcuts included.
 
