@@ -8,12 +8,13 @@ from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.sliced_executor import SlicedExecutor
 from keras_dsnet.training.choice_madds import ChoiceMAdds
 from keras_dsnet.training.losses import gate_cross_entropy, label_cross_entropy
+from keras_dsnet.training.network_trainer import NetworkTrainer
 
 STRATEGIES = ("try_best", "give_up")
 ESTIMATORS = ("straight_through", "exact")
 
 
-class GateTrainer(keras.Model):
+class GateTrainer(NetworkTrainer):
     """Sandwich Gate Sparsification (Sec. 3.2 of the paper, Eqs. 10-12).
 
     The supernet is frozen, and only the slimming heads learn, from three losses: the classification
@@ -53,7 +54,6 @@ class GateTrainer(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
         if strategy not in STRATEGIES:
             raise ValueError(
                 f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}"
@@ -68,7 +68,7 @@ class GateTrainer(keras.Model):
                 "`loss_weights` must be three numbers of 0 or more, not all 0. "
                 f"Received: loss_weights={loss_weights!r}"
             )
-        self.model = model
+        super().__init__(model, **kwargs)
         self.routes = check_routes(model.routes if routes is None else routes, model.num_widths)
         self.strategy = strategy
         self.loss_weights = tuple(map(float, loss_weights))
@@ -85,8 +85,6 @@ class GateTrainer(keras.Model):
             [keras.metrics.Mean(self._share_name(gate, width)) for width in self.routes]
             for gate in range(model.num_gates)
         ]
-        self.supports_jit = False
-        self.built = True
 
     def _share_name(self, gate, width):
         return f"share_{width}" if self.model.num_gates == 1 else f"share_{gate}_{width}"
@@ -110,11 +108,7 @@ class GateTrainer(keras.Model):
         """
         if optimizer is None:
             optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
-        optimizer = keras.optimizers.get(optimizer)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        inner.exclude_from_weight_decay(var_list=self.optimized_variables)
-        kwargs.setdefault("jit_compile", False)
-        super().compile(optimizer=optimizer, **kwargs)
+        super().compile(optimizer, **kwargs)
 
     def train_step(self, data):
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
@@ -254,9 +248,6 @@ class GateTrainer(keras.Model):
             for tracker, share in zip(trackers, tf.unstack(taken, axis=1)):
                 tracker.update_state(share)
         return {metric.name: metric.result() for metric in self.metrics}
-
-    def call(self, inputs, **kwargs):
-        return self.model(inputs, **kwargs)
 
 
 def _right(logits, labels):

@@ -10,12 +10,13 @@ from keras_dsnet.models.path import Path
 from keras_dsnet.training.l2_sgd import L2SGD
 from keras_dsnet.training.losses import label_cross_entropy, soft_cross_entropy
 from keras_dsnet.training.moving_average import MovingAverage
+from keras_dsnet.training.network_trainer import NetworkTrainer
 from keras_dsnet.training.stage_one_variables import stage_one_variables, undecayed_variables
 
 TARGETS = ("in_place", "ema", "ensemble")
 
 
-class SupernetTrainer(keras.Model):
+class SupernetTrainer(NetworkTrainer):
     """In-place Ensemble Bootstrapping (Sec. 3.1 of the paper, Eqs. 3-5).
 
     Each step trains the widest sub-network on the labels, `num_random` random ones on the soft
@@ -65,7 +66,7 @@ class SupernetTrainer(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(model, **kwargs)
         _check(target in TARGETS, "target", target, f"one of {TARGETS}")
         _check(num_random >= 0, "num_random", num_random, "0 or more")
         _check(temperature > 0, "temperature", temperature, "positive")
@@ -73,7 +74,6 @@ class SupernetTrainer(keras.Model):
         ends = ("widest", "largest")
         _check(not sandwich or label_path in ends, "label_path", label_path, "widest or largest")
         model.resolve_path(label_path)
-        self.model = model
         self.target = target
         self.num_random = num_random if sandwich else 0
         self.temperature = temperature
@@ -95,8 +95,6 @@ class SupernetTrainer(keras.Model):
         names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
         self._trackers = {name: keras.metrics.Mean(name) for name in names}
         self._accuracy = keras.metrics.Mean(f"{self._label_name}_accuracy")
-        self.supports_jit = False
-        self.built = True
 
     @property
     def metrics(self):
@@ -110,11 +108,7 @@ class SupernetTrainer(keras.Model):
                 gates, and the norms and biases unless `decay_norms_and_biases`.
             **kwargs: of `keras.Model.compile`.
         """
-        optimizer = keras.optimizers.get(L2SGD() if optimizer is None else optimizer)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        inner.exclude_from_weight_decay(var_list=self._undecayed_variables())
-        kwargs.setdefault("jit_compile", False)
-        super().compile(optimizer=optimizer, **kwargs)
+        super().compile(L2SGD() if optimizer is None else optimizer, **kwargs)
 
     def _undecayed_variables(self):
         return undecayed_variables(self.model.sections, self.decay_norms_and_biases)
@@ -266,9 +260,6 @@ class SupernetTrainer(keras.Model):
     def load_teacher(self):
         """Gives the model the teacher's variables: the average, which is the better network."""
         self._average.load()
-
-    def call(self, inputs, **kwargs):
-        return self.model(inputs, **kwargs)
 
 
 def _sum(total, value):

@@ -1,0 +1,53 @@
+"""What the trainers of both stages share."""
+
+import keras
+
+
+class NetworkTrainer(keras.Model):
+    """A model around a network, that optimizes some of its variables.
+
+    A subclass has the steps, and `optimized_variables`.
+
+    Args:
+        model: a `DynamicSlimmableNetwork`.
+        **kwargs: of `keras.Model`; its `dtype` is the network's by default.
+    """
+
+    def __init__(self, model, **kwargs):
+        # By the trainer's policy Keras decides whether the loss must be scaled.
+        super().__init__(**{"dtype": model.dtype_policy, **kwargs})
+        self.model = model
+        self.supports_jit = False
+        self.built = True
+
+    def compile(self, optimizer, **kwargs):
+        """Sets the optimizer; Keras scales the loss where the network computes in float16.
+
+        Args:
+            optimizer: a Keras optimizer that is not built yet, or its name.
+            **kwargs: of `keras.Model.compile`.
+
+        Raises:
+            ValueError: the optimizer is built: it has trained something before.
+        """
+        optimizer = keras.optimizers.get(optimizer)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner.exclude_from_weight_decay(var_list=self._undecayed_variables())
+        kwargs.setdefault("jit_compile", False)
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def _undecayed_variables(self):
+        """Returns those of the optimized variables that have no weight decay."""
+        return self.optimized_variables
+
+    def call(self, inputs, **kwargs):
+        """Runs the network.
+
+        Args:
+            inputs: float32 `[batch, height, width, 3]`, preprocessed.
+            **kwargs: `path` and `training`, as in a call of the network.
+
+        Returns:
+            `[batch, classes]`.
+        """
+        return self.model(inputs, **kwargs)

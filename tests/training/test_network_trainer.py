@@ -1,0 +1,76 @@
+"""What the trainers of both stages have in common."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.training import L2SGD, GateTrainer, SupernetTrainer, TrainingRun, WorkDir
+from tests.training.test_supernet_trainer import make_batch, make_network, values_of
+
+TRAINERS = [SupernetTrainer, GateTrainer]
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_the_loss_of_a_float16_network_is_scaled_whatever_the_global_policy(trainer_class):
+    images, labels = make_batch()
+    trainer = trainer_class(make_network(dtype="mixed_float16"))
+    trainer.compile(L2SGD(0.05, weight_decay=0.5), run_eagerly=True)
+    assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+    before = values_of(trainer.optimized_variables)
+    # The first steps may only find the scale.
+    for _ in range(5):
+        logs = trainer.train_on_batch(images, labels, return_dict=True)
+    assert np.isfinite(logs["loss"])
+    assert logs["learning_rate"] == pytest.approx(0.05)
+    moved = [np.abs(v - b).max() for v, b in zip(trainer.optimized_variables, before)]
+    assert max(moved) > 0
+    assert np.all(np.isfinite(moved))
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_the_loss_of_a_float32_network_is_not_scaled(trainer_class):
+    trainer = trainer_class(make_network())
+    trainer.compile(L2SGD(0.05))
+    assert isinstance(trainer.optimizer, L2SGD)
+
+
+def test_weight_decay_of_a_scaled_loss_spares_the_same_variables():
+    decayed = {}
+    for dtype in ("float32", "mixed_float16"):
+        trainer = SupernetTrainer(make_network(dtype=dtype))
+        trainer.compile(L2SGD(0.1, weight_decay=0.5))
+        trainer.optimizer.build(trainer.optimized_variables)
+        before = values_of(trainer.optimized_variables)
+        trainer.optimizer.apply([tf.zeros(v.shape) for v in trainer.optimized_variables])
+        after = zip(trainer.optimized_variables, before)
+        decayed[dtype] = {v.path for v, b in after if not np.array_equal(v, b)}
+    assert decayed["mixed_float16"] == decayed["float32"]
+    assert 0 < len(decayed["float32"]) < len(before)
+
+
+def float16_run(folder, epochs):
+    keras.utils.set_random_seed(0)
+    trainer = SupernetTrainer(make_network(dtype="mixed_float16"), num_random=1)
+    trainer.compile(L2SGD(0.05), run_eagerly=True)
+    batches = tf.data.Dataset.from_tensors(make_batch()).repeat()
+    run = TrainingRun(
+        trainer,
+        WorkDir(folder, {"seed": 0}),
+        lambda step: batches,
+        batch_size=12,
+        steps_per_epoch=2,
+        epochs=epochs,
+    )
+    start = run.fit()
+    return start, {name: values_of(group) for name, group in run.variables().items()}
+
+
+def test_a_run_with_a_scaled_loss_goes_on_where_it_stopped(tmp_path):
+    _, expected = float16_run(tmp_path / "whole", epochs=3)
+    float16_run(tmp_path / "cut", epochs=2)
+    start, state = float16_run(tmp_path / "cut", epochs=3)
+    assert start == 4
+    for name, values in expected.items():
+        for one, other in zip(state[name], values, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
