@@ -8,7 +8,7 @@ Real work, as in the paper (150 epochs, batch 512 over the replicas, lr 0.08 at 
 
 CIFAR-10 (docs/results/cifar10.md):
 
-    python recipes/imagenet_stage1.py --dataset=cifar10 --data_dir=/data/tfds --workdir=runs/cifar10 \
+    python recipes/imagenet_stage1.py --dataset=cifar10 --data_dir=... --workdir=runs/cifar10 \
         --alpha=0.25 --front_alpha=0.75 --strides=1,1,2,1,2,2 --num_random=1 --batch_size=64 \
         --epochs=27 --learning_rate=0.4 --weight_decay=5e-4 --warmup_epochs=1 --evaluate_epochs=9
 
