@@ -33,7 +33,7 @@ class GateTrainer(NetworkTrainer):
             and channel masks, as in the paper; the gradient of a mask only estimates what another
             width would change. "exact": their expectation over the soft choice without noise, from
             the outputs of every route; for one gate and few routes.
-        seed: int, of the Gumbel noise, which is a function of it and the step.
+        seed: int, of the Gumbel noise, which is a function of it, the step and the replica.
 
     Example:
 
@@ -133,7 +133,12 @@ class GateTrainer(NetworkTrainer):
         return self._report(*self.losses(images, labels, noise_seed=None))
 
     def _noise_seed(self):
-        return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return seed
+        # Replicas see other images, and need noise of their own.
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.random.fold_in(seed, replica)
 
     def losses(self, images, labels, noise_seed=None):
         """Computes the three losses of a batch (Eq. 12).

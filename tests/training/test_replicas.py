@@ -1,9 +1,9 @@
-"""Stage I on two replicas: two logical CPUs, which a process must declare before it uses any."""
+"""Training on two replicas: two logical CPUs, which a process must declare before it uses any."""
 
 import pytest
 from programs import run_program
 
-PROGRAM = """
+HEAD = """
 import sys
 
 import keras
@@ -11,14 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
-from keras_dsnet.training import L2SGD, SupernetTrainer, recalibrate_batch_norm
+from keras_dsnet.training import L2SGD, GateTrainer, SupernetTrainer, recalibrate_batch_norm
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 synchronized = sys.argv[1] == "synchronized"
 
 
-def make_trainer():
+def make_model():
     keras.utils.set_random_seed(0)
     stages = (
         MobileNetStage(1, 2, (6, 8)),
@@ -26,10 +26,13 @@ def make_trainer():
         MobileNetStage(1, 1, (12, 16, 24)),
     )
     spec = MobileNetSpec(stem=(4, 6), stages=stages, synchronized=synchronized)
-    model = DynamicSlimmableNetwork(
+    return DynamicSlimmableNetwork(
         spec, input_shape=(16, 16, 3), classes=5, classifier_activation=None
     )
-    trainer = SupernetTrainer(model, num_random=1)
+"""
+STAGE_1 = """
+def make_trainer():
+    trainer = SupernetTrainer(make_model(), num_random=1)
     trainer.compile(L2SGD(0.1, weight_decay=1e-2))
     return trainer
 
@@ -70,11 +73,33 @@ for trainer in (one, two):
 print("recalibrated", difference(one.model.variables, two.model.variables))
 print("recalibrated_apart", apart(two.model))
 """
+STAGE_2 = """
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    trainer = GateTrainer(make_model(), loss_weights=(1, 0, 0))
+    trainer.compile(keras.optimizers.SGD(0.1))
+images = tf.random.stateless_normal((64, 16, 16, 3), [0, 0])
+labels = tf.zeros(64, tf.int32)
 
 
-def run(folder, mode):
+@tf.function
+def draw():
+    return strategy.run(lambda: trainer.losses(images, labels, trainer._noise_seed())[1])
+
+
+for name in ("first", "again"):
+    one, other = strategy.experimental_local_results(draw()["choices"][0])
+    print(name, np.mean(np.argmax(one, 1) == np.argmax(other, 1)))
+    print(name + "_sum", np.sum(np.argmax(one, 1)) + 100 * np.sum(np.argmax(other, 1)))
+trainer.fit(images, labels, batch_size=32, verbose=0)
+head = trainer.optimized_variables[0].value
+print("apart", np.abs(head.values[0].numpy() - head.values[1].numpy()).max())
+"""
+
+
+def run(folder, mode, stage=STAGE_1):
     program = folder / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(HEAD + stage)
     done = run_program(program, mode)
     assert done.returncode == 0, done.stderr
     return {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
@@ -96,3 +121,12 @@ def test_without_synchronized_batch_norm_replicas_agree_with_each_other_only(tmp
     figures = run(tmp_path, "local")
     assert figures["apart"] == 0
     assert figures["model"] > 1e-4
+
+
+@pytest.mark.slow
+def test_replicas_draw_gumbel_noise_of_their_own_and_train_the_same_gate(tmp_path):
+    figures = run(tmp_path, "local", STAGE_2)
+    # Of the same images each takes a third of its choices as the other by chance alone.
+    assert 0.1 < figures["first"] < 0.8
+    assert figures["first_sum"] == figures["again_sum"], "a function of seed, step and replica"
+    assert figures["apart"] == 0
