@@ -5,12 +5,11 @@ import numbers
 import os
 
 from keras_dsnet.models.latency_table import LatencyTable
+from keras_dsnet.models.path import OFF_ROUTE_ROWS
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.json_file import read_json
 
 _MOST_PATHS = 4096
-# Rows of an accuracy table that are of no path of the routes: all routes, and a front of its own.
-_NO_ROUTES = ("dynamic", "largest")
 
 
 def best_path(
@@ -135,7 +134,7 @@ def _read_accuracy(model, accuracy, input_shape):
     for row in rows:
         if not isinstance(row, dict) or not {"path", "top1"} <= set(row):
             raise UserError(f"{what} must have path and top1 in every row. Received: {row!r}")
-        if row["path"] in _NO_ROUTES:
+        if row["path"] in OFF_ROUTE_ROWS:
             continue
         if not isinstance(row["top1"], numbers.Real) or not 0 <= row["top1"] <= 1:
             raise UserError(f"{what} must have a top1 from 0 to 1. Received: top1={row['top1']!r}")

@@ -3,6 +3,9 @@
 import operator
 from typing import NamedTuple
 
+# Rows of `evaluate_paths` that are of no path of the routes: all routes, and a front of its own.
+OFF_ROUTE_ROWS = ("dynamic", "largest")
+
 
 class Path(NamedTuple):
     """The widths of one sub-network, section by section.

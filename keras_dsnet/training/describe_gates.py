@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_dsnet.models.path import OFF_ROUTE_ROWS
+
 _COLLAPSED = 0.99
 
 
@@ -45,14 +47,16 @@ def static_gain(rows):
     """Returns what the dynamic network gains over the static ones at its mean MAdds.
 
     Args:
-        rows: of `evaluate_paths`: static paths and a row "dynamic".
+        rows: of `evaluate_paths`: static paths and a row "dynamic". The row "largest", whose front
+            is another one, is no point of their line.
 
     Returns:
         float: its top-1 less that of the line between the two static paths whose MAdds are next to
         its own, on the scale 0..1; None where its MAdds lie beyond the static paths'.
     """
     dynamic = next(row for row in rows if row["path"] == "dynamic")
-    static = sorted((row["madds"], row["top1"]) for row in rows if row["path"] != "dynamic")
+    static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
+    static = sorted((row["madds"], row["top1"]) for row in static)
     if not static or not static[0][0] <= dynamic["madds"] <= static[-1][0]:
         return None
     madds, accuracies = zip(*static)

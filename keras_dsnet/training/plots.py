@@ -2,6 +2,7 @@
 
 import pathlib
 
+from keras_dsnet.models.path import OFF_ROUTE_ROWS
 from keras_dsnet.training.csv_log import EVALUATION_PREFIX, read_log
 from keras_dsnet.utils.atomic_file import atomic_file
 
@@ -38,8 +39,8 @@ def plot_accuracy_against_madds(rows, path, title=None):
     axes = figure.add_subplot(
         xlabel="Multiply-adds per image (M MAdds)", ylabel="Top-1 accuracy (%)", title=title
     )
-    named = ("dynamic", "largest")
-    static = sorted((r for r in rows if r["path"] not in named), key=lambda row: row["madds"])
+    static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
+    static.sort(key=lambda row: row["madds"])
     line = {"color": _STATIC_COLOR, "marker": "o", "markersize": 5, "linewidth": 1.8}
     if static:
         axes.plot(*_points(static), **line, label="static sub-networks")

@@ -280,3 +280,5 @@ def test_the_gain_is_over_the_line_between_neighbouring_static_paths():
         "top-1 is 2.50% above the line between the static widths at the same 0.00M MAdds",
     ]
     assert static_gain([rows[2], rows[3]]) is None
+    # A wider front is no point of that line.
+    assert static_gain([*rows, {"path": "largest", "madds": 30, "top1": 0.9}]) == static_gain(rows)
