@@ -60,15 +60,17 @@ def check_flags():
 
 
 def load_supernet():
-    """Loads the network of stage I, with the gate that the flags ask for."""
+    """Loads the network of stage I, with the gate and the precision that the flags ask for."""
     import keras
 
-    from keras_dsnet.models import DynamicSlimmableNetwork, with_slimming_head
+    from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype, with_slimming_head
 
     model = keras.models.load_model(find_supernet())
     if not isinstance(model, DynamicSlimmableNetwork):
         raise ValueError(f"--supernet={FLAGS.supernet} is a {type(model).__name__}, no supernet")
-    return with_slimming_head(model, FLAGS.slimming_head, FLAGS.share_encoder)
+    model = with_slimming_head(model, FLAGS.slimming_head, FLAGS.share_encoder)
+    # A saved network has the policy that it was trained with.
+    return with_dtype(model, keras.config.dtype_policy())
 
 
 def choose_routes(model):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_dsnet.models.precision import with_dtype
 from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 TOLERANCE = 1e-4
@@ -29,7 +30,8 @@ def check_routed(content, network, routes, shape, input_type="float32", quantize
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    network = in_float32(network)
+    # Lower precision differs by its own rounding.
+    network = with_dtype(network, "float32")
     runner = Interpreter(model_content=content).get_signature_runner("bounded")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
     normalised = (pixels / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
@@ -65,12 +67,3 @@ def checked_paths(routes, num_gates):
 def largest_difference(outputs, expected):
     """Returns the largest difference, where 1 is the largest expected value."""
     return float(np.abs(outputs - expected).max() / max(np.abs(expected).max(), 1e-12))
-
-
-def in_float32(network):
-    """Returns the network, or a float32 copy: lower precision differs by its own rounding."""
-    if network.compute_dtype == "float32":
-        return network
-    copy = type(network).from_config({**network.get_config(), "dtype": "float32"})
-    copy.set_weights(network.get_weights())
-    return copy

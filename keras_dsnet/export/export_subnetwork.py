@@ -5,10 +5,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
-from keras_dsnet.export.check_routed import TOLERANCE, in_float32, largest_difference
+from keras_dsnet.export.check_routed import TOLERANCE, largest_difference
 from keras_dsnet.export.conversion import check_quantize, convert
 from keras_dsnet.export.representative_images import representative_images
 from keras_dsnet.models.activation import activate
+from keras_dsnet.models.precision import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 
@@ -51,7 +52,7 @@ def export_subnetwork(
             quantize,
             images and (lambda: ({"image": image} for image in images)),
         )
-        difference = _largest_difference(content, in_float32(network), path, shape)
+        difference = _largest_difference(content, with_dtype(network, "float32"), path, shape)
         if quantize is None and not difference <= TOLERANCE:
             raise ValueError(
                 f"The TFLite file of path {path!r} differs by {difference:.1e} from the network; "

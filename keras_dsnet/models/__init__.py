@@ -8,6 +8,7 @@ from keras_dsnet.models.latency_table import LatencyTable
 from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.network_spec import NetworkSpec
 from keras_dsnet.models.path import Path
+from keras_dsnet.models.precision import with_dtype
 from keras_dsnet.models.resnet import ResNetSpec, ResNetStage
 from keras_dsnet.models.slimming_head import with_slimming_head
 
@@ -24,5 +25,6 @@ __all__ = [
     "ResNetStage",
     "best_path",
     "register_family",
+    "with_dtype",
     "with_slimming_head",
 ]

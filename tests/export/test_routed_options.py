@@ -10,7 +10,7 @@ from exported import Exported, kind_of, largest_difference
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SHORT_SPEC, SIZE, odd_gammas, random_images, small_network
 
-from keras_dsnet.export.check_routed import in_float32
+from keras_dsnet.models import with_dtype
 
 IMAGES = random_images(24)
 
@@ -45,7 +45,7 @@ def test_low_precision_and_gammas_of_zero_and_below(tmp_path):
     network = odd_gammas(small_network(spec=SHORT_SPEC, dtype="mixed_bfloat16"))
     exported = Exported(network, tmp_path, routes=(0, 3), verbose=False)
     assert len(exported.cuts[3]) == 2
-    assert_routes_agree(exported, in_float32(network), IMAGES[:4])
+    assert_routes_agree(exported, with_dtype(network, "float32"), IMAGES[:4])
 
 
 @pytest.mark.slow

@@ -110,9 +110,12 @@ def test_both_stages_of_a_network_of_four_gates_that_starts_from_weights(resnet,
     for value, expected in zip(trained.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
     arguments = (f"--supernet={supernet}", f"--workdir={gates}", "--variant=S")
+    arguments = (*arguments, "--mixed_precision=bfloat16")
     done = run("imagenet_stage2.py", *data, *arguments)
     assert done.returncode == 0, done.stderr
     assert "gate 3" in done.stdout
+    model = keras.models.load_model(gates / "model.keras")
+    assert model.dtype_policy.name == "mixed_bfloat16", "of the flag, not of the supernet's file"
     rows = json.loads((gates / "tables" / "paths.json").read_text())
     assert [row["path"] for row in rows] == [0, 1, 2, 3, "dynamic"]
     assert (gates / "plots" / "width_shares.png").is_file()
