@@ -111,12 +111,7 @@ class GateTrainer(NetworkTrainer):
         super().compile(optimizer, **kwargs)
 
     def train_step(self, data):
-        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        if weights is not None:
-            raise ValueError(
-                "`GateTrainer` takes images and labels, without sample weights. "
-                "Received: (images, labels, sample_weight)"
-            )
+        images, labels = self.unpack(data)
         variables = [variable.value for variable in self.optimized_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
@@ -129,7 +124,7 @@ class GateTrainer(NetworkTrainer):
         return {**logs, "learning_rate": self.optimizer.learning_rate}
 
     def test_step(self, data):
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        images, labels = self.unpack(data)
         return self._report(*self.losses(images, labels, noise_seed=None))
 
     def _noise_seed(self):

@@ -40,6 +40,23 @@ class NetworkTrainer(keras.Model):
         """Returns those of the optimized variables that have no weight decay."""
         return self.optimized_variables
 
+    def unpack(self, data):
+        """Returns the images and labels of a batch.
+
+        Args:
+            data: what `train_step` and `test_step` take.
+
+        Raises:
+            ValueError: there are sample weights, which no loss has.
+        """
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if weights is not None:
+            raise ValueError(
+                f"`{type(self).__name__}` takes images and labels, without sample weights. "
+                "Received: (images, labels, sample_weight)"
+            )
+        return images, labels
+
     def call(self, inputs, **kwargs):
         """Runs the network.
 

@@ -93,12 +93,13 @@ class SupernetTrainer(NetworkTrainer):
         self._averaged, self.teacher_variables = self._average.variables, self._average.averages
         names = ["loss", f"{self._label_name}_loss"]
         names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
+        names += [f"{self._label_name}_accuracy"]
+        names += ["slimmest_label_loss", "slimmest_accuracy"] * sandwich
         self._trackers = {name: keras.metrics.Mean(name) for name in names}
-        self._accuracy = keras.metrics.Mean(f"{self._label_name}_accuracy")
 
     @property
     def metrics(self):
-        return [*self._trackers.values(), self._accuracy]
+        return list(self._trackers.values())
 
     def compile(self, optimizer=None, **kwargs):
         """Sets the optimizer; the losses are those of Eqs. 5.
@@ -134,14 +135,32 @@ class SupernetTrainer(NetworkTrainer):
         return tf.random.stateless_uniform(shape, [self.seed, step], low, high, tf.int32)
 
     def train_step(self, data):
-        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        _check(weights is None, "sample_weight", "a tensor", "None")
+        images, labels = self.unpack(data)
         paths = self._paths(self.draw_widths())
         losses, logits, gradients = self._gradients(images, labels, paths)
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._average.update(self.optimizer.iterations, replicas)
-        return self._report(losses, logits, labels)
+        logs = self._report(self._training_values(losses, logits, labels))
+        return {**logs, "learning_rate": self.optimizer.learning_rate}
+
+    def test_step(self, data):
+        """Measures the label path and the slimmest on the labels; no teacher, no random paths."""
+        images, labels = self.unpack(data)
+        paths = [self.label_path, "slimmest"] if self.sandwich else [self.label_path]
+        # In training the slimmest path's loss is that of the teacher's soft labels.
+        names = [f"{self._label_name}_loss", "slimmest_label_loss"]
+        accuracies = [f"{self._label_name}_accuracy", "slimmest_accuracy"]
+        logits = self._logits(images, [self.model.resolve_path(path) for path in paths])
+        values = {"loss": 0.0}
+        for loss_name, accuracy_name, path_logits in zip(names, accuracies, logits):
+            right = _right(labels, path_logits)
+            loss = label_cross_entropy(labels, path_logits, self.label_smoothing)
+            # Image by image, since the last batch may be smaller.
+            values[loss_name] = tf.fill(tf.shape(right), loss)
+            values[accuracy_name] = right
+            values["loss"] += values[loss_name]
+        return self._report(values)
 
     def _paths(self, widths):
         if self._is_sorted:
@@ -232,30 +251,34 @@ class SupernetTrainer(NetworkTrainer):
         if self.target == "in_place" or not self.sandwich:
             return None
         paths = paths if self.target == "ensemble" else paths[:1]
-        probabilities, fronts = [], {}
         with self._average.scope():
-            for path in paths:
-                front = path.widths[0]
-                if front not in fronts:
-                    fronts[front] = self.model.run_sections(images, path, last=0)
-                logits = self.model.run_sections(fronts[front], path, first=1)
-                probabilities.append(tf.nn.softmax(tf.cast(logits, tf.float32) / self.temperature))
-        return [tf.stop_gradient(p) for p in probabilities]
+            logits = self._logits(images, paths)
+        return [tf.stop_gradient(tf.nn.softmax(path / self.temperature)) for path in logits]
 
-    def _report(self, losses, logits, labels):
-        values = {f"{self._label_name}_loss": losses[0]}
+    def _logits(self, images, paths):
+        """Returns the logits of paths at inference, float32; each front runs once."""
+        logits, fronts = [], {}
+        for path in paths:
+            front = path.widths[0]
+            if front not in fronts:
+                fronts[front] = self.model.run_sections(images, path, last=0)
+            path_logits = self.model.run_sections(fronts[front], path, first=1)
+            logits.append(tf.cast(path_logits, tf.float32))
+        return logits
+
+    def _training_values(self, losses, logits, labels):
+        values = {"loss": tf.add_n(losses), f"{self._label_name}_loss": losses[0]}
         if self.sandwich:
             values["slimmest_loss"] = losses[-1]
         if self.num_random:
             values["random_loss"] = tf.add_n(losses[1:-1]) / self.num_random
-        values["loss"] = tf.add_n(losses)
+        values[f"{self._label_name}_accuracy"] = _right(labels, logits)
+        return values
+
+    def _report(self, values):
         for name, value in values.items():
             self._trackers[name].update_state(value)
-        truth = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1)
-        right = tf.cast(tf.argmax(logits, axis=1), tf.int64) == tf.cast(truth, tf.int64)
-        self._accuracy.update_state(right)
-        logs = {metric.name: metric.result() for metric in self.metrics}
-        return {**logs, "learning_rate": self.optimizer.learning_rate}
+        return {name: self._trackers[name].result() for name in values}
 
     def load_teacher(self):
         """Gives the model the teacher's variables: the average, which is the better network."""
@@ -264,6 +287,12 @@ class SupernetTrainer(NetworkTrainer):
 
 def _sum(total, value):
     return value if total is None else total + value
+
+
+def _right(labels, logits):
+    """Returns 1 for an image that is classified rightly, else 0: float32 `[batch]`."""
+    truth = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1)
+    return tf.cast(tf.argmax(logits, axis=1) == tf.cast(truth, tf.int64), tf.float32)
 
 
 def _check(holds, name, value, right):

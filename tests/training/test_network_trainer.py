@@ -49,6 +49,16 @@ def test_weight_decay_of_a_scaled_loss_spares_the_same_variables():
     assert 0 < len(decayed["float32"]) < len(before)
 
 
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_sample_weights_are_refused(trainer_class):
+    images, labels = make_batch()
+    trainer = trainer_class(make_network())
+    trainer.compile(L2SGD(0.05), run_eagerly=True)
+    for step in (trainer.train_on_batch, trainer.test_on_batch):
+        with pytest.raises(ValueError, match=f"`{trainer_class.__name__}` takes images and labels"):
+            step(images, labels, tf.ones(12))
+
+
 def float16_run(folder, epochs):
     keras.utils.set_random_seed(0)
     trainer = SupernetTrainer(make_network(dtype="mixed_float16"), num_random=1)

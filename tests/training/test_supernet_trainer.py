@@ -228,6 +228,36 @@ def test_a_width_alone_is_trained_as_a_network_of_that_width():
 
 
 @pytest.mark.parametrize(
+    ("label_path", "sandwich"), [("widest", True), ("largest", True), (1, False)]
+)
+def test_validation_measures_the_ends_on_the_labels(label_path, sandwich):
+    images, labels = make_batch(12)
+    network = make_network()
+    options = {"label_path": label_path, "sandwich": sandwich, "num_random": 0}
+    trainer = make_trainer(network, L2SGD(0.0, weight_decay=0.0), **options)
+    # A last batch of 2: every image counts alike.
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
+    before = values_of(network.variables)
+    logs = trainer.evaluate(batches, verbose=0, return_dict=True)
+    for variable, value in zip(network.variables, before):
+        np.testing.assert_array_equal(variable, value)
+    name = label_path if sandwich else "width_1"
+    ends = {f"{name}_loss": (label_path, f"{name}_accuracy")}
+    ends |= {"slimmest_label_loss": ("slimmest", "slimmest_accuracy")} if sandwich else {}
+    for loss_name, (path, accuracy_name) in ends.items():
+        logits = network(images, path=path)
+        loss = softmax_cross_entropy(tf.one_hot(labels, 5), logits)
+        assert logs[loss_name] == pytest.approx(float(loss), rel=1e-5)
+        accuracy = np.mean(np.argmax(logits, axis=1) == labels)
+        assert logs[accuracy_name] == pytest.approx(accuracy)
+    assert logs["loss"] == pytest.approx(sum(logs[loss_name] for loss_name in ends), rel=1e-6)
+    assert len(logs) == 1 + 2 * len(ends)
+    fitted = trainer.fit(batches, validation_data=batches, shuffle=False, verbose=0)
+    assert {f"val_{key}" for key in logs} <= set(fitted.history)
+    assert not {"slimmest_label_loss", "slimmest_accuracy"} & set(fitted.history)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [("target", "mean"), ("num_random", -1), ("temperature", 0.0), ("label_path", "slimmest")],
 )
