@@ -14,6 +14,7 @@ STRATEGIES = ("try_best", "give_up")
 ESTIMATORS = ("straight_through", "exact")
 
 
+@keras.saving.register_keras_serializable(package="keras_dsnet")
 class GateTrainer(NetworkTrainer):
     """Sandwich Gate Sparsification (Sec. 3.2 of the paper, Eqs. 10-12).
 
@@ -248,6 +249,17 @@ class GateTrainer(NetworkTrainer):
             for tracker, share in zip(trackers, tf.unstack(taken, axis=1)):
                 tracker.update_state(share)
         return {metric.name: metric.result() for metric in self.metrics}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "routes": self.routes,
+            "strategy": self.strategy,
+            "loss_weights": self.loss_weights,
+            "temperature": self.temperature,
+            "estimator": self.estimator,
+            "seed": self.seed,
+        }
 
 
 def _right(logits, labels):

@@ -36,6 +36,23 @@ class NetworkTrainer(keras.Model):
         kwargs.setdefault("jit_compile", False)
         super().compile(optimizer=optimizer, **kwargs)
 
+    def compile_from_config(self, config):
+        """Compiles a loaded trainer as the saved one was, with the variables of its optimizer.
+
+        Args:
+            config: of `get_compile_config`.
+        """
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        # Not by all that is trainable, as Keras would.
+        self.optimizer.build(self.optimized_variables)
+
+    def get_config(self):
+        return {**super().get_config(), "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**keras.saving.deserialize_keras_object(config))
+
     def _undecayed_variables(self):
         """Returns those of the optimized variables that have no weight decay."""
         return self.optimized_variables

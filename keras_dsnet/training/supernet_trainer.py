@@ -16,6 +16,7 @@ from keras_dsnet.training.stage_one_variables import stage_one_variables, undeca
 TARGETS = ("in_place", "ema", "ensemble")
 
 
+@keras.saving.register_keras_serializable(package="keras_dsnet")
 class SupernetTrainer(NetworkTrainer):
     """In-place Ensemble Bootstrapping (Sec. 3.1 of the paper, Eqs. 3-5).
 
@@ -79,18 +80,18 @@ class SupernetTrainer(NetworkTrainer):
         self.temperature = temperature
         self.ema_momentum = ema_momentum
         self.ema_warmup = ema_warmup
-        self.label_path = label_path
+        # A saved configuration has lists for tuples.
+        self.label_path = tuple(label_path) if isinstance(label_path, list) else label_path
         self.sandwich = sandwich
-        self._label_name = label_path if isinstance(label_path, str) else f"width_{label_path}"
+        is_named = isinstance(label_path, str)
+        self._label_name = label_path if is_named else f"width_{self.label_path}"
         self.label_smoothing = label_smoothing
         self.decay_norms_and_biases = decay_norms_and_biases
         self.seed = seed
-        self.front_variables = stage_one_variables(model.sections[:1])
-        self.tail_variables = stage_one_variables(model.sections[1:])
         taught = model.variables if target != "in_place" else []
         self._average = MovingAverage(taught, ema_momentum, ema_warmup)
-        # Keras finds variables by attributes that are lists of them.
-        self._averaged, self.teacher_variables = self._average.variables, self._average.averages
+        # So that Keras finds and saves them: it does not look into a plain object.
+        self.teacher_variables = self._average.averages
         names = ["loss", f"{self._label_name}_loss"]
         names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
         names += [f"{self._label_name}_accuracy"]
@@ -117,7 +118,7 @@ class SupernetTrainer(NetworkTrainer):
     @property
     def optimized_variables(self):
         """What stage I trains: all but the slimming heads."""
-        return self.front_variables + self.tail_variables
+        return stage_one_variables(self.model.sections)
 
     def draw_widths(self):
         """Draws the random paths of a step.
@@ -283,6 +284,21 @@ class SupernetTrainer(NetworkTrainer):
     def load_teacher(self):
         """Gives the model the teacher's variables: the average, which is the better network."""
         self._average.load()
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "target": self.target,
+            "num_random": self.num_random,
+            "temperature": self.temperature,
+            "ema_momentum": self.ema_momentum,
+            "ema_warmup": self.ema_warmup,
+            "label_path": self.label_path,
+            "sandwich": self.sandwich,
+            "label_smoothing": self.label_smoothing,
+            "decay_norms_and_biases": self.decay_norms_and_biases,
+            "seed": self.seed,
+        }
 
 
 def _sum(total, value):

@@ -115,7 +115,7 @@ def test_weights_statistics_and_averages_after_the_step(trainer, step, batch, to
     targets = mobilenet_tensors(trainer.model)
     averages = {
         id(variable): average
-        for variable, average in zip(trainer._averaged, trainer.teacher_variables)
+        for variable, average in zip(trainer._average.variables, trainer.teacher_variables)
     }
     counts = {"new": 0, "ema": 0}
     for key, expected in step.items():

@@ -123,7 +123,7 @@ def test_a_step_of_the_reference_is_a_step_of_the_package(name):
     np.testing.assert_allclose(logs["widest_loss"], losses[3], rtol=1e-4)
 
     moved = {variable.path: variable for variable in trainer.model.variables}
-    averages = {v.path: a for v, a in zip(trainer._averaged, trainer.teacher_variables)}
+    averages = {v.path: a for v, a in zip(trainer._average.variables, trainer.teacher_variables)}
     compared = set()
     for half in (0, 1):
         for attribute, package in (("variable", moved), ("average", averages)):

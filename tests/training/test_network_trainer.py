@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiny_families import TINY_RESNET, tiny_network
 
 from keras_dsnet.training import L2SGD, GateTrainer, SupernetTrainer, TrainingRun, WorkDir
 from tests.training.test_supernet_trainer import make_batch, make_network, values_of
@@ -47,6 +48,46 @@ def test_weight_decay_of_a_scaled_loss_spares_the_same_variables():
         decayed[dtype] = {v.path for v, b in after if not np.array_equal(v, b)}
     assert decayed["mixed_float16"] == decayed["float32"]
     assert 0 < len(decayed["float32"]) < len(before)
+
+
+CONFIGURED = {
+    SupernetTrainer: {"num_random": 1, "ema_momentum": 0.75, "label_path": "largest", "seed": 3},
+    GateTrainer: {"routes": (0, 2), "loss_weights": (1.0, 0.25, 2.0), "seed": 3},
+}
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_a_saved_trainer_goes_on_training_as_if_it_had_not_been(trainer_class, tmp_path):
+    images, labels = make_batch()
+    trainer = trainer_class(make_network(), **CONFIGURED[trainer_class])
+    # Decay and momentum, so that what is excluded and what was built count.
+    trainer.compile(L2SGD(0.05, weight_decay=0.5), run_eagerly=True)
+    save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    trainer.fit(images, labels, epochs=2, shuffle=False, verbose=0, callbacks=[save])
+    loaded = keras.models.load_model(tmp_path / "1.keras")
+    assert type(loaded) is trainer_class
+    assert loaded.model.routes == trainer.model.routes
+    for name, value in CONFIGURED[trainer_class].items():
+        assert getattr(loaded, name) == value
+    loaded.fit(images, labels, shuffle=False, verbose=0)
+    for group in ("model", "optimizer"):
+        variables = (getattr(each, group).variables for each in (trainer, loaded))
+        for expected, variable in zip(*variables, strict=True):
+            np.testing.assert_array_equal(variable, expected, err_msg=variable.path)
+    if trainer_class is SupernetTrainer:
+        for expected, variable in zip(
+            trainer.teacher_variables, loaded.teacher_variables, strict=True
+        ):
+            np.testing.assert_array_equal(variable, expected, err_msg=variable.path)
+
+
+def test_a_saved_trainer_of_one_path_is_loaded_with_it(tmp_path):
+    trainer = SupernetTrainer(tiny_network(TINY_RESNET), label_path=(0, 2, 1), sandwich=False)
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.models.load_model(tmp_path / "trainer.keras")
+    assert loaded.label_path == (0, 2, 1)
+    assert not loaded.sandwich
+    assert loaded.model.gates_trained
 
 
 @pytest.mark.parametrize("trainer_class", TRAINERS)
