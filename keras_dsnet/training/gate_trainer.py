@@ -25,7 +25,7 @@ class GateTrainer(NetworkTrainer):
 
     Args:
         model: a `DynamicSlimmableNetwork` with a trained supernet.
-        routes: candidate widths of every gate; None: the model's.
+        routes: candidate widths of every gate; they become the model's. None: those it has.
         strategy: "try_best": images that the widest route gets wrong take the widest all the same;
             "give_up": they take the slimmest (Table 6).
         loss_weights: the three lambdas of Eq. 12: classification, complexity, SGS.
@@ -35,6 +35,11 @@ class GateTrainer(NetworkTrainer):
             width would change. "exact": their expectation over the soft choice without noise, from
             the outputs of every route; for one gate and few routes.
         seed: int, of the Gumbel noise, which is a function of it, the step and the replica.
+        **kwargs: of `keras.Model`; `dtype` is the model's by default.
+
+    Raises:
+        ValueError: on an argument that is none of the above, "exact" for several gates, or routes
+            that the model does not have.
 
     Example:
 
@@ -104,8 +109,12 @@ class GateTrainer(NetworkTrainer):
         """Sets the optimizer.
 
         Args:
-            optimizer: None: SGD with momentum 0.9. Gates have no weight decay.
+            optimizer: an optimizer that is not built yet; None: SGD with momentum 0.9. Gates have
+                no weight decay.
             **kwargs: of `keras.Model.compile`.
+
+        Raises:
+            ValueError: the optimizer is built: it has trained something before.
         """
         if optimizer is None:
             optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)

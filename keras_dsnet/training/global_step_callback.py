@@ -30,5 +30,5 @@ class GlobalStepCallback(keras.callbacks.Callback):
         """Called after one or more steps; `self.step` of them are done.
 
         Args:
-            logs: dict of the step's losses and metrics, or None.
+            logs: dict of the step's losses and metrics; empty where Keras gives none.
         """

@@ -28,6 +28,11 @@ class SupernetTrainer(NetworkTrainer):
     The front of the network, before the first gate, does the same for all these sub-networks: it
     runs once per step, with the sum of their gradients.
 
+    `fit` and `evaluate` take images, float32 `[batch, height, width, 3]`, and labels, int `[batch]`
+    or probabilities `[batch, classes]`. Validation measures the label path and the slimmest on the
+    labels, as "widest_loss" and "widest_accuracy" (named by `label_path`), "slimmest_label_loss"
+    and "slimmest_accuracy"; "loss" is the sum of both losses.
+
     Args:
         model: a `DynamicSlimmableNetwork`.
         target: "ensemble" (Eq. 4); "ema": the teacher's widest alone; "in_place": the widest of the
@@ -43,6 +48,11 @@ class SupernetTrainer(NetworkTrainer):
         label_smoothing: float.
         decay_norms_and_biases: bool: weight decay on norms and biases too; never on gates.
         seed: int, of the random widths, which are a function of it and the step.
+        **kwargs: of `keras.Model`; `dtype` is the model's by default.
+
+    Raises:
+        ValueError: on an argument that is none of the above, or a path that the model does not
+            have.
 
     Example:
 
@@ -106,9 +116,13 @@ class SupernetTrainer(NetworkTrainer):
         """Sets the optimizer; the losses are those of Eqs. 5.
 
         Args:
-            optimizer: None: `L2SGD()`, the paper's. Weight decay, where it has one, leaves out the
-                gates, and the norms and biases unless `decay_norms_and_biases`.
+            optimizer: an optimizer that is not built yet; None: `L2SGD()`, the paper's. Weight
+                decay, where it has one, leaves out the gates, and the norms and biases unless
+                `decay_norms_and_biases`.
             **kwargs: of `keras.Model.compile`.
+
+        Raises:
+            ValueError: the optimizer is built: it has trained something before.
         """
         super().compile(L2SGD() if optimizer is None else optimizer, **kwargs)
 
@@ -282,7 +296,10 @@ class SupernetTrainer(NetworkTrainer):
         return {name: self._trackers[name].result() for name in values}
 
     def load_teacher(self):
-        """Gives the model the teacher's variables: the average, which is the better network."""
+        """Gives the model the teacher's variables: the average, which is the better network.
+
+        Of target "in_place", which has no teacher, the model stays as it is.
+        """
         self._average.load()
 
     def get_config(self):

@@ -50,6 +50,15 @@ def test_weight_decay_of_a_scaled_loss_spares_the_same_variables():
     assert 0 < len(decayed["float32"]) < len(before)
 
 
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_an_optimizer_that_was_built_is_refused(trainer_class):
+    trainer = trainer_class(make_network())
+    optimizer = L2SGD(0.05)
+    optimizer.build(trainer.optimized_variables)
+    with pytest.raises(ValueError, match="before the optimizer is built"):
+        trainer.compile(optimizer)
+
+
 CONFIGURED = {
     SupernetTrainer: {"num_random": 1, "ema_momentum": 0.75, "label_path": "largest", "seed": 3},
     GateTrainer: {"routes": (0, 2), "loss_weights": (1.0, 0.25, 2.0), "seed": 3},
