@@ -5,13 +5,13 @@ import functools
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.slice_tape import SliceTape, add_slices, whole_gradient
 from keras_dsnet.models.path import Path
 from keras_dsnet.training.l2_sgd import L2SGD
 from keras_dsnet.training.losses import label_cross_entropy, soft_cross_entropy
 from keras_dsnet.training.moving_average import MovingAverage
 from keras_dsnet.training.network_trainer import NetworkTrainer
 from keras_dsnet.training.stage_one_variables import stage_one_variables, undecayed_variables
+from keras_dsnet.training.subnetwork_gradients import SubnetworkGradients
 
 TARGETS = ("in_place", "ema", "ensemble")
 
@@ -190,28 +190,16 @@ class SupernetTrainer(NetworkTrainer):
     def _gradients(self, images, labels, paths):
         """Returns the losses, the first net's logits, and the gradients of their sum."""
         teacher = self.teacher_probabilities(images, paths[:-1])
-        fronts = {path.widths[0]: None for path in paths}
-        for width in fronts:
-            fronts[width] = self._student_front(images, [p for p in paths if p.widths[0] == width])
-        losses, total, front_gradients = [None] * len(paths), {}, dict.fromkeys(fronts)
-        reads = {}
+        gradients = SubnetworkGradients(self.model, images, paths, self._scale, self._is_sorted)
+        losses = [None] * len(paths)
         for index in self._order(paths):
-            path = paths[index]
-            # One sub-network after the other: side by side they would need all their activations.
-            with tf.control_dependencies(list(total.values())):
-                features = tf.identity(fronts[path.widths[0]][1])
-            loss_of = functools.partial(self._loss, index, labels, teacher)
-            losses[index], logits, gradient = self._student_tail(
-                features, path, loss_of, total, reads
-            )
-            front_gradients[path.widths[0]] = _sum(front_gradients[path.widths[0]], gradient)
+            loss = functools.partial(self._loss, index, labels, teacher)
+            losses[index], logits = gradients.add(paths[index], loss)
             if index == 0:
                 label_logits = logits
             if index == 0 and self.target == "in_place":
                 teacher = [tf.nn.softmax(tf.stop_gradient(logits) / self.temperature)]
-        for width, (tape, features) in fronts.items():
-            add_slices(total, tape.gradient(features, (), front_gradients[width])[1])
-        return losses, label_logits, [whole_gradient(total, v) for v in self.optimized_variables]
+        return losses, label_logits, gradients.result(self.optimized_variables)
 
     @property
     def _is_sorted(self):
@@ -223,26 +211,8 @@ class SupernetTrainer(NetworkTrainer):
         order = range(len(paths))
         return order if self.target == "in_place" else reversed(order)
 
-    def _student_front(self, images, paths):
-        """Runs section 0 for all `paths` at once; batch norm moves as often as there are paths."""
-        with SliceTape() as tape:
-            features = self.model.run_sections(
-                images, paths[0], last=0, training=True, repeats=len(paths)
-            )
-        return tape, features
-
-    def _student_tail(self, features, path, loss_of, total, reads):
-        """Adds the gradients to `total`; returns loss, logits and gradient of the features."""
-        with SliceTape(reads) as tape:
-            tape.watch(features)
-            logits = self.model.run_sections(features, path, first=1, training=True)
-            logits = tf.cast(logits, tf.float32)
-            loss = loss_of(logits)
-            replicas = self.distribute_strategy.num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss / replicas)
-        (gradient,), gradients = tape.gradient(scaled, [features])
-        add_slices(total, gradients, ascending=self._is_sorted)
-        return loss, logits, gradient
+    def _scale(self, loss):
+        return self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
 
     def _loss(self, index, labels, teacher, logits):
         """Eqs. 5: the first path learns from labels, the last from the mean of the teachers."""
@@ -316,10 +286,6 @@ class SupernetTrainer(NetworkTrainer):
             "decay_norms_and_biases": self.decay_norms_and_biases,
             "seed": self.seed,
         }
-
-
-def _sum(total, value):
-    return value if total is None else total + value
 
 
 def _right(labels, logits):
