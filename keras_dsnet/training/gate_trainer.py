@@ -7,6 +7,7 @@ from keras_dsnet.models.masked_executor import MaskedExecutor
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.sliced_executor import SlicedExecutor
 from keras_dsnet.training.choice_madds import ChoiceMAdds
+from keras_dsnet.training.gate_metrics import GateMetrics
 from keras_dsnet.training.losses import gate_cross_entropy, label_cross_entropy
 from keras_dsnet.training.network_trainer import NetworkTrainer
 
@@ -83,22 +84,11 @@ class GateTrainer(NetworkTrainer):
         self.seed = seed
         model.routes = self.routes
         self.choice_madds = ChoiceMAdds(model, self.routes)
-        names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
-        names += ["accuracy", "gate_accuracy", "easy"]
-        self._trackers = {name: keras.metrics.Mean(name) for name in names}
-        self._madds = keras.metrics.Mean("madds", dtype="float64")
-        self._shares = [
-            [keras.metrics.Mean(self._share_name(gate, width)) for width in self.routes]
-            for gate in range(model.num_gates)
-        ]
-
-    def _share_name(self, gate, width):
-        return f"share_{width}" if self.model.num_gates == 1 else f"share_{gate}_{width}"
+        self._gate_metrics = GateMetrics(self.choice_madds, self.routes, model.num_gates)
 
     @property
     def metrics(self):
-        shares = [tracker for gate in self._shares for tracker in gate]
-        return [*self._trackers.values(), self._madds, *shares]
+        return self._gate_metrics.metrics
 
     @property
     def optimized_variables(self):
@@ -130,12 +120,12 @@ class GateTrainer(NetworkTrainer):
             scaled = self.optimizer.scale_loss(losses["loss"] / replicas)
         gradients = tape.gradient(scaled, variables)
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
-        logs = self._report(losses, results)
+        logs = self._gate_metrics.update(losses, results)
         return {**logs, "learning_rate": self.optimizer.learning_rate}
 
     def test_step(self, data):
         images, labels = self.unpack(data)
-        return self._report(*self.losses(images, labels, noise_seed=None))
+        return self._gate_metrics.update(*self.losses(images, labels, noise_seed=None))
 
     def _noise_seed(self):
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
@@ -246,18 +236,6 @@ class GateTrainer(NetworkTrainer):
             for gate, score in zip(self.model.slimming_gates, scores)
         ]
         return tf.add_n(rights) / len(rights)
-
-    def _report(self, losses, results):
-        for name, value in losses.items():
-            self._trackers[name].update_state(value)
-        for name, key in (("accuracy", "right"), ("gate_accuracy", "gate_right"), ("easy", "easy")):
-            self._trackers[name].update_state(results[key])
-        self._madds.update_state(self.choice_madds.exact(results["choices"]))
-        for trackers, choice in zip(self._shares, results["choices"]):
-            taken = tf.one_hot(tf.argmax(choice, axis=1), len(self.routes))
-            for tracker, share in zip(trackers, tf.unstack(taken, axis=1)):
-                tracker.update_state(share)
-        return {metric.name: metric.result() for metric in self.metrics}
 
     def get_config(self):
         return {
