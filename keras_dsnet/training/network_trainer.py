@@ -32,6 +32,11 @@ class NetworkTrainer(keras.Model):
         """
         optimizer = keras.optimizers.get(optimizer)
         inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if inner.built:
+            raise ValueError(
+                "`optimizer` must be a new one: which variables decay is fixed when it is built. "
+                f"Received: optimizer={inner.name!r}, built before"
+            )
         inner.exclude_from_weight_decay(var_list=self._undecayed_variables())
         kwargs.setdefault("jit_compile", False)
         super().compile(optimizer=optimizer, **kwargs)

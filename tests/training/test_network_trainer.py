@@ -55,7 +55,7 @@ def test_an_optimizer_that_was_built_is_refused(trainer_class):
     trainer = trainer_class(make_network())
     optimizer = L2SGD(0.05)
     optimizer.build(trainer.optimized_variables)
-    with pytest.raises(ValueError, match="before the optimizer is built"):
+    with pytest.raises(ValueError, match=r"must be a new one.*'l2_sgd', built before"):
         trainer.compile(optimizer)
 
 
