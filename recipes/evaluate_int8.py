@@ -5,7 +5,8 @@ r"""What int8 costs a trained network: its files against the network, on test im
 Makes the int8 file of every layout and, of each path, the file of that path alone. With several
 gates the paths are those of one width throughout, and one on which every gate takes another width.
 For each it prints the top-1 accuracy, and on which share of the images the file and the network in
-float32 name the same class. Writes int8.json and .csv.
+float32 name the same class. Writes int8.json and .csv. All these files keep group normalisation in
+float; of a network that has it a file of each path with its norms in int8 is there to compare with.
 
 Images come from the data set that the network was trained on, or from --dataset: the ranges of
 activations from its training images, the figures from the first of its test images.
@@ -90,17 +91,31 @@ def make_routed(network, routes, options, workdir):
     return files
 
 
+def make_static(network, path, options, workdir):
+    """Returns the filenames of the int8 files of one path, by their names in the table."""
+    from keras_dsnet.export import export_subnetwork
+    from keras_dsnet.layers import SlicedGroupNormalization
+
+    name = f"static_{'_'.join(map(str, path))}"
+    files = {"static int8": workdir / f"{name}.tflite"}
+    if any(isinstance(layer, SlicedGroupNormalization) for layer in network.supernet_layers):
+        files["static int8, norms too"] = workdir / f"{name}_int8_norms.tflite"
+    for kind, filename in files.items():
+        norms = {"float_norms": kind == "static int8"}
+        export_subnetwork(network, path if len(path) > 1 else path[0], filename, **options, **norms)
+    return files
+
+
 def compare(network, routes, options, images, labels, workdir):
     """Yields for each path a row of the network, of its file alone, and of each routed file."""
-    from keras_dsnet.export import export_subnetwork
     from keras_dsnet.export.check_routed import checked_paths
 
     routed = make_routed(network, routes, options, workdir)
     for path in checked_paths(routes, network.num_gates):
-        static = workdir / f"static_{'_'.join(map(str, path))}.tflite"
-        export_subnetwork(network, path if len(path) > 1 else path[0], static, **options)
         expected = network_classes(network, images, path)
-        classes = {"float32": expected, "static int8": file_classes(static, images)}
+        static = make_static(network, path, options, workdir)
+        classes = {"float32": expected}
+        classes |= {name: file_classes(file, images) for name, file in static.items()}
         classes |= {f"{n} int8": file_classes(file, images, path) for n, file in routed.items()}
         for name, own in classes.items():
             top1, agreement = np.mean(own == labels), np.mean(own == expected)

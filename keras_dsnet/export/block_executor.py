@@ -1,5 +1,6 @@
 """Runs one route on channel blocks, so that a file holds every weight once for all routes."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -38,16 +39,18 @@ class BlockExecutor(Executor):
             quantises to the same numbers, with scales of its own.
         rows: dict from layer to the widths whose statistics its groups are folded with; a layer
             that is not there takes the path's own.
+        float_norms: bool: keep group normalisation in float in an int8 file.
 
     Attributes:
         scores: the slimming heads' outputs `[1, choices]`, in order, filled while running.
     """
 
-    def __init__(self, path, cuts=None, integer=False, rows=None):
+    def __init__(self, path, cuts=None, integer=False, rows=None, float_norms=True):
         self.path = path
         self.cuts = cuts or {}
         self.rows = rows or {}
         self.integer = integer
+        self.float_norms = float_norms
         self.scores = []
         self._norm_behind = {}
         # The step of the last convolution that was run here.
@@ -159,7 +162,7 @@ class BlockExecutor(Executor):
         if step.is_batch_norm:
             return tuple(activate(step.activation, group) for group in x)
         # Statistics of an image span more than the 255 steps of int8; see `group_norm`.
-        with tf.name_scope(FLOAT_SCOPE):
+        with tf.name_scope(FLOAT_SCOPE) if self.float_norms else contextlib.nullcontext():
             edges = itertools.pairwise(edges_of(x))
             normalised = [group_norm(step.layer, group, *own) for group, own in zip(x, edges)]
             return tuple(activate(step.activation, group) for group in normalised)

@@ -14,7 +14,13 @@ from keras_dsnet.utils.atomic_file import atomic_file
 
 
 def export_subnetwork(
-    network, path, filename, input_shape=None, quantize=None, representative_data=None
+    network,
+    path,
+    filename,
+    input_shape=None,
+    quantize=None,
+    representative_data=None,
+    float_norms=True,
 ):
     """Writes one path of a network as a TFLite file of builtin operators, and checks it.
 
@@ -30,6 +36,7 @@ def export_subnetwork(
         input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
         quantize: None, "float16", "dynamic" or "int8"; see `export_routed`.
         representative_data: for "int8", preprocessed images; see `export_routed`.
+        float_norms: bool: keep group normalisation in float in an int8 file, as routed files do.
 
     Returns:
         Dict of "path", "bytes", "madds", and "difference": the largest difference of the file's
@@ -47,7 +54,7 @@ def export_subnetwork(
     # Opened first: a folder that cannot be written is known before the conversion, not after it.
     with atomic_file(filename, "wb") as file:
         content = convert(
-            lambda image: {"output": _run(network, path, image)},
+            lambda image: {"output": _run(network, path, image, float_norms)},
             {"image": tf.TensorSpec((1, *shape))},
             quantize,
             images and (lambda: ({"image": image} for image in images)),
@@ -62,9 +69,10 @@ def export_subnetwork(
     return {"path": path, "bytes": len(content), "madds": madds, "difference": difference}
 
 
-def _run(network, path, image):
+def _run(network, path, image, float_norms):
     """Runs a path as a routed file does, without its choices and with whole kernels."""
-    executor, x = BlockExecutor(network.resolve_path(path)), (image,)
+    executor = BlockExecutor(network.resolve_path(path), float_norms=float_norms)
+    x = (image,)
     for steps in network.sections:
         x = executor.run(steps, x)
     return activate(network.classifier_activation, x[0]) if network.include_top else x[0]
