@@ -97,8 +97,13 @@ def count_costs(sections, path, image_shape):
         A `CostCounter` that has run all sections.
 
     Raises:
-        ValueError: height or width are None.
+        ValueError: height or width are None, or `image_shape` is none.
     """
+    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels). "
+            f"Received: input_shape={image_shape!r}"
+        )
     if None in image_shape[:2]:
         raise ValueError(
             "MAdds need the image's size: pass `input_shape=(height, width, 3)`. "

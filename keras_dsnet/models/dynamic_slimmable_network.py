@@ -34,7 +34,8 @@ class DynamicSlimmableNetwork(keras.Model):
 
     Call arguments:
         inputs: float32 `[batch, height, width, 3]`, preprocessed, of the size in `input_shape`.
-        path: int, tuple of ints (one per gate), "slimmest", "widest" or, where the front has wider
+        path: int, tuple of ints (one per gate; or an array, a row of what `route` returns),
+            "slimmest", "widest" or, where the front has wider
             options, "largest"; or a `Path`, whose entries may be int32 scalar tensors inside a
             traced function. None: the gates choose a path for each image, and only that is
             computed.
@@ -133,6 +134,11 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         self._check_images(inputs)
+        if path is None and kwargs.get("training"):
+            raise ValueError(
+                "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or "
+                "call `model(x, path=..., training=True)`. Received: path=None"
+            )
         # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. Of
         # plain values, since a functional model that calls the network writes them into its config.
         if path is not None:
@@ -155,11 +161,6 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def call(self, inputs, path=None, training=False):
         if path is None:
-            if training:
-                raise ValueError(
-                    "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or "
-                    "call `model(x, path=..., training=True)`. Received: path=None"
-                )
             outputs = self._router(inputs, self._routing.candidates())[0]
         else:
             outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
@@ -184,7 +185,12 @@ class DynamicSlimmableNetwork(keras.Model):
 
         Returns:
             Features, or the last section's logits, before any activation.
+
+        Raises:
+            ValueError: on images that a call would refuse.
         """
+        if first == 0:
+            self._check_images(x)
         return self._runner.run(x, path, first, last, executor, **kwargs)
 
     def run_section(self, section, before, after, x):
@@ -228,6 +234,12 @@ class DynamicSlimmableNetwork(keras.Model):
                 f"`input_shape={self._image_shape}`, where None stands for any size. "
                 f"Received: images of shape {tuple(np.shape(inputs))}"
             )
+        dtype = keras.backend.standardize_dtype(getattr(inputs, "dtype", "float32"))
+        if not keras.backend.is_float_dtype(dtype):
+            raise ValueError(
+                "Images must be floats, as `preprocess_input` of the application makes them. "
+                f"Received: images of dtype {dtype}"
+            )
 
     def make_predict_function(self, force=False):
         # Eager, because only so a width that no image chose costs nothing at all; the sections
@@ -250,9 +262,9 @@ class DynamicSlimmableNetwork(keras.Model):
             input_shape: `(height, width, 3)`; None: the model's.
 
         Raises:
-            ValueError: the size of the images is open.
+            ValueError: the size of the images is open, or `input_shape` is no such tuple.
         """
-        shape = tuple(input_shape or self._image_shape)
+        shape = input_shape or self._image_shape
         return count_costs(self.sections, self.resolve_path(path), shape)
 
     def madds(self, path, input_shape=None, include_pooling=True):

@@ -120,9 +120,11 @@ class NetworkSpec:
             Tuple of `Step`: the topology.
 
         Raises:
-            ValueError: `features` does not give the gates that the stages say, or something else
-                than a convolution stands behind one.
+            ValueError: the channel options of the stages do not fit together, `features` does not
+                give the gates that the stages say, or something else than a convolution stands
+                behind one.
         """
+        self._check_channels()
         builder = StepBuilder(self, dtype)
         steps, channels = self.features(builder, input_channels)
         gates = sum(step.is_slimming_gate for step in steps)
@@ -134,6 +136,26 @@ class NetworkSpec:
         for section in split_sections(steps)[1:]:
             entry_steps(section)
         return tuple(steps + (builder.head(channels, classes) if include_top else []))
+
+    def _check_channels(self):
+        family = type(self).__name__
+        options = {f"stages[{i}].channels": stage.channels for i, stage in enumerate(self.stages)}
+        for name, channels in {"stem": self.stem, **options}.items():
+            whole = isinstance(channels, tuple) and all(isinstance(c, int) for c in channels)
+            if not channels or not whole:
+                raise ValueError(
+                    f"{family}: `{name}` must be a tuple of ints, the channel options. "
+                    f"Received: {name}={channels!r}"
+                )
+        if not self.num_gates:
+            raise ValueError(f"{family} needs a gated stage. Received: stages={self.stages!r}")
+        for index in range(self._gated_index, len(self.stages)):
+            stage, widths = self.stages[index], self.num_widths
+            if len(stage.channels) != widths and (stage.gated or len(stage.channels) > 1):
+                raise ValueError(
+                    f"{family}: from the first gated stage on all have as many channel options: "
+                    f"{widths} here. Received: stages[{index}].channels={stage.channels!r}"
+                )
 
     def scaled(self, alpha=1.0, output_stride=32, front_alpha=None, strides=None):
         """Returns a spec with all channels times `alpha` and fewer strides.

@@ -8,6 +8,8 @@ from keras_dsnet.models.topology import Executor
 
 # Whatever policy the network, or Keras, computes in: a plain sub-network is for every runtime.
 DTYPE = "float32"
+# And whatever Keras's global format is.
+FORMAT = "channels_last"
 
 
 def plain_subnetwork(network, path, fold_batch_norm=False):
@@ -75,13 +77,14 @@ class PlainExecutor(Executor):
             padding = "same" if layer.strides == 1 and layer.kernel_size % 2 else "valid"
             if padding == "valid":
                 pad = keras.layers.ZeroPadding2D(
-                    layer.kernel_size // 2, name=f"{layer.name}_pad", dtype=DTYPE
+                    layer.kernel_size // 2, FORMAT, name=f"{layer.name}_pad", dtype=DTYPE
                 )
                 x = pad(x)
         made = stock(
             kernel_size=layer.kernel_size,
             strides=layer.strides,
             padding=padding,
+            data_format=FORMAT,
             use_bias=bias is not None,
             name=layer.name,
             dtype=DTYPE,
@@ -126,7 +129,7 @@ class PlainExecutor(Executor):
         if not layer.attention:
             return x
         pool = keras.layers.GlobalAveragePooling2D(
-            keepdims=True, name=f"{layer.name}_pool", dtype=DTYPE
+            FORMAT, keepdims=True, name=f"{layer.name}_pool", dtype=DTYPE
         )
         hidden = keras.layers.Dense(
             layer.hidden_units, activation="relu", name=f"{layer.name}_hidden", dtype=DTYPE
@@ -149,7 +152,7 @@ class PlainExecutor(Executor):
         return keras.layers.MaxPooling2D.from_config({**step.layer.get_config(), "dtype": DTYPE})(x)
 
     def pool(self, step, x):
-        return keras.layers.GlobalAveragePooling2D(name="pool", dtype=DTYPE)(x)
+        return keras.layers.GlobalAveragePooling2D(FORMAT, name="pool", dtype=DTYPE)(x)
 
     def dropout(self, step, x):
         return keras.layers.Dropout(step.layer.rate, name=step.layer.name, dtype=DTYPE)(x)

@@ -155,7 +155,10 @@ class StepBuilder:
         Returns:
             A `Step`.
         """
-        pool = layers.MaxPooling2D(size, strides, padding="same", dtype=self.dtype, name=name)
+        # Whatever Keras's global format is: all other layers know this one alone.
+        pool = layers.MaxPooling2D(
+            size, strides, "same", "channels_last", dtype=self.dtype, name=name
+        )
         return Step("max_pool", pool, self.section)
 
     def residual(self, branch, shortcut=(), activation=None):

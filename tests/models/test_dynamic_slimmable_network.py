@@ -264,7 +264,22 @@ def test_other_images_are_refused(network, shape):
     for run in (network, network.route, network.run_dynamic, lambda x: network(x, path=0)):
         with pytest.raises(ValueError, match=rf"^Images .*\(16, 16, 3\)`.*\({shape[0]}, "):
             run(images)
+    with pytest.raises(ValueError, match=r"^Images "):
+        network.run_sections(images, network.resolve_path(0))
     assert network(IMAGES[:2], path=0).shape == (2, 5)
+
+
+def test_raw_images_are_refused(network):
+    raw = np.zeros((2, 16, 16, 3), "uint8")
+    for run in (network, network.route, network.run_dynamic, lambda x: network(x, path=0)):
+        with pytest.raises(ValueError, match=r"^Images must be floats.*preprocess_input.*uint8$"):
+            run(raw)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), 16, (None, 16, 3)])
+def test_madds_of_no_image_size_are_refused(network, shape):
+    with pytest.raises(ValueError, match=r"input_shape.*Received: input_shape="):
+        network.madds(0, shape)
 
 
 def test_mixed_bfloat16_is_near_float32(network):

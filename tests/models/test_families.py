@@ -151,9 +151,50 @@ def test_a_path_that_is_not_there_is_named(networks, family, path):
 
 
 @pytest.mark.parametrize("family", SPECS)
+def test_a_row_of_what_route_returns_is_a_path(networks, family):
+    network = networks[family]
+    chosen = network.route(IMAGES[:1])[0]
+    expected = network(IMAGES[:1], path=tuple(map(int, chosen)))
+    for path in (chosen, chosen.numpy(), list(chosen.numpy())):
+        np.testing.assert_array_equal(network(IMAGES[:1], path=path), expected)
+        assert network.madds(path) == network.madds(tuple(map(int, chosen)))
+    for path in (np.full(network.num_gates, 3), tf.constant(7), (True,) * network.num_gates):
+        with pytest.raises(ValueError, match="int from 0 to 2"):
+            network(IMAGES[:1], path=path)
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_the_global_image_format_changes_nothing(networks, family):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        network = tiny_network(SPECS[family])
+        plain = network.subnetwork(1)
+        np.testing.assert_array_equal(network(IMAGES, path=1), networks[family](IMAGES, path=1))
+        np.testing.assert_allclose(plain(IMAGES), network(IMAGES, path=1), atol=1e-4)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.parametrize("family", SPECS)
 def test_a_spec_survives_json(family):
     spec = SPECS[family]
     assert type(spec).from_dict(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((), "needs a gated stage"),
+        (((8, 16), (8, 16, 24)), r"2 here.*stages\[1\]\.channels=\(8, 16, 24\)$"),
+        (((8, 16, 24), (8, 16)), r"2 here.*stages\[0\]\.channels=\(8, 16, 24\)$"),
+        (((8, 16), 8), r"stages\[1\]\.channels` must be a tuple of ints.*channels=8$"),
+        (((8, 16), (8, 16.0)), r"must be a tuple of ints.*channels=\(8, 16\.0\)$"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_named(stages, message):
+    stages = tuple(type(TINY_RESNET.stages[0])(1, 1, channels) for channels in stages)
+    with pytest.raises(ValueError, match=f"^ResNetSpec.*{message}"):
+        tiny_network(dataclasses.replace(TINY_RESNET, stages=stages))
 
 
 def test_a_family_needs_the_gates_that_its_stages_say():
