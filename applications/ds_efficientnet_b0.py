@@ -27,7 +27,7 @@ def DSEfficientNetB0(
 
     Squeeze-and-excitation is the attention head of a gate in every inverted residual block. The one
     slimming gate is that of the ninth block: it chooses the width of the last 8 blocks, rho from
-    0.75 to 1.7; those before have the half of EfficientNet-B0's channels.
+    0.75 to 1.7; those before have the half of EfficientNet-B0's channels, in multiples of 8.
 
     Args:
         weights: None, or the path of a `.weights.h5` file that `save_weights` wrote. The authors

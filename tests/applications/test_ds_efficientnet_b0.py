@@ -20,7 +20,7 @@ def test_one_gate_has_twenty_widths_from_rho_075_to_17(network):
     np.testing.assert_allclose(network.spec.ratios, np.arange(0.75, 1.75 - 1e-9, 0.05))
 
 
-def test_channels_are_multiples_of_8_at_one_interval_and_front_channels_half(network):
+def test_channels_are_multiples_of_8_at_one_interval_and_those_of_the_front_about_half(network):
     front, rest = network.spec.stages[:4], network.spec.stages[4:]
     assert sum(stage.blocks for stage in front) == sum(stage.blocks for stage in rest) == 8
     assert [stage.channels for stage in front] == [(8,), (16,), (24,), (40,)]
@@ -30,7 +30,7 @@ def test_channels_are_multiples_of_8_at_one_interval_and_front_channels_half(net
         assert not any(channels % 8 for channels in stage.channels)
 
 
-def test_some_paths_cost_what_the_papers_do(network):
+def test_some_paths_cost_270_and_400_million_madds(network):
     madds = [network.madds(width) for width in range(20)]
     assert madds == sorted(madds)
     for target in (SMALL, LARGE):

@@ -39,7 +39,7 @@ def test_four_gates_have_four_widths(network):
 
 
 @pytest.mark.parametrize(("width", "expected"), [(0, 0.312), (1, 1.052), (2, 2.281), (3, 3.998)])
-def test_convolutions_and_classifier_cost_what_the_papers_do(network, width, expected):
+def test_convolutions_and_classifier_of_uniform_paths_have_their_madds(network, width, expected):
     cost = network.costs(width)
     assert (cost.madds - cost.attention) / 1e9 == pytest.approx(expected, rel=0.01)
     assert cost.attention <= 0.015 * (cost.madds - cost.attention)
