@@ -1,6 +1,7 @@
 """Runs a routed TFLite file. Needs numpy and ai_edge_litert alone, so a device can have it too."""
 
 import json
+import numbers
 import operator
 import pathlib
 import statistics
@@ -19,7 +20,7 @@ class DynamicInterpreter:
 
     Args:
         filename: of a file that `model.export(..., format="litert")` wrote.
-        num_threads: int.
+        num_threads: int, 1 or more.
 
     Attributes:
         metadata: dict: what the file says of itself: `input_shape`, `input_type`, `preprocessing`,
@@ -28,7 +29,7 @@ class DynamicInterpreter:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no TFLite file, or none with routes.
+        ValueError: it is no TFLite file, or none with routes; or `num_threads` is no such int.
 
     Example:
 
@@ -39,12 +40,13 @@ class DynamicInterpreter:
     """
 
     def __init__(self, filename, num_threads=1):
+        _check_counts(num_threads=num_threads)
         self.metadata = read_metadata(pathlib.Path(filename).read_bytes(), filename)
-        self.num_threads = num_threads
+        self.num_threads = int(num_threads)
         self.latency_ms = {}
         try:
             # By its name, so that the interpreter maps the file into memory.
-            self._interpreter = Interpreter(model_path=str(filename), num_threads=num_threads)
+            self._interpreter = Interpreter(model_path=str(filename), num_threads=self.num_threads)
         except ValueError as error:
             raise ValueError(f"{filename} is damaged: {error}") from error
         self._runners = {}
@@ -110,12 +112,9 @@ class DynamicInterpreter:
             Dict from route to milliseconds, as `latency_ms`.
 
         Raises:
-            ValueError: if `rounds` or `runs` is below 1.
+            ValueError: if `rounds` or `runs` is no int or below 1.
         """
-        if min(rounds, runs) < 1:
-            raise ValueError(
-                f"`rounds` and `runs` must be at least 1. Received: rounds={rounds}, runs={runs}"
-            )
+        _check_counts(rounds=rounds, runs=runs)
         shape, kind = self.metadata["input_shape"], self.metadata["input_type"]
         image = np.zeros(shape, kind)
         times = {route: [] for route in self.routes}
@@ -133,8 +132,12 @@ class DynamicInterpreter:
         """Returns the widest route whose measured latency is at most `budget_ms`.
 
         Raises:
-            ValueError: without measured latencies, or if none fits.
+            ValueError: without measured latencies, if none fits, or if `budget_ms` is no number.
         """
+        if not isinstance(budget_ms, numbers.Real):
+            raise ValueError(
+                f"`budget_ms` must be a number of milliseconds. Received: budget_ms={budget_ms!r}"
+            )
         if not self.latency_ms:
             raise ValueError("`budget_ms` needs latencies: call `calibrate_latency()` first.")
         fitting = [route for route, latency in self.latency_ms.items() if latency <= budget_ms]
@@ -194,6 +197,12 @@ class DynamicInterpreter:
         if signature not in self._runners:
             self._runners[signature] = self._interpreter.get_signature_runner(signature)
         return self._runners[signature]
+
+
+def _check_counts(**counts):
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or count < 1:
+            raise ValueError(f"`{name}` must be an int of at least 1. Received: {name}={count!r}")
 
 
 def routes_of(metadata):

@@ -194,6 +194,7 @@ def test_a_budget_and_a_bound_both_hold(timed):
     [
         ({"budget_ms": 0.5}, r"fastest takes 1\.00 ms.*budget_ms=0\.5"),
         ({"budget_ms": float("nan")}, "budget_ms=nan"),
+        ({"budget_ms": "5"}, "`budget_ms` must be a number of milliseconds.*budget_ms='5'"),
         ({"budget_ms": 2.5, "min_width": 3}, r"at most 2, .* 2\.5 ms.*min_width=3"),
         ({"min_width": -1}, "`min_width` must be a width, 0 to 3.*min_width=-1"),
         ({"max_width": 4}, "`max_width` must be a width, 0 to 3.*max_width=4"),
@@ -227,8 +228,26 @@ def test_an_image_that_does_not_fit_is_one_clear_line(interpreter, image, messag
 def test_a_budget_needs_latencies_that_were_measured(interpreter):
     with pytest.raises(ValueError, match=r"calibrate_latency\(\)` first"):
         interpreter.run(IMAGES[0], budget_ms=5.0)
-    with pytest.raises(ValueError, match=r"at least 1.*rounds=0"):
-        interpreter.calibrate_latency(rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "received"),
+    [({"rounds": 0}, "rounds=0"), ({"rounds": 1.5}, r"rounds=1\.5"), ({"runs": "3"}, "runs='3'")],
+)
+def test_a_wrong_number_of_runs_is_one_clear_line(interpreter, options, received):
+    with pytest.raises(ValueError, match=f"` must be an int of at least 1. Received: {received}$"):
+        interpreter.calibrate_latency(**options)
+
+
+@pytest.mark.parametrize("num_threads", [0, -1, "a", 1.5, None])
+def test_a_wrong_number_of_threads_is_not_taken_for_a_damaged_file(exported, num_threads):
+    with pytest.raises(ValueError, match=r"^`num_threads` must be an int of at least 1") as caught:
+        DynamicInterpreter(exported.filename, num_threads=num_threads)
+    assert str(caught.value).endswith(f"Received: num_threads={num_threads!r}")
+
+
+def test_a_number_of_threads_may_be_numpys(exported):
+    assert DynamicInterpreter(exported.filename, num_threads=np.int64(2)).num_threads == 2
 
 
 def test_a_file_that_is_not_a_routed_one_is_named(exported, tmp_path):
