@@ -25,7 +25,11 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("output", None, "The .tflite file to write.", required=True)
 flags.DEFINE_list("routes", None, "Widths to choose from, as 0,4,8,13; none: the network's.")
-flags.DEFINE_string("path", None, "One sub-network instead: slimmest, widest, largest, or a width.")
+flags.DEFINE_string(
+    "path",
+    None,
+    "One sub-network instead: slimmest, widest, largest, a width, or one per gate, as 0,2,1.",
+)
 flags.DEFINE_enum(
     "quantize",
     "none",
@@ -85,6 +89,14 @@ def input_shape(network):
     return shape
 
 
+def parse_path():
+    """Returns the path of --path as a call of the network takes it."""
+    widths = FLAGS.path.split(",")
+    if not all(width.isdecimal() for width in widths):
+        return FLAGS.path
+    return tuple(map(int, widths)) if len(widths) > 1 else int(FLAGS.path)
+
+
 def main(_):
     check_flags()
     import keras
@@ -105,8 +117,7 @@ def main(_):
         options |= {"layout": FLAGS.layout, "input_type": FLAGS.input_type}
         export_routed(network, FLAGS.output, parse_routes(FLAGS.routes), **options)
         return
-    path = int(FLAGS.path) if FLAGS.path.isdecimal() else FLAGS.path
-    report = export_subnetwork(network, path, FLAGS.output, **options)
+    report = export_subnetwork(network, parse_path(), FLAGS.output, **options)
     print(
         f"{FLAGS.output}: path {report['path']}, {report['madds'] / 1e6:.2f}M MAdds, "
         f"{report['bytes'] / 1e6:.2f} MB, largest difference {report['difference']:.1e}"

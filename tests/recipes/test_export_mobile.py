@@ -16,6 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from programs import run_program
 from routed_networks import SIZE, random_images, small_network
+from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.data import load_source
 from keras_dsnet.export import DynamicInterpreter
@@ -147,6 +148,21 @@ def test_a_path_writes_one_sub_network_and_says_so(export, network, workdir, tmp
     start = f"{output}: path 1, {madds:.2f}M MAdds, {megabytes:.2f} MB, largest difference "
     assert line.startswith(start)
     assert 0 <= float(line.removeprefix(start)) <= 1e-4
+
+
+def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
+    network = tiny_network(TINY_RESNET)
+    network.save(tmp_path / "model.keras")
+    export(model=tmp_path, path="0,2,1", output=tmp_path / "m.tflite")
+    assert "path (0, 2, 1), " in capsys.readouterr().out
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    image = tiny_images(1)
+    output = interpreter.get_signature_runner()(image=image)["output"]
+    np.testing.assert_allclose(output, network(image, path=(0, 2, 1)), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match=r"a tuple of 3 of them.*path=\(0, 2\)"):
+        export(model=tmp_path, path="0,2", output=tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="path='0,two,1'"):
+        export(model=tmp_path, path="0,two,1", output=tmp_path / "m.tflite")
 
 
 def test_a_path_of_a_supernet_in_int8_is_measured_on_images_too(export, workdir, tmp_path, capsys):
