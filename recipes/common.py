@@ -21,7 +21,12 @@ def define_data_flags():
     flags.DEFINE_string("train_split", None, "TFDS slice to train on, such as train[:90%].")
     flags.DEFINE_string("eval_split", None, "TFDS slice to evaluate on.")
     flags.DEFINE_bool("strict_images", False, "An unreadable image ends the run.")
-    flags.DEFINE_integer("image_size", None, "Side of the images; none: 32 or 224, by data set.")
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "Side of the images; none: that of --supernet, else 32 or 224, by data set.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("classes", None, "Number of classes; none: those of the data set.")
     flags.DEFINE_enum(
         "augmentation",
@@ -121,8 +126,8 @@ def load_sources():
     return sources
 
 
-def training_dataset(source, start_step):
-    """Returns the training batches from a step on."""
+def training_dataset(source, start_step, image_size):
+    """Returns the training batches from a step on, of images of `(height, width)`."""
     from keras_dsnet.applications.image_classes import preprocess_input
 
     from keras_dsnet.data import training_pipeline
@@ -130,7 +135,7 @@ def training_dataset(source, start_step):
     default = {"digits": "none", "cifar10": "cifar", "cifar100": "cifar"}
     return training_pipeline(
         source,
-        image_size=image_size(),
+        image_size=image_size,
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
         preprocess=preprocess_input,
@@ -144,15 +149,15 @@ def training_dataset(source, start_step):
     )
 
 
-def evaluation_dataset(source):
-    """Returns the evaluation batches."""
+def evaluation_dataset(source, image_size):
+    """Returns the evaluation batches, of images of `(height, width)`."""
     from keras_dsnet.applications.image_classes import preprocess_input
 
     from keras_dsnet.data import evaluation_pipeline
 
     return evaluation_pipeline(
         source,
-        image_size=image_size(),
+        image_size=image_size,
         batch_size=FLAGS.eval_batch_size,
         preprocess=preprocess_input,
     )

@@ -147,26 +147,29 @@ def main(_):
     with common.prepare_machine():
         model = make_model(FLAGS.classes or train.num_classes)
         trainer = make_trainer(model, FLAGS.epochs * steps_per_epoch, steps_per_epoch)
+    size = model.input_shape[1:3]
     # Of a width that is trained alone the others mean nothing.
     paths = None if FLAGS.alone is None else [FLAGS.alone]
     ends = paths or ["slimmest", "widest"]
     training = TrainingRun(
         trainer,
         workdir,
-        lambda step: common.training_dataset(train, step),
+        lambda step: common.training_dataset(train, step, size),
         batch_size=FLAGS.batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_paths(model, common.evaluation_dataset(evaluation), ends, False),
+        evaluate=lambda: evaluate_paths(
+            model, common.evaluation_dataset(evaluation, size), ends, False
+        ),
         evaluate_epochs=FLAGS.evaluate_epochs,
     )
     training.fit()
     trainer.load_teacher()
     steps = min(FLAGS.recalibration_steps, steps_per_epoch)
-    recalibrate_batch_norm(model, common.training_dataset(train, 0), paths, steps=steps)
+    recalibrate_batch_norm(model, common.training_dataset(train, 0, size), paths, steps=steps)
     common.save_model(model, workdir.path / "supernet.keras")
-    rows = evaluate_paths(model, common.evaluation_dataset(evaluation), paths, dynamic=False)
+    rows = evaluate_paths(model, common.evaluation_dataset(evaluation, size), paths, dynamic=False)
     common.report(model, rows, workdir)
 
 

@@ -73,6 +73,20 @@ def load_supernet():
     return with_dtype(model, keras.config.dtype_policy())
 
 
+def choose_image_size(model):
+    """Returns `(height, width)` of the images: what the supernet takes, where that is fixed."""
+    fixed = model.input_shape[1:3]
+    if FLAGS.image_size is None and None not in fixed:
+        return fixed
+    size = (common.image_size(),) * 2
+    if any(own not in (None, side) for own, side in zip(fixed, size)):
+        raise ValueError(
+            f"--image_size must fit --supernet={FLAGS.supernet}, which takes images of "
+            f"{model.input_shape[1:]}. Received: --image_size={FLAGS.image_size}"
+        )
+    return size
+
+
 def choose_routes(model):
     """Returns the candidate widths of --routes, of --variant, or of the supernet."""
     if FLAGS.routes is None:
@@ -130,9 +144,10 @@ def main(_):
     )
 
     config, exempt = common.config()
-    train, evaluation = common.load_sources()
     with common.prepare_machine():
         model = load_supernet()
+        size = choose_image_size(model)
+        train, evaluation = common.load_sources()
         workdir = WorkDir(FLAGS.workdir, config, exempt)
         steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
         trainer = make_trainer(model, steps_per_epoch)
@@ -140,18 +155,20 @@ def main(_):
     run_ = TrainingRun(
         trainer,
         workdir,
-        lambda step: common.training_dataset(train, step),
+        lambda step: common.training_dataset(train, step, size),
         batch_size=FLAGS.batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_paths(model, common.evaluation_dataset(evaluation), [], True),
+        evaluate=lambda: evaluate_paths(
+            model, common.evaluation_dataset(evaluation, size), [], True
+        ),
         evaluate_epochs=FLAGS.evaluate_epochs,
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
     run_.fit()
     common.save_model(model, workdir.path / "model.keras")
-    rows = evaluate_paths(model, common.evaluation_dataset(evaluation))
+    rows = evaluate_paths(model, common.evaluation_dataset(evaluation, size))
     common.report(model, rows, workdir)
     # From the log: a run that was finished before has trained nothing now.
     easy = float(read_log(workdir.log)[-1]["easy"])

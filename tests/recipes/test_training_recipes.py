@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from keras_dsnet.applications import DSResNet50
 from programs import run_program, start_program
+from routed_networks import SHORT_SPEC, SIZE, small_network
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 STAGE_1 = (
@@ -82,6 +83,37 @@ def test_stage_2_trains_the_gate_of_stage_1(supernet, tmp_path):
         "training_curves.png",
         "width_shares.png",
     }
+
+
+@pytest.fixture(scope="module")
+def small_supernet(tmp_path_factory):
+    """The file of a network for images smaller than those of its data set."""
+    network = small_network(classes=10, spec=SHORT_SPEC)
+    path = tmp_path_factory.mktemp("small") / "supernet.keras"
+    network.save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_stage_2_takes_images_of_the_supernets_size(small_supernet, tmp_path):
+    arguments = (*STAGE_2[:-1], f"--supernet={small_supernet}", f"--workdir={tmp_path}")
+    done = run("imagenet_stage2.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "tables" / "paths.json").read_text())
+    network = keras.models.load_model(tmp_path / "model.keras")
+    assert rows[0]["madds"] == network.madds(0, (SIZE, SIZE, 3))
+
+
+def test_another_image_size_than_the_supernets_is_told_before_data_are_loaded(
+    small_supernet, tmp_path
+):
+    arguments = ("--dataset=nowhere", f"--supernet={small_supernet}", "--image_size=32")
+    done = run("imagenet_stage2.py", *arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"--image_size must fit --supernet={small_supernet}, which takes" in line
+    assert "images of (16, 16, 3). Received: --image_size=32" in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
