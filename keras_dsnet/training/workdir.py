@@ -18,6 +18,7 @@ _held = weakref.WeakValueDictionary()
 class WorkDir:
     """A run's folder: made where it is missing, and tied to the configuration of its first start.
 
+    A start that ended before it trained, by a mistake in its flags say, ties the folder to nothing.
     One process at a time trains in a folder; a lock, which ends with the process, sees to it. The
     same process may open its folder again.
 
@@ -42,8 +43,8 @@ class WorkDir:
         # As they come back from the file: tuples are lists there.
         self.config = json.loads(json.dumps(config, default=os.fspath))
         self._make()
-        self._lock()
-        if (self.path / _CONFIG).exists():
+        locked = self._lock()
+        if (self.path / _CONFIG).exists() and not (locked and self._is_unused()):
             self._compare(read_config(self.path), frozenset(exempt))
         self._write_config()
 
@@ -87,19 +88,28 @@ class WorkDir:
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
+    def _is_unused(self):
+        """Whether no run has begun to train here: TensorBoard's files come before its first step.
+
+        A network may be all that is kept of a run; the configuration still tells of it.
+        """
+        results = (self.checkpoint, self.log, self.tensorboard, *self.path.glob("*.keras"))
+        return not any(path.exists() for path in results)
+
     def _lock(self):
+        """Takes the folder's lock; returns whether it was free: nobody else is about to train."""
         try:
             descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         lock, status = _Lock(descriptor), os.fstat(descriptor)
         file = status.st_dev, status.st_ino
-        if file not in _held:
-            self._acquire(descriptor)
-            _held[file] = lock
-        self._own_lock = _held[file]
+        locked = file not in _held and self._acquire(descriptor)
+        self._own_lock = _held.setdefault(file, lock)
+        return locked
 
     def _acquire(self, descriptor):
+        """Locks a file; returns whether its file system has locks."""
         try:
             # Unlike `lockf`, it lasts while other descriptors of the file are closed.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +121,8 @@ class WorkDir:
             ) from error
         except OSError:
             # Some network file systems have no locks; the run is as safe there as without one.
-            return
+            return False
+        return True
 
     def _write_config(self):
         try:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from keras_dsnet.training.tensorboard_log import TensorBoardLog
 from keras_dsnet.training.workdir import WorkDir, read_config
 
 _HOLD_LOCK = """
@@ -35,7 +36,7 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path):
 
 def test_the_same_configuration_goes_on(tmp_path):
     config = {"sizes": (32, 32), "data_dir": pathlib.Path("/data"), "seed": None}
-    WorkDir(tmp_path, config)
+    WorkDir(tmp_path, config).checkpoint.touch()
     assert WorkDir(tmp_path, config).config == read_config(tmp_path)
 
 
@@ -53,7 +54,7 @@ def test_the_same_configuration_goes_on(tmp_path):
 )
 def test_another_configuration_is_refused_by_its_first_flag(tmp_path, changes, message):
     config = {"alpha": 0.5, "dataset": "digits", "batch": 4}
-    WorkDir(tmp_path, config)
+    WorkDir(tmp_path, config).checkpoint.touch()
     with pytest.raises(ValueError, match=message) as caught:
         WorkDir(tmp_path, {**config, **changes})
     assert str(tmp_path) in str(caught.value)
@@ -61,8 +62,45 @@ def test_another_configuration_is_refused_by_its_first_flag(tmp_path, changes, m
     assert read_config(tmp_path) == config
 
 
+def test_a_start_that_trained_nothing_leaves_the_folder_to_other_flags(tmp_path):
+    WorkDir(tmp_path, {"alpha": 0.3})
+    (tmp_path / "output.txt").write_text("error: alpha")
+    WorkDir(tmp_path, {"alpha": 0.5})
+    assert read_config(tmp_path) == {"alpha": 0.5}
+
+
+@pytest.mark.parametrize("name", ["checkpoint.npz", "log.csv", "tensorboard", "model.keras"])
+def test_whatever_a_run_leaves_ties_the_folder_to_its_flags(tmp_path, name):
+    workdir = WorkDir(tmp_path, {"alpha": 0.3})
+    if name == "tensorboard":
+        TensorBoardLog(workdir.tensorboard).on_train_begin()
+    else:
+        (tmp_path / name).touch()
+    del workdir
+    with pytest.raises(ValueError, match=r"was started with --alpha=0\.3"):
+        WorkDir(tmp_path, {"alpha": 0.5})
+    assert read_config(tmp_path) == {"alpha": 0.3}
+
+
+def test_a_run_about_to_train_in_this_process_keeps_its_flags(tmp_path):
+    workdir = WorkDir(tmp_path, {"alpha": 0.3})
+    with pytest.raises(ValueError, match=r"was started with --alpha=0\.3"):
+        WorkDir(tmp_path, {"alpha": 0.5})
+    assert read_config(workdir.path) == {"alpha": 0.3}
+
+
+def test_without_locks_another_process_may_be_about_to_train(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("keras_dsnet.training.workdir.fcntl.flock", refuse)
+    WorkDir(tmp_path, {"alpha": 0.3})
+    with pytest.raises(ValueError, match=r"was started with --alpha=0\.3"):
+        WorkDir(tmp_path, {"alpha": 0.5})
+
+
 def test_exempt_flags_may_change_and_the_last_are_kept(tmp_path):
-    WorkDir(tmp_path, {"alpha": 0.5, "log_steps": 10}, exempt=("log_steps",))
+    WorkDir(tmp_path, {"alpha": 0.5, "log_steps": 10}, exempt=("log_steps",)).checkpoint.touch()
     WorkDir(tmp_path, {"alpha": 0.5, "log_steps": 20}, exempt=("log_steps",))
     assert read_config(tmp_path)["log_steps"] == 20
     with pytest.raises(ValueError, match="log_steps"):
@@ -70,7 +108,7 @@ def test_exempt_flags_may_change_and_the_last_are_kept(tmp_path):
 
 
 def test_a_flag_that_is_new_and_unset_changes_nothing(tmp_path):
-    WorkDir(tmp_path, {"alpha": 0.5})
+    WorkDir(tmp_path, {"alpha": 0.5}).checkpoint.touch()
     WorkDir(tmp_path, {"alpha": 0.5, "cutout": None})
 
 
@@ -142,6 +180,7 @@ def test_a_folder_opened_again_stays_locked_until_the_last_run_ends(tmp_path):
 @pytest.mark.parametrize("content", ["", "{half", "[1]", "null"])
 def test_a_damaged_configuration_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
+    (tmp_path / "checkpoint.npz").touch()
     with pytest.raises(ValueError, match=r"config\.json is damaged") as caught:
         WorkDir(tmp_path, {})
     assert "\n" not in str(caught.value)
