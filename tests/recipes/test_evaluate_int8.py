@@ -5,22 +5,30 @@ import pathlib
 
 import numpy as np
 import pytest
+from exported import kind_of
 from programs import run_program
 from routed_networks import small_network
+from tiny_families import TINY_RESNET, tiny_network
+
+from keras_dsnet.export.flatbuffer import operators_of, parse
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "evaluate_int8.py"
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """The folder of a finished stage II on digits."""
-    network = small_network()
-    network.routes = (0, 2)
-    folder = tmp_path_factory.mktemp("gate")
+def save_run(network, folder):
+    """Makes a folder that of a finished stage II on digits."""
     network.save(folder / "model.keras")
     run = {"dataset": "digits", "data_dir": None, "train_split": "train[:40]"}
     (folder / "config.json").write_text(json.dumps(run))
     return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The folder of a network with batch norm."""
+    network = small_network()
+    network.routes = (0, 2)
+    return save_run(network, tmp_path_factory.mktemp("gate"))
 
 
 def test_every_file_of_every_path_has_a_row(workdir, tmp_path):
@@ -40,6 +48,31 @@ def test_every_file_of_every_path_has_a_row(workdir, tmp_path):
         *("int8.json", "int8.csv"),
     }
     assert "compared on 40 test images of digits" in result.stdout
+
+
+def norm_types(filename):
+    """Returns the types that the group norms of a file compute in."""
+    model = parse(filename.read_bytes())
+    return {
+        kind_of(graph.tensors[index])
+        for graph in model.subgraphs
+        for operator, name in zip(graph.operators, operators_of(graph, model))
+        if name in ("SQUARED_DIFFERENCE", "RSQRT")
+        for index in operator.outputs
+    }
+
+
+@pytest.mark.slow
+def test_group_norm_in_int8_has_a_row_and_a_file(tmp_path):
+    run = save_run(tiny_network(TINY_RESNET, classes=10), tmp_path)
+    options = ("--routes=1", "--images=20", "--representative_images=20")
+    result = run_program(PROGRAM, f"--model={run}", f"--workdir={tmp_path / 'int8'}", *options)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "int8" / "int8.json").read_text())
+    files = ["float32", "static int8", "static int8, norms too", "shared int8", "fast int8"]
+    assert [(row["path"], row["file"]) for row in rows] == [([1, 1, 1], file) for file in files]
+    assert norm_types(tmp_path / "int8" / "static_1_1_1.tflite") == {"FLOAT32"}
+    assert norm_types(tmp_path / "int8" / "static_1_1_1_int8_norms.tflite") == {"INT8"}
 
 
 @pytest.mark.parametrize(
