@@ -45,7 +45,7 @@ def network():
 
 def replace_run(monkeypatch, operation):
     """Lets the export convert something else than the path."""
-    monkeypatch.setattr(MODULE, "_run", lambda network, path, image: operation(image))
+    monkeypatch.setattr(MODULE, "_run", lambda network, path, image, float_norms: operation(image))
 
 
 @pytest.fixture(scope="module", params=["slimmest", "widest"])
