@@ -38,13 +38,12 @@ def test_the_family_of_ones_own_trains_routes_and_loads_as_written(tmp_path, mon
     widths = [tuple(map(int, path)) for path in model.route(images).numpy()]
     expected = [model(images[i : i + 1], path=path)[0] for i, path in enumerate(widths)]
     np.testing.assert_allclose(model(images), expected, atol=1e-4)
-    for layout in ("shared", "fast"):
-        model.export("plain.tflite", format="litert", layout=layout, verbose=False)
-        interpreter = DynamicInterpreter("plain.tflite")
-        for path in itertools.product(range(3), repeat=2):
-            output, taken = interpreter.run(images[0], min_width=path, max_width=path)
-            assert tuple(taken) == path
-            np.testing.assert_allclose(output, model(images[:1], path=path)[0], atol=1e-4)
+    model.export("plain.tflite", format="litert", routes=(0, 2), verbose=False)
+    interpreter = DynamicInterpreter("plain.tflite")
+    for path in itertools.product((0, 2), repeat=2):
+        output, taken = interpreter.run(images[0], min_width=path, max_width=path)
+        assert taken == path
+        np.testing.assert_allclose(output, model(images[:1], path=path)[0], atol=1e-4)
 
 
 def test_commands_name_targets_recipes_and_flags_that_exist():
