@@ -43,7 +43,8 @@ def test_weight_decay_of_a_scaled_loss_spares_the_same_variables():
         trainer.compile(L2SGD(0.1, weight_decay=0.5))
         trainer.optimizer.build(trainer.optimized_variables)
         before = values_of(trainer.optimized_variables)
-        trainer.optimizer.apply([tf.zeros(v.shape) for v in trainer.optimized_variables])
+        zeros = [tf.zeros(variable.shape) for variable in trainer.optimized_variables]
+        trainer.optimizer.apply(zeros, trainer.optimized_variables)
         after = zip(trainer.optimized_variables, before)
         decayed[dtype] = {v.path for v, b in after if not np.array_equal(v, b)}
     assert decayed["mixed_float16"] == decayed["float32"]
