@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_dsnet.export.block_executor import BlockExecutor
 from keras_dsnet.export.section_entry import enter, leave
 from keras_dsnet.models.activation import activate
-from keras_dsnet.models.cost_counter import CostCounter
+from keras_dsnet.models.cost_counter import features_shape
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
@@ -186,7 +186,9 @@ class RoutedParts:
         if network.include_top:
             return activate(network.classifier_activation, features[0])
         # Every branch of a file has outputs of the same shape.
-        missing = self._most_channels() - sum(group.shape[-1] for group in features)
+        widest = network.resolve_path((self._routes[-1],) * network.num_gates)
+        shape = features_shape(network.sections, widest, network.input_shape[1:])
+        missing = shape[-1] - sum(group.shape[-1] for group in features)
         return tf.pad(tf.concat(features, -1), [[0, 0]] * 3 + [[0, missing]])
 
     def _normalise(self, image):
@@ -198,10 +200,3 @@ class RoutedParts:
         offset = -np.array(IMAGENET_MEAN, "float32") / np.array(IMAGENET_STD, "float32")
         kernel = tf.constant(scale.reshape(1, 1, 3, 1))
         return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
-
-    def _most_channels(self):
-        shape = (64, 64, 3)
-        counter = CostCounter(self._network.resolve_path(self._routes[-1]))
-        for steps in self._network.sections:
-            shape = counter.run(steps, shape)
-        return shape[-1]

@@ -35,10 +35,9 @@ class DynamicSlimmableNetwork(keras.Model):
     Call arguments:
         inputs: float32 `[batch, height, width, 3]`, preprocessed, of the size in `input_shape`.
         path: int, tuple of ints (one per gate; or an array, a row of what `route` returns),
-            "slimmest", "widest" or, where the front has wider
-            options, "largest"; or a `Path`, whose entries may be int32 scalar tensors inside a
-            traced function. None: the gates choose a path for each image, and only that is
-            computed.
+            "slimmest", "widest" or, where the front has wider options, "largest"; or a `Path`,
+            whose entries may be int32 scalar tensors inside a traced function. None: the gates
+            choose a path for each image, and only that is computed.
         training: bool; needs a path.
 
     Returns:
@@ -134,12 +133,9 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         self._check_images(inputs)
-        if path is None and kwargs.get("training"):
-            raise ValueError(
-                "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or "
-                "call `model(x, path=..., training=True)`. Received: path=None"
-            )
-        # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. Of
+        if path is None and not args:
+            _refuse_training(kwargs.get("training"))
+        # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. As
         # plain values, since a functional model that calls the network writes them into its config.
         if path is not None:
             resolved = self.resolve_path(path)
@@ -161,6 +157,8 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def call(self, inputs, path=None, training=False):
         if path is None:
+            # Keras may know only here that a layer around the network is in training.
+            _refuse_training(training)
             outputs = self._router(inputs, self._routing.candidates())[0]
         else:
             outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
@@ -230,7 +228,7 @@ class DynamicSlimmableNetwork(keras.Model):
     def _check_images(self, inputs):
         if not tf.TensorShape(self.input_shape).is_compatible_with(np.shape(inputs)):
             raise ValueError(
-                f"Images must be [batch, height, width, channels] with the network's "
+                "Images must be [batch, height, width, channels] with the network's "
                 f"`input_shape={self._image_shape}`, where None stands for any size. "
                 f"Received: images of shape {tuple(np.shape(inputs))}"
             )
@@ -352,3 +350,11 @@ class DynamicSlimmableNetwork(keras.Model):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "spec": spec_from_config(config["spec"])})
+
+
+def _refuse_training(training):
+    if training:
+        raise ValueError(
+            "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or call "
+            "`model(x, path=..., training=True)`. Received: path=None"
+        )

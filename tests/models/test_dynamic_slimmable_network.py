@@ -198,8 +198,18 @@ def test_paths_may_be_numpy_integers_and_tuples(network, logits):
 
 
 def test_training_without_a_path_is_refused(network):
-    with pytest.raises(ValueError, match="SupernetTrainer"):
+    with pytest.raises(ValueError, match=r"^Training needs a path.*SupernetTrainer"):
         network(IMAGES, training=True)
+
+
+def test_a_layer_around_the_network_that_is_in_training_needs_a_path_too(network):
+    class Around(keras.layers.Layer):
+        def call(self, images, training=False):
+            return network(images)
+
+    assert Around()(IMAGES).shape == (24, 5)
+    with pytest.raises(ValueError, match="Training needs a path"):
+        Around()(IMAGES, training=True)
 
 
 def test_open_image_size(network):
