@@ -187,7 +187,8 @@ def measure(network, quantize, routed, static, others):
     options = FLAGS.loads, FLAGS.rounds, FLAGS.threads, FLAGS.huge_pages
     with tempfile.TemporaryDirectory(dir=FLAGS.workdir) as folder:
         files, rows, widths = timed_files(network, routed, static, others, folder)
-        times, huge_share = time_in_turns(files, widths, *options)
+        # The files of a path next to each other: what slows the machine slows all of them.
+        times, huge_share = time_in_turns(files, widths, *options, group=lambda key: key[1])
     sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
     for (name, path), row in rows.items():

@@ -78,7 +78,7 @@ class TimedProcess:
         return line
 
 
-def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False):
+def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False, group=None):
     """Times files that take turns, each in processes of its own.
 
     Args:
@@ -88,6 +88,7 @@ def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False):
         rounds: int, turns of each process.
         threads: int, of the interpreters.
         huge_pages: bool, as in `TimedProcess`.
+        group: function of a key, as in `take_turns`.
 
     Returns:
         By the keys of `files` the mean milliseconds of a run in every turn, and the least share of
@@ -111,8 +112,9 @@ def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False):
                     "no huge pages: they need the GNU C library 2.35 or newer, and `madvise` or "
                     "`always` in /sys/kernel/mm/transparent_hugepage/enabled"
                 )
-            measure = TimedProcess.milliseconds
-            own = take_turns(processes, rounds, SECONDS_PER_TURN, 3, measure=measure)
+            own = take_turns(
+                processes, rounds, SECONDS_PER_TURN, 3, TimedProcess.milliseconds, group
+            )
         for key in files:
             times[key] += own[key]
     return times, min(shares)

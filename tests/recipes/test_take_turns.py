@@ -1,15 +1,30 @@
-"""Functions that are timed against each other take turns, and none always comes first."""
+"""Functions that are timed against each other take turns, and none always follows the same one."""
+
+import itertools
 
 import pytest
 from take_turns import low_and_middle, ratios, take_turns
 
 
-def test_every_function_runs_once_a_round_and_each_comes_first_in_turn():
+def test_every_function_runs_once_a_round_and_none_always_follows_the_same():
     calls = []
     runs = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = take_turns(runs, rounds=3, warm_up=1)
-    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
-    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+    times = take_turns(runs, rounds=100, warm_up=1)
+    text = "".join(calls)
+    assert text.startswith("abc")  # the warm-up
+    rounds = {text[start : start + 3] for start in range(3, len(text), 3)}
+    assert rounds == {"".join(order) for order in itertools.permutations("abc")}
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 100)
+
+
+def test_what_is_compared_comes_one_after_the_other():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in ("a1", "b1", "a2", "b2")}
+    take_turns(runs, rounds=100, warm_up=0, group=lambda name: name[1])
+    rounds = {tuple(calls[start : start + 4]) for start in range(0, len(calls), 4)}
+    ones, twos = itertools.permutations(("a1", "b1")), itertools.permutations(("a2", "b2"))
+    pairs = list(itertools.product(ones, twos))
+    assert rounds == {one + two for one, two in pairs} | {two + one for one, two in pairs}
 
 
 def test_a_turn_lasts_as_long_as_is_asked_whatever_a_call_takes(monkeypatch):
