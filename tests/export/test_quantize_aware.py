@@ -290,7 +290,7 @@ def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path)
         load_source("cifar10", shared_dir / "tfds", split, eval_split="test")
         for split in ("train", "eval")
     )
-    batches = training_pipeline(train, batch_size=32, seed=0, augmentation="cifar", **options)
+    batches = training_pipeline(train, batch_size=16, seed=0, augmentation="cifar", **options)
     images, labels = next(iter(evaluation_pipeline(test, batch_size=10000, **options)))
 
     filename = tmp_path / "m.tflite"
