@@ -2,9 +2,8 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from keras_dsnet.models.preprocessing import Normalization
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -24,16 +23,16 @@ def preprocess_input(images):
     """Normalises RGB images by ImageNet's mean and standard deviation.
 
     Args:
-        images: array or tensor `[..., height, width, 3]`, uint8 or float, 0 to 255.
+        images: array, tensor or `keras.KerasTensor` `[..., height, width, 3]`, uint8 or float, 0 to
+            255.
 
     Returns:
         float32 of the same shape and kind.
+
+    Raises:
+        ValueError: the images are not RGB.
     """
-    mean = 255 * np.array(IMAGENET_MEAN, "float32")
-    scale = 1 / (255 * np.array(IMAGENET_STD, "float32"))
-    if tf.is_tensor(images):
-        return (tf.cast(images, tf.float32) - mean) * scale
-    return (np.asarray(images, "float32") - mean) * scale
+    return Normalization()(images)
 
 
 def decode_predictions(probabilities, top=5):

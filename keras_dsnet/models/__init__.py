@@ -9,6 +9,7 @@ from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.network_spec import NetworkSpec
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.precision import with_dtype
+from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.models.resnet import ResNetSpec, ResNetStage
 from keras_dsnet.models.slimming_head import with_slimming_head
 
@@ -20,6 +21,7 @@ __all__ = [
     "MobileNetSpec",
     "MobileNetStage",
     "NetworkSpec",
+    "Normalization",
     "Path",
     "ResNetSpec",
     "ResNetStage",

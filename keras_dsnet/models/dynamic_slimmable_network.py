@@ -11,6 +11,7 @@ from keras_dsnet.models.families import spec_config, spec_from_config
 from keras_dsnet.models.keras_export import keras_export
 from keras_dsnet.models.path import Path, resolve_path
 from keras_dsnet.models.plain_executor import plain_subnetwork
+from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.models.router import Router
 from keras_dsnet.models.routing_space import RoutingSpace
 from keras_dsnet.models.section_runner import SectionRunner
@@ -30,6 +31,10 @@ class DynamicSlimmableNetwork(keras.Model):
             those of a routed batch padded with zeros to the channels of the widest of `routes`.
         classifier_activation: name of a Keras activation; None: logits.
         routes: candidate widths of every gate; None: all widths.
+        gates_trained: bool: whether the slimming heads were trained to choose.
+        class_names: a name for each class, by its index; None: not known.
+        normalization: the `Normalization` that images get before they come here, which exported
+            files repeat; None: ImageNet's.
         **kwargs: of `keras.Model`; `dtype` may be a policy such as "mixed_bfloat16".
 
     Call arguments:
@@ -57,6 +62,9 @@ class DynamicSlimmableNetwork(keras.Model):
         include_top=True,
         classifier_activation="softmax",
         routes=None,
+        gates_trained=False,
+        class_names=None,
+        normalization=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -72,6 +80,9 @@ class DynamicSlimmableNetwork(keras.Model):
         self._runner = SectionRunner(steps, self._image_shape)
         self._router = Router(self)
         self._routing = RoutingSpace(self.num_widths, routes)
+        self.gates_trained = gates_trained
+        self.class_names = class_names
+        self.normalization = normalization
         self.supports_jit = False
         self.built = True
 
@@ -125,6 +136,32 @@ class DynamicSlimmableNetwork(keras.Model):
     @gates_trained.setter
     def gates_trained(self, trained):
         self._routing.gates_trained = bool(trained)
+
+    @property
+    def class_names(self):
+        """The name of each class, by its index: a tuple of str, or None; settable."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names):
+        names = None if names is None else tuple(map(str, names))
+        if names is not None and len(names) != self.classes:
+            raise ValueError(
+                f"`class_names` must name each of the {self.classes} classes. "
+                f"Received: {len(names)} names"
+            )
+        self._class_names = names
+
+    @property
+    def normalization(self):
+        """The `Normalization` of images before they come here; settable, None: ImageNet's."""
+        return self._normalization
+
+    @normalization.setter
+    def normalization(self, normalization):
+        if isinstance(normalization, dict):
+            normalization = Normalization(**normalization)
+        self._normalization = normalization or Normalization()
 
     @property
     def trace_count(self):
@@ -342,6 +379,9 @@ class DynamicSlimmableNetwork(keras.Model):
             "include_top": self.include_top,
             "classifier_activation": self.classifier_activation,
             "routes": self.routes,
+            "gates_trained": self.gates_trained,
+            "class_names": self.class_names,
+            "normalization": self.normalization.get_config(),
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
