@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest parity lint format clean
+.PHONY: help demo test test-all test-lowest parity lint format clean
 
 # The first interpreter that runs (a pyenv shim may exist and not run), of a version below the given
 # one, and able to make an environment.
@@ -26,7 +26,8 @@ PYTEST_FLAGS ?= --numprocesses=auto --dist=loadfile
 
 help:
 	@echo "make demo         train, gate, evaluate, export and time on the embedded digits (runs/demo)"
-	@echo "make test         run all tests"
+	@echo "make test         run the tests, all but those that take long"
+	@echo "make test-all     run every test, those that take long or install packages among them"
 	@echo "make test-lowest  run the quick tests on the lowest supported versions"
 	@echo "make parity       compare with the authors' numbers, where ../shared/parity has them"
 	@echo "make lint         check code and formatting"
@@ -54,10 +55,13 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python recipes/demo.py --workdir=runs/demo
 
 test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m "not long" $(PYTEST_FLAGS)
+
+test-all: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 test-lowest: $(LOWEST_VENV)/installed
-	$(LOWEST_VENV)/bin/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(LOWEST_VENV)/bin/python -m pytest -m "not slow and not long" $(PYTEST_FLAGS)
 
 parity: $(VENV)/installed
 	$(VENV)/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
