@@ -278,6 +278,7 @@ def test_a_training_that_diverges_writes_no_file(network, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.needs_shared
 def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path):

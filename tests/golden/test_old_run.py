@@ -4,6 +4,7 @@
 right only for the version whose runs must go on: a new one would test nothing of before.
 """
 
+import contextlib
 import pathlib
 import shutil
 import sys
@@ -77,10 +78,8 @@ class _Cut(keras.callbacks.Callback):
 if __name__ == "__main__":
     GOLDEN.mkdir()
     _, end = train(sys.argv[1])
-    try:
+    with contextlib.suppress(InterruptedError):
         train(GOLDEN, [_Cut()])
-    except InterruptedError:
-        pass
     np.savez_compressed(GOLDEN / "end.npz", **end)
     for name in ("tensorboard", ".lock", "log.csv"):
         path = GOLDEN / name
