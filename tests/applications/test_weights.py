@@ -1,23 +1,26 @@
 """Networks with weights: from files of this package, of the authors, and from the release."""
 
 import collections
+import dataclasses
 import os
 import time
 
 import keras
 import numpy as np
 import pytest
-from keras_dsnet.applications import DSMobileNet, ds_mobilenet
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet.applications.ds_mobilenet import PRESETS
 from programs import run_program
 
 from keras_dsnet.checkpoints import convert_checkpoint, read_checkpoint
 from keras_dsnet.checkpoints.__main__ import main as convert_main
 from keras_dsnet.checkpoints.mobilenet_tensors import mobilenet_tensors
 from keras_dsnet.checkpoints.released_weights import cache_folder, released_weights
-from keras_dsnet.models import MobileNetStage
+from keras_dsnet.models import MobileNetStage, Normalization
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.atomic_file import temporary_path
 
+HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
 SMALL = {"input_shape": (32, 32, 3), "classes": 5, "alpha": 0.25, "output_stride": 16}
 TINY = {
@@ -52,15 +55,16 @@ def test_a_file_says_what_network_it_is_for(small):
 
 def test_arguments_that_agree_or_change_no_weight(small):
     model, path = small
-    loaded = DSMobileNet(
-        weights=str(path),
-        **{**SMALL, "input_shape": (None, None, 3)},
-        attention="sigmoid",
-        dropout=0.5,
-        routes=(1, 2),
-        classifier_activation=None,
-        name="mine",
-    )
+    with pytest.warns(UserWarning, match=r"not trained to choose \[1, 2\]"):
+        loaded = DSMobileNet(
+            weights=str(path),
+            **{**SMALL, "input_shape": (None, None, 3)},
+            attention="sigmoid",
+            dropout=0.5,
+            routes=(1, 2),
+            classifier_activation=None,
+            name="mine",
+        )
     assert (loaded.input_shape, loaded.routes) == ((None, None, None, 3), (1, 2))
     assert (loaded.spec.dropout, loaded.name) == (0.5, "mine")
     np.testing.assert_allclose(
@@ -74,9 +78,10 @@ def test_arguments_that_agree_or_change_no_weight(small):
     ("arguments", "message"),
     [
         ({"attention": "tanh"}, r"attention='sigmoid'\. Received: attention='tanh'"),
-        ({"alpha": 0.5}, r"other channels or strides.*alpha=0\.5$"),
-        ({"alpha": 0.25, "output_stride": 8}, "alpha=0.25, output_stride=8"),
+        ({"alpha": 0.5}, r"other channels.*alpha=0\.5$"),
+        ({"alpha": 0.25, "front_alpha": 1.0}, "alpha=0.25, front_alpha=1.0"),
         ({"share_encoder": False}, "share_encoder=True"),
+        ({"normalization": HALF}, "trained with another normalization"),
     ],
 )
 def test_arguments_that_contradict_the_weights(small, arguments, message):
@@ -94,8 +99,9 @@ def test_another_number_of_classes_loads_all_but_the_classifier(small, caplog):
     for variable in loaded.variables:
         if not variable.path.startswith("classifier"):
             np.testing.assert_array_equal(variable, before[variable.path])
-    assert loaded.gates_trained
-    np.testing.assert_array_equal(loaded.route(IMAGES), model.route(IMAGES))
+    # A gate that was trained for other classes, and its routes, are no choice for these.
+    assert (loaded.routes, loaded.gates_trained) == (tuple(range(14)), False)
+    assert "all 14 widths are routes" in message
 
 
 def test_without_the_classifier(small, caplog):
@@ -218,8 +224,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def release(checkpoint, cache, monkeypatch):
     """Makes a local file the release."""
-    url = checkpoint.as_uri()
-    monkeypatch.setattr(ds_mobilenet, "released_weights", lambda: released_weights(url))
+    preset = dataclasses.replace(PRESETS["imagenet"], url=checkpoint.as_uri(), classes=20)
+    monkeypatch.setitem(PRESETS, "imagenet", preset)
     return checkpoint
 
 
