@@ -6,6 +6,7 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_dsnet.models.cost_counter import count_costs, features_shape
 from keras_dsnet.models.families import spec_config, spec_from_config
@@ -112,15 +113,18 @@ class DynamicSlimmableNetwork(keras.Model):
         self.gates_trained = gates_trained
         self.supports_jit = False
         self.built = True
-        # Keras told no layer, since there was none yet.
-        self._freeze(self.trainable)
+        if not self.trainable:
+            # There was no layer yet that Keras could have told.
+            self._freeze(trainable=False)
 
     def _freeze(self, trainable, frozen_layers=None):
         """Sets which layers train: all or none, or those that are not `frozen_layers`, by name."""
         self.trainable = trainable
-        if frozen_layers is not None:
-            for layer in self.supernet_layers:
-                layer.trainable = layer.name not in frozen_layers
+        # One by one, since setting what is already set changes nothing further down.
+        for layer in self.supernet_layers:
+            layer.trainable = (
+                trainable if frozen_layers is None else layer.name not in frozen_layers
+            )
 
     @property
     def input_shape(self):
@@ -249,7 +253,7 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         inputs = check_images(inputs, self._image_shape)
-        if path is None and not args:
+        if path is None and not args and not _inside_a_call():
             _refuse_training(kwargs.get("training"))
         # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. As
         # plain values, since a functional model that calls the network writes them into its config.
@@ -273,7 +277,8 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def call(self, inputs, path=None, training=False):
         if path is None:
-            # Keras may know only here that a layer around the network is in training.
+            # A model around the network passes on that it is in training, whatever the network was
+            # called with.
             _refuse_training(training and any(v.trainable for v in self.variables))
             outputs = self._router(inputs, self._routing.candidates())[0]
         else:
@@ -500,10 +505,15 @@ class DynamicSlimmableNetwork(keras.Model):
 keras.saving.get_custom_objects()["DynamicSlimmableNetwork"] = DynamicSlimmableNetwork
 
 
+def _inside_a_call():
+    """Whether a layer around the network is being called, whose `training` Keras hands down."""
+    return get_global_attribute("current_call_ctx") is not None
+
+
 def _refuse_training(training):
     if training:
         raise ValueError(
             "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or call "
-            "`model(x, path=..., training=True)`; as a feature extractor the network routes with "
-            "`training=False`, or frozen by `model.trainable = False`. Received: path=None"
+            "`model(x, path=..., training=True)`. Inside of a model in training the network routes "
+            "once it is frozen: `network.trainable = False`. Received: path=None"
         )

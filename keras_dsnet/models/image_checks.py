@@ -1,6 +1,5 @@
 """What a network refuses before it computes."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -34,7 +33,7 @@ def check_images(images, image_shape):
         )
     dtype = getattr(images, "dtype", "float32")
     dtype = getattr(dtype, "name", str(dtype))
-    if not keras.backend.is_float_dtype(dtype):
+    if not dtype.startswith(("float", "bfloat")):
         raise ValueError(
             "Images must be floats, as `preprocess_input` of the application makes them. "
             f"Received: images of dtype {dtype}"

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 
 POOLINGS = (None, "avg", "max")
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Batch norm has no kernels for statistics of half precision.
+_POLICIES = ("float32", "float64", "mixed_float16", "mixed_bfloat16")
 
 
 def check_image_shape(shape, name="input_shape"):
@@ -139,8 +140,8 @@ def check_policy(policy):
     Args:
         policy: a `keras.DTypePolicy`.
     """
-    if policy.quantization_mode or policy.compute_dtype not in _DTYPES:
+    if policy.quantization_mode or policy.name not in _POLICIES:
         raise ValueError(
-            f"`dtype` must compute in one of {', '.join(_DTYPES)}; `model.export` quantizes. "
+            f"`dtype` must be one of {', '.join(map(repr, _POLICIES))}; `model.export` quantizes. "
             f"Received: dtype={policy.name!r}"
         )
