@@ -4,11 +4,45 @@ import dataclasses
 import os
 import pathlib
 
-import numpy as np
+import keras
 from keras_dsnet.applications.pretrained import pretrained_network
 
-from keras_dsnet.checkpoints import WeightsFile
+from keras_dsnet.checkpoints import WeightsFile, released_weights
 from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.models.network_arguments import (
+    activation_name,
+    check_classes,
+    check_flag,
+    check_image_shape,
+    check_policy,
+    check_pooling,
+)
+from keras_dsnet.models.path import check_routes
+from keras_dsnet.models.predictions import check_class_names
+from keras_dsnet.models.preprocessing import as_normalization
+
+_LEAST_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Weights that have a name.
+
+    Args:
+        file: path of the `.weights.h5` file, where it comes with the package.
+        url: of a checkpoint of the authors' code, which is downloaded on first use.
+        sha256: hexadecimal SHA-256 of the download; None: not known, and its tensors are checked
+            to be those of a trained network.
+        classes: int.
+        class_names: the name of each class, by its index, which the file does not say; None: not
+            known, or ImageNet's, which Keras knows.
+    """
+
+    file: pathlib.Path | None = None
+    url: str | None = None
+    sha256: str | None = None
+    classes: int = 1000
+    class_names: tuple | None = None
 
 
 def build_network(
@@ -26,6 +60,11 @@ def build_network(
     routes=None,
     name=None,
     dtype=None,
+    pooling=None,
+    class_names=None,
+    normalization=None,
+    presets=None,
+    ema=None,
     **options,
 ):
     """Returns a network of a family, with weights or without.
@@ -35,7 +74,7 @@ def build_network(
     Args:
         family: str, the public name, for messages.
         spec_class: a subclass of `NetworkSpec` whose fields all have defaults.
-        weights: None; the path of a `.weights.h5` file; or a `WeightsFile`.
+        weights: None, the name of a preset, or the path of a file of weights.
         input_shape: `(height, width, 3)` or None.
         classes: int or None.
         include_top: bool.
@@ -47,6 +86,12 @@ def build_network(
         routes: tuple of ints, or None.
         name: str.
         dtype: dtype, policy or None.
+        pooling: "avg", "max" or None.
+        class_names: sequence of str, or None.
+        normalization: `Normalization`, or None.
+        presets: dictionary from a name to its `Preset`; None: the family has none, and no
+            checkpoints of the authors either.
+        ema: bool or None.
         **options: other fields of the spec.
 
     Returns:
@@ -56,8 +101,7 @@ def build_network(
         ValueError: an argument is wrong, or contradicts the weights.
         OSError: the weights cannot be opened.
     """
-    _check_arguments(family, spec_class, input_shape, classes, options)
-    file = _opened(family, weights)
+    _check_options(family, spec_class, options)
     scaling = {
         "alpha": alpha,
         "output_stride": output_stride,
@@ -65,10 +109,28 @@ def build_network(
         "strides": strides,
     }
     scaling = {key: value for key, value in scaling.items() if value is not None}
-    arguments = {"classifier_activation": classifier_activation, "name": name, "dtype": dtype}
+    # Before a file is downloaded.
+    spec = spec_class(**options)
+    spec.check_options()
+    is_known = weights is None or (isinstance(weights, str) and weights in (presets or ()))
+    if is_known:
+        spec.scaled(**scaling)
+        if routes is not None:
+            check_routes(routes, spec.num_widths)
+    _check_arguments(input_shape, classes, include_top, pooling, dtype)
+    arguments = {
+        "classifier_activation": activation_name(classifier_activation),
+        "name": name,
+        "dtype": dtype,
+        "pooling": pooling,
+        "normalization": None if normalization is None else as_normalization(normalization),
+    }
+    if class_names is not None and (classes or weights is None):
+        check_class_names(class_names, classes or 1000)
+    file = _opened(family, weights, presets, ema)
     if file is None or file.config is None:
         model = DynamicSlimmableNetwork(
-            spec_class(**options).scaled(**scaling),
+            spec.scaled(**scaling),
             input_shape=input_shape or (224, 224, 3),
             classes=int(classes or 1000),
             include_top=include_top,
@@ -78,34 +140,45 @@ def build_network(
             file.load(model)
     else:
         _check_family(family, spec_class, file)
-        _check_scaling(spec_class, file, scaling)
-        model = pretrained_network(file, options, input_shape, classes, include_top, **arguments)
+        model = pretrained_network(
+            file, options, scaling, input_shape, classes, include_top, **arguments
+        )
+    if class_names is not None:
+        model.class_names = class_names
     if routes is not None:
         model.routes = routes
     return model
 
 
-def _opened(family, weights):
-    if weights is None or isinstance(weights, WeightsFile):
-        return weights
+def _opened(family, weights, presets, ema):
+    """Returns the `WeightsFile` of what the user passed as `weights`, or None."""
+    if ema is not None:
+        if not presets:
+            raise ValueError(f"`{family}` has no argument 'ema'. Received: ema={ema!r}")
+        check_flag("ema", ema)
+    if weights is None:
+        if ema is not None:
+            raise ValueError(f"`ema` is for checkpoints, and there are no weights. Received: {ema}")
+        return None
+    names = presets or {}
+    if isinstance(weights, str) and weights in names:
+        preset = names[weights]
+        path = preset.file or released_weights(preset.url, preset.sha256, preset.classes)
+        return WeightsFile(path, ema, class_names=preset.class_names)
     if weights in ("imagenet", "cifar10"):
         raise ValueError(
             f"There are no {weights!r} weights of {family}: train them with recipes/, and pass "
             f"the path of the .weights.h5 file, or None. Received: weights={weights!r}"
         )
-    check_weights(weights, "None or the path of a .weights.h5 file")
-    return WeightsFile(weights)
-
-
-def check_weights(weights, right):
-    """Raises a ValueError unless `weights` may be a path.
-
-    Args:
-        weights: what the user passed.
-        right: str: what would be right, for the message.
-    """
-    if not isinstance(weights, (str, os.PathLike)) or not pathlib.Path(weights).suffix:
-        raise ValueError(f"`weights` must be {right}. Received: weights={weights!r}")
+    is_path = isinstance(weights, (str, os.PathLike)) and pathlib.Path(weights).suffix
+    if not is_path:
+        endings = ".weights.h5 or .pth.tar" if names else ".weights.h5"
+        known = "".join(f"{name!r}, " for name in names)
+        raise ValueError(
+            f"`weights` must be None, {known}or the path of a {endings} file. "
+            f"Received: weights={weights!r}"
+        )
+    return WeightsFile(weights, ema)
 
 
 def _check_family(family, spec_class, file):
@@ -116,24 +189,7 @@ def _check_family(family, spec_class, file):
         )
 
 
-def _check_scaling(spec_class, file, scaling):
-    """Raises a ValueError if `scaling` gives other channels or strides than the weights'."""
-    if not scaling:
-        return
-    spec, scaled = file.spec, spec_class().scaled(**scaling)
-    if any(getattr(spec, name) != getattr(scaled, name) for name in ("stem", "strides", "stages")):
-        given = ", ".join(f"{name}={value!r}" for name, value in scaling.items())
-        raise ValueError(
-            f"The weights {file.path} are of a network of other channels or strides; leave these "
-            f"arguments out, since the weights bring their own. Received: {given}"
-        )
-
-
-def _check_arguments(family, spec_class, input_shape, classes, options):
-    if input_shape is not None:
-        _check_input_shape(input_shape)
-    if classes is not None and (not isinstance(classes, (int, np.integer)) or classes < 1):
-        raise ValueError(f"`classes` must be a positive int. Received: classes={classes!r}")
+def _check_options(family, spec_class, options):
     known = {field.name for field in dataclasses.fields(spec_class)}
     unknown = sorted(set(options) - known)
     if unknown:
@@ -143,11 +199,21 @@ def _check_arguments(family, spec_class, input_shape, classes, options):
         )
 
 
-def _check_input_shape(shape):
-    shape = tuple(shape)
-    sides = [side for side in shape[:2] if side is not None]
-    if len(shape) != 3 or shape[2] != 3 or any(side < 32 for side in sides):
-        raise ValueError(
-            "`input_shape` must be (height, width, 3) with sides of at least 32, or None. "
-            f"Received: input_shape={shape}"
-        )
+def _check_arguments(input_shape, classes, include_top, pooling, dtype):
+    if input_shape is not None:
+        shape = check_image_shape(input_shape)
+        sides = [side for side in shape[:2] if side is not None]
+        if shape[2] != 3 or any(side < _LEAST_SIDE for side in sides):
+            raise ValueError(
+                f"`input_shape` must be (height, width, 3) with sides of at least {_LEAST_SIDE}, "
+                f"or None. Received: input_shape={shape}"
+            )
+    if classes is not None:
+        check_classes(classes)
+    check_pooling(pooling, check_flag("include_top", include_top))
+    try:
+        policy = keras.dtype_policies.get(dtype)
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise ValueError(f"`dtype` must be a dtype policy: {line} Received: {dtype!r}") from error
+    check_policy(policy)

@@ -21,6 +21,9 @@ def DSEfficientNetB0(
     routes=None,
     name="ds_efficientnet_b0",
     dtype=None,
+    pooling=None,
+    class_names=None,
+    normalization=None,
     **options,
 ):
     """Returns a DS-EfficientNet-B0: one slimming gate, 20 widths (appendix B of the paper).
@@ -47,6 +50,12 @@ def DSEfficientNetB0(
             all 20.
         name: str.
         dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
+        pooling: "avg" or "max", with `include_top=False`: the outputs are the features' mean or
+            maximum over height and width; None: the features themselves.
+        class_names: the name of each class, by its index; None: those of the weights, if they say.
+        normalization: `keras_dsnet.models.Normalization`, how images are normalised before the
+            network, which `network.preprocess_input` does; None: that of the weights, without
+            weights ImageNet's.
         **options: other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` ("tanh" or
             "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or "scalar"),
             `share_encoder`, `dropout`, `synchronized`, `top`.
@@ -79,5 +88,8 @@ def DSEfficientNetB0(
         routes=routes,
         name=name,
         dtype=dtype,
+        pooling=pooling,
+        class_names=class_names,
+        normalization=normalization,
         **options,
     )

@@ -2,16 +2,28 @@
 
 import pathlib
 
-from keras_dsnet.applications.build_network import build_network, check_weights
-from keras_dsnet.applications.image_classes import decode_predictions, preprocess_input
+from keras_dsnet.applications.build_network import Preset, build_network
+from keras_dsnet.applications.image_classes import (
+    CIFAR10_CLASSES,
+    decode_predictions,
+    preprocess_input,
+)
 
-from keras_dsnet.checkpoints import WeightsFile, released_weights
 from keras_dsnet.models import MobileNetSpec
 
 __all__ = ["DSMobileNet", "decode_predictions", "preprocess_input"]
 
 # Inside the package: a trained supernet with its gate; docs/results/cifar10.md has its accuracy.
 CIFAR10_WEIGHTS = pathlib.Path(__file__).parent / "weights" / "ds_mobilenet_cifar10.weights.h5"
+PRESETS = {
+    # Nobody has computed the SHA-256 of the authors' file here yet.
+    "imagenet": Preset(
+        url="https://github.com/changlin31/DS-Net/releases/download/v0.0.1/DS_MBNet-70_1.pth.tar",
+        sha256=None,
+        classes=1000,
+    ),
+    "cifar10": Preset(file=CIFAR10_WEIGHTS, classes=10, class_names=CIFAR10_CLASSES),
+}
 
 
 def DSMobileNet(
@@ -28,6 +40,9 @@ def DSMobileNet(
     ema=None,
     name="ds_mobilenet",
     dtype=None,
+    pooling=None,
+    class_names=None,
+    normalization=None,
     **options,
 ):
     """Returns a DS-MobileNet: one slimming gate, 14 widths (Sec. 4 of the paper).
@@ -40,7 +55,8 @@ def DSMobileNet(
         input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
             made for, without weights `(224, 224, 3)`.
         classes: int; None: those of the weights, without weights 1000. Another number than the
-            weights' loads all but the classifier, and the log says so.
+            weights' loads all but the classifier, makes all widths routes and the gate untrained,
+            and the log says so.
         include_top: bool: end with the classifier.
         classifier_activation: name of a Keras activation; None: logits.
         alpha: float: scales all channels, in multiples of 8 and at least 8; None: 1.
@@ -56,6 +72,12 @@ def DSMobileNet(
             None: the average where there is one.
         name: str.
         dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
+        pooling: "avg" or "max", with `include_top=False`: the outputs are the features' mean or
+            maximum over height and width; None: the features themselves.
+        class_names: the name of each class, by its index; None: those of the weights, if they say.
+        normalization: `keras_dsnet.models.Normalization`, how images are normalised before the
+            network, which `network.preprocess_input` does; None: that of the weights, without
+            weights ImageNet's.
         **options: other fields of `keras_dsnet.models.MobileNetSpec`: `attention` ("tanh" or
             "sigmoid"), `activation`, `slimming_head` ("one_hot" or "scalar"), `share_encoder`,
             `dropout`, `synchronized`, `attention_ratio`.
@@ -76,7 +98,7 @@ def DSMobileNet(
     return build_network(
         "DSMobileNet",
         MobileNetSpec,
-        _weights_file(weights, ema),
+        weights,
         input_shape,
         classes,
         include_top,
@@ -88,18 +110,10 @@ def DSMobileNet(
         routes=routes,
         name=name,
         dtype=dtype,
+        pooling=pooling,
+        class_names=class_names,
+        normalization=normalization,
+        presets=PRESETS,
+        ema=ema,
         **options,
     )
-
-
-def _weights_file(weights, ema):
-    if weights is None:
-        return None
-    if weights == "imagenet":
-        return WeightsFile(released_weights())
-    if weights == "cifar10":
-        return WeightsFile(CIFAR10_WEIGHTS)
-    check_weights(
-        weights, "None, 'imagenet', 'cifar10', or the path of a .weights.h5 or .pth.tar file"
-    )
-    return WeightsFile(weights, ema)

@@ -21,6 +21,9 @@ def DSResNet50(
     routes=None,
     name="ds_resnet50",
     dtype=None,
+    pooling=None,
+    class_names=None,
+    normalization=None,
     **options,
 ):
     """Returns a DS-ResNet-50: four slimming gates, 4 widths each, 256 paths (Sec. 4 of the paper).
@@ -48,6 +51,12 @@ def DSResNet50(
             weights all 4.
         name: str.
         dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
+        pooling: "avg" or "max", with `include_top=False`: the outputs are the features' mean or
+            maximum over height and width; None: the features themselves.
+        class_names: the name of each class, by its index; None: those of the weights, if they say.
+        normalization: `keras_dsnet.models.Normalization`, how images are normalised before the
+            network, which `network.preprocess_input` does; None: that of the weights, without
+            weights ImageNet's.
         **options: other fields of `keras_dsnet.models.ResNetSpec`: `attention` ("tanh" or
             "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or "scalar"),
             `share_encoder`, `dropout`.
@@ -80,5 +89,8 @@ def DSResNet50(
         routes=routes,
         name=name,
         dtype=dtype,
+        pooling=pooling,
+        class_names=class_names,
+        normalization=normalization,
         **options,
     )

@@ -10,7 +10,7 @@ from keras_dsnet.utils.atomic_file import atomic_path
 _SUFFIX = ".weights.h5"
 
 
-def convert_checkpoint(source, target, ema=None, gates_trained=True):
+def convert_checkpoint(source, target, ema=None, gates_trained=True, check=None):
     """Writes a checkpoint of the authors' DS-MBNet as a weights file of DS-MobileNet.
 
     Args:
@@ -18,6 +18,8 @@ def convert_checkpoint(source, target, ema=None, gates_trained=True):
         target: path of the `.weights.h5` file, which appears whole or not at all.
         ema: bool or None, as of `read_checkpoint`.
         gates_trained: bool: whether the checkpoint's slimming head was trained.
+        check: function of the checkpoint's tensors, a dictionary of arrays by name, that raises
+            what is wrong with them; None: they only have to fit the network.
 
     Returns:
         The network with these weights.
@@ -33,6 +35,8 @@ def convert_checkpoint(source, target, ema=None, gates_trained=True):
     file = WeightsFile(source, ema)
     model = DynamicSlimmableNetwork.from_config(file.config)
     file.load(model)
+    if check is not None:
+        check(file.tensors)
     model.gates_trained = gates_trained
     with atomic_path(target) as beside:
         model.save_weights(beside)

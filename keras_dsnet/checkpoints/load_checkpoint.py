@@ -103,7 +103,7 @@ def assign_tensors(model, tensors, path):
             target.write(tensors[name].astype("float32"), values[id(target.variable)][1])
     for variable, value in values.values():
         variable.assign(value)
-    model.routes = range(min(SLIMMING_ROWS, model.num_widths))
+    model.replace_routes(range(min(SLIMMING_ROWS, model.num_widths)))
     model.gates_trained = True
 
 

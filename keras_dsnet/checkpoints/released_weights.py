@@ -1,16 +1,16 @@
 """The authors' released supernet: fetched once, converted once, kept in Keras's cache."""
 
+import hashlib
 import logging
 import os
 import pathlib
 
 import keras
 
+from keras_dsnet.checkpoints.check_trained import check_trained
 from keras_dsnet.checkpoints.convert import convert_checkpoint
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.atomic_file import atomic_path
-
-URL = "https://github.com/changlin31/DS-Net/releases/download/v0.0.1/DS_MBNet-70_1.pth.tar"
 
 _log = logging.getLogger(__name__)
 
@@ -21,15 +21,18 @@ def cache_folder():
     return pathlib.Path(home).expanduser() / "models" / "keras_dsnet"
 
 
-def released_weights(url=URL):
-    """Returns the path of the authors' ImageNet weights as a `.weights.h5` file.
+def released_weights(url, sha256=None, classes=None):
+    """Returns the path of a checkpoint of the authors' release as a `.weights.h5` file.
 
-    The first call downloads their checkpoint, unless it lies in `cache_folder()` already, and
-    converts it; neither a download that broke nor a half-written file is ever kept. Processes that
-    do so at the same time do not disturb each other.
+    The first call downloads the checkpoint, unless it lies in `cache_folder()` already, and
+    converts it; neither a download that broke or is another file nor a half-written file is ever
+    kept. Processes that do so at the same time do not disturb each other.
 
     Args:
         url: of the checkpoint.
+        sha256: hexadecimal SHA-256 of the checkpoint; None: not known. In either case its tensors
+            must be those of a trained network.
+        classes: int: of the network; None: any number.
 
     Raises:
         UserError: there is no network, the cache cannot be written, or the file is not the
@@ -44,9 +47,13 @@ def released_weights(url=URL):
         folder.mkdir(parents=True, exist_ok=True)
         if checkpoint.exists():
             _log.warning("converting %s", checkpoint)
-            convert_checkpoint(checkpoint, converted, gates_trained=False)
+            _convert(checkpoint, converted, sha256, classes)
         else:
-            _fetch(url, checkpoint, converted)
+            # Under another name until it is known to be whole: a killed download must not look
+            # like one.
+            with atomic_path(checkpoint) as partial:
+                _download(url, partial, checkpoint)
+                _convert(partial, converted, sha256, classes)
     except OSError as error:
         raise UserError(
             f"cannot write the cache {folder}: {error.strerror or error}; set KERAS_HOME to a "
@@ -55,11 +62,21 @@ def released_weights(url=URL):
     return converted
 
 
-def _fetch(url, checkpoint, converted):
-    # Under another name until it is known to be whole: a killed download must not look like one.
-    with atomic_path(checkpoint) as partial:
-        _download(url, partial, checkpoint)
-        convert_checkpoint(partial, converted, gates_trained=False)
+def _convert(checkpoint, converted, sha256, classes):
+    if sha256 is not None:
+        with checkpoint.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256.lower():
+            raise UserError(
+                f"the checkpoint {checkpoint} is not the released file: its SHA-256 is {found} "
+                f"instead of {sha256.lower()}"
+            )
+    convert_checkpoint(
+        checkpoint,
+        converted,
+        gates_trained=False,
+        check=lambda tensors: check_trained(checkpoint, tensors, classes),
+    )
 
 
 def _download(url, partial, checkpoint):

@@ -70,6 +70,10 @@ class CostCounter(Executor):
         self.pooling += _elements(shape)
         return (shape[2],)
 
+    def global_max_pool(self, step, shape):
+        # Comparisons: no multiply-adds.
+        return (shape[2],)
+
     def dropout(self, step, shape):
         return shape
 
@@ -91,24 +95,11 @@ def count_costs(sections, path, image_shape):
     Args:
         sections: tuple of tuples of `Step`.
         path: a `Path` of Python ints.
-        image_shape: `(height, width, channels)`.
+        image_shape: `(height, width, channels)`, all known.
 
     Returns:
         A `CostCounter` that has run all sections.
-
-    Raises:
-        ValueError: height or width are None, or `image_shape` is none.
     """
-    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
-        raise ValueError(
-            "`input_shape` must be (height, width, channels). "
-            f"Received: input_shape={image_shape!r}"
-        )
-    if None in image_shape[:2]:
-        raise ValueError(
-            "MAdds need the image's size: pass `input_shape=(height, width, 3)`. "
-            f"Received: input_shape={image_shape}"
-        )
     counter, shape = CostCounter(path), image_shape
     for steps in sections:
         shape = counter.run(steps, shape)
@@ -116,7 +107,9 @@ def count_costs(sections, path, image_shape):
 
 
 def features_shape(sections, path, image_shape):
-    """Returns `(height, width, channels)` of the features that end a network without its top.
+    """Returns the shape of one image's outputs of a network without its top.
+
+    `(height, width, channels)`, or `(channels,)` of pooled features.
 
     Args:
         sections: as of `count_costs`.
@@ -126,6 +119,8 @@ def features_shape(sections, path, image_shape):
     counter, shape = CostCounter(path), (*(side or 1 for side in image_shape[:2]), image_shape[2])
     for steps in sections:
         shape = counter.run(steps, shape)
+    if len(shape) == 1:
+        return shape
     sides = (size if side else None for size, side in zip(shape, image_shape[:2]))
     return (*sides, shape[2])
 

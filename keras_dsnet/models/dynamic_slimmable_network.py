@@ -2,16 +2,30 @@
 
 import json
 
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_dsnet.models.cost_counter import count_costs, features_shape
 from keras_dsnet.models.families import spec_config, spec_from_config
+from keras_dsnet.models.image_checks import check_images
 from keras_dsnet.models.keras_export import keras_export
+from keras_dsnet.models.network_arguments import (
+    activation_name,
+    check_classes,
+    check_flag,
+    check_image_shape,
+    check_policy,
+    check_pooling,
+    resolve_image_shape,
+)
+from keras_dsnet.models.network_spec import NetworkSpec
 from keras_dsnet.models.path import Path, resolve_path
 from keras_dsnet.models.plain_executor import plain_subnetwork
-from keras_dsnet.models.preprocessing import Normalization
+from keras_dsnet.models.predictions import check_class_names, decode_predictions
+from keras_dsnet.models.preprocessing import as_normalization
 from keras_dsnet.models.router import Router
 from keras_dsnet.models.routing_space import RoutingSpace
 from keras_dsnet.models.section_runner import SectionRunner
@@ -35,6 +49,8 @@ class DynamicSlimmableNetwork(keras.Model):
         class_names: a name for each class, by its index; None: not known.
         normalization: the `Normalization` that images get before they come here, which exported
             files repeat; None: ImageNet's.
+        pooling: without the top, "avg" or "max": the outputs are the last features' mean or
+            maximum over height and width; None: the features themselves.
         **kwargs: of `keras.Model`; `dtype` may be a policy such as "mixed_bfloat16".
 
     Call arguments:
@@ -43,15 +59,17 @@ class DynamicSlimmableNetwork(keras.Model):
             "slimmest", "widest" or, where the front has wider options, "largest"; or a `Path`,
             whose entries may be int32 scalar tensors inside a traced function. None: the gates
             choose a path for each image, and only that is computed.
-        training: bool; needs a path.
+        training: bool; True needs a path. A network whose variables are all frozen routes inside
+            of a model in training too: it is a feature extractor.
 
     Returns:
-        float32 `[batch, classes]`; without the top `[batch, height, width, channels]` in the dtype
-        that the network computes in.
+        float32 `[batch, classes]`; without the top `[batch, height, width, channels]`, or with
+        `pooling` `[batch, channels]`, in the dtype that the network computes in.
 
     Raises:
-        ValueError: on a path that the network does not have, images of another size or number of
-            channels than `input_shape`, or `training` without a path.
+        ValueError: on an argument of another type or value, a path that the network does not have,
+            images of another size or number of channels than `input_shape`, or `training` without a
+            path.
     """
 
     def __init__(
@@ -65,15 +83,27 @@ class DynamicSlimmableNetwork(keras.Model):
         gates_trained=False,
         class_names=None,
         normalization=None,
+        pooling=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if not isinstance(spec, NetworkSpec):
+            raise ValueError(
+                "`spec` must be a NetworkSpec, such as keras_dsnet.models.MobileNetSpec(). "
+                f"Received: spec={spec!r}"
+            )
+        check_policy(self.dtype_policy)
         self.spec = spec
-        self.classes = classes
-        self.include_top = include_top
-        self.classifier_activation = classifier_activation or "linear"
-        self._image_shape = tuple(input_shape)
-        steps = spec.build(self._image_shape[-1], classes, include_top, self.dtype_policy)
+        self.classes = check_classes(classes)
+        self.include_top = check_flag("include_top", include_top)
+        self.pooling = check_pooling(pooling, self.include_top)
+        self.classifier_activation = activation_name(classifier_activation)
+        self._image_shape = check_image_shape(input_shape)
+        self.class_names = class_names
+        self.normalization = normalization
+        steps = spec.build(
+            self._image_shape[-1], self.classes, self.include_top, self.dtype_policy, self.pooling
+        )
         # Keras finds layers, and names them in weights files, by attributes that are layers or
         # lists of them; the steps, which hold them too, stay behind an object that it leaves alone.
         self.supernet_layers = [step.layer for step in walk(steps) if step.layer is not None]
@@ -81,10 +111,20 @@ class DynamicSlimmableNetwork(keras.Model):
         self._router = Router(self)
         self._routing = RoutingSpace(self.num_widths, routes)
         self.gates_trained = gates_trained
-        self.class_names = class_names
-        self.normalization = normalization
         self.supports_jit = False
         self.built = True
+        if not self.trainable:
+            # There was no layer yet that Keras could have told.
+            self._freeze(trainable=False)
+
+    def _freeze(self, trainable, frozen_layers=None):
+        """Sets which layers train: all or none, or those that are not `frozen_layers`, by name."""
+        self.trainable = trainable
+        # One by one, since setting what is already set changes nothing further down.
+        for layer in self.supernet_layers:
+            layer.trainable = (
+                trainable if frozen_layers is None else layer.name not in frozen_layers
+            )
 
     @property
     def input_shape(self):
@@ -93,7 +133,7 @@ class DynamicSlimmableNetwork(keras.Model):
 
     @property
     def output_shape(self):
-        """`(None, classes)`; without the top that of features of the widest of `routes`."""
+        """`(None, classes)`; without the top that of the outputs of the widest of `routes`."""
         if self.include_top:
             return (None, self.classes)
         path = self.resolve_path((self.routes[-1],) * self.num_gates)
@@ -121,12 +161,30 @@ class DynamicSlimmableNetwork(keras.Model):
 
     @property
     def routes(self):
-        """The candidate widths of every gate: a tuple of ints, ascending; settable."""
+        """The candidate widths of every gate: a tuple of ints, ascending; settable.
+
+        A slimming head scores every width, and those outside of the routes are masked, so that
+        routes may change without new weights. Trained gates know the routes of their training only:
+        another choice warns once.
+        """
         return self._routing.routes
 
     @routes.setter
     def routes(self, routes):
+        self._routing.change_routes(routes)
+
+    def replace_routes(self, routes):
+        """Sets `routes` without the warning: for what trains the gates on them next.
+
+        Args:
+            routes: candidate widths, ascending.
+        """
         self._routing.routes = routes
+
+    def reset_gates(self):
+        """Makes all widths routes and the gates untrained, as those of a new network are."""
+        self._routing.gates_trained = False
+        self._routing.routes = range(self.num_widths)
 
     @property
     def gates_trained(self):
@@ -135,7 +193,7 @@ class DynamicSlimmableNetwork(keras.Model):
 
     @gates_trained.setter
     def gates_trained(self, trained):
-        self._routing.gates_trained = bool(trained)
+        self._routing.gates_trained = check_flag("gates_trained", trained)
 
     @property
     def class_names(self):
@@ -144,13 +202,7 @@ class DynamicSlimmableNetwork(keras.Model):
 
     @class_names.setter
     def class_names(self, names):
-        names = None if names is None else tuple(map(str, names))
-        if names is not None and len(names) != self.classes:
-            raise ValueError(
-                f"`class_names` must name each of the {self.classes} classes. "
-                f"Received: {len(names)} names"
-            )
-        self._class_names = names
+        self._class_names = check_class_names(names, self.classes)
 
     @property
     def normalization(self):
@@ -159,18 +211,49 @@ class DynamicSlimmableNetwork(keras.Model):
 
     @normalization.setter
     def normalization(self, normalization):
-        if isinstance(normalization, dict):
-            normalization = Normalization(**normalization)
-        self._normalization = normalization or Normalization()
+        self._normalization = as_normalization(normalization)
 
     @property
     def trace_count(self):
         """How many sections were traced so far, at one width each."""
         return self._runner.trace_count
 
+    def preprocess_input(self, images):
+        """Normalises images by the network's own `normalization`.
+
+        Args:
+            images: as of `Normalization`: RGB, 0 to 255.
+
+        Returns:
+            float32 of the same shape.
+        """
+        return self.normalization(images)
+
+    def decode_predictions(self, probabilities, top=5):
+        """Names the most probable classes of each image by the network's own `class_names`.
+
+        Args:
+            probabilities: `[batch, classes]`.
+            top: int.
+
+        Returns:
+            As of `keras_dsnet.applications.ds_mobilenet.decode_predictions`.
+
+        Raises:
+            ValueError: `probabilities` are of another number of classes, or the network knows no
+                names and its classes are not ImageNet's 1000.
+        """
+        shape = np.shape(probabilities)
+        if len(shape) == 2 and shape[1] != self.classes:
+            raise ValueError(
+                f"`probabilities` must be of the network's {self.classes} classes. "
+                f"Received: probabilities of shape {tuple(shape)}"
+            )
+        return decode_predictions(probabilities, top, self.class_names)
+
     def __call__(self, inputs, *args, path=None, **kwargs):
-        self._check_images(inputs)
-        if path is None and not args:
+        inputs = check_images(inputs, self._image_shape)
+        if path is None and not args and not _inside_a_call():
             _refuse_training(kwargs.get("training"))
         # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. As
         # plain values, since a functional model that calls the network writes them into its config.
@@ -194,8 +277,9 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def call(self, inputs, path=None, training=False):
         if path is None:
-            # Keras may know only here that a layer around the network is in training.
-            _refuse_training(training)
+            # A model around the network passes on that it is in training, whatever the network was
+            # called with.
+            _refuse_training(training and any(v.trainable for v in self.variables))
             outputs = self._router(inputs, self._routing.candidates())[0]
         else:
             outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
@@ -225,7 +309,7 @@ class DynamicSlimmableNetwork(keras.Model):
             ValueError: on images that a call would refuse.
         """
         if first == 0:
-            self._check_images(x)
+            x = check_images(x, self._image_shape)
         return self._runner.run(x, path, first, last, executor, **kwargs)
 
     def run_section(self, section, before, after, x):
@@ -259,22 +343,8 @@ class DynamicSlimmableNetwork(keras.Model):
         return self._router(self._images(inputs), self._routing.candidates())
 
     def _images(self, inputs):
-        self._check_images(inputs)
-        return tf.cast(tf.convert_to_tensor(inputs), self.compute_dtype)
-
-    def _check_images(self, inputs):
-        if not tf.TensorShape(self.input_shape).is_compatible_with(np.shape(inputs)):
-            raise ValueError(
-                "Images must be [batch, height, width, channels] with the network's "
-                f"`input_shape={self._image_shape}`, where None stands for any size. "
-                f"Received: images of shape {tuple(np.shape(inputs))}"
-            )
-        dtype = keras.backend.standardize_dtype(getattr(inputs, "dtype", "float32"))
-        if not keras.backend.is_float_dtype(dtype):
-            raise ValueError(
-                "Images must be floats, as `preprocess_input` of the application makes them. "
-                f"Received: images of dtype {dtype}"
-            )
+        images = check_images(inputs, self._image_shape)
+        return tf.cast(tf.convert_to_tensor(images), self.compute_dtype)
 
     def make_predict_function(self, force=False):
         # Eager, because only so a width that no image chose costs nothing at all; the sections
@@ -297,9 +367,9 @@ class DynamicSlimmableNetwork(keras.Model):
             input_shape: `(height, width, 3)`; None: the model's.
 
         Raises:
-            ValueError: the size of the images is open, or `input_shape` is no such tuple.
+            ValueError: the size of the images is open, or `input_shape` contradicts the model's.
         """
-        shape = input_shape or self._image_shape
+        shape = resolve_image_shape(input_shape, self._image_shape)
         return count_costs(self.sections, self.resolve_path(path), shape)
 
     def madds(self, path, input_shape=None, include_pooling=True):
@@ -364,12 +434,44 @@ class DynamicSlimmableNetwork(keras.Model):
     def save_own_variables(self, store):
         store["routes"] = np.array(self.routes, "int32")
         store["gates_trained"] = np.array(self.gates_trained)
-        # So that a file of weights alone says what network it is for.
-        store["config"] = np.frombuffer(json.dumps(self.get_config()).encode(), "uint8")
+        # So that a file of weights says what network it is for. What is frozen is not of weights.
+        config = {**self.get_config(), "trainable": True, "frozen_layers": ()}
+        store["config"] = np.frombuffer(json.dumps(config).encode(), "uint8")
 
     def load_own_variables(self, store):
-        self.routes = [int(width) for width in store["routes"]]
-        self.gates_trained = bool(np.array(store["gates_trained"]))
+        config = json.loads(bytes(np.array(store["config"]))) if "config" in store else {}
+        routes = [int(width) for width in store["routes"]]
+        trained = bool(np.array(store["gates_trained"]))
+        self._take_facts({**config, "routes": routes, "gates_trained": trained})
+
+    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+        super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        if str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith(".weights.h5"):
+            # A whole model in Keras's older format has its facts in its config only.
+            with h5py.File(filepath) as file:
+                self._take_facts(json.loads(file.attrs.get("model_config", "{}")).get("config", {}))
+
+    def _take_facts(self, config):
+        """Takes what the config of a file says of its weights.
+
+        A gate that was trained for other classes is a new one here.
+        """
+        other_classes = config.get("classes", self.classes) != self.classes
+        if other_classes and self.include_top:
+            self.reset_gates()
+        elif "routes" in config:
+            try:
+                self.replace_routes(config["routes"])
+            except ValueError as error:
+                raise ValueError(
+                    f"The weights are of a network with more widths than the {self.num_widths} of "
+                    f"this one: {error}"
+                ) from error
+            self.gates_trained = config["gates_trained"]
+        if config.get("class_names") is not None and not other_classes:
+            self.class_names = config["class_names"]
+        if config.get("normalization") is not None:
+            self.normalization = config["normalization"]
 
     def get_config(self):
         return {
@@ -377,6 +479,7 @@ class DynamicSlimmableNetwork(keras.Model):
             "input_shape": self._image_shape,
             "classes": self.classes,
             "include_top": self.include_top,
+            "pooling": self.pooling,
             "classifier_activation": self.classifier_activation,
             "routes": self.routes,
             "gates_trained": self.gates_trained,
@@ -384,17 +487,33 @@ class DynamicSlimmableNetwork(keras.Model):
             "normalization": self.normalization.get_config(),
             "name": self.name,
             "trainable": self.trainable,
+            "frozen_layers": tuple(x.name for x in self.supernet_layers if not x.trainable),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "spec": spec_from_config(config["spec"])})
+        config = dict(config)
+        # Files of before have none: a network that was frozen was so as a whole.
+        frozen_layers = config.pop("frozen_layers", None)
+        network = cls(**{**config, "spec": spec_from_config(config["spec"])})
+        network._freeze(network.trainable, frozen_layers)
+        return network
+
+
+# Keras's older `.h5` files name the class of a whole model without its package.
+keras.saving.get_custom_objects()["DynamicSlimmableNetwork"] = DynamicSlimmableNetwork
+
+
+def _inside_a_call():
+    """Whether a layer around the network is being called, whose `training` Keras hands down."""
+    return get_global_attribute("current_call_ctx") is not None
 
 
 def _refuse_training(training):
     if training:
         raise ValueError(
             "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or call "
-            "`model(x, path=..., training=True)`. Received: path=None"
+            "`model(x, path=..., training=True)`. Inside of a model in training the network routes "
+            "once it is frozen: `network.trainable = False`. Received: path=None"
         )

@@ -1,8 +1,11 @@
 """What every family's spec shares: its gates, its options and how it is scaled."""
 
 import dataclasses
+import math
+import numbers
 from typing import Any, ClassVar
 
+from keras_dsnet.models.network_arguments import activation_name, check_flag, positive_int
 from keras_dsnet.models.step_builder import StepBuilder
 from keras_dsnet.models.topology import entry_steps, split_sections
 
@@ -107,7 +110,7 @@ class NetworkSpec:
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method `features`.")
 
-    def build(self, input_channels, classes, include_top, dtype=None):
+    def build(self, input_channels, classes, include_top, dtype=None, pooling=None):
         """Makes the layers of the network.
 
         Args:
@@ -115,6 +118,7 @@ class NetworkSpec:
             classes: int.
             include_top: bool: end with the classifier instead of the last features.
             dtype: dtype policy of the layers.
+            pooling: "avg", "max" or None: without the classifier, how the last features are pooled.
 
         Returns:
             Tuple of `Step`: the topology.
@@ -124,7 +128,7 @@ class NetworkSpec:
                 give the gates that the stages say, or something else than a convolution stands
                 behind one.
         """
-        self._check_channels()
+        self.check_options()
         builder = StepBuilder(self, dtype)
         steps, channels = self.features(builder, input_channels)
         gates = sum(step.is_slimming_gate for step in steps)
@@ -135,7 +139,63 @@ class NetworkSpec:
             )
         for section in split_sections(steps)[1:]:
             entry_steps(section)
-        return tuple(steps + (builder.head(channels, classes) if include_top else []))
+        if include_top:
+            return (*steps, *builder.head(channels, classes))
+        return (*steps, *([builder.global_pool(pooling)] if pooling else []))
+
+    def check_options(self):
+        """Raises a ValueError if a field has a type or a value that no network has."""
+        family = type(self).__name__
+        kind = self.stage_class or object
+        if not isinstance(self.stages, tuple) or not self.stages:
+            raise ValueError(
+                f"{family}: `stages` must be a tuple of stages. Received: stages={self.stages!r}"
+            )
+        for index, stage in enumerate(self.stages):
+            name = f"stages[{index}]"
+            if not isinstance(stage, kind):
+                raise ValueError(
+                    f"{family}: `{name}` must be a {kind.__name__}. Received: {name}={stage!r}"
+                )
+            self._check_positive(f"{name}.blocks", stage.blocks)
+            self._check_positive(f"{name}.strides", stage.strides)
+            check_flag(f"{name}.gated", stage.gated)
+        for name in self.stride_fields:
+            self._check_positive(name, getattr(self, name))
+        if not _is_number(self.attention_ratio) or not self.attention_ratio > 0:
+            raise ValueError(
+                "`attention_ratio` must be a positive number. "
+                f"Received: attention_ratio={self.attention_ratio!r}"
+            )
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"`dropout` must be a number from 0 to below 1. Received: dropout={self.dropout!r}"
+            )
+        for name, values in (
+            ("attention", ("tanh", "sigmoid")),
+            ("slimming_head", ("one_hot", "scalar")),
+        ):
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"`{name}` must be {values[0]!r} or {values[1]!r}. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+        if not isinstance(self.activation, str):
+            raise ValueError(
+                "`activation` must be the name of a Keras activation. "
+                f"Received: activation={self.activation!r}"
+            )
+        activation_name(self.activation, "activation")
+        check_flag("share_encoder", self.share_encoder)
+        check_flag("synchronized", self.synchronized)
+        self._check_channels()
+
+    def _check_positive(self, name, value):
+        if positive_int(value) is None:
+            family = type(self).__name__
+            raise ValueError(
+                f"{family}: `{name}` must be a positive int. Received: {name}={value!r}"
+            )
 
     def _check_channels(self):
         family = type(self).__name__
@@ -174,25 +234,32 @@ class NetworkSpec:
         """
         front_alpha = alpha if front_alpha is None else front_alpha
         for name, factor in (("alpha", alpha), ("front_alpha", front_alpha)):
-            if not isinstance(factor, (int, float)) or not factor > 0:
+            if not _is_number(factor) or not factor > 0:
                 raise ValueError(f"`{name}` must be a positive number. Received: {name}={factor!r}")
         strides = self._new_strides(output_stride, strides)
-        own, stage_strides = strides[: len(self.stride_fields)], strides[len(self.stride_fields) :]
         stages = []
         for index, stage in enumerate(self.stages):
             factor = front_alpha if index < self._gated_index else alpha
             channels = self._scaled(stage.channels, factor)
-            stages.append(
-                dataclasses.replace(stage, channels=channels, strides=stage_strides[index])
-            )
+            stages.append(dataclasses.replace(stage, channels=channels))
         spec = dataclasses.replace(
-            self,
-            stem=self._scaled(self.stem, front_alpha),
-            stages=tuple(stages),
-            **dict(zip(self.stride_fields, own)),
-        )
+            self, stem=self._scaled(self.stem, front_alpha), stages=tuple(stages)
+        ).with_strides(strides)
         spec.check(f"alpha={alpha!r}", self)
         return spec
+
+    def with_strides(self, strides):
+        """Returns a spec with other `strides`, which change no variable of a network.
+
+        Args:
+            strides: sequence of ints, as `strides`.
+        """
+        own, stage_strides = strides[: len(self.stride_fields)], strides[len(self.stride_fields) :]
+        stages = tuple(
+            dataclasses.replace(stage, strides=stride)
+            for stage, stride in zip(self.stages, stage_strides, strict=True)
+        )
+        return dataclasses.replace(self, stages=stages, **dict(zip(self.stride_fields, own)))
 
     def _scaled(self, options, alpha):
         if alpha == 1:
@@ -204,14 +271,15 @@ class NetworkSpec:
         own = self.strides
         if strides is not None:
             strides = tuple(strides) if isinstance(strides, (list, tuple)) else (strides,)
-            if len(strides) != len(own) or not set(strides) <= {1, 2} or output_stride != 32:
+            whole = [positive_int(stride) for stride in strides]
+            if len(strides) != len(own) or not set(whole) <= {1, 2} or output_stride != 32:
                 raise ValueError(
                     f"`strides` must be {len(own)} numbers, each 1 or 2, in place of "
                     f"{own} and without another `output_stride`. "
                     f"Received: strides={strides!r}, output_stride={output_stride!r}"
                 )
-            return strides
-        if output_stride not in (8, 16, 32):
+            return whole
+        if positive_int(output_stride) not in (8, 16, 32):
             raise ValueError(
                 f"`output_stride` must be 8, 16 or 32. Received: output_stride={output_stride!r}"
             )
@@ -235,6 +303,11 @@ class NetworkSpec:
                     f"{self.channel_multiple}; {self.channel_multiple / gap:g} is the least that "
                     f"keeps all {self.num_widths}. Received: {received}"
                 )
+
+
+def _is_number(value):
+    """Whether a value is a finite real number, NumPy's included."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _tuples(value):

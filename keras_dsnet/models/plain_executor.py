@@ -154,6 +154,9 @@ class PlainExecutor(Executor):
     def pool(self, step, x):
         return keras.layers.GlobalAveragePooling2D(FORMAT, name="pool", dtype=DTYPE)(x)
 
+    def global_max_pool(self, step, x):
+        return keras.layers.GlobalMaxPooling2D(FORMAT, name="pool", dtype=DTYPE)(x)
+
     def dropout(self, step, x):
         return keras.layers.Dropout(step.layer.rate, name=step.layer.name, dtype=DTYPE)(x)
 

@@ -11,11 +11,11 @@ def with_dtype(network, dtype):
         dtype: dtype policy or its name, such as "float32" or "mixed_bfloat16".
 
     Returns:
-        `network` itself where it has that policy; else a copy with its weights, its routes and
-        whether its gates are trained.
+        `network` itself where it has that policy; else a copy with its weights and everything that
+        it says of itself: routes, trained gates, class names, normalization, frozen layers.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: there is no such policy, or networks do not compute by it.
     """
     policy = keras.dtype_policies.get(dtype)
     if network.dtype_policy.name == policy.name:
@@ -23,5 +23,4 @@ def with_dtype(network, dtype):
     config = {**network.get_config(), "dtype": policy}
     copy = type(network).from_config(config)
     copy.set_weights(network.get_weights())
-    copy.gates_trained = network.gates_trained
     return copy

@@ -9,6 +9,8 @@ import tensorflow as tf
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_RGB = "Images must be RGB, [..., height, width, 3]; convert grey or RGBA images first. "
+
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
@@ -44,33 +46,161 @@ class Normalization:
         """Normalises images.
 
         Args:
-            images: array, tensor or `keras.KerasTensor` `[..., height, width, 3]`, uint8 or float,
-                0 to 255.
+            images: array, tensor, `keras.KerasTensor`, PIL image, or a list of arrays or of PIL
+                images of one size: `[..., height, width, 3]`, integers or floats, 0 to 255.
 
         Returns:
-            float32 of the same shape and kind.
+            float32 of the same shape: a `keras.KerasTensor` or a tensor where `images` is one, else
+            an array.
 
         Raises:
-            ValueError: the last dimension is not the three channels of RGB.
+            ValueError: the images are not RGB, not numbers, integers outside of 0 to 255, not
+                finite, or of different sizes.
         """
-        if not (tf.is_tensor(images) or isinstance(images, keras.KerasTensor)):
-            images = np.asarray(images)
-        if images.shape[-1:] != (3,):
-            raise ValueError(
-                "Images must be RGB, [..., height, width, 3]; convert grey or RGBA images first. "
-                f"Received: images of shape {tuple(images.shape)}"
-            )
+        images = _as_array(images)
+        _check_pixels(images)
         mean = 255 * np.array(self.mean, "float32")
         scale = 1 / (255 * np.array(self.std, "float32"))
         if isinstance(images, keras.KerasTensor):
             return (keras.ops.cast(images, "float32") - mean) * scale
         if tf.is_tensor(images):
-            return (tf.cast(images, tf.float32) - mean) * scale
+            return (tf.cast(_with_known_channels(images), tf.float32) - mean) * scale
         return (images.astype("float32") - mean) * scale
 
     def get_config(self):
         """Returns the fields as plain lists, for JSON."""
         return {"mean": list(self.mean), "std": list(self.std)}
+
+
+def as_normalization(value):
+    """Returns what a user may pass as `normalization` as a `Normalization`.
+
+    Args:
+        value: a `Normalization`, what its `get_config` returns, or None: ImageNet's.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    if isinstance(value, Normalization):
+        return value
+    if value is None:
+        return Normalization()
+    if isinstance(value, dict) and set(value) <= {"mean", "std"}:
+        return Normalization(**value)
+    raise ValueError(
+        "`normalization` must be a keras_dsnet.models.Normalization(mean, std), or None for "
+        f"ImageNet's. Received: normalization={value!r}"
+    )
+
+
+def _as_array(images):
+    """Returns tensors as they are, and anything else as an array."""
+    if isinstance(images, (keras.Variable, tf.Variable)):
+        return tf.convert_to_tensor(images)
+    if isinstance(images, keras.KerasTensor) or tf.is_tensor(images):
+        return images
+    if isinstance(images, tf.data.Dataset):
+        raise ValueError(
+            "A data set is normalised element by element: "
+            "`dataset.map(lambda image, label: (preprocess_input(image), label))`. "
+            f"Received: {type(images).__name__}"
+        )
+    parts = images if isinstance(images, (list, tuple)) else ()
+    if any(isinstance(part, keras.KerasTensor) for part in parts):
+        raise ValueError(
+            "Stack symbolic images by `keras.ops.stack` first. Received: a list of KerasTensors"
+        )
+    try:
+        # Inside of a traced function a list of tensors cannot become an array.
+        return tf.stack(parts) if any(map(tf.is_tensor, parts)) else np.asarray(images)
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        shapes = sorted({tuple(np.shape(part)) for part in parts}) if _all_arrays(parts) else ""
+        raise ValueError(
+            "Images must be one array [..., height, width, 3], or a list of images of one size. "
+            f"Received: a {type(images).__name__}{f' of shapes {shapes}' if shapes else ''}"
+        ) from error
+
+
+def _all_arrays(parts):
+    return bool(parts) and all(hasattr(part, "shape") for part in parts)
+
+
+def _check_pixels(images):
+    if not is_dense(images):
+        raise ValueError(
+            "Images must be dense and of one size: resize them, or convert them by `tf.sparse."
+            f"to_dense`, first. Received: {_described(images)}"
+        )
+    dtype = _dtype_name(images)
+    if not dtype.startswith(("int", "uint", "float", "bfloat")):
+        raise ValueError(
+            "Images must be integers or floats from 0 to 255. "
+            f"Received: images of dtype {dtype}{_shape_of(images)}"
+        )
+    shape = images.shape
+    rank = getattr(shape, "rank", None) if isinstance(shape, tf.TensorShape) else len(shape)
+    if rank is not None and (rank < 3 or shape[-1] not in _allowed_channels(images)):
+        raise ValueError(f"{_RGB}Received: images of shape {tuple(shape)}")
+    if isinstance(images, np.ndarray):
+        _check_values(images)
+    elif hasattr(images, "numpy") and tf.is_tensor(images):
+        _check_values(images.numpy())
+
+
+def is_dense(images):
+    """Whether a tensor, symbolic or not, is neither sparse nor ragged."""
+    if isinstance(images, (tf.RaggedTensor, tf.SparseTensor)):
+        return False
+    return not (getattr(images, "sparse", False) or getattr(images, "ragged", False))
+
+
+def _allowed_channels(images):
+    """A tensor of a traced function may not know its channels; a check then runs with it."""
+    return (3, None) if tf.is_tensor(images) else (3,)
+
+
+def _check_values(array):
+    if not array.size:
+        return
+    if array.dtype.kind in "iu":
+        low, high = array.min(), array.max()
+        if low < 0 or high > 255:
+            raise ValueError(
+                "Integer pixels must be from 0 to 255; scale images of more bits first. "
+                f"Received: {array.dtype} from {low} to {high}"
+            )
+    elif not np.all(np.isfinite(array.astype("float32", copy=False))):
+        raise ValueError("Pixels must be finite. Received: images with NaN or infinity")
+
+
+def _with_known_channels(images):
+    """Checks, where the static shape does not say it, that a tensor has three channels."""
+    if images.shape.rank is not None and images.shape[-1] is not None:
+        return images
+    shape = tf.shape(images)
+    channels = tf.debugging.assert_equal(
+        shape[-1:], 3, message=f"{_RGB}Received: images of another number of channels"
+    )
+    with tf.control_dependencies([channels] if channels is not None else []):
+        images = tf.identity(images)
+    if images.shape.rank is not None:
+        images.set_shape([*images.shape[:-1], 3])
+    return images
+
+
+def _dtype_name(images):
+    dtype = images.dtype
+    return dtype.name if hasattr(dtype, "name") else str(dtype)
+
+
+def _described(images):
+    return f"{type(images).__name__}{_shape_of(images)}"
+
+
+def _shape_of(images):
+    shape = images.shape
+    known = not isinstance(shape, tf.TensorShape) or shape.rank is not None
+    return f", of shape {tuple(shape)}" if known else ""
 
 
 def _three_floats(name, values):

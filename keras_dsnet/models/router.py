@@ -128,4 +128,6 @@ def _in_order(indices, values):
 def _padded(features, channels):
     """Adds channels of zeros, up to `channels`."""
     missing = channels - features.shape[-1]
-    return tf.pad(features, [[0, 0]] * 3 + [[0, missing]]) if missing else features
+    if not missing:
+        return features
+    return tf.pad(features, [[0, 0]] * (len(features.shape) - 1) + [[0, missing]])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_dsnet.models.cost_counter import CostCounter
+from keras_dsnet.models.network_arguments import resolve_image_shape
 from keras_dsnet.models.path import Path
 
 
@@ -21,7 +22,11 @@ def section_costs(network, routes, input_shape=None):
     Returns:
         `(front, tables)`: an int, and for each gate an int64 array `[before, after]`; the first has
         one row, since one front stands before every route.
+
+    Raises:
+        ValueError: the size of the images is open, or `input_shape` contradicts the network's.
     """
+    input_shape = resolve_image_shape(input_shape, network.input_shape[1:])
     cumulative = [
         [_sections_cost(network, section, path, input_shape) for path in paths]
         for section, paths in enumerate(_paths(network, routes))
@@ -52,7 +57,7 @@ def _path_with(num_gates, section, before, after):
 
 
 def _sections_cost(network, section, path, input_shape):
-    shape = tuple(input_shape or network.input_shape[1:])
+    shape = input_shape
     for index in range(section + 1):
         counter = CostCounter(path)
         shape = counter.run(network.sections[index], shape)

@@ -71,5 +71,8 @@ class SlicedExecutor(Executor):
         # Unlike TensorFlow's own mean this one sums float16 in float32, where it cannot overflow.
         return keras.ops.mean(x, (1, 2))
 
+    def global_max_pool(self, step, x):
+        return keras.ops.max(x, (1, 2))
+
     def dropout(self, step, x):
         return step.layer(x, training=self.training)

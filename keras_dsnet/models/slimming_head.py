@@ -3,6 +3,7 @@
 import dataclasses
 
 from keras_dsnet.models.families import spec_config
+from keras_dsnet.models.network_arguments import check_flag
 
 
 def with_slimming_head(model, slimming_head=None, share_encoder=None):
@@ -18,8 +19,13 @@ def with_slimming_head(model, slimming_head=None, share_encoder=None):
 
     Returns:
         `model` itself where it has that design; else a network with its variables, whose slimming
-        heads are new and untrained.
+        heads are new and untrained: its `gates_trained` is False.
+
+    Raises:
+        ValueError: there is no such design.
     """
+    if share_encoder is not None:
+        check_flag("share_encoder", share_encoder)
     wanted = {"slimming_head": slimming_head, "share_encoder": share_encoder}
     changes = {
         name: value
@@ -28,7 +34,7 @@ def with_slimming_head(model, slimming_head=None, share_encoder=None):
     }
     if not changes:
         return model
-    config = model.get_config()
+    config = {**model.get_config(), "gates_trained": False}
     config["spec"] = spec_config(dataclasses.replace(model.spec, **changes))
     changed = type(model).from_config(config)
     heads = {id(v) for gate in changed.slimming_gates for v in gate.slimming_variables}

@@ -180,6 +180,17 @@ class StepBuilder:
             shortcut=tuple(shortcut),
         )
 
+    def global_pool(self, pooling):
+        """The features' mean or maximum over height and width.
+
+        Args:
+            pooling: "avg" or "max".
+
+        Returns:
+            A `Step`.
+        """
+        return Step({"avg": "pool", "max": "global_max_pool"}[pooling], section=self.section)
+
     def head(self, channels, classes):
         """Pool, dropout where the spec has it, and classifier: a list of steps.
 
@@ -187,7 +198,7 @@ class StepBuilder:
             channels: tuple of ints, channel options of the last features.
             classes: int.
         """
-        steps = [Step("pool", section=self.section)]
+        steps = [self.global_pool("avg")]
         if self.spec.dropout:
             dropout = layers.Dropout(self.spec.dropout, dtype=self.dtype, name="dropout")
             steps.append(Step("dropout", dropout, self.section))

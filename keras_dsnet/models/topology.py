@@ -17,7 +17,8 @@ class Step:
 
     Args:
         kind: "conv", "depthwise", "norm", "gate", "max_pool" (padding "same"), "pool" (global
-            average), "dropout", "dense" or "residual" (branch plus shortcut, of the same input).
+            average), "global_max_pool", "dropout", "dense" or "residual" (branch plus shortcut, of
+            the same input).
         layer: the Keras layer, where the kind has one.
         section: 0 before the first slimming gate; i from the step after the i-th one on. The path's
             i-th width is the width of the outputs of section i.

@@ -82,7 +82,7 @@ class GateTrainer(NetworkTrainer):
         self.temperature = temperature
         self.estimator = estimator
         self.seed = seed
-        model.routes = self.routes
+        model.replace_routes(self.routes)
         self.choice_madds = ChoiceMAdds(model, self.routes)
         self._gate_metrics = GateMetrics(self.choice_madds, self.routes, model.num_gates)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras_dsnet.applications import DSMobileNet
 from keras_dsnet.applications.ds_mobilenet import (
+    CIFAR10_CLASSES,
     CIFAR10_WEIGHTS,
     decode_predictions,
     preprocess_input,
@@ -40,6 +41,8 @@ def test_a_network_of_ten_classes_with_a_trained_gate(network):
 def test_other_classes_take_all_but_the_classifier(network, caplog):
     other = DSMobileNet(weights="cifar10", classes=3)
     assert "all but the classifier" in caplog.text
+    assert (other.routes, other.gates_trained) == (tuple(range(14)), False)
+    assert other.class_names is None
     assert other.supernet_layers[0].kernel.numpy().tolist() == (
         network.supernet_layers[0].kernel.numpy().tolist()
     )
@@ -65,6 +68,11 @@ def test_it_tells_photographs_apart_and_gates_save_work(network, shared_dir):
 
 def test_predictions_have_names(network):
     image = preprocess_input(np.zeros((1, 32, 32, 3), "uint8"))
-    ((best, *_),) = decode_predictions(network(image, path=0).numpy(), top=1)
-    assert isinstance(best[1], str)
+    assert network.class_names == CIFAR10_CLASSES
+    probabilities = network(image, path=0).numpy()
+    ((best,),) = network.decode_predictions(probabilities, top=1)
+    assert best[1] in CIFAR10_CLASSES
     assert 0 < best[2] <= 1
+    assert decode_predictions(probabilities, 1, network.class_names) == [[best]]
+    with pytest.raises(ValueError, match="`class_names` are needed"):
+        decode_predictions(probabilities)

@@ -1,23 +1,27 @@
 """Networks with weights: from files of this package, of the authors, and from the release."""
 
 import collections
+import dataclasses
+import hashlib
 import os
 import time
 
 import keras
 import numpy as np
 import pytest
-from keras_dsnet.applications import DSMobileNet, ds_mobilenet
+from keras_dsnet.applications import DSMobileNet, build_network
+from keras_dsnet.applications.ds_mobilenet import PRESETS
 from programs import run_program
 
 from keras_dsnet.checkpoints import convert_checkpoint, read_checkpoint
 from keras_dsnet.checkpoints.__main__ import main as convert_main
 from keras_dsnet.checkpoints.mobilenet_tensors import mobilenet_tensors
 from keras_dsnet.checkpoints.released_weights import cache_folder, released_weights
-from keras_dsnet.models import MobileNetStage
+from keras_dsnet.models import MobileNetStage, Normalization
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.atomic_file import temporary_path
 
+HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
 SMALL = {"input_shape": (32, 32, 3), "classes": 5, "alpha": 0.25, "output_stride": 16}
 TINY = {
@@ -52,15 +56,16 @@ def test_a_file_says_what_network_it_is_for(small):
 
 def test_arguments_that_agree_or_change_no_weight(small):
     model, path = small
-    loaded = DSMobileNet(
-        weights=str(path),
-        **{**SMALL, "input_shape": (None, None, 3)},
-        attention="sigmoid",
-        dropout=0.5,
-        routes=(1, 2),
-        classifier_activation=None,
-        name="mine",
-    )
+    with pytest.warns(UserWarning, match=r"not trained to choose \[1, 2\]"):
+        loaded = DSMobileNet(
+            weights=str(path),
+            **{**SMALL, "input_shape": (None, None, 3)},
+            attention="sigmoid",
+            dropout=0.5,
+            routes=(1, 2),
+            classifier_activation=None,
+            name="mine",
+        )
     assert (loaded.input_shape, loaded.routes) == ((None, None, None, 3), (1, 2))
     assert (loaded.spec.dropout, loaded.name) == (0.5, "mine")
     np.testing.assert_allclose(
@@ -74,14 +79,109 @@ def test_arguments_that_agree_or_change_no_weight(small):
     ("arguments", "message"),
     [
         ({"attention": "tanh"}, r"attention='sigmoid'\. Received: attention='tanh'"),
-        ({"alpha": 0.5}, r"other channels or strides.*alpha=0\.5$"),
-        ({"alpha": 0.25, "output_stride": 8}, "alpha=0.25, output_stride=8"),
+        ({"alpha": 0.5}, r"other channels.*alpha=0\.5$"),
+        ({"alpha": 0.25, "front_alpha": 1.0}, "alpha=0.25, front_alpha=1.0"),
         ({"share_encoder": False}, "share_encoder=True"),
+        ({"normalization": HALF}, "trained with another normalization"),
     ],
 )
 def test_arguments_that_contradict_the_weights(small, arguments, message):
     with pytest.raises(ValueError, match=message):
         DSMobileNet(weights=small[1], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "strides"),
+    [
+        ({}, (1, 1, 2, 2, 2, 2)),
+        ({"alpha": 0.25}, (1, 1, 2, 2, 2, 2)),
+        ({"output_stride": 8}, (1, 1, 1, 2, 2, 2)),
+        ({"alpha": 0.25, "output_stride": 32}, (2, 1, 2, 2, 2, 2)),
+        ({"strides": (1, 1, 1, 1, 2, 2)}, (1, 1, 1, 1, 2, 2)),
+        ({"stem_strides": 2}, (2, 1, 2, 2, 2, 2)),
+    ],
+)
+def test_strides_may_differ_from_those_of_the_weights(small, arguments, strides):
+    model, path = small
+    loaded = DSMobileNet(weights=path, **arguments)
+    assert loaded.spec.strides == strides
+    assert (loaded.routes, loaded.gates_trained) == (model.routes, True)
+    for value, expected in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_pooled_features_of_weights(small, tmp_path):
+    model, path = small
+    features = DSMobileNet(weights=path, include_top=False)
+    pooled = DSMobileNet(weights=path, include_top=False, pooling="avg")
+    expected = np.mean(features(IMAGES, path=3), (1, 2))
+    np.testing.assert_allclose(pooled(IMAGES, path=3), expected, atol=1e-6)
+    assert (pooled.routes, pooled.gates_trained) == (model.routes, True)
+    # From a file of features to pooled ones, and to a classifier, which is a new one.
+    features.save_weights(tmp_path / "features.weights.h5")
+    again = DSMobileNet(weights=tmp_path / "features.weights.h5", include_top=False, pooling="avg")
+    np.testing.assert_array_equal(again(IMAGES, path=3), pooled(IMAGES, path=3))
+    assert (again.routes, again.gates_trained) == (model.routes, True)
+    whole = DSMobileNet(weights=tmp_path / "features.weights.h5")
+    assert (whole.routes, whole.gates_trained) == (tuple(range(14)), False)
+
+
+def test_class_names_and_normalization(tmp_path):
+    names = tuple("abcde")
+    model = DSMobileNet(**SMALL, class_names=names, normalization=HALF)
+    pixels = np.full((1, 32, 32, 3), 255, "uint8")
+    np.testing.assert_allclose(model.preprocess_input(pixels), 1)
+    model.save_weights(tmp_path / "half.weights.h5")
+    loaded = DSMobileNet(weights=tmp_path / "half.weights.h5")
+    assert (loaded.class_names, loaded.normalization) == (names, HALF)
+    other = DSMobileNet(weights=tmp_path / "half.weights.h5", classes=3)
+    assert (other.class_names, other.normalization) == (None, HALF)
+    named = DSMobileNet(
+        weights=tmp_path / "half.weights.h5", classes=3, class_names=["x", "y", "z"]
+    )
+    assert named.class_names == ("x", "y", "z")
+    features = DSMobileNet(weights=tmp_path / "half.weights.h5", include_top=False)
+    assert (features.class_names, features.normalization) == (names, HALF)
+    with pytest.raises(ValueError, match="Received: 2 names"):
+        DSMobileNet(weights=tmp_path / "half.weights.h5", class_names=("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 2.5}, "classes=2.5"),
+        ({"include_top": "no"}, "include_top='no'"),
+        ({"input_shape": "32"}, "input_shape='32'"),
+        ({"pooling": "avg"}, "include_top=False"),
+        ({"classifier_activation": "soft"}, "classifier_activation='soft'"),
+        ({"activation": "swosh"}, "activation='swosh'"),
+        ({"alpha": np.inf}, "alpha=inf"),
+        ({"strides": (1, 2)}, r"strides=\(1, 2\)"),
+        ({"routes": (3, 1)}, r"routes=\(3, 1\)"),
+        ({"class_names": "ab", "classes": 2}, "class_names='ab'"),
+        ({"class_names": ("a", "b"), "classes": 3}, "2 names"),
+        ({"normalization": "half"}, "normalization='half'"),
+        ({"dtype": "float31"}, "float31"),
+        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"ema": 3}, "ema=3"),
+        ({"width": 3}, "'width'"),
+    ],
+)
+def test_arguments_are_checked_before_a_download(arguments, message, monkeypatch):
+    def download(*_):
+        pytest.fail("the download began")
+
+    monkeypatch.setattr(build_network, "released_weights", download)
+    with pytest.raises(ValueError, match=message) as caught:
+        DSMobileNet(weights="imagenet", **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_moving_average_of_nothing(small):
+    with pytest.raises(ValueError, match="there are no weights"):
+        DSMobileNet(ema=True)
+    with pytest.raises(UserError, match="for checkpoints of PyTorch"):
+        DSMobileNet(weights=small[1], ema=True)
 
 
 def test_another_number_of_classes_loads_all_but_the_classifier(small, caplog):
@@ -94,8 +194,9 @@ def test_another_number_of_classes_loads_all_but_the_classifier(small, caplog):
     for variable in loaded.variables:
         if not variable.path.startswith("classifier"):
             np.testing.assert_array_equal(variable, before[variable.path])
-    assert loaded.gates_trained
-    np.testing.assert_array_equal(loaded.route(IMAGES), model.route(IMAGES))
+    # A gate that was trained for other classes, and its routes, are no choice for these.
+    assert (loaded.routes, loaded.gates_trained) == (tuple(range(14)), False)
+    assert "all 14 widths are routes" in message
 
 
 def test_without_the_classifier(small, caplog):
@@ -218,8 +319,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def release(checkpoint, cache, monkeypatch):
     """Makes a local file the release."""
-    url = checkpoint.as_uri()
-    monkeypatch.setattr(ds_mobilenet, "released_weights", lambda: released_weights(url))
+    preset = dataclasses.replace(PRESETS["imagenet"], url=checkpoint.as_uri(), classes=20)
+    monkeypatch.setitem(PRESETS, "imagenet", preset)
     return checkpoint
 
 
@@ -259,6 +360,80 @@ def test_without_a_network_the_line_says_where_to_put_the_file(cache):
         released_weights(url)
     assert str(cache / "net.pth.tar") in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not list(cache.iterdir())
+
+
+def sha256_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_with_another_checksum_never_stays(checkpoint, cache):
+    url, right = checkpoint.as_uri(), sha256_of(checkpoint)
+    with pytest.raises(UserError, match=f"SHA-256 is {right} instead of {'0' * 64}$") as caught:
+        released_weights(url, "0" * 64)
+    assert "\n" not in str(caught.value)
+    assert not list(cache.iterdir())
+    assert released_weights(url, right.upper(), classes=20).exists()
+
+
+def spoil_variance(state):
+    next(v for k, v in state.items() if k.endswith("running_var"))[0] = -1
+
+
+def zero_a_kernel(state):
+    state["conv_stem.weight"][:] = 0
+
+
+def huge_value(state):
+    state["classifier.weight"][3, 3] = 1e6
+
+
+def nan_value(state):
+    state["classifier.weight"][3, 3] = np.nan
+
+
+def new_statistics(state):
+    for name, value in state.items():
+        if "running_" in name:
+            value[:] = name.endswith("var")
+
+
+def other_shape(state):
+    state["conv_stem.weight"] = state["conv_stem.weight"][:-1]
+
+
+def no_classifier(state):
+    del state["classifier.bias"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_variance, "running_var' has the variance -1$"),
+        (zero_a_kernel, "conv_stem.weight' is 0 everywhere"),
+        (huge_value, "classifier.weight' has the value 1e\\+06"),
+        (nan_value, "NaN or infinity"),
+        (new_statistics, "seen no image"),
+        (other_shape, "conv_stem.weight"),
+        (no_classifier, "classifier"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_file_of_other_tensors_never_stays(
+    spoil, message, checkpoint, cache, tmp_path, write_torch_file
+):
+    state = {name: np.array(value) for name, value in read_checkpoint(checkpoint).items()}
+    spoil(state)
+    wrong = write_torch_file(tmp_path / "net.pth.tar", {"state_dict": state})
+    with pytest.raises(UserError, match=message) as caught:
+        released_weights(wrong.as_uri(), classes=20)
+    assert "\n" not in str(caught.value)
+    assert not list(cache.iterdir())
+
+
+def test_a_file_of_other_classes_never_stays(checkpoint, cache):
+    with pytest.raises(UserError, match="20 classes instead of 1000"):
+        released_weights(checkpoint.as_uri(), classes=1000)
     assert not list(cache.iterdir())
 
 

@@ -247,11 +247,11 @@ def test_features_of_any_batch_have_the_channels_of_the_widest_route(features):
     assert features(slim).shape == (len(slim), 2, 2, 32)
     together = features(IMAGES)
     np.testing.assert_allclose(features.predict(IMAGES, 1, verbose=0), together, atol=1e-4)
-    features.routes = (0, 2)
+    features.replace_routes((0, 2))
     try:
         assert features(slim).shape == (len(slim), 2, 2, 24)
     finally:
-        features.routes = WIDTHS
+        features.replace_routes(WIDTHS)
 
 
 @pytest.mark.parametrize("path", [None, "slimmest", np.int64(2)], ids=repr)

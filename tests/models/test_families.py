@@ -75,7 +75,7 @@ def test_layers_of_a_subnetwork_have_the_same_names_every_time(networks, family)
 @pytest.mark.parametrize("family", SPECS)
 def test_routed_images_have_the_outputs_of_their_path(networks, family):
     network = networks[family]
-    network.routes = (0, 2)
+    network.replace_routes((0, 2))
     chosen = [tuple(map(int, path)) for path in network.route(IMAGES).numpy()]
     assert len(set(chosen)) >= 2, "gates that pick one path would test nothing"
     if network.num_gates > 1:
@@ -102,7 +102,7 @@ def test_every_gate_changes_the_outputs(networks, family):
 @pytest.mark.parametrize("family", SPECS)
 def test_saving_brings_back_outputs_routes_and_gates(networks, family, tmp_path):
     network = networks[family]
-    network.routes = (0, 2)
+    network.replace_routes((0, 2))
     network.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert (loaded.spec, loaded.routes, loaded.gates_trained) == (network.spec, (0, 2), True)

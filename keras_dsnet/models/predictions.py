@@ -1,0 +1,131 @@
+"""The names of classes, and predictions that are given in them."""
+
+import operator
+from collections.abc import Mapping, Set
+
+import keras
+import numpy as np
+
+_IMAGENET_CLASSES = 1000
+# Float16 softmax may round to just above 1.
+_ROUNDING = 1e-3
+
+
+def check_class_names(names, classes):
+    """Returns `names` as a tuple of str.
+
+    Args:
+        names: sequence of str or numbers, one per class in the order of the class indices, or None.
+        classes: int.
+
+    Raises:
+        ValueError: there is not one name per class, `names` has no order, or a name is empty or
+            has a line break, which a file of labels could not hold.
+    """
+    if names is None:
+        return None
+    if isinstance(names, (str, bytes, Mapping, Set)):
+        raise ValueError(
+            "`class_names` must be a sequence of names in the order of the class indices. "
+            f"Received: class_names={names!r}"
+        )
+    try:
+        checked = tuple(_as_name(name) for name in names)
+    except TypeError:
+        raise ValueError(
+            "`class_names` must be a sequence of str, in the order of the class indices. "
+            f"Received: class_names={names!r}"
+        ) from None
+    if len(checked) != classes:
+        raise ValueError(
+            f"`class_names` must name each of the {classes} classes. Received: {len(checked)} names"
+        )
+    for index, name in enumerate(checked):
+        if not name.strip() or "\n" in name or "\r" in name:
+            raise ValueError(
+                "Every name in `class_names` must be one line of text. "
+                f"Received: {name!r} for class {index}"
+            )
+    return checked
+
+
+def _as_name(name):
+    if isinstance(name, bytes):
+        return name.decode()
+    if isinstance(name, (str, int, float, np.generic)) and not isinstance(name, bool):
+        return str(name)
+    raise TypeError(name)
+
+
+def decode_predictions(probabilities, top=5, class_names=None):
+    """Names the most probable classes of each image.
+
+    ImageNet's names are Keras's, which downloads them on first use.
+
+    Args:
+        probabilities: array or tensor `[batch, classes]`, what the network returns with its
+            softmax.
+        top: int: how many classes to name for each image; all where there are fewer.
+        class_names: sequence of str: the name of each class, by its index, such as
+            `network.class_names`. None: `probabilities` are of ImageNet's 1000 classes.
+
+    Returns:
+        For each image a list of `(id, name, probability)`, most probable first. The id is the index
+        of the class as str, for ImageNet's own names the WordNet id.
+
+    Raises:
+        ValueError: `class_names` are missing or of another number of classes, or `probabilities`
+            are not `[batch, classes]` in 0..1, as logits are not.
+    """
+    probabilities = _checked(probabilities)
+    classes = probabilities.shape[1]
+    top = _checked_top(top)
+    if class_names is not None:
+        names = check_class_names(class_names, classes)
+    elif classes == _IMAGENET_CLASSES:
+        return keras.applications.mobilenet.decode_predictions(probabilities, top=min(top, classes))
+    else:
+        raise ValueError(
+            f"`class_names` are needed for other classes than ImageNet's {_IMAGENET_CLASSES}: pass "
+            "the names in the order of the class indices, such as `network.class_names`. "
+            f"Received: class_names=None for {classes} classes"
+        )
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return [
+        [(str(index), names[index], float(row[index])) for index in indices]
+        for row, indices in zip(probabilities, best)
+    ]
+
+
+def _checked(probabilities):
+    array = np.asarray(probabilities)
+    if array.ndim != 2 or not array.shape[1]:
+        raise ValueError(
+            "`probabilities` must be [batch, classes]. "
+            f"Received: probabilities of shape {array.shape}"
+        )
+    # bfloat16 is not one of NumPy's own kinds.
+    if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
+        raise ValueError(
+            "`probabilities` must be floats; dequantise int8 outputs first. "
+            f"Received: probabilities of dtype {array.dtype}"
+        )
+    array = array if array.dtype.kind == "f" else array.astype("float32")
+    if not np.all(np.isfinite(array)):
+        raise ValueError("`probabilities` must be finite. Received: NaN or infinity")
+    if array.size and (array.min() < -_ROUNDING or array.max() > 1 + _ROUNDING):
+        raise ValueError(
+            "`probabilities` must be from 0 to 1: apply the softmax to logits first. "
+            f"Received: values from {array.min():.4g} to {array.max():.4g}"
+        )
+    return array
+
+
+def _checked_top(top):
+    try:
+        checked = 0 if isinstance(top, bool) else operator.index(top)
+    except TypeError:
+        checked = 0
+    if checked < 1:
+        raise ValueError(f"`top` must be a positive int. Received: top={top!r}")
+    return checked
