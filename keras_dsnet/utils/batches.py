@@ -20,6 +20,10 @@ _BATCH_SIZE = 32
 _EXACT = {tf.bfloat16: 256, tf.float16: 2048}
 # Of a row of probabilities in a type of 8 bits of precision.
 _SUM_TOLERANCE = 0.01
+_EMPTY = (
+    "A batch must have an image or more, of several replicas one for each; "
+    "`drop_remainder=True` leaves out what is left over. Received: 0 images in {}"
+)
 # By its first word `keras_dsnet.utils.cli` finds the line too.
 _MARK = f"{UserError.__name__}: "
 _ASSERTED = re.compile(rf"{_MARK}(.*?) \(end of line\)")
@@ -57,7 +61,7 @@ def labelled_batches(data, input_shape, classes, steps=None, name="dataset"):
                     f"Received: {_describe(batch)} as batch {number}"
                 )
             images = check_images(batch[0], input_shape, where)
-            yield images, check_labels(batch[1], images, classes, where)
+            yield tf.cast(images, tf.float32), check_labels(batch[1], images, classes, where)
 
     return generate()
 
@@ -91,7 +95,7 @@ def image_batches(data, input_shape, steps=None, name="dataset", dtype="float32"
             if single:
                 images = as_tensor(images, where)
                 images = images[None] if images.shape.rank == 3 else images
-            yield check_images(images, input_shape, where, dtype)
+            yield tf.cast(check_images(images, input_shape, where, dtype), dtype)
 
     return generate()
 
@@ -110,7 +114,7 @@ def batch_count(data, steps=None):
         count = int(data.cardinality())
         count = None if count < 0 else count
     elif isinstance(data, keras.utils.PyDataset):
-        count = data.num_batches
+        count = _num_batches(data)
     else:
         try:
             count = len(data)
@@ -133,7 +137,7 @@ def is_endless(data):
             return None
         return cardinality == tf.data.INFINITE_CARDINALITY
     if isinstance(data, keras.utils.PyDataset):
-        return data.num_batches is None
+        return _num_batches(data) is None
     if isinstance(data, (itertools.cycle, itertools.count)):
         return True
     return False if hasattr(data, "__len__") else None
@@ -223,11 +227,19 @@ def _slices(arrays):
 
 
 def _items(dataset):
-    for index in itertools.count() if dataset.num_batches is None else range(dataset.num_batches):
+    count = _num_batches(dataset)
+    for index in itertools.count() if count is None else range(count):
         yield dataset[index]
 
 
-def check_images(images, input_shape, name, dtype="float32"):
+def _num_batches(dataset):
+    try:
+        return dataset.num_batches
+    except NotImplementedError:
+        return None
+
+
+def check_images(images, input_shape, name, dtype="float32", may_be_empty=False):
     """Checks a batch of images.
 
     Args:
@@ -235,26 +247,30 @@ def check_images(images, input_shape, name, dtype="float32"):
         input_shape: `(height, width, channels)`; height and width may be None.
         name: str, what the images are, for messages.
         dtype: "float32": any float type is taken; "uint8": raw pixels.
+        may_be_empty: bool: take a batch of 0 images too, as one of several replicas may get it.
 
     Returns:
-        A tensor of `dtype`. In a traced function it depends on the assertion of its values.
+        A tensor of the type that `images` has. In a traced function it depends on the assertion of
+        what is known there only when it runs.
 
     Raises:
-        ValueError: on another rank, size, number of channels or type, and, where the values are
-            known, on an empty batch and on values that are NaN or infinite.
+        ValueError: on another rank, size, number of channels or type, on an empty batch, and on
+            values that are NaN or infinite.
     """
     images = as_tensor(images, name)
     shape = tf.TensorShape([None, *input_shape])
+    sizes = f"`input_shape={tuple(input_shape)}`, where None stands for any size"
+    right = f"Images must be [batch, height, width, channels] with the network's {sizes}."
     if images.shape.rank == 3 and shape[1:].is_compatible_with(images.shape):
         raise ValueError(
             f"Images must be in batches [batch, height, width, channels]; of a data set "
             f"`dataset.batch(32)` makes them. Received: one image of shape {images.shape} as {name}"
         )
     if not shape.is_compatible_with(images.shape):
+        raise ValueError(f"{right} Received: images of shape {images.shape} in {name}")
+    if images.shape.rank is None:
         raise ValueError(
-            "Images must be [batch, height, width, channels] with the network's "
-            f"`input_shape={tuple(input_shape)}`, where None stands for any size. "
-            f"Received: images of shape {images.shape} in {name}"
+            f"{right} Received: images whose rank is not known in {name}; `tf.ensure_shape` sets it"
         )
     if dtype == "uint8" and images.dtype != tf.uint8:
         raise ValueError(
@@ -265,15 +281,36 @@ def check_images(images, input_shape, name, dtype="float32"):
             "Images must be preprocessed floats, as `preprocess_input` of the application makes "
             f"them, not raw pixels. Received: images of dtype {images.dtype.name} in {name}"
         )
-    if images.shape[0] == 0:
-        raise ValueError(f"A batch must have an image or more. Received: 0 images in {name}")
+    images = _check_sizes(images, shape, right, name)
+    if not may_be_empty:
+        held = _require(tf.shape(images)[0] > 0, lambda: _EMPTY.format(name))
+        images = _after(held, images)
     if dtype == "uint8":
         return images
     # A sum is finite where all its terms are, and is the cheapest look at all of them.
-    images = tf.cast(images, tf.float32)
-    finite = tf.math.is_finite(tf.reduce_sum(images))
+    finite = tf.math.is_finite(tf.reduce_sum(_at_least_float32(images)))
     line = f"Images must have finite values. Received: NaN or infinite values in {name}"
     return _after(_require(finite, lambda: line), images)
+
+
+def _check_sizes(images, shape, right, name):
+    """Checks what of the height, width and channels is known only when a traced function runs."""
+    known = shape.merge_with(images.shape)
+    if [*known[1:]] == [*images.shape[1:]]:
+        return images
+    wanted = [-1 if size is None else size for size in shape[1:]]
+    sizes = tf.shape(images)[1:]
+    fits = tf.reduce_all((sizes == wanted) | (tf.constant(wanted) < 0))
+
+    def line():
+        shown = tf.strings.reduce_join(tf.strings.as_string(tf.shape(images)), separator=", ")
+        return tf.strings.join([f"{right} Received: images of shape (", shown, f") in {name}"])
+
+    return tf.ensure_shape(_after(_require(fits, line), images), known)
+
+
+def _at_least_float32(values):
+    return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
 
 
 def check_labels(labels, images, classes, name):
@@ -321,6 +358,20 @@ def check_labels(labels, images, classes, name):
     if labels.shape.rank == 2 and labels.shape[1] > 1:
         return _check_probabilities(labels, right, name)
     return _check_numbers(tf.reshape(labels, [-1]), classes, right, name)
+
+
+def _check_count(values, images, what, name):
+    """Checks that there are as many as images, where only a run of a traced function knows."""
+    if None not in (values.shape[0], images.shape[0]):
+        return values
+    counts = [tf.shape(values)[0], tf.shape(images)[0]]
+
+    def line():
+        first, second = map(tf.strings.as_string, counts)
+        parts = [f"There must be as many {what} as images. Received: ", first, f" {what} and "]
+        return tf.strings.join([*parts, second, f" images in {name}"])
+
+    return _after(_require(counts[0] == counts[1], line), values)
 
 
 def _check_numbers(labels, classes, right, name):
@@ -389,6 +440,7 @@ def check_weights(weights, images, name):
         )
     if not (weights.dtype.is_integer or weights.dtype.is_floating or weights.dtype.is_bool):
         raise ValueError(f"{right} Received: weights of dtype {weights.dtype.name} in {name}")
+    weights = _check_count(weights, images, "sample weights", name)
     weights = tf.cast(tf.reshape(weights, [-1]), tf.float32)
     finite = tf.reduce_all(tf.math.is_finite(weights))
     line = f"{right} Received: a weight that is NaN or infinite in {name}"
