@@ -13,6 +13,7 @@ from keras_dsnet.training.plots import (
 from keras_dsnet.training.progress_bar import ProgressBar
 from keras_dsnet.training.recalibrate_batch_norm import recalibrate_batch_norm
 from keras_dsnet.training.run_checkpoint import RunCheckpoint
+from keras_dsnet.training.save_network import SaveNetwork
 from keras_dsnet.training.save_run_checkpoint import SaveRunCheckpoint
 from keras_dsnet.training.schedules import (
     cosine_schedule,
@@ -32,6 +33,7 @@ __all__ = [
     "GateTrainer",
     "ProgressBar",
     "RunCheckpoint",
+    "SaveNetwork",
     "SaveRunCheckpoint",
     "SupernetTrainer",
     "TensorBoardLog",

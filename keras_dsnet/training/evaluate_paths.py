@@ -1,61 +1,93 @@
 """Accuracy and cost of every sub-network and of the dynamic network."""
 
+import collections
+
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.training.arguments import check_network, resolve_paths
+from keras_dsnet.utils.batches import batch_count, class_numbers, labelled_batches
 
-def evaluate_paths(model, dataset, paths=None, dynamic=None, input_shape=None):
+
+def evaluate_paths(
+    model, dataset, paths=None, dynamic=None, input_shape=None, steps=None, verbose=False
+):
     """Measures top-1 and top-5 accuracy against multiply-adds.
 
     Args:
         model: a `DynamicSlimmableNetwork` with a classifier.
-        dataset: finite iterable of `(images, labels)`: `[batch, height, width, 3]` and int
-            `[batch]`.
-        paths: the static paths to measure; None: every width, at all gates alike.
+        dataset: batches of `(images, labels)`: a `tf.data.Dataset`, `keras.utils.PyDataset`,
+            generator or other iterable, a function that returns one, or two arrays. Images are
+            float `[batch, height, width, 3]`; labels are class numbers, `[batch]` or `[batch, 1]`,
+            or probabilities `[batch, classes]`, of which the likeliest class counts. Sample weights
+            in third place are left out: every image counts alike.
+        paths: list of the static paths to measure; None: every width, at all gates alike.
         dynamic: bool: measure the routed network too; None: where the gates are trained.
-        input_shape: `(height, width, 3)` that MAdds are counted at; None: the model's.
+        input_shape: `(height, width, 3)` that MAdds are counted at; None: what the images have.
+        steps: int, how many batches to read; None: all of a data set that ends.
+        verbose: bool: show a progress bar.
 
     Returns:
         List of dicts: "path", "rho", "madds", "top1", "top5" (accuracies 0..1; "top5" only with
-        more than five classes), a row per path. The last row's path is "dynamic": it has the mean
-        of rho, the mean MAdds, slimming heads counted, and "shares": for each gate a dict from
-        width to the share of the images that took it; with several gates also "path_shares", a
-        dict from paths such as "0-1-2-3" to shares, the most frequent first.
+        more than five classes), a row per path. MAdds of images of several sizes are their mean.
+        The last row's path is "dynamic": it has the mean of rho, the mean MAdds, slimming heads
+        counted, and "shares": for each gate a dict from width to the share of the images that took
+        it; with several gates also "path_shares", a dict from paths such as "0-1-2-3" to shares,
+        the most frequent first.
 
     Raises:
-        ValueError: on a path that the model does not have, or an empty data set.
+        ValueError: on a path that the model does not have, a batch that does not fit it, an empty
+            data set, or an endless one without `steps`.
     """
-    paths = list(range(model.num_widths) if paths is None else paths)
-    resolved = [model.resolve_path(path) for path in paths]
+    check_network(model)
+    paths, resolved = resolve_paths(model, paths)
     dynamic = model.gates_trained if dynamic is None else dynamic
-    # Before the data, so that an open input shape is told at once.
-    costs = [model.madds(path, input_shape) for path in resolved]
-    hits, routed, widths, count = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64"), [], 0
-    for images, labels in dataset:
-        fronts = {}
+    if input_shape is not None:
+        # Before the data, so that a wrong shape is told at once.
+        model.costs("slimmest", input_shape)
+    batches = labelled_batches(dataset, model.input_shape[1:], model.classes, steps)
+    hits, routed = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64")
+    sizes, widths = collections.Counter(), collections.defaultdict(list)
+    for images, labels in _with_progress(batches, batch_count(dataset, steps), verbose):
+        labels, fronts = class_numbers(labels), {}
         for index, path in enumerate(resolved):
             front = (path.widths[0], path.statistics[0])
             if front not in fronts:
                 fronts[front] = model.run_any_width(0, images, path)
             hits[index] += _hits(model.run_any_width(1, fronts[front], path), labels)
+        size = tuple(input_shape or images.shape[1:])
+        sizes[size] += images.shape[0]
         if dynamic:
             logits, chosen = model.run_dynamic(images)
             routed += _hits(logits, labels)
-            widths.append(chosen.numpy())
-        count += int(tf.shape(labels)[0])
+            widths[size].append(chosen.numpy())
+    count = sum(sizes.values())
     if not count:
         raise ValueError("`dataset` has no images to evaluate.")
     rows = [
-        _row(path, _rho(model, p.gates), cost, hit / count, model.classes)
-        for path, p, cost, hit in zip(paths, resolved, costs, hits)
+        _row(path, _rho(model, p.gates), _mean_madds(model, p, sizes), hit / count, model.classes)
+        for path, p, hit in zip(paths, resolved, hits)
     ]
     if dynamic:
-        rows.append(_dynamic_row(model, np.concatenate(widths), routed / count, input_shape))
+        widths = {size: np.concatenate(chosen) for size, chosen in widths.items()}
+        rows.append(_dynamic_row(model, widths, routed / count))
     return rows
 
 
+def _with_progress(batches, count, verbose):
+    from tqdm import tqdm
+
+    return tqdm(batches, "evaluating", count, disable=not verbose, unit="batch")
+
+
+def _mean_madds(model, path, sizes):
+    """Returns the MAdds of one image: an int where all have one size."""
+    madds = [model.madds(path, size) for size in sizes]
+    return madds[0] if len(madds) == 1 else float(np.average(madds, weights=[*sizes.values()]))
+
+
 def _hits(logits, labels):
-    logits, labels = tf.cast(logits, tf.float32), tf.cast(labels, tf.int32)
+    logits = tf.cast(logits, tf.float32)
     top1 = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
     top5 = tf.math.in_top_k(labels, logits, min(5, logits.shape[1]))
     return np.array([np.sum(top1), np.sum(top5)])
@@ -70,12 +102,13 @@ def _row(path, rho, madds, accuracy, classes):
     return {**row, "top5": float(accuracy[1])} if classes > 5 else row
 
 
-def _dynamic_row(model, widths, accuracy, input_shape):
+def _dynamic_row(model, by_size, accuracy):
+    widths = np.concatenate([*by_size.values()])
     taken, counts = np.unique(widths, axis=0, return_counts=True)
     taken = [tuple(map(int, path)) for path in taken]
     shares = counts / counts.sum()
-    madds = [model.madds(path, input_shape) for path in taken]
-    madds = float(np.dot(shares, madds)) + model.costs(taken[0], input_shape).slimming
+    means = [_mean_routed_madds(model, chosen, size) for size, chosen in by_size.items()]
+    madds = float(np.average(means, weights=[len(chosen) for chosen in by_size.values()]))
     rho = float(np.dot(shares, [_rho(model, path) for path in taken]))
     row = _row("dynamic", rho, madds, accuracy, model.classes)
     row["shares"] = [
@@ -86,3 +119,11 @@ def _dynamic_row(model, widths, accuracy, input_shape):
         order = np.argsort(-counts, kind="stable")
         row["path_shares"] = {"-".join(map(str, taken[i])): float(shares[i]) for i in order}
     return row
+
+
+def _mean_routed_madds(model, widths, size):
+    """Returns the mean MAdds of images of one size along the paths that they took."""
+    taken, counts = np.unique(widths, axis=0, return_counts=True)
+    taken = [tuple(map(int, path)) for path in taken]
+    madds = np.average([model.madds(path, size) for path in taken], weights=counts)
+    return madds + model.costs(taken[0], size).slimming

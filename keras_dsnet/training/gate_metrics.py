@@ -42,7 +42,8 @@ class GateMetrics:
             Dict from the name of every metric to its mean so far.
         """
         for name, value in losses.items():
-            self._means[name].update_state(value)
+            # Image by image, since the last batch may be smaller.
+            self._means[name].update_state(tf.fill(tf.shape(results["right"]), value))
         for name, key in (("accuracy", "right"), ("gate_accuracy", "gate_right"), ("easy", "easy")):
             self._means[name].update_state(results[key])
         self._madds.update_state(self._choice_madds.exact(results["choices"]))

@@ -1,14 +1,22 @@
 """Stage II: trains the slimming heads by Sandwich Gate Sparsification."""
 
+import math
+
 import keras
 import tensorflow as tf
 
 from keras_dsnet.models.masked_executor import MaskedExecutor
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.sliced_executor import SlicedExecutor
+from keras_dsnet.training.arguments import check_int, check_number
 from keras_dsnet.training.choice_madds import ChoiceMAdds
 from keras_dsnet.training.gate_metrics import GateMetrics
-from keras_dsnet.training.losses import gate_cross_entropy, label_cross_entropy
+from keras_dsnet.training.losses import (
+    gate_cross_entropy,
+    is_right,
+    label_cross_entropies,
+    weighted_mean,
+)
 from keras_dsnet.training.network_trainer import NetworkTrainer
 
 STRATEGIES = ("try_best", "give_up")
@@ -24,12 +32,21 @@ class GateTrainer(NetworkTrainer):
     and the SGS loss (Eq. 10). Easy images, which the slimmest route classifies rightly, should take
     it; all others should take the widest.
 
+    Once a step has trained the gates, the model's `gates_trained` is True, after an interrupted
+    `fit` too.
+
+    `fit` and `evaluate` take images, float32 `[batch, height, width, 3]`, and labels: class numbers
+    `[batch]` or `[batch, 1]` of any type, or probabilities `[batch, classes]`. A sample weight, or
+    the weight of an image's class, multiplies all three losses of that image; a batch's loss is the
+    weighted sum over the number of images, as in Keras. Accuracies, MAdds and shares count every
+    image alike.
+
     Args:
         model: a `DynamicSlimmableNetwork` with a trained supernet.
         routes: candidate widths of every gate; they become the model's. None: those it has.
         strategy: "try_best": images that the widest route gets wrong take the widest all the same;
             "give_up": they take the slimmest (Table 6).
-        loss_weights: the three lambdas of Eq. 12: classification, complexity, SGS.
+        loss_weights: the three lambdas of Eq. 12, of 0 or more: classification, complexity, SGS.
         temperature: float, of the Gumbel-softmax.
         estimator: how the first two losses depend on a choice. "straight_through": Gumbel-softmax
             and channel masks, as in the paper; the gradient of a mask only estimates what another
@@ -47,7 +64,6 @@ class GateTrainer(NetworkTrainer):
     >>> trainer = GateTrainer(model, routes=(0, 1, 2, 3))
     >>> trainer.compile("sgd")
     >>> trainer.fit(dataset, epochs=10)
-    >>> model.gates_trained = True
     """
 
     def __init__(
@@ -61,27 +77,23 @@ class GateTrainer(NetworkTrainer):
         seed=0,
         **kwargs,
     ):
-        if strategy not in STRATEGIES:
+        super().__init__(model, **kwargs)
+        if not isinstance(strategy, str) or strategy not in STRATEGIES:
             raise ValueError(
                 f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}"
             )
-        if estimator not in ESTIMATORS or (estimator == "exact" and model.num_gates > 1):
+        known = isinstance(estimator, str) and estimator in ESTIMATORS
+        if not known or (estimator == "exact" and model.num_gates > 1):
             raise ValueError(
                 f"`estimator` must be one of {ESTIMATORS}, 'exact' for networks of one gate alone. "
                 f"Received: estimator={estimator!r} for {model.num_gates} gates"
             )
-        if len(loss_weights) != 3 or min(loss_weights) < 0 or not any(loss_weights):
-            raise ValueError(
-                "`loss_weights` must be three numbers of 0 or more, not all 0. "
-                f"Received: loss_weights={loss_weights!r}"
-            )
-        super().__init__(model, **kwargs)
         self.routes = check_routes(model.routes if routes is None else routes, model.num_widths)
         self.strategy = strategy
-        self.loss_weights = tuple(map(float, loss_weights))
-        self.temperature = temperature
+        self.loss_weights = _checked_loss_weights(loss_weights)
+        self.temperature = check_number("temperature", temperature, "positive", lambda t: t > 0)
         self.estimator = estimator
-        self.seed = seed
+        self.seed = check_int("seed", seed, -(2**31))
         model.replace_routes(self.routes)
         self.choice_madds = ChoiceMAdds(model, self.routes)
         self._gate_metrics = GateMetrics(self.choice_madds, self.routes, model.num_gates)
@@ -92,8 +104,9 @@ class GateTrainer(NetworkTrainer):
 
     @property
     def optimized_variables(self):
-        """What stage II trains: the slimming heads alone."""
-        return [v for gate in self.model.slimming_gates for v in gate.slimming_variables]
+        """What stage II trains: the slimming heads of gates that are not frozen."""
+        gates = [gate for gate in self.model.slimming_gates if gate.trainable]
+        return [variable for gate in gates for variable in gate.slimming_variables]
 
     def compile(self, optimizer=None, **kwargs):
         """Sets the optimizer.
@@ -111,11 +124,11 @@ class GateTrainer(NetworkTrainer):
         super().compile(optimizer, **kwargs)
 
     def train_step(self, data):
-        images, labels = self.unpack(data)
+        images, labels, weights = self.unpack(data, "a training batch", training=True)
         variables = [variable.value for variable in self.optimized_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            losses, results = self.losses(images, labels, self._noise_seed())
+            losses, results = self.losses(images, labels, self._noise_seed(), weights)
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(losses["loss"] / replicas)
         gradients = tape.gradient(scaled, variables)
@@ -124,8 +137,11 @@ class GateTrainer(NetworkTrainer):
         return {**logs, "learning_rate": self.optimizer.learning_rate}
 
     def test_step(self, data):
-        images, labels = self.unpack(data)
-        return self._gate_metrics.update(*self.losses(images, labels, noise_seed=None))
+        images, labels, weights = self.unpack(data, "an evaluation batch")
+        return self._gate_metrics.update(*self.losses(images, labels, weights=weights))
+
+    def _after_step(self):
+        self.model.gates_trained = True
 
     def _noise_seed(self):
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
@@ -135,13 +151,14 @@ class GateTrainer(NetworkTrainer):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return tf.random.fold_in(seed, replica)
 
-    def losses(self, images, labels, noise_seed=None):
+    def losses(self, images, labels, noise_seed=None, weights=None):
         """Computes the three losses of a batch (Eq. 12).
 
         Args:
             images: `[batch, height, width, 3]`.
-            labels: int `[batch]`.
+            labels: int `[batch]`, or probabilities `[batch, classes]`.
             noise_seed: int32 `[2]` of the Gumbel noise; None: no noise.
+            weights: float32 `[batch]`, of the losses of each image; None: all 1.
 
         Returns:
             `(losses, results)`: scalars by name, their weighted sum as "loss"; and per image
@@ -153,12 +170,12 @@ class GateTrainer(NetworkTrainer):
             run = self._run_masked(images, labels, noise_seed)
         easy, wide = self._targets(run["route_logits"], labels)
         sgs = [
-            gate_cross_entropy(gate, scores, self.routes, wide)
+            gate_cross_entropy(gate, scores, self.routes, wide, weights)
             for gate, scores in zip(self.model.slimming_gates, run["scores"])
         ]
         losses = {
-            "classification_loss": run["classification_loss"],
-            "complexity_loss": run["complexity_loss"],
+            "classification_loss": weighted_mean(run["classification_losses"], weights),
+            "complexity_loss": weighted_mean(run["complexity_losses"], weights),
             "sgs_loss": tf.add_n(sgs) / len(sgs),
         }
         terms = zip(self.loss_weights, losses.values())
@@ -188,9 +205,9 @@ class GateTrainer(NetworkTrainer):
             "route_logits": lambda width: self._route_logits(features, width),
             "scores": masked.scores,
             "choices": masked.choices,
-            "classification_loss": label_cross_entropy(labels, logits),
-            "complexity_loss": tf.reduce_mean(self.choice_madds.relative(masked.choices) ** 2),
-            "right": _right(logits, labels),
+            "classification_losses": label_cross_entropies(labels, logits),
+            "complexity_losses": self.choice_madds.relative(masked.choices) ** 2,
+            "right": is_right(labels, logits),
         }
 
     def _run_every_route(self, images, labels):
@@ -204,24 +221,23 @@ class GateTrainer(NetworkTrainer):
         logits = tf.cast(tf.stack(list(by_route.values()), axis=1), tf.float32)
         each = tf.one_hot(tf.range(len(self.routes)), len(self.routes))
         costs = self.choice_madds.relative([each]) ** 2
-        truth = tf.repeat(tf.cast(labels, tf.int32)[:, None], len(self.routes), axis=1)
-        entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits)
+        entropies = [label_cross_entropies(labels, route) for route in tf.unstack(logits, axis=1)]
         return {
             "route_logits": by_route.__getitem__,
             "scores": front.scores,
             "choices": [choice],
-            "classification_loss": tf.reduce_mean(tf.reduce_sum(soft * entropies, axis=1)),
-            "complexity_loss": tf.reduce_mean(tf.linalg.matvec(soft, costs)),
-            "right": _right(tf.reduce_sum(logits * choice[:, :, None], axis=1), labels),
+            "classification_losses": tf.reduce_sum(soft * tf.stack(entropies, 1), axis=1),
+            "complexity_losses": tf.linalg.matvec(soft, costs),
+            "right": is_right(labels, tf.reduce_sum(logits * choice[:, :, None], axis=1)),
         }
 
     def _targets(self, route_logits, labels):
         """Returns which images are easy, and which should take the widest route (Eq. 10)."""
-        easy = _right(route_logits(self.routes[0]), labels)
+        easy = is_right(labels, route_logits(self.routes[0]))
         wide = tf.logical_not(easy)
         if self.strategy == "give_up":
             # Hard images, which the widest gets wrong too, are not worth its cost.
-            wide &= _right(route_logits(self.routes[-1]), labels)
+            wide &= is_right(labels, route_logits(self.routes[-1]))
         return easy, wide
 
     def _route_logits(self, features, width):
@@ -249,5 +265,15 @@ class GateTrainer(NetworkTrainer):
         }
 
 
-def _right(logits, labels):
-    return tf.argmax(logits, axis=1, output_type=tf.int32) == tf.cast(labels, tf.int32)
+def _checked_loss_weights(loss_weights):
+    right = "`loss_weights` must be three numbers of 0 or more, not all 0."
+    received = f"{right} Received: loss_weights={loss_weights!r}"
+    try:
+        checked = tuple(map(float, loss_weights))
+    except (TypeError, ValueError):
+        raise ValueError(received) from None
+    # NaN compares as False.
+    fits = len(checked) == 3 and all(0 <= weight < math.inf for weight in checked)
+    if isinstance(loss_weights, (str, dict)) or not fits or not any(checked):
+        raise ValueError(received)
+    return checked

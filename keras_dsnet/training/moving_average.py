@@ -1,5 +1,7 @@
 """The ensemble teacher's variables."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -55,6 +57,17 @@ class MovingAverage:
         """Gives every variable its average."""
         for average, variable in zip(self.averages, self.variables):
             variable.assign(average)
+
+    @contextlib.contextmanager
+    def loaded(self):
+        """Gives every variable its average, and at the end of the context its own value back."""
+        values = [variable.numpy() for variable in self.variables]
+        try:
+            self.load()
+            yield
+        finally:
+            for value, variable in zip(values, self.variables):
+                variable.assign(value)
 
 
 def _copy(variable):

@@ -1,13 +1,14 @@
 """Batch-norm statistics of every path, computed anew."""
 
 import contextlib
-import itertools
 
 import tensorflow as tf
 
 from keras_dsnet.layers import SwitchableBatchNormalization
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.sliced_executor import SlicedExecutor
+from keras_dsnet.training.arguments import check_network, resolve_paths
+from keras_dsnet.utils.batches import batch_count, check_steps, image_batches
 
 
 def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True):
@@ -19,10 +20,12 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
 
     Args:
         model: a `DynamicSlimmableNetwork`.
-        dataset: iterable of batches: images `[batch, height, width, 3]`, or `(images, labels)`.
-        paths: what to recalibrate; None: every width, at all gates alike. "largest" is one of its
-            own.
-        steps: int, how many batches; None: all of a finite data set.
+        dataset: batches of images, float `[batch, height, width, 3]`, or of `(images, labels)`: a
+            `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable, a function that
+            returns one, or an array of all images. Labels are left out.
+        paths: list of what to recalibrate; None: every width, at all gates alike. "largest" is one
+            of its own.
+        steps: int, how many batches at most; None: all of a data set that ends.
         verbose: bool: show a progress bar.
 
     Returns:
@@ -30,32 +33,42 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
         without batch norm, such as DS-ResNet.
 
     Raises:
-        ValueError: on a path that the model does not have, or a data set without batches.
+        ValueError: on a path that the model does not have, a batch that does not fit it, a data set
+            without batches, or an endless one without `steps`.
     """
-    resolved = [
-        model.resolve_path(p) for p in (range(model.num_widths) if paths is None else paths)
-    ]
+    check_network(model, with_classifier=False)
+    _, resolved = resolve_paths(model, paths)
+    check_steps(steps)
     norms = [
         layer for layer in model.supernet_layers if isinstance(layer, SwitchableBatchNormalization)
     ]
     if not norms:
         return 0
-    with _trainable(norms):
-        count = _run(model, resolved, _progress(dataset, steps, verbose))
+    batches = image_batches(dataset, model.input_shape[1:], steps)
+    with (
+        _trainable(norms),
+        _restored_on_error(norms),
+        _progress(batch_count(dataset, steps), verbose) as progress,
+    ):
+        count = 0
+        for count, _ in enumerate(_run(model, resolved, batches), start=1):
+            # Devices compute on while Python counts: a value waits for them.
+            norms[-1].moving_mean.numpy()
+            progress(count - 1)
+        # The last batch counts when the data set is closed too.
+        progress(count)
     if not count:
         raise ValueError("`dataset` has no batches to recalibrate batch norm with.")
     return count
 
 
 def _run(model, paths, batches):
-    """Moves the statistics of `paths` to their means over the batches and counts these."""
+    """Moves the statistics of `paths` to their means over the batches, and yields after each."""
     fronts = {}
     for path in paths:
         fronts.setdefault((path.widths[0], path.statistics[0]), []).append(path)
     run_front, run_tail = _traced(model)
-    count = 0
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    for count, images in enumerate(batches):
         # After i batches the mean is (i * old + new) / (i + 1): a momentum that changes.
         momentum = tf.constant(count / (count + 1.0), tf.float32)
         for group in fronts.values():
@@ -63,8 +76,7 @@ def _run(model, paths, batches):
             features = run_front(images, momentum, group[0])
             for path in group:
                 run_tail(features, tf.constant(path.widths), tf.constant(path.statistics), momentum)
-        count += 1
-    return count
+        yield
 
 
 def _traced(model):
@@ -103,10 +115,23 @@ def _trainable(norms):
             norm.trainable = False
 
 
-def _progress(dataset, steps, verbose):
+@contextlib.contextmanager
+def _restored_on_error(norms):
+    """Gives the statistics back where a batch does not fit: means of few batches are of no use."""
+    statistics = [table for norm in norms for table in (norm.moving_mean, norm.moving_variance)]
+    before = [table.numpy() for table in statistics]
+    try:
+        yield
+    except BaseException:
+        for table, values in zip(statistics, before):
+            table.assign(values)
+        raise
+
+
+@contextlib.contextmanager
+def _progress(count, verbose):
+    """Gives a function of the number of batches done, which moves a bar."""
     from tqdm import tqdm
 
-    if steps is None:
-        steps = len(dataset) if hasattr(dataset, "__len__") else None
-    batches = itertools.islice(dataset, steps)
-    return tqdm(batches, "recalibrating batch norm", steps, disable=not verbose, unit="batch")
+    with tqdm(None, "recalibrating batch norm", count, disable=not verbose, unit="batch") as bar:
+        yield lambda done: bar.update(done - bar.n)

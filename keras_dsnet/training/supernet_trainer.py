@@ -6,8 +6,9 @@ import keras
 import tensorflow as tf
 
 from keras_dsnet.models.path import Path
+from keras_dsnet.training.arguments import check_bool, check_int, check_number
 from keras_dsnet.training.l2_sgd import L2SGD
-from keras_dsnet.training.losses import label_cross_entropy, soft_cross_entropy
+from keras_dsnet.training.losses import is_right, label_cross_entropy, soft_cross_entropy
 from keras_dsnet.training.moving_average import MovingAverage
 from keras_dsnet.training.network_trainer import NetworkTrainer
 from keras_dsnet.training.stage_one_variables import stage_one_variables, undecayed_variables
@@ -28,10 +29,14 @@ class SupernetTrainer(NetworkTrainer):
     The front of the network, before the first gate, does the same for all these sub-networks: it
     runs once per step, with the sum of their gradients.
 
-    `fit` and `evaluate` take images, float32 `[batch, height, width, 3]`, and labels, int `[batch]`
-    or probabilities `[batch, classes]`. Validation measures the label path and the slimmest on the
-    labels, as "widest_loss" and "widest_accuracy" (named by `label_path`), "slimmest_label_loss"
-    and "slimmest_accuracy"; "loss" is the sum of both losses.
+    `fit` and `evaluate` take images, float32 `[batch, height, width, 3]`, and labels: class numbers
+    `[batch]` or `[batch, 1]` of any type, or probabilities `[batch, classes]`. Validation measures
+    the label path and the slimmest on the labels, as "widest_loss" and "widest_accuracy" (named by
+    `label_path`), "slimmest_label_loss" and "slimmest_accuracy"; "loss" is the sum of both losses.
+
+    A sample weight, or the weight of an image's class, multiplies every loss of that image, those
+    of distillation too; a batch's loss is the weighted sum over the number of images, as in Keras.
+    Accuracies count every image alike, as Keras's `metrics` do.
 
     Args:
         model: a `DynamicSlimmableNetwork`.
@@ -78,28 +83,28 @@ class SupernetTrainer(NetworkTrainer):
         **kwargs,
     ):
         super().__init__(model, **kwargs)
-        _check(target in TARGETS, "target", target, f"one of {TARGETS}")
-        _check(num_random >= 0, "num_random", num_random, "0 or more")
-        _check(temperature > 0, "temperature", temperature, "positive")
-        _check(0 <= ema_momentum < 1, "ema_momentum", ema_momentum, "in [0, 1)")
-        ends = ("widest", "largest")
-        _check(not sandwich or label_path in ends, "label_path", label_path, "widest or largest")
-        model.resolve_path(label_path)
-        self.target = target
-        self.num_random = num_random if sandwich else 0
-        self.temperature = temperature
-        self.ema_momentum = ema_momentum
-        self.ema_warmup = ema_warmup
-        # A saved configuration has lists for tuples.
-        self.label_path = tuple(label_path) if isinstance(label_path, list) else label_path
-        self.sandwich = sandwich
         is_named = isinstance(label_path, str)
+        _check(isinstance(target, str) and target in TARGETS, "target", target, f"one of {TARGETS}")
+        self.target = target
+        self.sandwich = check_bool("sandwich", sandwich)
+        num_random = check_int("num_random", num_random, 0)
+        self.num_random = num_random if sandwich else 0
+        self.temperature = check_number("temperature", temperature, "positive", lambda t: t > 0)
+        in_range = "in [0, 1)", lambda number: 0 <= number < 1
+        self.ema_momentum = check_number("ema_momentum", ema_momentum, *in_range)
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, *in_range)
+        self.ema_warmup = check_bool("ema_warmup", ema_warmup)
+        self.decay_norms_and_biases = check_bool("decay_norms_and_biases", decay_norms_and_biases)
+        self.seed = check_int("seed", seed, -(2**31))
+        is_end = is_named and label_path in ("widest", "largest")
+        _check(not sandwich or is_end, "label_path", label_path, "widest or largest")
+        gates = model.resolve_path(label_path).gates
+        # In plain numbers, which a saved configuration can hold.
+        is_uniform = model.num_gates == 1 and not isinstance(label_path, (tuple, list))
+        self.label_path = label_path if is_named else gates[0] if is_uniform else gates
         self._label_name = label_path if is_named else f"width_{self.label_path}"
-        self.label_smoothing = label_smoothing
-        self.decay_norms_and_biases = decay_norms_and_biases
-        self.seed = seed
         taught = model.variables if target != "in_place" else []
-        self._average = MovingAverage(taught, ema_momentum, ema_warmup)
+        self._average = MovingAverage(taught, self.ema_momentum, self.ema_warmup)
         # So that Keras finds and saves them: it does not look into a plain object.
         self.teacher_variables = self._average.averages
         names = ["loss", f"{self._label_name}_loss"]
@@ -150,18 +155,18 @@ class SupernetTrainer(NetworkTrainer):
         return tf.random.stateless_uniform(shape, [self.seed, step], low, high, tf.int32)
 
     def train_step(self, data):
-        images, labels = self.unpack(data)
+        images, labels, weights = self.unpack(data, "a training batch", training=True)
         paths = self._paths(self.draw_widths())
-        losses, logits, gradients = self._gradients(images, labels, paths)
+        losses, logits, gradients = self._gradients(images, labels, paths, weights)
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._average.update(self.optimizer.iterations, replicas)
-        logs = self._report(self._training_values(losses, logits, labels))
+        logs = self._report(self._training_values(losses, logits, labels), images)
         return {**logs, "learning_rate": self.optimizer.learning_rate}
 
     def test_step(self, data):
         """Measures the label path and the slimmest on the labels; no teacher, no random paths."""
-        images, labels = self.unpack(data)
+        images, labels, weights = self.unpack(data, "an evaluation batch")
         paths = [self.label_path, "slimmest"] if self.sandwich else [self.label_path]
         # In training the slimmest path's loss is that of the teacher's soft labels.
         names = [f"{self._label_name}_loss", "slimmest_label_loss"]
@@ -169,13 +174,11 @@ class SupernetTrainer(NetworkTrainer):
         logits = self._logits(images, [self.model.resolve_path(path) for path in paths])
         values = {"loss": 0.0}
         for loss_name, accuracy_name, path_logits in zip(names, accuracies, logits):
-            right = _right(labels, path_logits)
-            loss = label_cross_entropy(labels, path_logits, self.label_smoothing)
-            # Image by image, since the last batch may be smaller.
-            values[loss_name] = tf.fill(tf.shape(right), loss)
-            values[accuracy_name] = right
-            values["loss"] += values[loss_name]
-        return self._report(values)
+            loss = label_cross_entropy(labels, path_logits, self.label_smoothing, weights)
+            values[loss_name] = loss
+            values[accuracy_name] = is_right(labels, path_logits)
+            values["loss"] += loss
+        return self._report(values, images)
 
     def _paths(self, widths):
         if self._is_sorted:
@@ -187,13 +190,13 @@ class SupernetTrainer(NetworkTrainer):
         draws = [Path((0, *tf.unstack(w)), (0, *tf.unstack(w))) for w in tf.unstack(widths)]
         return [label, *draws, self.model.resolve_path("slimmest")]
 
-    def _gradients(self, images, labels, paths):
+    def _gradients(self, images, labels, paths, weights=None):
         """Returns the losses, the first net's logits, and the gradients of their sum."""
         teacher = self.teacher_probabilities(images, paths[:-1])
         gradients = SubnetworkGradients(self.model, images, paths, self._scale, self._is_sorted)
         losses = [None] * len(paths)
         for index in self._order(paths):
-            loss = functools.partial(self._loss, index, labels, teacher)
+            loss = functools.partial(self._loss, index, labels, teacher, weights)
             losses[index], logits = gradients.add(paths[index], loss)
             if index == 0:
                 label_logits = logits
@@ -214,13 +217,13 @@ class SupernetTrainer(NetworkTrainer):
     def _scale(self, loss):
         return self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
 
-    def _loss(self, index, labels, teacher, logits):
+    def _loss(self, index, labels, teacher, weights, logits):
         """Eqs. 5: the first path learns from labels, the last from the mean of the teachers."""
         if index == 0:
-            return label_cross_entropy(labels, logits, self.label_smoothing)
+            return label_cross_entropy(labels, logits, self.label_smoothing, weights)
         slimmest = index == self.num_random + 1
         soft = tf.add_n(teacher) / len(teacher) if slimmest else teacher[0]
-        return soft_cross_entropy(soft, logits, self.temperature)
+        return soft_cross_entropy(soft, logits, self.temperature, weights)
 
     def teacher_probabilities(self, images, paths):
         """Returns the teacher's probabilities of the given paths, the label path's first.
@@ -257,11 +260,13 @@ class SupernetTrainer(NetworkTrainer):
             values["slimmest_loss"] = losses[-1]
         if self.num_random:
             values["random_loss"] = tf.add_n(losses[1:-1]) / self.num_random
-        values[f"{self._label_name}_accuracy"] = _right(labels, logits)
+        values[f"{self._label_name}_accuracy"] = is_right(labels, logits)
         return values
 
-    def _report(self, values):
+    def _report(self, values, images):
         for name, value in values.items():
+            # Image by image, since the last batch may be smaller.
+            value = tf.broadcast_to(tf.cast(value, tf.float32), tf.shape(images)[:1])
             self._trackers[name].update_state(value)
         return {name: self._trackers[name].result() for name in values}
 
@@ -271,6 +276,9 @@ class SupernetTrainer(NetworkTrainer):
         Of target "in_place", which has no teacher, the model stays as it is.
         """
         self._average.load()
+
+    def saved_weights(self, teacher=True):
+        return self._average.loaded() if teacher else super().saved_weights(teacher)
 
     def get_config(self):
         return {
@@ -286,12 +294,6 @@ class SupernetTrainer(NetworkTrainer):
             "decay_norms_and_biases": self.decay_norms_and_biases,
             "seed": self.seed,
         }
-
-
-def _right(labels, logits):
-    """Returns 1 for an image that is classified rightly, else 0: float32 `[batch]`."""
-    truth = labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1)
-    return tf.cast(tf.argmax(logits, axis=1) == tf.cast(truth, tf.int64), tf.float32)
 
 
 def _check(holds, name, value, right):

@@ -1,10 +1,13 @@
 """Tables of accuracy and cost, and batch-norm statistics computed anew."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tqdm
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
+from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.training import describe_gates, evaluate_paths, recalibrate_batch_norm
 from tests.training.test_gate_trainer import make_batch, make_network
 
@@ -104,3 +107,147 @@ def test_only_the_paths_asked_for_are_recalibrated():
     recalibrate_batch_norm(network, [images], paths=[1, "largest"], verbose=False)
     moved = np.abs(norm.moving_mean.numpy() - before).max(axis=1) > 1e-6
     np.testing.assert_array_equal(moved, [False, True, False, False, True])
+
+
+def pairs_of(images, labels):
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
+
+
+IMAGES, LABELS = make_batch()
+EVALUATED = {
+    "column": (IMAGES, LABELS[:, None]),
+    "one-hot": (IMAGES, tf.one_hot(LABELS, 4)),
+    "floats": [(IMAGES, tf.cast(LABELS, tf.float64))],
+    "arrays": (IMAGES.numpy(), LABELS.numpy()),
+    "triples": [(IMAGES, LABELS, np.zeros(len(LABELS)))],
+    "unknown length": pairs_of(IMAGES, LABELS).filter(lambda *_: True),
+    "function": lambda: iter(pairs_of(IMAGES, LABELS)),
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One that no test changes."""
+    return make_network()
+
+
+@pytest.fixture(scope="module")
+def expected_rows(network):
+    return evaluate_paths(network, pairs_of(IMAGES, LABELS), paths=[0])
+
+
+@pytest.mark.parametrize("dataset", EVALUATED.values(), ids=EVALUATED)
+def test_labels_and_data_sets_of_every_form_give_the_same_rows(network, expected_rows, dataset):
+    assert evaluate_paths(network, dataset, paths=[0]) == expected_rows
+
+
+def test_steps_end_what_never_ends(network, capsys):
+    endless = pairs_of(IMAGES, LABELS).repeat()
+    for function in (evaluate_paths, recalibrate_batch_norm):
+        with pytest.raises(ValueError, match="`dataset` never ends: pass `steps`"):
+            function(network, endless)
+        for steps in (0, -3, 1.5):
+            with pytest.raises(ValueError, match=f"Received: steps={steps}"):
+                function(network, endless, steps=steps)
+    rows = evaluate_paths(network, endless, paths=[1], steps=1, verbose=True)
+    assert rows == evaluate_paths(network, [(IMAGES[:16], LABELS[:16])], paths=[1])
+    assert "evaluating: 100%" in capsys.readouterr().err
+
+
+def test_an_unbatched_data_set_after_a_batched_one_is_refused(network, expected_rows):
+    for data in (pairs_of(IMAGES, LABELS).unbatch(), [(IMAGES[0], LABELS[0])]):
+        with pytest.raises(ValueError, match=r"in batches .* Received: one image of shape \(16, 1"):
+            evaluate_paths(network, data)
+        with pytest.raises(ValueError, match=r"in batches .* Received: one image of shape \(16, 1"):
+            recalibrate_batch_norm(network, data, verbose=False)
+    assert evaluate_paths(network, pairs_of(IMAGES, LABELS), paths=[0]) == expected_rows
+
+
+@pytest.mark.parametrize(
+    ("batch", "received"),
+    [
+        ((np.zeros((2, 32, 32, 3), "float32"), [0, 0]), r"images of shape \(2, 32, 32, 3\)"),
+        ((np.zeros((2, 16, 16, 3), "uint8"), [0, 0]), "images of dtype uint8"),
+        ((IMAGES[:0], LABELS[:0]), "0 images"),
+        ((IMAGES * np.nan, LABELS), "NaN or infinite"),
+        ({"image": IMAGES, "label": LABELS}, "a dict with the keys"),
+    ],
+)
+def test_images_are_checked_alike_by_evaluation_and_recalibration(batch, received):
+    network = make_network()
+    before = [v.numpy() for v in network.variables]
+    data = [(IMAGES, LABELS), batch]
+    for function in (evaluate_paths, recalibrate_batch_norm):
+        with pytest.raises(ValueError, match=f"Received: .*{received}.*batch 1") as error:
+            function(network, data, paths=[0])
+        assert "\n" not in str(error.value)
+    for variable, value in zip(network.variables, before):
+        np.testing.assert_array_equal(variable, value, err_msg="statistics of few batches")
+
+
+@pytest.mark.parametrize("labels", [LABELS + 5, LABELS - 9, LABELS.numpy() + 0.5, LABELS[:3]])
+def test_labels_that_are_none_are_refused(network, labels):
+    with pytest.raises(ValueError, match=r"^Labels must be class numbers 0 to 3, .* batch 0"):
+        evaluate_paths(network, [(IMAGES, labels)], paths=[0])
+
+
+def test_an_open_size_is_counted_at_the_sizes_that_were_seen():
+    network = DynamicSlimmableNetwork(make_network().spec, (None, None, 3), classes=4)
+    network.set_weights(make_network().get_weights())
+    network.gates_trained = True
+    larger = tf.image.resize(IMAGES, (32, 24))
+    data = [(IMAGES, LABELS), (larger[:15], LABELS[:15])]
+    rows = evaluate_paths(network, data, paths=[0])
+    small, large = (16, 16, 3), (32, 24, 3)
+    counts = np.array([len(LABELS), 15])
+    costs = [network.madds(0, size) for size in (small, large)]
+    assert rows[0]["madds"] == pytest.approx(np.average(costs, weights=counts), rel=1e-12)
+    routed = [
+        network.madds(int(width), size) + network.costs(0, size).slimming
+        for images, size in ((IMAGES, small), (larger[:15], large))
+        for width in network.route(images).numpy()[:, 0]
+    ]
+    assert rows[1]["madds"] == pytest.approx(np.mean(routed), rel=1e-12)
+    one_size = evaluate_paths(network, data[1:], paths=[0], dynamic=False)
+    assert one_size[0]["madds"] == costs[1]
+    given = evaluate_paths(network, data, paths=[0], input_shape=small)
+    assert given[0]["madds"] == costs[0]
+
+
+def test_what_is_no_network_or_no_list_of_paths_is_refused(network):
+    features = tiny_network(TINY_RESNET, include_top=False)
+    with pytest.raises(ValueError, match="Received: a network with include_top=False"):
+        evaluate_paths(features, [(IMAGES, LABELS)])
+    for function in (evaluate_paths, recalibrate_batch_norm):
+        with pytest.raises(ValueError, match=r"Received: a Sequential$"):
+            function(keras.Sequential(), [(IMAGES, LABELS)])
+        for paths in ("widest", 3):
+            with pytest.raises(ValueError, match=f"`paths` must be a list .*: paths={paths!r}"):
+                function(network, [(IMAGES, LABELS)], paths=paths)
+
+
+def test_recalibration_takes_data_of_unknown_length_and_shows_what_is_done(monkeypatch):
+    network, other = make_network(), make_network()
+    shown, done = [], []
+
+    class Bar(tqdm.tqdm):
+        def update(self, n=1):
+            shown.append((self.total, self.n + n, len(done)))
+            super().update(n)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+
+    def generate():
+        for start in (0, 16, 32):
+            yield IMAGES[start : start + 16]
+        done.append("closed")
+
+    assert recalibrate_batch_norm(network, generate, paths=[0]) == 3
+    images = tf.data.Dataset.from_tensor_slices(IMAGES[:48]).batch(16)
+    assert recalibrate_batch_norm(other, images, paths=[0]) == 3
+    for variable, expected in zip(network.variables, other.variables):
+        np.testing.assert_allclose(variable, expected, rtol=1e-5)
+    assert shown[3] == (None, 3, 1), "the last batch counts when everything is done"
+    assert [n for _, n, _ in shown] == [0, 1, 2, 3] * 2
+    assert {total for total, *_ in shown[4:]} == {3}
+    assert recalibrate_batch_norm(network, generate, paths=[0], steps=2, verbose=False) == 2

@@ -100,16 +100,6 @@ def test_a_saved_trainer_of_one_path_is_loaded_with_it(tmp_path):
     assert loaded.model.gates_trained
 
 
-@pytest.mark.parametrize("trainer_class", TRAINERS)
-def test_sample_weights_are_refused(trainer_class):
-    images, labels = make_batch()
-    trainer = trainer_class(make_network())
-    trainer.compile(L2SGD(0.05), run_eagerly=True)
-    for step in (trainer.train_on_batch, trainer.test_on_batch):
-        with pytest.raises(ValueError, match=f"`{trainer_class.__name__}` takes images and labels"):
-            step(images, labels, tf.ones(12))
-
-
 def float16_run(folder, epochs):
     keras.utils.set_random_seed(0)
     trainer = SupernetTrainer(make_network(dtype="mixed_float16"), num_random=1)
