@@ -16,14 +16,17 @@ class ArraySource(ImageSource):
         num_classes: number of classes.
         class_names: a name per class, or None.
         mirrorable: whether a mirrored image still shows its class.
+        split: the split that the images are from, or None.
 
     Raises:
         ValueError: a label is not in `[0, num_classes)`.
     """
 
-    def __init__(self, name, images, labels, num_classes, class_names=None, mirrorable=True):
+    def __init__(
+        self, name, images, labels, num_classes, class_names=None, mirrorable=True, split=None
+    ):
         shape = tuple(images.shape[1:])
-        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable)
+        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable, split)
         labels = np.asarray(labels, np.int32)
         outside = labels[(labels < 0) | (labels >= num_classes)]
         if outside.size:
@@ -31,6 +34,7 @@ class ArraySource(ImageSource):
                 f"labels of data set '{name}' must be in 0..{num_classes - 1}. "
                 f"Received: {outside[0]}"
             )
+        self.class_counts = tuple(np.bincount(labels, minlength=num_classes).tolist())
         # On the host: batches are made there, whatever the network runs on.
         with tf.device("CPU"):
             self.images = tf.constant(images, tf.uint8)

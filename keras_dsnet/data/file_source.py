@@ -34,6 +34,7 @@ class FileSource(ImageSource):
         super().__init__(name, len(paths), len(class_names), class_names)
         self.paths = list(paths)
         self.labels = list(labels)
+        self.class_counts = tuple(np.bincount(labels, minlength=self.num_classes).tolist())
         self._on_bad_image = on_bad_image
 
     def training_examples(self, seed, epoch_size, start=0):

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+_NAMES_SHOWN = 12
+
 
 class ImageSource:
     """A data set of labelled images, independent of how it is stored.
@@ -17,6 +19,15 @@ class ImageSource:
         class_names: a name per class, or None.
         image_shape: `(height, width, 3)`, or None where the sizes vary.
         mirrorable: whether a mirrored image still shows its class; False for written characters.
+        split: the split that the images are from, such as `"train[:90%]"`, or None.
+        notes: lines that a user should read before the work starts, such as skipped files.
+
+    Attributes:
+        class_counts: number of images of each class in index order, or None where only a pass over
+            the images would tell.
+
+    Raises:
+        ValueError: there is no image, or the class names do not fit.
     """
 
     def __init__(
@@ -27,13 +38,41 @@ class ImageSource:
         class_names=None,
         image_shape=None,
         mirrorable=True,
+        split=None,
+        notes=(),
     ):
+        if num_examples < 1:
+            raise ValueError(f"data set '{name}' must hold one image or more. Received: none")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(
+                f"data set '{name}' must have a name for each of its {num_classes} classes. "
+                f"Received: {len(class_names)} names"
+            )
         self.name = name
         self.num_examples = num_examples
         self.num_classes = num_classes
         self.class_names = None if class_names is None else tuple(class_names)
         self.image_shape = image_shape
         self.mirrorable = mirrorable
+        self.split = split
+        self.notes = tuple(notes)
+        self.class_counts = None
+
+    @property
+    def description(self):
+        """One line: data set, split, number of images, classes and, where known, their counts."""
+        split = f", split '{self.split}'" if self.split else ""
+        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes} classes"
+        line = f"{self.name}{split}: {self.num_examples} images, {classes}"
+        if self.class_names is None:
+            return line
+        names = [
+            name if self.class_counts is None else f"{name} ({self.class_counts[index]})"
+            for index, name in enumerate(self.class_names)
+        ]
+        if len(names) > _NAMES_SHOWN:
+            names = [*names[: _NAMES_SHOWN - 2], "...", names[-1]]
+        return f"{line}: {', '.join(names)}"
 
     def steps_per_epoch(self, batch_size):
         """Number of whole batches in one pass over the images.

@@ -72,5 +72,5 @@ def _digits(split, spec, classes):
         key, chosen = slice_of(spec, lengths, "digits")
     images, labels = splits[key]
     return ArraySource(
-        "digits", images[chosen], labels[chosen], len(names), names, mirrorable=False
+        "digits", images[chosen], labels[chosen], len(names), names, False, spec or key
     )

@@ -54,7 +54,7 @@ def load_tfds(name, data_dir, split, spec, classes):
     if None in image.shape or num_examples * 3 * np.prod(image.shape[:2]) >= IN_MEMORY_BYTES:
         return RecordSource(name, builder, spec, mirrorable)
     images, labels = _read_all(builder, spec, num_examples, image.shape)
-    return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable)
+    return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable, spec)
 
 
 def _image_and_label(name, features):
