@@ -1,5 +1,6 @@
 """What a labelled image data set looks like to the input pipelines."""
 
+import numpy as np
 import tensorflow as tf
 
 _NAMES_SHOWN = 12
@@ -147,6 +148,46 @@ class ImageSource:
         return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
+def check_labels(name, labels, num_examples, num_classes):
+    """Checks the labels of a data set.
+
+    Args:
+        name: the data set's name.
+        labels: `[examples]` or `[examples, 1]`, whole numbers of any type.
+        num_examples: number of images.
+        num_classes: number of classes.
+
+    Returns:
+        int32 array `[examples]`.
+
+    Raises:
+        ValueError: there is not one label per image, or one is not in `[0, num_classes)`.
+    """
+    labels = np.asarray(labels)
+    if labels.shape not in ((num_examples,), (num_examples, 1)):
+        raise ValueError(
+            f"data set '{name}' must have one label for each of its {num_examples} images. "
+            f"Received: labels of shape {labels.shape}"
+        )
+    labels = labels.reshape(-1)
+    if not np.issubdtype(labels.dtype, np.number) or np.iscomplexobj(labels):
+        raise ValueError(
+            f"labels of data set '{name}' must be whole numbers. Received: {labels.dtype}"
+        )
+    is_label = (labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))
+    if not is_label.all():
+        raise ValueError(
+            f"labels of data set '{name}' must be in 0..{num_classes - 1}. "
+            f"Received: {labels[~is_label][0]}"
+        )
+    return labels.astype(np.int32)
+
+
+def count_labels(labels, num_classes):
+    """Number of examples of each class, a tuple of ints."""
+    return tuple(np.bincount(labels, minlength=num_classes).tolist())
+
+
 def check_classes(name, num_classes, classes):
     """Checks that a network has an output for every label of a data set.
 
@@ -158,6 +199,8 @@ def check_classes(name, num_classes, classes):
     Raises:
         ValueError: there are more labels than classes.
     """
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes must be at least 1. Received: classes={classes}")
     if classes is not None and num_classes > classes:
         raise ValueError(
             f"data set '{name}' has labels 0 to {num_classes - 1}, outside classes={classes}: "
