@@ -63,6 +63,10 @@ class FileSource(ImageSource):
         self.class_counts = count_labels(self.labels, self.num_classes)
         self._on_bad_image = on_bad_image
 
+    @property
+    def description(self):
+        return f"folder {super().description}"
+
     def training_examples(self, seed, epoch_size, start=0):
         lookup = self._lookup()
 
