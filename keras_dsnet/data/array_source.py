@@ -3,7 +3,12 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.data.image_source import ImageSource, shuffled_indices
+from keras_dsnet.data.image_source import (
+    ImageSource,
+    check_labels,
+    count_labels,
+    shuffled_indices,
+)
 
 
 class ArraySource(ImageSource):
@@ -11,26 +16,31 @@ class ArraySource(ImageSource):
 
     Args:
         name: the data set's name.
-        images: uint8 array `[examples, height, width, 3]`.
-        labels: int array `[examples]`.
+        images: uint8 array `[examples, height, width, 3]`, 0..255.
+        labels: whole numbers, `[examples]` or `[examples, 1]`.
         num_classes: number of classes.
         class_names: a name per class, or None.
         mirrorable: whether a mirrored image still shows its class.
+        split: the split that the images are from, or None.
 
     Raises:
-        ValueError: a label is not in `[0, num_classes)`.
+        ValueError: images or labels have another type or shape, there is none, or a label is not in
+            `[0, num_classes)`.
     """
 
-    def __init__(self, name, images, labels, num_classes, class_names=None, mirrorable=True):
-        shape = tuple(images.shape[1:])
-        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable)
-        labels = np.asarray(labels, np.int32)
-        outside = labels[(labels < 0) | (labels >= num_classes)]
-        if outside.size:
+    def __init__(
+        self, name, images, labels, num_classes, class_names=None, mirrorable=True, split=None
+    ):
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise ValueError(
-                f"labels of data set '{name}' must be in 0..{num_classes - 1}. "
-                f"Received: {outside[0]}"
+                f"images of data set '{name}' must be uint8 [examples, height, width, 3]. "
+                f"Received: {images.dtype} {list(images.shape)}"
             )
+        shape = images.shape[1:]
+        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable, split)
+        labels = check_labels(name, labels, len(images), num_classes)
+        self.class_counts = count_labels(labels, num_classes)
         # On the host: batches are made there, whatever the network runs on.
         with tf.device("CPU"):
             self.images = tf.constant(images, tf.uint8)

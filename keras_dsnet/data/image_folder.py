@@ -1,22 +1,31 @@
 """Data sets that are folders of class folders of images."""
 
 import logging
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.data.class_folders import (
+    ClassListing,
+    read_headers,
+    readable_name,
+    some_names,
+)
 from keras_dsnet.data.decoding import decode_image
 from keras_dsnet.data.file_source import FileSource, unreadable
+from keras_dsnet.data.folder_layout import find_layout
+from keras_dsnet.data.image_header import UPRIGHT
 from keras_dsnet.data.image_source import check_classes
 from keras_dsnet.data.splits import slice_of
 
 HOLD_OUT_FRACTION = 0.1
 HOLD_OUT_SEED = 0
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 # Decoding ten thousand photographs takes a minute on one core; decoding ImageNet, hours.
 FULL_CHECK_FILES = 10_000
-_EVAL_FOLDERS = ("val", "validation", "test")
+_NAMES_LOGGED = 20
 _THREADS = 16
 
 _log = logging.getLogger(__name__)
@@ -25,18 +34,23 @@ _log = logging.getLogger(__name__)
 def load_folder(root, split, spec, classes, on_bad_image):
     """Opens a folder of class folders.
 
-    With `train/` and `val/`, `validation/` or `test/` in it, these are the splits. Otherwise a
-    tenth of the images of each class (`HOLD_OUT_FRACTION`, at least one) is held out as the split
-    `test`, always the same (`HOLD_OUT_SEED`). Images come in a fixed shuffled order, so that a
-    slice of a split has images of all classes.
+    Folders called `train`, `val` and `test`, or alike (`folder_layout.split_kind`), are the splits;
+    `"eval"` is the validation split where there is one, else the test split. Without them a tenth
+    of the images of each class (`HOLD_OUT_FRACTION`, at least one) is held out as the split `test`,
+    always the same (`HOLD_OUT_SEED`). Images come in a fixed shuffled order, so that a slice of a
+    split has images of all classes.
 
-    Up to `FULL_CHECK_FILES` files are decoded once here; of more, JPEG files are judged by how they
+    Classes are the class folders sorted by name, capital letters first; where all names are
+    numbers they are sorted by value, so that folders 0 to 10 are classes 0 to 10.
+
+    Up to `FULL_CHECK_FILES` files are decoded once here; of more, files are judged by how they
     begin and end.
 
     Args:
         root: `pathlib.Path` of the folder.
         split: `"train"` or `"eval"`.
-        spec: a split in TFDS syntax that overrides `split`, or None.
+        spec: a split in TFDS syntax that overrides `split`, or None. Splits are called by the names
+            of their folders, or `train`, `val` and `test`.
         classes: number of classes of the network, or None.
         on_bad_image: `"skip"` leaves unreadable images out and logs them; `"raise"` raises.
 
@@ -44,122 +58,199 @@ def load_folder(root, split, spec, classes, on_bad_image):
         A `FileSource`.
 
     Raises:
-        ValueError: fewer than two class folders or more than `classes`, an empty class folder, no
-            such split, no readable image, or an unreadable one where `on_bad_image="raise"`.
+        ValueError: the folders can be understood in several ways or in none, there are fewer than
+            two class folders or more than `classes`, a class folder is empty, there is no such
+            split, no readable image, or an unreadable one where `on_bad_image="raise"`.
     """
-    splits, class_names = _splits(root)
+    layout = find_layout(root)
+    class_names = tuple(layout.splits[layout.training].classes)
     check_classes(str(root), len(class_names), classes)
+    lists = _SplitLists(root, layout, class_names)
     if spec:
-        lengths = {name: len(files) for name, files in splits.items()}
-        key, chosen = slice_of(spec, lengths, str(root))
-        files = splits[key][chosen]
+        key, chosen = _slice(spec, lists, str(root))
+        files = lists.files(key)[chosen]
     else:
-        key = "train" if split == "train" else next(name for name in splits if name != "train")
-        files = splits[key]
-    files = _readable(files, root, on_bad_image)
-    paths = [str(path) for path, _ in files]
-    labels = [label for _, label in files]
-    return FileSource(str(root), paths, labels, class_names, on_bad_image)
+        spec = key = lists.training if split == "train" else lists.evaluation
+        files = lists.files(key)
+    files, orientations, bad_notes = _readable(files, root, on_bad_image, class_names)
+    return FileSource(
+        readable_name(root),
+        [path for path, _ in files],
+        [label for _, label in files],
+        class_names,
+        on_bad_image,
+        orientations=orientations,
+        split=spec,
+        notes=(*layout.notes, *lists.notes, *bad_notes),
+    )
 
 
-def _splits(root):
-    train = root / "train"
-    if not train.is_dir() or not any(entry.is_dir() for entry in train.iterdir()):
-        return _hold_out(root)
-    folders = [root / name for name in _EVAL_FOLDERS if (root / name).is_dir()]
-    if not folders:
-        return _hold_out(train)
-    class_names = _class_names(train)
-    splits = {"train": _labelled_files(train, class_names)}
-    for folder in folders:
-        unknown = sorted(set(_class_names(folder)) - set(class_names))
-        if unknown:
-            raise ValueError(f"class folder {folder / unknown[0]} has no counterpart in {train}")
-        splits[folder.name] = _labelled_files(folder, class_names)
-    return splits, class_names
+class _SplitLists:
+    """The files of the splits of a folder, listed when they are asked for."""
+
+    def __init__(self, root, layout, class_names):
+        self._layout = layout
+        self._class_names = class_names
+        self._files = {}
+        self._folder_ids = {}
+        self._notes = {}
+        self._held_out = layout.evaluation is None
+        self.training = layout.training or "train"
+        self.evaluation = layout.evaluation or "test"
+        if self._held_out:
+            listing = self._listing(layout.training)
+            train, test = _hold_out(listing.files, layout.splits[layout.training].classes)
+            self._files = {self.training: train, self.evaluation: test}
+            self._notes = {"": listing.notes}
+        numeric = list(class_names) != sorted(class_names)
+        self._order_note = (f"classes of {root} are in the order of their numbers",) * numeric
+
+    @property
+    def names(self):
+        """Names of the splits that can be used."""
+        return list(self._files if self._held_out else self._layout.splits)
+
+    @property
+    def notes(self):
+        """Lines about the files that the listed splits leave out."""
+        return (*self._order_note, *(note for notes in self._notes.values() for note in notes))
+
+    def key_of(self, name):
+        """The split that a user calls `name`.
+
+        Raises:
+            ValueError: its folder cannot be used.
+        """
+        key = name if name in self._files else self._layout.key_of(name)
+        if key in self._layout.problems:
+            raise ValueError(self._layout.problems[key])
+        return key
+
+    def files(self, key):
+        """`(path, label)` of all images of a split, in a fixed shuffled order."""
+        if key not in self._files:
+            folder = self._layout.splits[key]
+            if folder.annotations:
+                files, self._notes[key] = _annotated_files(folder, self._class_names)
+            else:
+                listing = self._listing(key)
+                files, self._notes[key] = listing.files, listing.notes
+            self._files[key] = _shuffled(files)
+        return self._files[key]
+
+    def _listing(self, key):
+        folder = self._layout.splits[key]
+        listing = ClassListing(folder.classes, folder.path)
+        for other, ids in self._folder_ids.items():
+            if ids & listing.folder_ids:
+                raise ValueError(
+                    f"splits must not share images, but a link makes a folder part of '{other}' "
+                    f"and '{key}'"
+                )
+        self._folder_ids[key] = listing.folder_ids
+        return listing
 
 
-def _hold_out(root):
-    class_names = _class_names(root)
-    files = _labelled_files(root, class_names)
+def _slice(spec, lists, dataset):
+    name = re.match(r"[^\[+]*", spec).group()
+    key = lists.key_of(name.strip())
+    # TFDS knows names of letters, digits and underscores only.
+    lengths = {re.sub(r"\W", "_", split): len(lists.files(split)) for split in lists.names}
+    _, chosen = slice_of(re.sub(r"\W", "_", key) + spec[len(name) :], lengths, dataset)
+    return key, chosen
+
+
+def _shuffled(files):
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(files))
+    return [files[index] for index in order]
+
+
+def _hold_out(files, classes):
+    files = _shuffled(files)
     labels = np.array([label for _, label in files])
     held_out = np.zeros(len(files), bool)
-    for label, name in enumerate(class_names):
+    for label, folder in enumerate(classes.values()):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise ValueError(
-                f"class folder {root / name} must hold two images or more, because one is held "
+                f"class folder {folder} must hold two images or more, because one is held "
                 f"out for evaluation. Received: {len(members)}"
             )
         # The files are in a fixed shuffled order, so the first ones of a class are any ones.
         held_out[members[: max(1, round(len(members) * HOLD_OUT_FRACTION))]] = True
     train = [file for file, held in zip(files, held_out, strict=True) if not held]
     test = [file for file, held in zip(files, held_out, strict=True) if held]
-    return {"train": train, "test": test}, class_names
+    return train, test
 
 
-def _class_names(root):
-    names = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] not in "._"
-    )
-    if len(names) < 2:
-        found = f"only '{names[0]}'" if names else "none"
-        raise ValueError(
-            f"folder {root} must hold two class folders of images or more. Received: {found}"
-        )
-    return names
+def _annotated_files(folder, class_names):
+    """The images that a list of `image name, class, ...` lines names, as Tiny-ImageNet has it."""
+    labels = {name: label for label, name in enumerate(class_names)}
+    images = folder.path / "images"
+    files, missing = [], []
+    with folder.annotations.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            fields = line.rstrip("\n").split("\t")
+            if not line.strip():
+                continue
+            if len(fields) < 2 or fields[1] not in labels:
+                raise ValueError(
+                    f"line {number} of {folder.annotations} must be an image name, a tab and one "
+                    f"of the class folders. Received: {line.strip()!r}"
+                )
+            path = images / fields[0]
+            (files if path.is_file() else missing).append((str(path), labels[fields[1]]))
+    if not files:
+        raise ValueError(f"folder {images} holds none of the images of {folder.annotations}")
+    paths = [path for path, _ in missing]
+    notes = [f"{len(paths)} images of the list are missing: {some_names(paths)}"] if paths else []
+    return files, notes
 
 
-def _labelled_files(root, class_names):
-    files = []
-    for label, name in enumerate(class_names):
-        if not (root / name).is_dir():
-            continue
-        images = sorted(
-            path
-            for path in (root / name).rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        )
-        if not images:
-            raise ValueError(
-                f"class folder {root / name} holds no image: expected files that end in "
-                f"{', '.join(SUFFIXES)}"
-            )
-        files += [(path, label) for path in images]
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(files))
-    return [files[index] for index in order]
-
-
-def _readable(files, root, on_bad_image):
-    check = _decodes if len(files) <= FULL_CHECK_FILES else _looks_whole
+def _readable(files, root, on_bad_image, class_names):
+    """Leaves out what cannot be read: files, their orientations, and a line of what was skipped."""
+    paths = [path for path, _ in files]
+    headers = read_headers(paths)
+    decodes = len(files) <= FULL_CHECK_FILES
+    doubtful = [
+        path
+        for path, header in zip(paths, headers, strict=True)
+        if header is not None and header.problem is None and (decodes or not header.is_sound)
+    ]
     with ThreadPoolExecutor(_THREADS) as threads:
-        verdicts = list(threads.map(check, [path for path, _ in files]))
-    bad = [path for (path, _), good in zip(files, verdicts, strict=True) if not good]
-    if bad and on_bad_image == "raise":
-        raise ValueError(unreadable(bad[0]))
-    if len(bad) == len(files):
-        raise ValueError(f"none of the {len(files)} images in {root} can be read")
-    for path in bad:
-        _log.warning("%s; skipped", unreadable(path))
-    if bad:
-        _log.warning("skipped %d of %d images in %s", len(bad), len(files), root)
-    return [file for file, good in zip(files, verdicts, strict=True) if good]
+        good = dict(zip(doubtful, threads.map(_decodes, doubtful), strict=True))
+    kept, orientations, bad = [], [], []
+    for (path, label), header in zip(files, headers, strict=True):
+        if header is not None and header.problem is None and good.get(path, True):
+            kept.append((path, label))
+            orientations.append(header.orientation)
+        else:
+            bad.append((path, label, header.problem if header else None))
+    if not bad:
+        return kept, _turned(orientations), ()
+    lines = [unreadable(path, problem) for path, _, problem in bad]
+    if on_bad_image == "raise":
+        raise ValueError(lines[0])
+    if not kept:
+        raise ValueError(f"none of the {len(files)} images in {root} can be read: {lines[0]}")
+    lost = {label for _, label, _ in bad} - {label for _, label in kept}
+    if lost:
+        name = class_names[min(lost)]
+        raise ValueError(f"none of the images of class '{name}' in {root} can be read: {lines[0]}")
+    for line in lines[:_NAMES_LOGGED]:
+        _log.warning("%s; skipped", line)
+    note = f"skipped {len(bad)} of {len(files)} images in {readable_name(root)}"
+    _log.warning(note)
+    return kept, _turned(orientations), (f"{note}: {some_names([path for path, *_ in bad])}",)
+
+
+def _turned(orientations):
+    return orientations if any(value != UPRIGHT for value in orientations) else None
 
 
 def _decodes(path):
     try:
-        decode_image(path.read_bytes())
-    except (tf.errors.InvalidArgumentError, OSError):
+        decode_image(tf.io.read_file(os.fsencode(path)))
+    except tf.errors.OpError:
         return False
     return True
-
-
-def _looks_whole(path):
-    try:
-        with path.open("rb") as file:
-            begin = file.read(3)
-            file.seek(-2, 2)
-            end = file.read()
-    except OSError:
-        return False
-    return (begin == b"\xff\xd8\xff" and end == b"\xff\xd9") or _decodes(path)

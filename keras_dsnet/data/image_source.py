@@ -1,6 +1,9 @@
 """What a labelled image data set looks like to the input pipelines."""
 
+import numpy as np
 import tensorflow as tf
+
+_NAMES_SHOWN = 12
 
 
 class ImageSource:
@@ -17,6 +20,15 @@ class ImageSource:
         class_names: a name per class, or None.
         image_shape: `(height, width, 3)`, or None where the sizes vary.
         mirrorable: whether a mirrored image still shows its class; False for written characters.
+        split: the split that the images are from, such as `"train[:90%]"`, or None.
+        notes: lines that a user should read before the work starts, such as skipped files.
+
+    Attributes:
+        class_counts: number of images of each class in index order, or None where only a pass over
+            the images would tell.
+
+    Raises:
+        ValueError: there is no image, or the class names do not fit.
     """
 
     def __init__(
@@ -27,13 +39,41 @@ class ImageSource:
         class_names=None,
         image_shape=None,
         mirrorable=True,
+        split=None,
+        notes=(),
     ):
+        if num_examples < 1:
+            raise ValueError(f"data set '{name}' must hold one image or more. Received: none")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(
+                f"data set '{name}' must have a name for each of its {num_classes} classes. "
+                f"Received: {len(class_names)} names"
+            )
         self.name = name
         self.num_examples = num_examples
         self.num_classes = num_classes
         self.class_names = None if class_names is None else tuple(class_names)
         self.image_shape = image_shape
         self.mirrorable = mirrorable
+        self.split = split
+        self.notes = tuple(notes)
+        self.class_counts = None
+
+    @property
+    def description(self):
+        """One line: data set, split, number of images, classes and, where known, their counts."""
+        split = f", split '{self.split}'" if self.split else ""
+        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes} classes"
+        line = f"{self.name}{split}: {self.num_examples} images, {classes}"
+        if self.class_names is None:
+            return line
+        names = [
+            name if self.class_counts is None else f"{name} ({self.class_counts[index]})"
+            for index, name in enumerate(self.class_names)
+        ]
+        if len(names) > _NAMES_SHOWN:
+            names = [*names[: _NAMES_SHOWN - 2], "...", names[-1]]
+        return f"{line}: {', '.join(names)}"
 
     def steps_per_epoch(self, batch_size):
         """Number of whole batches in one pass over the images.
@@ -108,6 +148,46 @@ class ImageSource:
         return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
+def check_labels(name, labels, num_examples, num_classes):
+    """Checks the labels of a data set.
+
+    Args:
+        name: the data set's name.
+        labels: `[examples]` or `[examples, 1]`, whole numbers of any type.
+        num_examples: number of images.
+        num_classes: number of classes.
+
+    Returns:
+        int32 array `[examples]`.
+
+    Raises:
+        ValueError: there is not one label per image, or one is not in `[0, num_classes)`.
+    """
+    labels = np.asarray(labels)
+    if labels.shape not in ((num_examples,), (num_examples, 1)):
+        raise ValueError(
+            f"data set '{name}' must have one label for each of its {num_examples} images. "
+            f"Received: labels of shape {labels.shape}"
+        )
+    labels = labels.reshape(-1)
+    if not np.issubdtype(labels.dtype, np.number) or np.iscomplexobj(labels):
+        raise ValueError(
+            f"labels of data set '{name}' must be whole numbers. Received: {labels.dtype}"
+        )
+    is_label = (labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))
+    if not is_label.all():
+        raise ValueError(
+            f"labels of data set '{name}' must be in 0..{num_classes - 1}. "
+            f"Received: {labels[~is_label][0]}"
+        )
+    return labels.astype(np.int32)
+
+
+def count_labels(labels, num_classes):
+    """Number of examples of each class, a tuple of ints."""
+    return tuple(np.bincount(labels, minlength=num_classes).tolist())
+
+
 def check_classes(name, num_classes, classes):
     """Checks that a network has an output for every label of a data set.
 
@@ -119,6 +199,8 @@ def check_classes(name, num_classes, classes):
     Raises:
         ValueError: there are more labels than classes.
     """
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes must be at least 1. Received: classes={classes}")
     if classes is not None and num_classes > classes:
         raise ValueError(
             f"data set '{name}' has labels 0 to {num_classes - 1}, outside classes={classes}: "

@@ -7,7 +7,7 @@ from keras_dsnet.data.digits import load_digits
 from keras_dsnet.data.image_folder import load_folder
 from keras_dsnet.data.image_source import check_classes
 from keras_dsnet.data.splits import slice_of
-from keras_dsnet.data.tfds_source import load_tfds
+from keras_dsnet.data.tfds_source import is_tfds_name, load_tfds
 
 
 def load_source(
@@ -24,15 +24,16 @@ def load_source(
 
     Args:
         dataset: `"digits"` (scikit-learn's), a TFDS name such as `"cifar10"` or `"imagenet2012"`,
-            or a folder of class folders.
+            or a folder of class folders (`image_folder.load_folder` says which folders it knows).
+            An existing folder goes before a TFDS name, unless TFDS prepared the folder.
         data_dir: where TFDS prepared the data set; None is the TFDS default folder. Nothing is
             downloaded.
         split: `"train"` or `"eval"`.
         train_split: what `"train"` stands for, in TFDS syntax, such as `"train[:90%]"`. None is
             the split `train`.
         eval_split: what `"eval"` stands for, in TFDS syntax, such as `"train[90%:]"`. None is the
-            test split if it has labels, else the validation split; of a folder the first of
-            `val/`, `validation/` and `test/`, else held-out images, which are called `test`.
+            test split if it has labels, else the validation split; of a folder the validation
+            folder, else the test folder, else held-out images, which are called `test`.
         classes: number of classes of the network, or None for those of the data set.
         on_bad_image: what happens to unreadable files in a folder: `"skip"` or `"raise"`.
 
@@ -49,16 +50,53 @@ def load_source(
         raise ValueError(f"on_bad_image must be 'skip' or 'raise'. Received: '{on_bad_image}'")
     spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
-    folder = pathlib.Path(dataset).expanduser()
     if dataset == "digits":
         return _digits(split, spec, classes)
-    if folder.is_dir():
+    folder = _folder(dataset)
+    if folder is not None:
         return load_folder(folder, split, spec, classes, on_bad_image)
-    if folder.exists():
-        raise ValueError(f"data set '{dataset}' is a file: expected a folder of class folders")
-    if dataset.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"folder {dataset} does not exist")
     return load_tfds(dataset, data_dir, split, spec, classes)
+
+
+def _folder(dataset):
+    """The folder that `dataset` means, or None where it is a TFDS name."""
+    if not dataset.strip():
+        raise ValueError(f"a data set must have a name or be a folder. Received: '{dataset}'")
+    if "://" in dataset:
+        raise ValueError(
+            f"data set '{dataset}' is an address: expected a folder on this machine, so download "
+            f"and unpack it first"
+        )
+    try:
+        folder = pathlib.Path(dataset).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"folder {dataset} does not exist: {error}") from error
+    is_path = dataset.startswith((".", "~")) or folder.is_absolute() or "\\" in dataset
+    is_path = is_path or dataset.endswith("/")
+    if folder.is_dir():
+        return folder if is_path or not _is_prepared_by_tfds(folder) else None
+    if folder.exists() and (is_path or folder.suffix):
+        raise ValueError(
+            f"data set '{dataset}' is a file: expected a folder of class folders. An archive must "
+            f"be unpacked first"
+        )
+    if is_path or ("/" in dataset and not is_tfds_name(dataset)):
+        raise FileNotFoundError(f"folder {dataset} does not exist{_existing_part(folder)}")
+    return None
+
+
+def _is_prepared_by_tfds(folder):
+    return any(
+        any(folder.glob(pattern)) for pattern in ("*/dataset_info.json", "*/*/dataset_info.json")
+    )
+
+
+def _existing_part(folder):
+    folder = folder.absolute()
+    parent = next(parent for parent in folder.parents if parent.exists())
+    missing = folder.relative_to(parent).parts[0]
+    what = f"holds no '{missing}'" if parent.is_dir() else "is a file"
+    return f": {parent} {what}"
 
 
 def _digits(split, spec, classes):
@@ -72,5 +110,5 @@ def _digits(split, spec, classes):
         key, chosen = slice_of(spec, lengths, "digits")
     images, labels = splits[key]
     return ArraySource(
-        "digits", images[chosen], labels[chosen], len(names), names, mirrorable=False
+        "digits", images[chosen], labels[chosen], len(names), names, False, spec or key
     )

@@ -25,6 +25,9 @@ class RecordSource(ImageSource):
 
     Raises:
         ValueError: the data set is not stored as TFRecords.
+
+    A label outside the classes ends the stream with an error, since only a pass over all records
+    could find it at the start.
     """
 
     def __init__(self, name, builder, split, mirrorable=True):
@@ -46,6 +49,7 @@ class RecordSource(ImageSource):
             label.names,
             None if height is None or width is None else (height, width, 3),
             mirrorable,
+            split,
         )
         files = selected.file_instructions
         self._filenames = [str(file.filename) for file in files]
@@ -101,4 +105,8 @@ class RecordSource(ImageSource):
 
     def _parse(self, record):
         example = self._features.deserialize_example(record, decoders=self._decoders)
-        return example["image"], tf.cast(example["label"], tf.int32)
+        label = tf.cast(example["label"], tf.int32)
+        message = f"labels of '{self.name}' must be in 0..{self.num_classes - 1}. Received:"
+        is_label = (label >= 0) & (label < self.num_classes)
+        with tf.control_dependencies([tf.debugging.Assert(is_label, [message, label])]):
+            return example["image"], tf.identity(label)

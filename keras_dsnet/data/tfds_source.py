@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import pathlib
+import re
 
 import absl.logging
 import numpy as np
@@ -13,6 +15,8 @@ from keras_dsnet.data.record_source import RecordSource
 from keras_dsnet.data.splits import describe, invalid_split
 
 IN_MEMORY_BYTES = 10**9
+# Below this likeness, a short word is close to some name that has nothing to do with it.
+_CLOSE_NAME = 0.75
 _CHARACTERS = ("mnist", "emnist", "kmnist", "svhn", "omniglot", "binarized_mnist", "cmaterdb")
 
 
@@ -54,7 +58,15 @@ def load_tfds(name, data_dir, split, spec, classes):
     if None in image.shape or num_examples * 3 * np.prod(image.shape[:2]) >= IN_MEMORY_BYTES:
         return RecordSource(name, builder, spec, mirrorable)
     images, labels = _read_all(builder, spec, num_examples, image.shape)
-    return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable)
+    return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable, spec)
+
+
+def is_tfds_name(name):
+    """Whether TFDS has a data set of this name, with or without a configuration and a version."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    return re.split("[/:]", name)[0] in known
 
 
 def _image_and_label(name, features):
@@ -67,6 +79,7 @@ def _image_and_label(name, features):
         and image.np_dtype == np.uint8
         and image.shape[-1] in (1, 3)
         and isinstance(label, tfds.features.ClassLabel)
+        and label.num_classes
     ):
         return image, label
     raise ValueError(
@@ -85,7 +98,7 @@ def _prepared_builder(name, data_dir):
     except tfds.core.registered.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(_unknown_dataset(name, known)) from error
-    except (ValueError, AssertionError, ImportError) as error:
+    except (ValueError, AssertionError, ImportError, RuntimeError, tf.errors.OpError) as error:
         # TFDS puts the arguments before the reason, and a list of all alternatives after it.
         reason = str(error).strip().splitlines()[0].split('}": ')[-1].split(" Here are")[0]
         raise ValueError(f"data set '{name}' cannot be opened by TFDS: {reason}") from error
@@ -106,11 +119,13 @@ def _quiet():
 
 
 def _unknown_dataset(name, known):
-    close = difflib.get_close_matches(name.split("/")[0].split(":")[0], [*known, "digits"], n=3)
+    close = difflib.get_close_matches(
+        re.split("[/:]", name)[0], [*known, "digits"], n=3, cutoff=_CLOSE_NAME
+    )
     hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return (
-        f"unknown data set '{name}': expected 'digits', a TFDS name or an existing folder of class "
-        f"folders{hint}"
+        f"unknown data set '{name}': there is no folder '{name}' in {pathlib.Path.cwd()}, and it "
+        f"is neither 'digits' nor a TFDS name{hint}"
     )
 
 

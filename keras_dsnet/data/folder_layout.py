@@ -1,0 +1,240 @@
+"""Which folders of a data set are its splits, and which are its classes."""
+
+import dataclasses
+import pathlib
+import re
+
+from keras_dsnet.data.class_folders import holds_images, subfolders
+
+_SPLIT_WORDS = {
+    "train": ("train", "training", "trn", "trainval"),
+    "validation": ("val", "valid", "validation", "validate", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout", "heldout"),
+}
+_SPLIT_OF_WORD = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+_FILLERS = ("set", "data", "dataset", "image", "images", "img", "imgs", "split", "seg", "ilsvrc")
+_WRAPPERS = ("images", "image", "imgs", "img", "data", "dataset")
+_ANNOTATIONS = "val_annotations.txt"  # of Tiny-ImageNet
+_NAMES_SHOWN = 5
+
+
+@dataclasses.dataclass
+class SplitFolder:
+    """One split of a data set on disk.
+
+    Attributes:
+        path: the folder.
+        classes: dict from class names to paths of class folders, in index order; None where a list
+            says the class of each image.
+        annotations: path of that list (Tiny-ImageNet's `val_annotations.txt`), or None.
+    """
+
+    path: pathlib.Path
+    classes: dict | None
+    annotations: pathlib.Path | None = None
+
+
+@dataclasses.dataclass
+class FolderLayout:
+    """The splits of a data set that is a folder.
+
+    Attributes:
+        splits: dict from folder names to `SplitFolder`s; `{"": ...}` where class folders lie in
+            the data set's folder itself.
+        training: key of the training split.
+        evaluation: key of the split that is evaluated by default, or None where images are to be
+            held out of the training split.
+        problems: dict from names of split folders that cannot be used to the reasons.
+        notes: lines about the folders that are not used.
+    """
+
+    splits: dict
+    training: str
+    evaluation: str | None = None
+    problems: dict = dataclasses.field(default_factory=dict)
+    notes: tuple = ()
+
+    def key_of(self, name):
+        """The split folder that a user calls `name`: by its name, or by the kind of split."""
+        if name in self.splits or name in self.problems:
+            return name
+        kind = split_kind(name)
+        same = [key for key in (*self.splits, *self.problems) if kind and split_kind(key) == kind]
+        return same[0] if len(same) == 1 else name
+
+
+def split_kind(name):
+    """`"train"`, `"validation"` or `"test"` for the usual names of split folders, else None.
+
+    Case, years and words such as "set" and "images" do not count: `val2017`, `Training_Set`.
+    """
+    words = re.findall("[a-z]+|[0-9]+", name.lower())
+    words = [word for word in words if not _is_filler(word)]
+    if len(words) != 1:
+        return None
+    return _SPLIT_OF_WORD.get(words[0]) or _SPLIT_OF_WORD.get(words[0].removesuffix("set"))
+
+
+def find_layout(root):
+    """Finds the splits and the class folders of a data set.
+
+    Args:
+        root: path of the data set's folder.
+
+    Returns:
+        A `FolderLayout`.
+
+    Raises:
+        ValueError: the folders can be understood in several ways, or in none.
+    """
+    folders = subfolders(root)
+    named = {name: split_kind(name) for name in folders if split_kind(name)}
+    if not named or _is_class_called_train(folders, named):
+        layout = FolderLayout({"": SplitFolder(root, _classes_of(root))}, training="")
+        if named:
+            layout.notes = (f"folder {folders['train']} is taken for a class, not for a split",)
+        return layout
+    return _split_layout(root, folders, named)
+
+
+def _is_filler(word):
+    return word in _FILLERS or re.fullmatch("(19|20)[0-9]{2}", word)
+
+
+def _is_class_called_train(folders, named):
+    """Whether a folder `train` of images is a class beside bus and car, as in vehicle data sets."""
+    others = [path for name, path in folders.items() if name not in named]
+    return (
+        list(named) == ["train"]
+        and len(others) > 1
+        and not subfolders(folders["train"])
+        and all(holds_images(path) for path in (folders["train"], *others))
+    )
+
+
+def _split_layout(root, folders, named):
+    by_kind = {kind: [name for name in named if named[name] == kind] for kind in _SPLIT_WORDS}
+    if not by_kind["train"]:
+        raise ValueError(
+            f"folder {root} must hold training images in train/. Received: only {_listed(named)}"
+        )
+    kinds = ["train", "validation" if by_kind["validation"] else "test"]
+    for kind in kinds:
+        if len(by_kind[kind]) > 1:
+            raise ValueError(
+                f"folder {root} must hold one folder of {kind} images. Received: "
+                f"{_listed(by_kind[kind])}"
+            )
+    needed = [by_kind[kind][0] for kind in kinds if by_kind[kind]]
+    training, evaluation = (*needed, None)[:2]
+    splits, problems, notes = {}, {}, []
+    for name in needed + [name for name in named if name not in needed]:
+        try:
+            splits[name] = _split_folder(folders[name], named[name])
+            if name != training:
+                _check_same_classes(splits[training], splits[name])
+        except ValueError as error:
+            if name in needed:
+                raise
+            splits.pop(name, None)
+            problems[name] = str(error)
+            notes.append(f"folder {folders[name]} is not used: {error}")
+    if evaluation is None:
+        notes.append(f"{root} holds no validation images: a tenth of {training}/ is held out")
+    notes += _check_others(root, folders, named, splits[training], evaluation)
+    return FolderLayout(splits, training, evaluation, problems, tuple(notes))
+
+
+def _split_folder(folder, kind):
+    annotations = folder / _ANNOTATIONS
+    if kind != "train" and annotations.is_file():
+        return SplitFolder(folder, None, annotations)
+    inner = subfolders(folder)
+    # Some archives unpack to train/train/<class>.
+    while len(inner) == 1:
+        ((name, path),) = inner.items()
+        if split_kind(name) != kind and name.lower() not in _WRAPPERS:
+            break
+        deeper = subfolders(path)
+        if not deeper:
+            inner = {}
+            break
+        folder, inner = path, deeper
+    if not inner:
+        raise ValueError(f"split folder {folder} must hold class folders of images. Received: none")
+    return SplitFolder(folder, _classes_of(folder))
+
+
+def _classes_of(root):
+    classes = subfolders(root)
+    is_flat = holds_images(root)
+    if len(classes) < 2:
+        found = f"only '{next(iter(classes))}'" if classes else "none"
+        hint = ", but images: expected one folder of images for each class" if is_flat else ""
+        for path in classes.values():
+            if len(subfolders(path)) > 1:
+                hint = f"; did you mean {path}?"
+        raise ValueError(
+            f"folder {root} must hold two class folders of images or more. Received: {found}{hint}"
+        )
+    if is_flat:
+        raise ValueError(
+            f"folder {root} holds images beside its class folders {_listed(classes)}: move them "
+            f"into one of these, or away"
+        )
+    for path in classes.values():
+        inner = subfolders(path)
+        if len({split_kind(name) for name in inner} - {None}) > 1:
+            raise ValueError(
+                f"class folder {path} holds the split folders {_listed(inner)}: expected "
+                f"{root / 'train' / path.name} and so on"
+            )
+        if path.name.lower() in _WRAPPERS and len(inner) > 1:
+            raise ValueError(
+                f"folder {root} must hold class folders of images. Received: {_listed(classes)}; "
+                f"did you mean {path}?"
+            )
+    return classes
+
+
+def _check_same_classes(training, other):
+    if other.classes is None or list(other.classes) == list(training.classes):
+        return
+    for one, two in ((other, training), (training, other)):
+        missing = [name for name in one.classes if name not in two.classes]
+        if missing:
+            raise ValueError(
+                f"class folder {one.classes[missing[0]]} has no counterpart in {two.path}: every "
+                f"split must hold the same classes. Received: {_listed(missing)} in one only"
+            )
+
+
+def _check_others(root, folders, named, training, evaluation):
+    """Refuses other folders that may be splits or classes, and notes the rest."""
+    notes = []
+    for name, path in folders.items():
+        if name in named:
+            continue
+        shared = [inner for inner in subfolders(path) if inner in training.classes]
+        if shared:
+            raise ValueError(
+                f"folder {path} holds classes of {training.path}, such as '{shared[0]}', but is "
+                f"not called as a split: call it val or test, or move it out of {root}"
+            )
+        if holds_images(path):
+            if evaluation is None:
+                raise ValueError(
+                    f"folder {path} holds images, beside the split folder {training.path}: "
+                    f"expected split folders only, or class folders only"
+                )
+            notes.append(f"folder {path} is not used: it is not called as a split")
+    if holds_images(root):
+        notes.append(f"images directly in {root} are not used")
+    return notes
+
+
+def _listed(names):
+    names = [f"'{name}'" for name in names]
+    if len(names) > _NAMES_SHOWN:
+        names = [*names[: _NAMES_SHOWN - 2], "...", names[-1]]
+    return ", ".join(names)
