@@ -1,0 +1,483 @@
+"""Checks of images and labels that a user passes, the same ones wherever they are passed.
+
+Eagerly a mistake is a `ValueError`. In a traced function, where values are not known yet, it is an
+assertion, whose line `line_of_assertion` finds again in TensorFlow's error.
+"""
+
+import collections
+import itertools
+import numbers
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_dsnet.utils.errors import UserError
+
+_BATCH_SIZE = 32
+# Types in which whole numbers are exact only up to here: a greater label is another one by now.
+_EXACT = {tf.bfloat16: 256, tf.float16: 2048}
+# Of a row of probabilities in a type of 8 bits of precision.
+_SUM_TOLERANCE = 0.01
+# By its first word `keras_dsnet.utils.cli` finds the line too.
+_MARK = f"{UserError.__name__}: "
+_ASSERTED = re.compile(rf"{_MARK}(.*?) \(end of line\)")
+
+
+def labelled_batches(data, input_shape, classes, steps=None, name="dataset"):
+    """Yields the images and labels of a data set, checked.
+
+    Args:
+        data: a `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable of batches
+            `(images, labels)` or `(images, labels, sample_weight)`; a callable without arguments
+            that returns one; or `(images, labels)`, two arrays of all images. Images are float
+            `[batch, height, width, channels]`, labels are as `check_labels` takes them.
+        input_shape: `(height, width, channels)`; height and width may be None.
+        classes: int.
+        steps: int: at most so many batches are read; None: all.
+        name: str, of the argument in the caller's signature, for messages.
+
+    Returns:
+        A generator of pairs of tensors: images, float32, and labels: class numbers, int32
+        `[batch]`, or probabilities, float32 `[batch, classes]`. Sample weights are left out.
+
+    Raises:
+        ValueError: at once on what is no data set, on `steps` that is no positive int, and on an
+            endless data set without `steps`; by the generator on a batch that does not fit.
+    """
+    batches = _batches(data, steps, name)
+
+    def generate():
+        for number, batch in enumerate(batches()):
+            where = f"batch {number} of `{name}`"
+            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+                raise ValueError(
+                    f"`{name}` must have batches (images, labels); `dataset.map` can make them. "
+                    f"Received: {_describe(batch)} as batch {number}"
+                )
+            images = check_images(batch[0], input_shape, where)
+            yield images, check_labels(batch[1], images, classes, where)
+
+    return generate()
+
+
+def image_batches(data, input_shape, steps=None, name="dataset", dtype="float32", single=False):
+    """Yields the images of a data set, checked; labels and sample weights are left out.
+
+    Args:
+        data: as of `labelled_batches`; its batches may be images without labels, and an array holds
+            all images.
+        input_shape: `(height, width, channels)`; height and width may be None.
+        steps: int: at most so many batches are read; None: all.
+        name: str, of the argument in the caller's signature, for messages.
+        dtype: "float32": images of any float type; "uint8": raw pixels.
+        single: bool: an element may also be one image without a batch axis.
+
+    Returns:
+        A generator of tensors of `dtype`, `[batch, height, width, channels]`.
+
+    Raises:
+        ValueError: as of `labelled_batches`.
+    """
+    batches = _batches(data, steps, name)
+
+    def generate():
+        for number, batch in enumerate(batches()):
+            where = f"batch {number} of `{name}`"
+            images = batch
+            if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+                images = batch[0]
+            if single:
+                images = as_tensor(images, where)
+                images = images[None] if images.shape.rank == 3 else images
+            yield check_images(images, input_shape, where, dtype)
+
+    return generate()
+
+
+def batch_count(data, steps=None):
+    """Returns how many batches a data set will give: an int, or None where it is not known.
+
+    Args:
+        data: as of `labelled_batches`.
+        steps: int or None, as there.
+    """
+    arrays = _arrays(data)
+    if arrays is not None:
+        count = -(-arrays[0].shape[0] // _BATCH_SIZE)
+    elif isinstance(data, tf.data.Dataset):
+        count = int(data.cardinality())
+        count = None if count < 0 else count
+    elif isinstance(data, keras.utils.PyDataset):
+        count = data.num_batches
+    else:
+        try:
+            count = len(data)
+        except TypeError:
+            count = None
+    if steps is None or count is None:
+        return count if steps is None else None if is_endless(data) is None else steps
+    return min(count, steps)
+
+
+def is_endless(data):
+    """Returns whether a data set never ends; None where only reading it could show that.
+
+    Args:
+        data: as of `labelled_batches`.
+    """
+    if isinstance(data, tf.data.Dataset):
+        cardinality = int(data.cardinality())
+        if cardinality == tf.data.UNKNOWN_CARDINALITY:
+            return None
+        return cardinality == tf.data.INFINITE_CARDINALITY
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches is None
+    if isinstance(data, (itertools.cycle, itertools.count)):
+        return True
+    return False if hasattr(data, "__len__") else None
+
+
+def _batches(data, steps, name):
+    """Returns a function that gives an iterator of the batches of `data`, at most `steps`."""
+    check_steps(steps)
+    arrays = _arrays(data)
+    is_table = isinstance(data, (str, bytes, dict, tf.RaggedTensor, tf.SparseTensor))
+    known = (collections.abc.Iterable, keras.utils.PyDataset)
+    if is_table or (arrays is None and not isinstance(data, known) and not callable(data)):
+        raise ValueError(
+            f"`{name}` must be a tf.data.Dataset, a keras.utils.PyDataset, arrays or another "
+            f"iterable of batches. Received: {_describe(data)}"
+        )
+    if steps is None and is_endless(data):
+        raise ValueError(
+            f"`{name}` never ends: pass `steps`, how many batches to read of it, or leave out "
+            f"`repeat`. Received: {_describe(data)} without `steps`"
+        )
+
+    def read():
+        if arrays is not None:
+            return _slices(arrays)
+        if isinstance(data, keras.utils.PyDataset):
+            return _items(data)
+        source = data
+        if callable(data) and not isinstance(data, collections.abc.Iterable):
+            source = data()
+            if not isinstance(source, collections.abc.Iterable):
+                raise ValueError(
+                    f"`{name}` must return an iterable of batches where it is a function. "
+                    f"Received: a function that returns {_describe(source)}"
+                )
+        return iter(source)
+
+    return lambda: itertools.islice(read(), steps)
+
+
+def check_steps(steps, name="steps"):
+    """Raises a ValueError unless `steps` is None or a positive int.
+
+    Args:
+        steps: what was passed.
+        name: str, of the argument.
+    """
+    if steps is None:
+        return
+    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    if not whole or steps < 1:
+        raise ValueError(
+            f"`{name}` must be a number of batches, an int of 1 or more, or None. "
+            f"Received: {name}={steps!r}"
+        )
+
+
+def _arrays(data):
+    """Returns the arrays of a data set that is given whole: a tuple, images first; else None."""
+    rank = _rank(data)
+    if rank is not None and rank >= 4:
+        return (data,)
+    if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3:
+        ranks = [_rank(part) for part in data]
+        # A list of batches has images in its second place too.
+        if None not in ranks and ranks[0] >= 3 and max(ranks[1:]) <= 2:
+            return tuple(data)
+    return None
+
+
+def _rank(value):
+    if isinstance(value, (np.ndarray, tf.Tensor, tf.Variable, keras.Variable)):
+        return len(value.shape)
+    return None
+
+
+def _slices(arrays):
+    counts = [array.shape[0] if len(array.shape) else None for array in arrays]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            "There must be as many labels as images. "
+            f"Received: arrays of shapes {', '.join(str(tuple(a.shape)) for a in arrays)}"
+        )
+    for start in range(0, counts[0], _BATCH_SIZE):
+        batch = tuple(array[start : start + _BATCH_SIZE] for array in arrays)
+        yield batch if len(batch) > 1 else batch[0]
+
+
+def _items(dataset):
+    for index in itertools.count() if dataset.num_batches is None else range(dataset.num_batches):
+        yield dataset[index]
+
+
+def check_images(images, input_shape, name, dtype="float32"):
+    """Checks a batch of images.
+
+    Args:
+        images: tensor or array, float `[batch, height, width, channels]`.
+        input_shape: `(height, width, channels)`; height and width may be None.
+        name: str, what the images are, for messages.
+        dtype: "float32": any float type is taken; "uint8": raw pixels.
+
+    Returns:
+        A tensor of `dtype`. In a traced function it depends on the assertion of its values.
+
+    Raises:
+        ValueError: on another rank, size, number of channels or type, and, where the values are
+            known, on an empty batch and on values that are NaN or infinite.
+    """
+    images = as_tensor(images, name)
+    shape = tf.TensorShape([None, *input_shape])
+    if images.shape.rank == 3 and shape[1:].is_compatible_with(images.shape):
+        raise ValueError(
+            f"Images must be in batches [batch, height, width, channels]; of a data set "
+            f"`dataset.batch(32)` makes them. Received: one image of shape {images.shape} as {name}"
+        )
+    if not shape.is_compatible_with(images.shape):
+        raise ValueError(
+            "Images must be [batch, height, width, channels] with the network's "
+            f"`input_shape={tuple(input_shape)}`, where None stands for any size. "
+            f"Received: images of shape {images.shape} in {name}"
+        )
+    if dtype == "uint8" and images.dtype != tf.uint8:
+        raise ValueError(
+            f"Images must be raw uint8 pixels here. Received: {images.dtype.name} in {name}"
+        )
+    if dtype != "uint8" and not images.dtype.is_floating:
+        raise ValueError(
+            "Images must be preprocessed floats, as `preprocess_input` of the application makes "
+            f"them, not raw pixels. Received: images of dtype {images.dtype.name} in {name}"
+        )
+    if images.shape[0] == 0:
+        raise ValueError(f"A batch must have an image or more. Received: 0 images in {name}")
+    if dtype == "uint8":
+        return images
+    # A sum is finite where all its terms are, and is the cheapest look at all of them.
+    images = tf.cast(images, tf.float32)
+    finite = tf.math.is_finite(tf.reduce_sum(images))
+    line = f"Images must have finite values. Received: NaN or infinite values in {name}"
+    return _after(_require(finite, lambda: line), images)
+
+
+def check_labels(labels, images, classes, name):
+    """Checks the labels of a batch and brings them into one of two forms.
+
+    Args:
+        labels: tensor or array: class numbers, `[batch]` or `[batch, 1]`, of any integer or float
+            type or bool; or probabilities, one-hot among them, `[batch, classes]`. With one class
+            `[batch, 1]` are class numbers.
+        images: the tensor of the batch's images.
+        classes: int.
+        name: str, what the labels belong to, for messages.
+
+    Returns:
+        Class numbers, int32 `[batch]`, or probabilities, float32 `[batch, classes]`. In a traced
+        function they depend on the assertion of their values.
+
+    Raises:
+        ValueError: on another shape or type, and, where the values are known, on a label that is
+            no class, or probabilities that are negative or do not sum to 1.
+    """
+    if labels is None:
+        raise ValueError(f"There must be labels beside the images. Received: no labels in {name}")
+    labels = as_tensor(labels, name, what="labels")
+    right = (
+        f"Labels must be class numbers 0 to {classes - 1}, [batch] or [batch, 1], or probabilities "
+        f"[batch, {classes}]."
+    )
+    if not (labels.dtype.is_integer or labels.dtype.is_floating or labels.dtype.is_bool):
+        raise ValueError(f"{right} Received: labels of dtype {labels.dtype.name} in {name}")
+    count = images.shape[0]
+    forms = ([count], [count, 1], [count, classes])
+    if labels.shape.rank is None or not any(
+        labels.shape.is_compatible_with(form) for form in forms
+    ):
+        raise ValueError(
+            f"{right} Received: labels of shape {labels.shape} for images of shape {images.shape} "
+            f"in {name}"
+        )
+    if labels.shape.rank == 2 and labels.shape[1] is None:
+        raise ValueError(
+            f"{right} Received: labels of shape {labels.shape} in {name}, whose last size is not "
+            "known: set it by `tf.ensure_shape`"
+        )
+    if labels.shape.rank == 2 and labels.shape[1] > 1:
+        return _check_probabilities(labels, right, name)
+    return _check_numbers(tf.reshape(labels, [-1]), classes, right, name)
+
+
+def _check_numbers(labels, classes, right, name):
+    if classes - 1 > _EXACT.get(labels.dtype, classes):
+        raise ValueError(
+            f"Labels of {labels.dtype.name} are exact only up to {_EXACT[labels.dtype]}, and there "
+            f"are {classes} classes: pass int32. Received: labels of {labels.dtype.name} in {name}"
+        )
+    is_floating = labels.dtype.is_floating
+    # 64 bits, in which the number of classes has no limit; a huge uint64 becomes negative.
+    values = tf.cast(labels, tf.float64 if is_floating else tf.int64)
+    right_ones = (values >= 0) & (values < classes)
+    if is_floating:
+        right_ones &= values == tf.floor(values)
+
+    def line():
+        wrong = tf.boolean_mask(values if is_floating else labels, ~right_ones)[0]
+        shown = tf.strings.as_string(wrong, shortest=is_floating)
+        return tf.strings.join([f"{right} Received: label ", shown, f" in {name}"])
+
+    held = _require(tf.reduce_all(right_ones), line)
+    return _after(held, tf.cast(labels, tf.int32))
+
+
+def _check_probabilities(labels, right, name):
+    labels = tf.cast(labels, tf.float32)
+    sums = tf.reduce_sum(labels, axis=1)
+    # NaN compares as False.
+    right_rows = tf.reduce_all(labels >= 0, axis=1) & (tf.abs(sums - 1) <= _SUM_TOLERANCE)
+
+    def line():
+        wrong = tf.boolean_mask(labels, ~right_rows)[0]
+        figures = [tf.reduce_min(wrong), tf.reduce_sum(wrong)]
+        low, total = (tf.strings.as_string(figure, shortest=True) for figure in figures)
+        parts = [f"{right} Received: a row with minimum ", low, " and sum ", total, f" in {name}"]
+        return tf.strings.join(parts)
+
+    return _after(_require(tf.reduce_all(right_rows), line), labels)
+
+
+def check_weights(weights, images, name):
+    """Checks the sample weights of a batch.
+
+    Args:
+        weights: None; or tensor or array of numbers, `[batch]` or `[batch, 1]`.
+        images: the tensor of the batch's images.
+        name: str, what the weights belong to, for messages.
+
+    Returns:
+        float32 `[batch]`, or None where there are none.
+
+    Raises:
+        ValueError: on another shape or type, and, where the values are known, on NaN or infinite
+            weights.
+    """
+    if weights is None:
+        return None
+    weights = as_tensor(weights, name, what="sample weights")
+    right = "Sample weights must be a finite number for each image, [batch] or [batch, 1]."
+    count = images.shape[0]
+    fits = any(weights.shape.is_compatible_with(form) for form in ([count], [count, 1]))
+    if weights.shape.rank is None or not fits:
+        raise ValueError(
+            f"{right} Received: weights of shape {weights.shape} for images of shape "
+            f"{images.shape} in {name}"
+        )
+    if not (weights.dtype.is_integer or weights.dtype.is_floating or weights.dtype.is_bool):
+        raise ValueError(f"{right} Received: weights of dtype {weights.dtype.name} in {name}")
+    weights = tf.cast(tf.reshape(weights, [-1]), tf.float32)
+    finite = tf.reduce_all(tf.math.is_finite(weights))
+    line = f"{right} Received: a weight that is NaN or infinite in {name}"
+    return _after(_require(finite, lambda: line), weights)
+
+
+def class_numbers(labels):
+    """Returns the class of each image, int32 `[batch]`: of probabilities the likeliest.
+
+    Args:
+        labels: what `check_labels` returns.
+    """
+    return labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1, output_type=tf.int32)
+
+
+def as_tensor(value, name, what="images"):
+    """Returns a tensor of what should be one array.
+
+    Args:
+        value: tensor or array.
+        name: str, what it belongs to, for messages.
+        what: str, what it holds.
+
+    Raises:
+        ValueError: it is no such thing: a dictionary, a ragged tensor, a list of unequal rows.
+    """
+    if isinstance(value, tf.Tensor):
+        return value
+    if isinstance(value, (tf.Variable, keras.Variable)):
+        return tf.convert_to_tensor(value)
+    try:
+        if isinstance(value, (dict, set, tf.RaggedTensor, tf.SparseTensor, type(None))):
+            raise TypeError
+        return tf.convert_to_tensor(np.asarray(value))
+    except (TypeError, ValueError, tf.errors.OpError):
+        raise ValueError(
+            f"The {what} of a batch must be one array or tensor. "
+            f"Received: {_describe(value)} in {name}"
+        ) from None
+
+
+def line_of_assertion(error):
+    """Returns the line of a failed check that ran inside a traced function, else None.
+
+    Args:
+        error: an exception of TensorFlow.
+    """
+    found = _ASSERTED.search(str(error))
+    return found[1] if found else None
+
+
+def _require(holds, line):
+    """Checks a condition; returns what must have run before the values may be used.
+
+    Args:
+        holds: bool scalar tensor.
+        line: function that returns the message, a str or a string tensor.
+    """
+    if tf.executing_eagerly():
+        if not holds:
+            text = line()
+            raise ValueError(text if isinstance(text, str) else text.numpy().decode())
+        return None
+
+    def refuse():
+        # Lower-level than `tf.debugging.Assert`, which would wrap this branch in another one.
+        text = tf.strings.join([_MARK, line(), " (end of line)"])
+        failed = tf.raw_ops.Assert(condition=tf.constant(False), data=[text], summarize=1)
+        with tf.control_dependencies([failed]):
+            return tf.constant(False)
+
+    return tf.cond(holds, lambda: tf.constant(True), refuse)
+
+
+def _after(held, value):
+    if held is None:
+        return value
+    with tf.control_dependencies([held]):
+        return tf.identity(value)
+
+
+def _describe(value):
+    """Returns what a value is in a few words, without its contents."""
+    if isinstance(value, dict):
+        return f"a dict with the keys {sorted(map(str, value))[:5]}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)} elements"
+    if hasattr(value, "shape"):
+        return f"a {type(value).__name__} of shape {value.shape}"
+    if value is None or isinstance(value, (str, bytes, numbers.Number)):
+        return repr(value)[:80]
+    return f"a {type(value).__name__}"
