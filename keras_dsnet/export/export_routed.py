@@ -45,8 +45,9 @@ def export_routed(
         layout: "shared": one copy of the weights, cut into blocks that routes add up, and a few of
             them twice where that saves most time; "fast": each route has whole convolutions of its
             own, with several gates up to twice the widest path's weights, and the rest shared.
-        representative_data: a `tf.data.Dataset` or another iterable of images, or of batches of
-            them, as the file takes them; every route is measured on all of it.
+        representative_data: for "int8" only: a `tf.data.Dataset`, array, generator or other
+            iterable of images, or of batches of them, as the file takes them, or a function that
+            returns one; it may be endless. Every route is measured on its first 500 images.
         input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
         input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises.
         verbose: bool: print a line per phase and a report.

@@ -41,8 +41,9 @@ def builtin_code(code):
 class _SharingBuilder(flatbuffers.Builder):
     """Writes equal vectors of numbers once, but for the contents of buffers.
 
-    A runtime may tell buffers apart by their address; see `separate_buffers`. Every tensor of an int8 file has scales and zero points for each of its channels, and blocks cut
-    from one kernel have many in common; quantised files of many routes shrink by a tenth.
+    Every tensor of an int8 file has scales and zero points for each of its channels, and blocks cut
+    from one kernel have many in common; quantised files of many routes shrink by a tenth. Buffers
+    stay apart, since runtimes tell them apart by their addresses; see `separate_buffers`.
     """
 
     def __init__(self, size):
