@@ -4,7 +4,6 @@ import keras
 import numpy as np
 
 from keras_dsnet.models.precision import with_dtype
-from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 TOLERANCE = 1e-4
 
@@ -34,8 +33,7 @@ def check_routed(content, network, routes, shape, input_type="float32", quantize
     network = with_dtype(network, "float32")
     runner = Interpreter(model_content=content).get_signature_runner("bounded")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
-    normalised = (pixels / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
-    normalised = normalised.astype("float32")
+    normalised = network.normalization(pixels)
     inputs = pixels if input_type == "uint8" else normalised
     differences = {}
     for path in checked_paths(routes, network.num_gates):

@@ -122,15 +122,6 @@ def _quiet():
             logger.setLevel(level)
 
 
-def check_quantize(quantize):
-    """Raises a ValueError unless `quantize` is one of `QUANTIZATIONS`."""
-    if quantize not in QUANTIZATIONS:
-        raise ValueError(
-            "`quantize` must be None, 'float16', 'dynamic' or 'int8'. "
-            f"Received: quantize={quantize!r}"
-        )
-
-
 def _configure(converter, quantize, samples):
     # Without this the converter would silently take operators that a phone's runtime lacks.
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

@@ -1,23 +1,20 @@
 """Writes a network with its routes as one TFLite file."""
 
 import time
-import warnings
 
 import tensorflow as tf
 
+from keras_dsnet.export.check_options import check_options, check_target, warn_of_stale_gates
 from keras_dsnet.export.check_routed import check_routed
-from keras_dsnet.export.conversion import check_quantize
 from keras_dsnet.export.convert_parts import convert_choices, convert_parts
+from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
 from keras_dsnet.export.plan_sections import LAYOUTS, cuts_of, plan_sections
 from keras_dsnet.export.representative_images import representative_images
 from keras_dsnet.export.routed_file import RoutedFile
 from keras_dsnet.export.routed_parts import RoutedParts
 from keras_dsnet.export.routed_report import RoutedReport
 from keras_dsnet.models.path import check_routes
-from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from keras_dsnet.utils.atomic_file import atomic_file
-
-INPUT_TYPES = ("float32", "uint8")
 
 
 def export_routed(
@@ -48,8 +45,9 @@ def export_routed(
         layout: "shared": one copy of the weights, cut into blocks that routes add up, and a few of
             them twice where that saves most time; "fast": each route has whole convolutions of its
             own, with several gates up to twice the widest path's weights, and the rest shared.
-        representative_data: a `tf.data.Dataset` or another iterable of images, or of batches of
-            them, as the file takes them; every route is measured on all of it.
+        representative_data: for "int8" only: a `tf.data.Dataset`, array, generator or other
+            iterable of images, or of batches of them, as the file takes them, or a function that
+            returns one; it may be endless. Every route is measured on its first 500 images.
         input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
         input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises.
         verbose: bool: print a line per phase and a report.
@@ -65,16 +63,17 @@ def export_routed(
         OSError: where the file cannot be written.
     """
     routes = check_routes(network.routes if routes is None else routes, network.num_widths)
-    shape = _check(network, quantize, layout, input_shape, input_type)
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise ValueError(f"`layout` must be 'shared' or 'fast'. Received: layout={layout!r}")
+    shape = check_options(network, input_shape, quantize, representative_data, input_type)
+    check_target(filename)
     integer = quantize == "int8"
-    images = representative_images(representative_data, shape, input_type) if integer else None
-    if not network.gates_trained:
-        warnings.warn(
-            "The gate of this network is not trained: the file's own choices mean nothing; force a "
-            "width by the signature 'bounded', or train the gate with "
-            "keras_dsnet.training.GateTrainer.",
-            stacklevel=2,
+    images = None
+    if integer:
+        images = representative_images(
+            representative_data, shape, input_type, network.normalization
         )
+    warn_of_stale_gates(network, routes, stacklevel=2)
     say = _teller(verbose)
     # Opened first: a folder that cannot be written is known before the conversion, not after it.
     with atomic_file(filename, "wb") as target:
@@ -91,9 +90,10 @@ def export_routed(
             choices,
             contents,
             routes,
+            network,
             _metadata(network, routes, plans, shape, quantize, layout, input_type),
         )
-        content = file.content()
+        content = with_labels(file.content(), network)
         say("checking paths against the network")
         differences = check_routed(content, network, routes, shape, input_type, quantize)
         target.write(content)
@@ -101,29 +101,6 @@ def export_routed(
     if verbose:
         print(report.text(filename), flush=True)
     return report.as_dict()
-
-
-def _check(network, quantize, layout, input_shape, input_type):
-    check_quantize(quantize)
-    shape = network.input_shape[1:] if input_shape is None else input_shape
-    if not _is_image_shape(shape):
-        raise ValueError(
-            "A TFLite file has one image size: pass `input_shape=(height, width, 3)`. "
-            f"Received: input_shape={shape!r}"
-        )
-    if layout not in LAYOUTS:
-        raise ValueError(f"`layout` must be 'shared' or 'fast'. Received: layout={layout!r}")
-    if input_type not in INPUT_TYPES:
-        raise ValueError(
-            f"`input_type` must be 'float32' or 'uint8'. Received: input_type={input_type!r}"
-        )
-    return tuple(shape)
-
-
-def _is_image_shape(shape):
-    if not isinstance(shape, (tuple, list)) or len(shape) != 3 or shape[-1] != 3:
-        return False
-    return all(isinstance(side, int) and side > 0 for side in shape)
 
 
 def _metadata(network, routes, plans, shape, quantize, layout, input_type):
@@ -137,11 +114,12 @@ def _metadata(network, routes, plans, shape, quantize, layout, input_type):
             "in_file": input_type == "uint8",
             "channels": "RGB",
             "scale": 1 / 255,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
+            **network.normalization.get_config(),
         },
+        "class_names": network.class_names,
         "quantize": quantize,
         "layout": layout,
+        "oldest_runtime": dict(zip(("tensorflow", "litert"), OLDEST_RUNTIMES[quantize])),
         "num_widths": network.num_widths,
         "gates_trained": network.gates_trained,
         "routes": [

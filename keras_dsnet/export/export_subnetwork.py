@@ -5,9 +5,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
+from keras_dsnet.export.check_options import check_options, check_target
 from keras_dsnet.export.check_routed import TOLERANCE, largest_difference
-from keras_dsnet.export.conversion import check_quantize, convert
+from keras_dsnet.export.conversion import convert
+from keras_dsnet.export.flatbuffer import pack, parse, tensor_index
+from keras_dsnet.export.metadata import describe, with_labels
 from keras_dsnet.export.representative_images import representative_images
+from keras_dsnet.export.routed_parts import normalise_pixels
+from keras_dsnet.export.separate_buffers import separate_buffers
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.precision import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
@@ -21,13 +26,17 @@ def export_subnetwork(
     quantize=None,
     representative_data=None,
     float_norms=True,
+    input_type="float32",
 ):
     """Writes one path of a network as a TFLite file of builtin operators, and checks it.
 
     Batch normalisation is folded into the convolutions. The file has one signature,
-    "serving_default": `image` float32 `[1, height, width, 3]`, preprocessed, to `output`
-    `[1, classes]`. It computes in float32, whatever the precision of the network, unless it is
-    quantised.
+    "serving_default": `image` `[1, height, width, 3]` to `output` `[1, classes]`. It computes in
+    float32, whatever the precision of the network, unless it is quantised.
+
+    The file has one graph, and TFLite Metadata: how images are normalised, and the names of the
+    classes where the network has them, in the order of the outputs. So MediaPipe's
+    `ImageClassifier` takes it.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
@@ -35,31 +44,46 @@ def export_subnetwork(
         filename: of the file; an old one survives a failure.
         input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
         quantize: None, "float16", "dynamic" or "int8"; see `export_routed`.
-        representative_data: for "int8", preprocessed images; see `export_routed`.
+        representative_data: for "int8", images as the file takes them; see `export_routed`.
         float_norms: bool: keep group normalisation in float in an int8 file, as routed files do.
+        input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises
+            by the network's `normalization`.
 
     Returns:
         Dict of "path", "bytes", "madds", and "difference": the largest difference of the file's
         outputs from the network's on random images, where 1 is their largest value.
 
     Raises:
-        ValueError: on an unknown path, an open input shape, images that do not fit, a network that
-            TFLite cannot hold, or a float32 file whose outputs differ by more than 1e-4.
+        ValueError: on an unknown path, options or images that do not fit, a network that TFLite
+            cannot hold, or a float32 file whose outputs differ by more than 1e-4.
         OSError: where the file cannot be written.
     """
-    shape = tuple(input_shape or network.input_shape[1:])
+    network.resolve_path(path)
+    shape = check_options(network, input_shape, quantize, representative_data, input_type)
+    check_target(filename)
     madds = network.madds(path, shape)
-    check_quantize(quantize)
-    images = representative_images(representative_data, shape) if quantize == "int8" else None
+    images = None
+    if quantize == "int8":
+        images = representative_images(
+            representative_data, shape, input_type, network.normalization
+        )
+
+    def ready(image):
+        if input_type == "float32":
+            return image
+        return normalise_pixels(image, network.normalization, quantize == "int8")
+
     # Opened first: a folder that cannot be written is known before the conversion, not after it.
     with atomic_file(filename, "wb") as file:
         content = convert(
-            lambda image: {"output": _run(network, path, image, float_norms)},
-            {"image": tf.TensorSpec((1, *shape))},
+            lambda image: {"output": _run(network, path, ready(image), float_norms)},
+            {"image": tf.TensorSpec((1, *shape), tf.as_dtype(input_type))},
             quantize,
             images and (lambda: ({"image": image} for image in images)),
         )
-        difference = _largest_difference(content, with_dtype(network, "float32"), path, shape)
+        content = finish_file(content, network, input_type)
+        copy = with_dtype(network, "float32")
+        difference = _largest_difference(content, copy, path, shape, input_type)
         if quantize is None and not difference <= TOLERANCE:
             raise ValueError(
                 f"The TFLite file of path {path!r} differs by {difference:.1e} from the network; "
@@ -67,6 +91,25 @@ def export_subnetwork(
             )
         file.write(content)
     return {"path": path, "bytes": len(content), "madds": madds, "difference": difference}
+
+
+def finish_file(content, network, input_type="float32"):
+    """Returns the file of one sub-network with names, metadata and labels, for any runtime.
+
+    Args:
+        content: bytes, as `convert` gives them.
+        network: the `DynamicSlimmableNetwork`.
+        input_type: of the file.
+    """
+    model = parse(content)
+    (signature,) = model.signatureDefs
+    graph = model.subgraphs[signature.subgraphIndex]
+    # Some runtimes know inputs and outputs by the names of their tensors only.
+    for name, outputs in (("image", False), ("output", True)):
+        graph.tensors[tensor_index(signature, name, outputs)].name = name.encode()
+    separate_buffers(model)
+    describe(model, network, input_type)
+    return with_labels(pack(model), network)
 
 
 def _run(network, path, image, float_norms):
@@ -78,12 +121,17 @@ def _run(network, path, image, float_norms):
     return activate(network.classifier_activation, x[0]) if network.include_top else x[0]
 
 
-def _largest_difference(content, network, path, shape, images=4):
+def _largest_difference(content, network, path, shape, input_type, images=4):
     """Returns how far a file's outputs are from the network's on random images."""
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(model_content=content).get_signature_runner("serving_default")
-    batch = np.random.default_rng(0).normal(size=(images, *shape)).astype("float32")
-    expected = keras.ops.convert_to_numpy(network(batch, path=path))
+    generator = np.random.default_rng(0)
+    if input_type == "uint8":
+        batch = generator.integers(0, 256, (images, *shape), "uint8")
+        normalised = network.normalization(batch)
+    else:
+        batch = normalised = generator.normal(size=(images, *shape)).astype("float32")
+    expected = keras.ops.convert_to_numpy(network(normalised, path=path))
     outputs = np.concatenate([runner(image=image[None])["output"] for image in batch])
     return largest_difference(outputs, expected)

@@ -223,12 +223,6 @@ class FileBuilder:
         )
         self.model.signatureDefs.append(signature)
 
-    def add_metadata(self, name, data):
-        """Adds bytes that an app can read."""
-        entry = schema.MetadataT()
-        entry.name, entry.buffer = name, self._buffer(np.frombuffer(data, "uint8"))
-        self.model.metadata.append(entry)
-
 
 def _numbered(names):
     count = sum(name.startswith("features") for name in names)

@@ -39,10 +39,11 @@ def builtin_code(code):
 
 
 class _SharingBuilder(flatbuffers.Builder):
-    """Writes equal vectors of numbers once.
+    """Writes equal vectors of numbers once, but for the contents of buffers.
 
     Every tensor of an int8 file has scales and zero points for each of its channels, and blocks cut
-    from one kernel have many in common; quantised files of many routes shrink by a tenth.
+    from one kernel have many in common; quantised files of many routes shrink by a tenth. Buffers
+    stay apart, since runtimes tell them apart by their addresses; see `separate_buffers`.
     """
 
     def __init__(self, size):
@@ -50,6 +51,8 @@ class _SharingBuilder(flatbuffers.Builder):
         self._written = {}
 
     def CreateNumpyVector(self, x):  # noqa: N802
+        if x.dtype == np.uint8:
+            return super().CreateNumpyVector(x)
         key = (x.dtype.str, np.ascontiguousarray(x).tobytes())
         if key not in self._written:
             self._written[key] = super().CreateNumpyVector(x)

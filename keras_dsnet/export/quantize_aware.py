@@ -7,9 +7,13 @@ import numbers
 import keras
 import tensorflow as tf
 
+from keras_dsnet.export.check_options import check_shape, check_target
 from keras_dsnet.export.conversion import convert
+from keras_dsnet.export.export_subnetwork import finish_file
 from keras_dsnet.export.labelled_batches import labelled_batches
 from keras_dsnet.export.legacy_model import legacy_model
+from keras_dsnet.export.metadata import check_labels
+from keras_dsnet.utils import batches
 from keras_dsnet.utils.atomic_file import atomic_file
 
 CALIBRATION_IMAGES = 512
@@ -41,8 +45,9 @@ def quantize_aware(
         model: a `DynamicSlimmableNetwork` with a classifier, which ends in a softmax or in logits.
         path: as in a call of the network.
         dataset: a `tf.data.Dataset` or another iterable of batches: images, float32
-            `[batch, height, width, 3]`, preprocessed and augmented as in training, and labels, int
-            `[batch]`. The ranges of the activations are measured on its first images, before.
+            `[batch, height, width, 3]`, preprocessed and augmented as in training, and labels,
+            class numbers or probabilities, as `fit` takes them. The ranges of the activations are
+            measured on its first images, before.
         epochs: int.
         steps_per_epoch: int, batches per epoch; None: all of a data set that has a length. An epoch
             goes on where the one before it ended.
@@ -67,13 +72,17 @@ def quantize_aware(
     """
     shape = _check_network(model, input_shape)
     path = model.resolve_path(path)
+    # What is no data set is named first.
+    batches.labelled_batches(dataset, shape, model.classes, 1)
     steps = _check_training(
         dataset, epochs, steps_per_epoch, learning_rate, distillation, temperature
     )
+    if filename is not None:
+        check_target(filename)
     # The first batch is looked at before the work starts.
     next(labelled_batches(dataset, shape, model.classes, 1))
     # Opened first: a folder that cannot be written is known before the training, not after it.
-    with atomic_file(filename, "wb") if filename else contextlib.nullcontext() as file:
+    with atomic_file(filename, "wb") if filename is not None else contextlib.nullcontext() as file:
         distill = (distillation, temperature)
         content = _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose)
         if file:
@@ -89,16 +98,8 @@ def _check_network(model, input_shape):
             "Quantisation-aware training needs a network that ends in a softmax or in logits. "
             f"Received: include_top={model.include_top}, classifier_activation={top!r}"
         )
-    own = model.input_shape[1:]
-    shape = own if input_shape is None else input_shape
-    sides = shape if isinstance(shape, (tuple, list)) and len(shape) == len(own) else ()
-    fits = all(a in (None, b) for a, b in zip(own, sides))
-    if not sides or not fits or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(
-            "A TFLite file has one image size, which must fit the network's "
-            f"{own}: pass `input_shape=(height, width, 3)`. Received: input_shape={input_shape!r}"
-        )
-    return tuple(shape)
+    check_labels(model)
+    return check_shape(model, input_shape)
 
 
 def _check_training(dataset, epochs, steps_per_epoch, learning_rate, distillation, temperature):
@@ -117,13 +118,12 @@ def _check_training(dataset, epochs, steps_per_epoch, learning_rate, distillatio
             f"`distillation` must be from 0 to 1. Received: distillation={distillation!r}"
         )
     if steps_per_epoch is None:
-        try:
-            steps_per_epoch = len(dataset)
-        except TypeError:
+        steps_per_epoch = batches.batch_count(dataset)
+        if steps_per_epoch is None:
             raise ValueError(
                 "`dataset` has no length, or no end: pass `steps_per_epoch`. "
                 "Received: steps_per_epoch=None"
-            ) from None
+            )
     return epochs * steps_per_epoch
 
 
@@ -146,21 +146,22 @@ def _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbos
         plain = keras.Model(plain.input, plain.layers[-1].input)
     teacher = legacy_model(plain, shape)
     quantized = fake_quantized(teacher, _calibration_images(dataset, shape, model.classes))
-    batches = labelled_batches(dataset, shape, model.classes, steps)
+    training = labelled_batches(dataset, shape, model.classes, steps)
     step = _training_step(quantized, teacher, steps, learning_rate, *distill)
-    _fine_tune(step, batches, steps, verbose)
+    _fine_tune(step, training, steps, verbose)
 
     def infer(image):
         logits = quantized(image, training=False)
         return {"output": tf.nn.softmax(logits) if softmax else logits}
 
     # No samples: the ranges are in the graph.
-    return convert(infer, {"image": tf.TensorSpec((1, *shape))}, "int8")
+    return finish_file(convert(infer, {"image": tf.TensorSpec((1, *shape))}, "int8"), model)
 
 
 def _calibration_images(dataset, shape, classes):
     left = CALIBRATION_IMAGES
-    for images, _ in labelled_batches(dataset, shape, classes):
+    # One pass: a batch has an image or more.
+    for images, _ in batches.labelled_batches(dataset, shape, classes, CALIBRATION_IMAGES):
         yield images[:left]
         left -= len(images)
         if left <= 0:
@@ -179,7 +180,9 @@ def _training_step(quantized, teacher, steps, learning_rate, distillation, tempe
 
     @tf.function(autograph=False, reduce_retracing=True)
     def step(images, labels):
-        targets = tf.one_hot(labels, teacher.output_shape[-1])
+        targets = labels
+        if labels.shape.rank == 1:
+            targets = tf.one_hot(labels, teacher.output_shape[-1])
         soft = teacher(images, training=False) if distillation else None
         with tf.GradientTape() as tape:
             logits = quantized(images, training=True)

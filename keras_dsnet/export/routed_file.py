@@ -14,7 +14,9 @@ from keras_dsnet.export.graph_builder import (
     multiply_directly,
     take_quantized,
 )
+from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
 from keras_dsnet.export.routed_section import RoutedSection
+from keras_dsnet.export.separate_buffers import separate_buffers
 
 BOUNDED = "bounded"
 SERVING = "serving_default"
@@ -40,10 +42,11 @@ class RoutedFile:
         choices: list of `RoutedPart`: the bounds, then the choice of each gate.
         contents: list of bytes: files with a signature for each of them.
         routes: tuple of widths.
-        metadata: what the file says of itself, for JSON.
+        network: the `DynamicSlimmableNetwork`.
+        metadata: what the file says of itself, for JSON; `input_type` and `quantize` among it.
     """
 
-    def __init__(self, parts, choices, contents, routes, metadata):
+    def __init__(self, parts, choices, contents, routes, network, metadata):
         self._file = FileBuilder()
         self._parts = parts
         self._taken = {}
@@ -56,7 +59,10 @@ class RoutedFile:
         self._routes = routes
         self._connect()
         self._build(*choices)
-        self._file.add_metadata(METADATA_NAME, json.dumps(metadata).encode())
+        separate_buffers(self.model)
+        add_metadata(self.model, METADATA_NAME.decode(), json.dumps(metadata).encode())
+        describe(self.model, network, metadata["input_type"])
+        add_runtime(self.model, metadata["quantize"])
 
     @property
     def model(self):
@@ -111,6 +117,9 @@ class RoutedFile:
             results = self._file.concat(main, called.results)
             scores = self._file.gather(main, results, called.number)
         main.inputs, main.outputs = [front.inputs["image"]], [scores, self._path(main, positions)]
+        # Some runtimes know outputs by the names of their tensors only.
+        for name, index in zip(("output", "path"), main.outputs):
+            main.tensors[index].name = name.encode()
         serving = copy.deepcopy(main)
         for index in allowed.values():
             self._file.set_constant(serving.tensors[index], True)

@@ -13,7 +13,6 @@ from keras_dsnet.export.section_entry import enter, leave
 from keras_dsnet.models.activation import activate
 from keras_dsnet.models.cost_counter import features_shape
 from keras_dsnet.models.path import Path
-from keras_dsnet.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 LOWEST = np.finfo("float32").min
 
@@ -74,7 +73,7 @@ class RoutedParts:
             Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, and `scores`.
         """
         if self._raw:
-            image = self._normalise(tf.cast(image, tf.float32))
+            image = normalise_pixels(image, self._network.normalization, self._integer)
         executor = BlockExecutor(self._network.resolve_path(0), None, self._integer)
         features = executor.run(self._network.sections[0], (image,))
         return {"features": features, "scores": executor.scores[0]}
@@ -191,12 +190,23 @@ class RoutedParts:
         missing = shape[-1] - sum(group.shape[-1] for group in features)
         return tf.pad(tf.concat(features, -1), [[0, 0]] * 3 + [[0, missing]])
 
-    def _normalise(self, image):
-        """Normalises pixels by a depthwise convolution, which int8 has for three channels too."""
-        if self._integer:
-            # Pixels are int8 as they are: one step each.
-            image = tf.quantization.fake_quant_with_min_max_args(image, 0, 255)
-        scale = 1 / (255 * np.array(IMAGENET_STD, "float32"))
-        offset = -np.array(IMAGENET_MEAN, "float32") / np.array(IMAGENET_STD, "float32")
-        kernel = tf.constant(scale.reshape(1, 1, 3, 1))
-        return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
+
+def normalise_pixels(image, normalization, integer):
+    """Normalises pixels by a depthwise convolution, which int8 has for three channels too.
+
+    Args:
+        image: uint8 `[1, height, width, 3]`.
+        normalization: a `Normalization`.
+        integer: bool: for an int8 file.
+
+    Returns:
+        float32 of the same shape.
+    """
+    image = tf.cast(image, tf.float32)
+    if integer:
+        # Pixels are int8 as they are: one step each.
+        image = tf.quantization.fake_quant_with_min_max_args(image, 0, 255)
+    std = np.array(normalization.std, "float32")
+    offset = -np.array(normalization.mean, "float32") / std
+    kernel = tf.constant((1 / (255 * std)).reshape(1, 1, 3, 1))
+    return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset

@@ -1,8 +1,10 @@
 """The sub-network to take within a budget."""
 
 import itertools
+import math
 import numbers
 import os
+import warnings
 
 from keras_dsnet.models.latency_table import LatencyTable
 from keras_dsnet.models.path import OFF_ROUTE_ROWS
@@ -22,15 +24,19 @@ def best_path(
 ):
     """Returns the most accurate path of a network within a budget.
 
-    With both limits a path must keep both. Equal accuracies: the path of fewer MAdds.
+    All widths of the network are looked at, whatever its `routes`, which are the choices of its
+    gates. With both limits a path must keep both. Equal accuracies: the path of fewer MAdds. Where
+    no path fits, the one that goes least beyond the budget is returned, the cheapest, with a
+    warning.
 
     Args:
-        model: a `DynamicSlimmableNetwork`; its `routes` are the widths to choose from.
+        model: a `DynamicSlimmableNetwork`.
         max_madds: the most multiply-adds of one image, as `model.madds` counts them.
         max_latency_ms: the most milliseconds of one image, in the median of the benchmark; needs a
             latency table.
-        latency_table: a `LatencyTable`, or the path of one that a benchmark saved; a path that was
-            not measured is not chosen.
+        latency_table: a `LatencyTable`, or the file of one that a benchmark saved; or a
+            `DynamicInterpreter` after `calibrate_latency()`, or its `latency_ms`, a dict from route
+            to milliseconds. A path that was not measured is not chosen.
         accuracy: the JSON table of `evaluate_paths` that a recipe wrote, or its rows; a path that
             has no row is not chosen. None: more multiply-adds count as more accurate.
         input_shape: `(height, width, 3)` of the images, where the model leaves it open and there is
@@ -40,38 +46,46 @@ def best_path(
         What `model(x, path=...)` takes: an int for one gate, a tuple of ints for several.
 
     Raises:
-        ValueError: no limit; tables that do not fit the model or cannot be read; or nothing fits,
-            and the message says what would be needed.
+        ValueError: no limit, or tables that do not fit the model or cannot be read.
         OSError: a table cannot be opened.
 
     Example:
 
     >>> table, accuracy = "pixel7.json", "runs/gates/tables/paths.json"
     >>> best_path(model, max_latency_ms=5, latency_table=table, accuracy=accuracy)
+
+    On the device, by what it has measured itself:
+
+    >>> interpreter = keras_dsnet.export.DynamicInterpreter("m.tflite")
+    >>> best_path(model, max_latency_ms=5, latency_table=interpreter.calibrate_latency())
     """
     _check_limits(max_madds, max_latency_ms, latency_table)
+    latency = None
     if latency_table is not None:
-        if not isinstance(latency_table, LatencyTable):
-            latency_table = LatencyTable.load(latency_table)
-        latency_table.check(model)
-        if tuple(input_shape or latency_table.input_shape) != latency_table.input_shape:
+        latency, shape = _read_latency(model, latency_table)
+        if shape is not None and tuple(input_shape or shape) != shape:
             raise ValueError(
-                f"The latency table is of images of {latency_table.input_shape}. "
-                f"Received: input_shape={input_shape}"
+                f"The latency table is of images of {shape}. Received: input_shape={input_shape}"
             )
-        input_shape = latency_table.input_shape
+        input_shape = shape or input_shape
     top1 = None if accuracy is None else _read_accuracy(model, accuracy, input_shape)
-    paths = _candidates(model, latency_table, top1)
+    paths = _candidates(model, latency, top1)
     madds = {path: model.madds(path, input_shape) for path in paths}
+    limits = []
     if max_madds is not None:
-        paths = _within(paths, madds, "max_madds", max_madds, "MAdds")
+        limits.append(("max_madds", max_madds, madds, "MAdds"))
     if max_latency_ms is not None:
-        latency = {path: latency_table.latency_ms(path) for path in paths}
-        paths = _within(paths, latency, "max_latency_ms", max_latency_ms, "ms")
-    if top1 is None:
-        best = max(paths, key=madds.get)
+        limits.append(("max_latency_ms", max_latency_ms, latency, "ms"))
+    fitting = [p for p in paths if all(costs[p] <= limit for _, limit, costs, _ in limits)]
+    if not fitting:
+        best = min(
+            paths, key=lambda path: max(costs[path] / limit for _, limit, costs, _ in limits)
+        )
+        _warn_of_no_path(best, limits)
+    elif top1 is None:
+        best = max(fitting, key=madds.get)
     else:
-        best = max(paths, key=lambda path: (top1[path], -madds[path]))
+        best = max(fitting, key=lambda path: (top1[path], -madds[path]))
     return best[0] if model.num_gates == 1 else best
 
 
@@ -79,7 +93,8 @@ def _check_limits(max_madds, max_latency_ms, latency_table):
     if max_madds is None and max_latency_ms is None:
         raise ValueError("A budget is needed: pass `max_madds`, `max_latency_ms` or both.")
     for name, limit in (("max_madds", max_madds), ("max_latency_ms", max_latency_ms)):
-        if limit is not None and not (isinstance(limit, numbers.Real) and limit > 0):
+        is_number = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
+        if limit is not None and not (is_number and limit > 0):
             raise ValueError(f"`{name}` must be a positive number. Received: {name}={limit!r}")
     if (max_latency_ms is None) != (latency_table is None):
         raise ValueError(
@@ -88,38 +103,85 @@ def _check_limits(max_madds, max_latency_ms, latency_table):
         )
 
 
-def _candidates(model, latency_table, top1):
-    """Returns the paths of the routes that the tables tell of: tuples of ints."""
-    gates, routes = model.num_gates, model.routes
-    tables = [table for table in (latency_table and latency_table.paths, top1) if table is not None]
+def _read_latency(model, table):
+    """Returns milliseconds by path, and the shape of the images or None where it is not known."""
+    if isinstance(getattr(table, "latency_ms", None), dict):
+        _check_measured(table.latency_ms)
+        table = LatencyTable.from_interpreter(table)
+    if isinstance(table, dict):
+        _check_measured(table)
+        return {_measured_path(model, path): ms for path, ms in table.items()}, None
+    if not isinstance(table, LatencyTable):
+        if not isinstance(table, (str, os.PathLike)):
+            raise ValueError(
+                "`latency_table` must be a LatencyTable or its file, or what a DynamicInterpreter "
+                f"has measured. Received: latency_table={table!r}"
+            )
+        table = LatencyTable.load(table)
+    table.check(model)
+    return {path: table.latency_ms(path) for path in table.paths}, table.input_shape
+
+
+def _check_measured(latency_ms):
+    """Raises a ValueError unless a dict has milliseconds."""
+    if not latency_ms:
+        raise ValueError(
+            "`latency_table` has no latencies: call `calibrate_latency()` of the interpreter "
+            "first. Received: latency_table={}"
+        )
+    for path, ms in latency_ms.items():
+        is_number = isinstance(ms, numbers.Real) and not isinstance(ms, bool)
+        if not is_number or not 0 < ms < math.inf:
+            raise ValueError(
+                "`latency_table` must have a positive number of milliseconds for each path. "
+                f"Received: {ms!r} for path {path!r}"
+            )
+
+
+def _measured_path(model, path):
+    try:
+        return model.resolve_path(path).gates
+    except ValueError as error:
+        raise ValueError(f"`latency_table` is of another network: {error}") from error
+
+
+def _candidates(model, latency, top1):
+    """Returns the paths that the tables tell of, or all: tuples of ints."""
+    gates, routes, widths = model.num_gates, model.routes, range(model.num_widths)
+    tables = [table for table in (latency, top1) if table is not None]
     if tables:
-        known = [path for path in tables[0] if all(path in table for table in tables[1:])]
-        paths = [path for path in known if set(path) <= set(routes)]
+        paths = [path for path in tables[0] if all(path in table for table in tables[1:])]
         if not paths:
             raise ValueError(
-                f"No path of the routes {routes} was both evaluated and timed, as the given tables "
-                f"need. Received: tables of {' and of '.join(str(list(table)) for table in tables)}"
+                "No path was both evaluated and timed, as the given tables need. Received: tables "
+                f"of {' and of '.join(str(list(table)) for table in tables)}"
             )
         return paths
-    if len(routes) ** gates > _MOST_PATHS:
-        raise ValueError(
-            f"The routes have {len(routes) ** gates} paths, too many to try: pass `accuracy` or "
-            f"`latency_table`, or set fewer. Received: model.routes={routes}"
-        )
-    return list(itertools.product(routes, repeat=gates))
+    if len(widths) ** gates <= _MOST_PATHS:
+        return list(itertools.product(widths, repeat=gates))
+    if len(routes) ** gates <= _MOST_PATHS:
+        uniform = [(width,) * gates for width in widths]
+        return list(dict.fromkeys([*uniform, *itertools.product(routes, repeat=gates)]))
+    raise ValueError(
+        f"The network has {len(widths) ** gates} paths, and its routes "
+        f"{len(routes) ** gates}, too many to try: pass `accuracy` or `latency_table`, or set "
+        f"fewer routes. Received: model.routes={routes}"
+    )
 
 
-def _within(paths, costs, name, limit, unit):
-    fitting = [path for path in paths if costs[path] <= limit]
-    if not fitting:
-        least = min(paths, key=costs.get)
-        needed = f"{costs[least]:g}" if unit == "ms" else f"{costs[least]}"
-        shown = least[0] if len(least) == 1 else least
-        raise ValueError(
-            f"No path fits: the least that is needed is {needed} {unit}, by path {shown}. "
-            f"Received: {name}={limit!r}"
-        )
-    return fitting
+def _warn_of_no_path(path, limits):
+    """Warns that no path fits, and says what the one that is taken needs."""
+    shown = path[0] if len(path) == 1 else path
+    needed = [
+        f"{costs[path]:g} ms" if unit == "ms" else f"{costs[path]} MAdds"
+        for _, _, costs, unit in limits
+    ]
+    received = ", ".join(f"{name}={limit!r}" for name, limit, _, _ in limits)
+    warnings.warn(
+        f"No path fits: the cheapest, {shown}, is taken, which needs {' and '.join(needed)}. "
+        f"Received: {received}",
+        stacklevel=3,
+    )
 
 
 def _read_accuracy(model, accuracy, input_shape):

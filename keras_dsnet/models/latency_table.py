@@ -1,6 +1,7 @@
 """How long the paths of a network take on a device."""
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import numbers
@@ -28,7 +29,8 @@ class LatencyTable:
         input_shape: `(height, width, 3)` of the images.
         num_widths: int, the widths of each gate.
         quantize: of the file that was timed, as `model.export` takes it; None: float32.
-        layout: of that file, "shared" or "fast"; None: each path was a file of its own.
+        layout: of that file, "shared" or "fast"; None: each path was a file of its own. A table is
+            of one file, or of one file for each path: two files of one type have a table each.
         rows: list of dicts, one per path: "path", one width per gate; "madds", the multiply-adds of
             one image, which show whether a network is the one that was timed; "min_ms" and
             "median_ms" over the runs.
@@ -62,7 +64,8 @@ class LatencyTable:
             if not _is_count(getattr(self, name)):
                 raise self._error(name, "must be a positive int")
         for name in ("quantize", "layout"):
-            if not isinstance(getattr(self, name), str | None):
+            # No name at all is a mistake for None.
+            if not isinstance(getattr(self, name), str | None) or getattr(self, name) == "":
                 raise self._error(name, "must be a name or None")
         shape = self.input_shape if isinstance(self.input_shape, (tuple, list)) else ()
         if len(shape) != 3 or not all(map(_is_count, shape)):
@@ -76,7 +79,8 @@ class LatencyTable:
         twice = [path for path in paths if paths.count(path) > 1]
         if twice:
             raise ValueError(
-                f"The path {list(twice[0])} has two rows; a path has one. Received: {paths}"
+                f"The path {list(twice[0])} has two rows; a path has one, and a second file "
+                f"another table. Received: {paths}"
             )
         # A frozen dataclass is changed this way only.
         object.__setattr__(self, "input_shape", tuple(shape))
@@ -138,6 +142,39 @@ class LatencyTable:
             file.write("\n")
 
     @classmethod
+    def from_interpreter(cls, interpreter, device="this device"):
+        """Returns the table of what a `DynamicInterpreter` has measured, one of one file.
+
+        Args:
+            interpreter: a `keras_dsnet.export.DynamicInterpreter`, after `calibrate_latency()`,
+                which keeps medians: they stand for the least time too.
+            device: its name.
+
+        Raises:
+            ValueError: nothing was measured.
+        """
+        if not interpreter.latency_ms:
+            raise ValueError("There are no latencies: call `calibrate_latency()` first.")
+        metadata = interpreter.metadata
+        madds = {tuple(row["path"]): row["madds"] for row in metadata["routes"]}
+        rows = [
+            {"path": path, "madds": madds[path], "min_ms": median, "median_ms": median}
+            for route, median in interpreter.latency_ms.items()
+            for path in [(route,) * interpreter.num_gates]
+        ]
+        return cls(
+            device=device,
+            engine=f"LiteRT {importlib.metadata.version('ai-edge-litert')}",
+            threads=interpreter.num_threads,
+            network=metadata["network"],
+            input_shape=tuple(metadata["input_shape"]),
+            num_widths=metadata["num_widths"],
+            quantize=metadata["quantize"],
+            layout=metadata["layout"],
+            rows=rows,
+        )
+
+    @classmethod
     def load(cls, path):
         """Reads what `save` wrote.
 
@@ -146,9 +183,14 @@ class LatencyTable:
             UserError: it is not a latency table, or a damaged one.
         """
         fields = read_json(path, "latency table")
+        if not isinstance(fields, dict):
+            raise UserError(
+                f"latency table {path} must be a JSON object with device, engine, rows and more. "
+                f"Received: a {type(fields).__name__}"
+            )
         known = {field.name for field in dataclasses.fields(cls)} | {"format"}
-        given = set(fields) if isinstance(fields, dict) else set()
-        if isinstance(fields, dict) and fields.get("format", _FORMAT) != _FORMAT:
+        given = set(fields)
+        if fields.get("format", _FORMAT) != _FORMAT:
             raise UserError(
                 f"latency table {path} has format {fields['format']!r}; this version reads "
                 f"{_FORMAT}"

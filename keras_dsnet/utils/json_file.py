@@ -19,6 +19,6 @@ def read_json(path, what):
     """
     try:
         return json.loads(pathlib.Path(path).read_bytes())
-    # UnicodeDecodeError and JSONDecodeError alike.
-    except ValueError as error:
+    # UnicodeDecodeError and JSONDecodeError alike; and brackets in brackets without end.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not JSON: {error}") from error

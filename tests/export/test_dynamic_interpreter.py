@@ -140,6 +140,8 @@ def test_metadata_say_what_the_file_is(interpreter, exported):
         "network": exported.network.name,
         "input_shape": [SIZE, SIZE, 3],
         "input_type": "float32",
+        "class_names": None,
+        "oldest_runtime": {"tensorflow": "2.14.0", "litert": "1.0.1"},
         "quantize": None,
         "layout": "shared",
         "num_widths": 4,

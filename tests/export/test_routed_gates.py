@@ -7,6 +7,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from exported import Exported, kind_of, largest_difference
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
+from weight_cache import assert_same_with_cache
 
 from keras_dsnet.export import DynamicInterpreter, export_subnetwork
 from keras_dsnet.export.force_route import force_route
@@ -192,3 +193,8 @@ def test_the_files_of_an_efficientnet_give_its_outputs_and_choices(tmp_path):
         assert largest_difference(outputs, network(IMAGES[::6], path=route)) <= 1e-4
     _, widths = exported.choose(IMAGES)
     np.testing.assert_array_equal(widths, network.route(IMAGES).numpy()[:, 0])
+
+
+def test_xnnpacks_weight_cache_changes_nothing_on_any_path(int8, tmp_path):
+    paths = [[0, 0, 0], [2, 2, 2], [0, 2, 0], [2, 0, 2]]
+    assert_same_with_cache(int8.filename, IMAGES[:8], tmp_path, paths)

@@ -7,6 +7,7 @@ import pytest
 from exported import Exported, kind_of
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SIZE, odd_gammas, random_images, small_network
+from weight_cache import assert_same_with_cache
 
 from keras_dsnet.export.plan_cuts import stored_weights
 
@@ -140,3 +141,8 @@ def test_pixels_go_in_as_they_are(raw):
     ]
     assert set(float_outputs(raw, main)) <= CHOICE | {"CAST", "IF"}
     assert_near(raw, preprocess_input(PIXELS), PIXELS)
+
+
+def test_xnnpacks_weight_cache_changes_nothing(exported, tmp_path):
+    paths = [[route] for route in exported.routes]
+    assert_same_with_cache(exported.filename, IMAGES[:8], tmp_path, paths)

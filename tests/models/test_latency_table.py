@@ -147,7 +147,41 @@ def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not JSON"):
         LatencyTable.load(file)
     file.write_text('[{"path": 0, "top1": 0.7}]')
-    with pytest.raises(UserError, match="lacks device, engine, format"):
+    with pytest.raises(UserError, match=r"must be a JSON object.*a list"):
         LatencyTable.load(file)
     with pytest.raises(FileNotFoundError):
         LatencyTable.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("text", ["null", "7", '"phone"', "{}", "[" * 100000])
+def test_other_json_is_one_line_with_the_name_of_the_file(tmp_path, text):
+    (tmp_path / "phone.json").write_text(text)
+    with pytest.raises(UserError, match=r"latency table .*phone\.json") as error:
+        LatencyTable.load(tmp_path / "phone.json")
+    assert "\n" not in str(error.value)
+
+
+class Interpreter:
+    """What a table asks of a `DynamicInterpreter`."""
+
+    num_gates, num_threads = 1, 2
+
+    def __init__(self, network, latency_ms):
+        self.latency_ms = latency_ms
+        self.metadata = {
+            "network": network.name,
+            "input_shape": list(SHAPE),
+            "num_widths": network.num_widths,
+            "quantize": "int8",
+            "layout": "fast",
+            "routes": [{"path": [r], "madds": network.madds(r)} for r in latency_ms],
+        }
+
+
+def test_what_an_interpreter_has_measured_is_a_table_with_the_files_layout(network):
+    table = LatencyTable.from_interpreter(Interpreter(network, {0: 2.0, 5: 3.5}), "a phone")
+    table.check(network)
+    assert (table.layout, table.quantize, table.threads) == ("fast", "int8", 2)
+    assert (table.device, table.latency_ms(5)) == ("a phone", 3.5)
+    with pytest.raises(ValueError, match=r"call `calibrate_latency\(\)` first"):
+        LatencyTable.from_interpreter(Interpreter(network, {}))

@@ -1,0 +1,197 @@
+"""What a TFLite file says of itself, for apps: TFLite Metadata, labels, and the oldest runtime."""
+
+import io
+import zipfile
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+LABELS_NAME = "labels.txt"
+METADATA_NAME = "TFLITE_METADATA"
+RUNTIME_NAME = "min_runtime_version"
+# The oldest runtimes that run routed files of each type right: TensorFlow, and LiteRT.
+OLDEST_RUNTIMES = {
+    None: ("2.14.0", "1.0.1"),
+    "int8": ("2.14.0", "1.0.1"),
+    "float16": ("2.19.0", "1.1.1"),
+    "dynamic": ("2.19.0", "1.1.2"),
+}
+_IDENTIFIER = b"M001"
+_PARSER_VERSION = "1.0.0"
+# Values of TFLite Metadata's enumerations and unions, which have no Python package of their own.
+_RGB, _AXIS_LABELS = 1, 2
+_FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
+_NORMALIZATION_OPTIONS = 1
+
+
+def add_metadata(model, name, data):
+    """Adds bytes that an app can read; they replace those of the same name.
+
+    Args:
+        model: a `schema.ModelT`.
+        name: str.
+        data: bytes.
+    """
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(data, "uint8")
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = name, len(model.buffers)
+    model.buffers.append(buffer)
+    kept = [own for own in model.metadata or [] if _text(own.name) != name]
+    model.metadata = [*kept, entry]
+
+
+def add_runtime(model, quantize):
+    """Adds the oldest version of TensorFlow's runtime that runs a routed file of a type right.
+
+    Args:
+        model: a `schema.ModelT`.
+        quantize: as the file was made.
+    """
+    version = OLDEST_RUNTIMES[quantize][0]
+    # Readers expect 16 bytes.
+    add_metadata(model, RUNTIME_NAME, version.encode().ljust(16, b"\0"))
+
+
+def describe(model, network, input_type):
+    """Adds TFLite Metadata of the first graph: what goes in, and what comes out.
+
+    Args:
+        model: a `schema.ModelT` whose first input is the image, and the first output the network's.
+        network: the `DynamicSlimmableNetwork`.
+        input_type: "float32": the metadata say how to normalise pixels; "uint8": raw pixels.
+    """
+    graph = model.subgraphs[0]
+    shape = [int(size) for size in graph.tensors[graph.inputs[0]].shape]
+    outputs = [_text(graph.tensors[index].name) for index in graph.outputs]
+    builder = _MetadataBuilder()
+    image = builder.image(shape, input_type, network.normalization)
+    results = [builder.result(name, name == "output" and has_labels(network)) for name in outputs]
+    content = builder.finish(network.name, [image], results)
+    add_metadata(model, METADATA_NAME, content)
+
+
+def has_labels(network):
+    """Whether the outputs of a network are classes that have names."""
+    return network.include_top and network.class_names is not None
+
+
+def check_labels(network):
+    """Raises a ValueError unless each class name of a network can be a line of a file."""
+    if not has_labels(network):
+        return
+    wrong = [name for name in network.class_names if not name.strip() or len(name.splitlines()) > 1]
+    if wrong:
+        raise ValueError(
+            "The class names become the lines of a file: each must be one line that is not empty. "
+            f"Received: {wrong[0]!r} in `class_names`"
+        )
+
+
+def with_labels(content, network):
+    """Returns the bytes of a TFLite file with the network's class names at its end.
+
+    They are a file `labels.txt` in a zip archive, a line for each class in the order of the
+    outputs, as tools that know TFLite Metadata look for it; runtimes read the model before it.
+
+    Args:
+        content: bytes.
+        network: the `DynamicSlimmableNetwork`; without class names nothing is added.
+    """
+    if not has_labels(network):
+        return content
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
+        # Without a date of its own, so that equal networks make equal files.
+        archive.writestr(zipfile.ZipInfo(LABELS_NAME), labels_text(network))
+    return file.getvalue()
+
+
+def labels_text(network):
+    """Returns the class names of a network as the text of a file, a line for each."""
+    return "".join(f"{name}\n" for name in network.class_names)
+
+
+def _text(name):
+    return name.decode() if isinstance(name, bytes) else name
+
+
+class _MetadataBuilder:
+    """Writes the tables of TFLite Metadata (metadata_schema.fbs); slots are its fields in order."""
+
+    def __init__(self):
+        self._builder = flatbuffers.Builder(1024)
+
+    def image(self, shape, input_type, normalization):
+        """Returns the offset of what describes the image."""
+        _, height, width, channels = shape
+        size = self._table(2, {0: ("Uint32", width), 1: ("Uint32", height)})
+        properties = self._table(2, {0: ("Int8", _RGB if channels == 3 else 2), 1: size})
+        fields = {
+            0: self._string("image"),
+            1: self._string("RGB image, upright"),
+            3: self._content(_IMAGE_PROPERTIES, properties),
+        }
+        low, high = [0.0] * channels, [255.0] * channels
+        if input_type == "float32" and channels == 3:
+            mean, std = (255 * np.array(x) for x in (normalization.mean, normalization.std))
+            low, high = (0 - mean) / std, (255 - mean) / std
+            options = self._table(2, {0: self._floats(mean), 1: self._floats(std)})
+            unit = self._table(2, {0: ("Uint8", _NORMALIZATION_OPTIONS), 1: options})
+            fields[4] = self._offsets([unit])
+        fields[5] = self._table(2, {0: self._floats(high), 1: self._floats(low)})
+        return self._table(7, fields)
+
+    def result(self, name, labelled):
+        """Returns the offset of what describes an output."""
+        fields = {
+            0: self._string("probability" if labelled else name),
+            3: self._content(_FEATURE_PROPERTIES, self._table(0, {})),
+        }
+        if labelled:
+            labels = {
+                0: self._string(LABELS_NAME),
+                1: self._string("The class of each output, by its index"),
+                2: ("Int8", _AXIS_LABELS),
+            }
+            fields[6] = self._offsets([self._table(5, labels)])
+        return self._table(7, fields)
+
+    def finish(self, name, inputs, outputs):
+        """Returns the bytes."""
+        graph = {2: self._offsets(inputs), 3: self._offsets(outputs)}
+        root = {
+            0: self._string(name),
+            3: self._offsets([self._table(10, graph)]),
+            7: self._string(_PARSER_VERSION),
+        }
+        self._builder.Finish(self._table(8, root), _IDENTIFIER)
+        return bytes(self._builder.Output())
+
+    def _content(self, kind, properties):
+        return self._table(2, {0: ("Uint8", kind), 1: properties})
+
+    def _string(self, text):
+        return self._builder.CreateString(text)
+
+    def _floats(self, values):
+        return self._builder.CreateNumpyVector(np.asarray(values, "float32"))
+
+    def _offsets(self, offsets):
+        self._builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            self._builder.PrependUOffsetTRelative(offset)
+        return self._builder.EndVector()
+
+    def _table(self, slots, fields):
+        """Writes a table: dict from slot to an offset, or to a type and a number."""
+        self._builder.StartObject(slots)
+        for slot, value in fields.items():
+            if isinstance(value, tuple):
+                kind, number = value
+                add = getattr(self._builder, f"Prepend{kind}Slot")
+                add(slot, number, 0)
+            else:
+                self._builder.PrependUOffsetTRelativeSlot(slot, value, 0)
+        return self._builder.EndObject()
