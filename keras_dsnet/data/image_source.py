@@ -35,6 +35,16 @@ class ImageSource:
         self.image_shape = image_shape
         self.mirrorable = mirrorable
 
+    @property
+    def description(self):
+        """The data set in words: its name, and how many images and classes it has."""
+        return f"{self.name}: {self.num_examples} images of {self.num_classes} classes"
+
+    @property
+    def notes(self):
+        """Tuple of str: what a user should know of how the images were found."""
+        return ()
+
     def steps_per_epoch(self, batch_size):
         """Number of whole batches in one pass over the images.
 
