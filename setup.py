@@ -3,11 +3,14 @@
 from setuptools import find_packages, setup
 
 APPLICATIONS = "keras_dsnet.applications"
+RECIPES = "keras_dsnet_recipes"
 
 setup(
     packages=[
         *find_packages(include=["keras_dsnet", "keras_dsnet.*"]),
         APPLICATIONS,
         *(f"{APPLICATIONS}.{name}" for name in find_packages("applications")),
+        RECIPES,
+        *(f"{RECIPES}.{name}" for name in find_packages("recipes")),
     ]
 )

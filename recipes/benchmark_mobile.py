@@ -21,10 +21,11 @@ the same --workdir.
 
 import pathlib
 import platform
-import sys
 import tempfile
 
+import checks
 from absl import flags
+from flag_types import define_path, define_widths
 from loading_cost import loading_cost
 from start import start
 from take_turns import low_and_middle, ratios
@@ -40,14 +41,20 @@ ROUTES = {
     # From 7 on an even number apart: with 6, XNNPACK's wide tiles fit fewer blocks of channels.
     "ds_efficientnet_b0": (0, 7, 13, 19),
 }
-flags.DEFINE_string("workdir", None, "Folder of the benchmark: all that it writes.", required=True)
-flags.DEFINE_string(
+define_path("workdir", None, "Folder of the benchmark: all that it writes.", required=True)
+define_path(
     "model",
     None,
     f"Work directory of a stage, a .keras file, or {', '.join(ROUTES)}: random variables.",
 )
-flags.DEFINE_list(
-    "routes", None, "Widths of the files that are made; none: four of a random network, else all."
+define_widths(
+    "routes", "Widths of the files that are made; none: four of a random network, else its routes."
+)
+flags.DEFINE_bool(
+    "all_widths",
+    False,
+    "Time a file of every width of --model, those too that its routes leave out, for the latency "
+    "table of the static files.",
 )
 flags.DEFINE_multi_enum(
     "quantize", ["none", "int8"], ["none", "float16", "dynamic", "int8"], "Files made; repeatable."
@@ -69,9 +76,9 @@ flags.DEFINE_integer("threads", 1, "Of the interpreter.", lower_bound=1)
 flags.DEFINE_string("device", platform.machine(), "Name of this device, for the latency tables.")
 
 
-def check_flags():
+def check_flags(arguments):
     """Raises an error for what the command line names and is not there."""
-    for path in FLAGS(sys.argv)[1:]:
+    for path in arguments:
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
     if FLAGS.model and FLAGS.model not in ROUTES:
@@ -79,8 +86,10 @@ def check_flags():
             check_model(find_model(FLAGS.model))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}, and none of {', '.join(ROUTES)}") from None
-    if not all(width.isdecimal() for width in FLAGS.routes or ()):
-        raise ValueError(f"--routes must be widths such as 0,4,8,13; not {','.join(FLAGS.routes)}")
+    if FLAGS.all_widths and arguments and not FLAGS.model:
+        raise ValueError("--all_widths makes files of the widths of --model: name it")
+    checks.check_workdir(FLAGS.workdir, folders=["files"])
+    checks.check_plots()
 
 
 def make_network():
@@ -98,7 +107,7 @@ def make_network():
     else:
         network = keras.models.load_model(find_model(name), compile=False)
     if FLAGS.routes:
-        network.routes = tuple(map(int, FLAGS.routes))
+        network.routes = FLAGS.routes
     return network
 
 
@@ -124,7 +133,7 @@ def compared_files(network, paths, folder):
             quantize = None if quantize == "none" else quantize
             files = MobileFiles(network, network.routes, quantize, folder, FLAGS.reuse)
             routed = {layout: files.routed(layout) for layout in FLAGS.layout}
-            static = {path: files.static(path) for path in files.paths}
+            static = {path: files.static(path) for path in static_paths(network, files)}
             naive = FLAGS.naive and network.num_gates == 1
             others = {"naive": files.naive()} if naive else {}
             yield quantize, routed, static, others | {b: files.mobilenet(b) for b in baselines}
@@ -132,9 +141,16 @@ def compared_files(network, paths, folder):
         metadata = read_metadata(path.read_bytes(), path)
         routes = tuple(row["path"][0] for row in metadata["routes"])
         files = MobileFiles(network, routes, metadata["quantize"], folder, FLAGS.reuse)
-        static = {path: files.static(path) for path in files.paths} if FLAGS.model else {}
+        paths_alone = static_paths(network, files) if FLAGS.model else []
+        static = {path: files.static(path) for path in paths_alone}
         others = {name: files.mobilenet(name) for name in baselines}
         yield metadata["quantize"], {path.stem: path}, static, others
+
+
+def static_paths(network, files):
+    """Returns the paths that a file is made of each: those of the routes, or of every width too."""
+    every = range(network.num_widths) if FLAGS.all_widths else ()
+    return list(dict.fromkeys([*files.paths, *((width,) * network.num_gates for width in every)]))
 
 
 def as_written(path):
@@ -163,11 +179,12 @@ def timed_files(network, routed, static, others, folder):
         content = filename.read_bytes()
         metadata = read_metadata(content)
         madds = {tuple(row["path"]): row["madds"] for row in metadata["routes"]}
-        for path in static or madds:
+        routes = routes_of(metadata)
+        for path in [p for p in static if set(p) <= set(routes)] or madds:
             forced = pathlib.Path(folder) / f"{name}_{'_'.join(map(str, path))}.tflite"
             forced.write_bytes(force_route(content, path))
             files[name, path] = forced
-            widths[name, path] = routes_of(metadata)
+            widths[name, path] = routes
             rows[name, path] = {"path": as_written(path)}
             rows[name, path]["madds"] = madds.get(path) or network.madds(path)
     for path, filename in static.items():
@@ -235,4 +252,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    start(main, check_flags)
+    start(main, check_flags, arguments=True)

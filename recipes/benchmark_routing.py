@@ -16,24 +16,24 @@ import itertools
 import json
 import pathlib
 
+import checks
 from absl import flags
+from flag_types import define_number, define_path, define_paths_through
 from model_settings import MODELS
 from start import start
 from take_turns import low_and_middle, ratios, take_turns
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
+define_path("workdir", None, "Folder for the figures.", required=True)
 flags.DEFINE_integer("image_size", 224, "Side of the images.", lower_bound=32)
 flags.DEFINE_integer("classes", 1000, "Number of classes.", lower_bound=1)
 flags.DEFINE_integer("rounds", 7, "Rounds of each comparison.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 256, "Images of the mixed batch.", lower_bound=1)
 flags.DEFINE_enum("model", "ds_mobilenet", list(MODELS), "The network.")
-flags.DEFINE_float("alpha", 1.0, "Scales all channels.")
+define_number("alpha", 1.0, "Scales all channels.", above=0)
 flags.DEFINE_enum("output_stride", "32", ["8", "16", "32"], "8 or 16 for small images.")
-flags.DEFINE_list(
-    "paths",
-    None,
-    "The mix, as 0,4,8,13 or 0-0-0-0,0-1-2-3 (four gates); none: of the network.",
+define_paths_through(
+    "paths", "The mix, as 0,4,8,13 or 0-0-0-0,0-1-2-3 (four gates); none: of the network."
 )
 
 MIXES = {
@@ -43,20 +43,29 @@ MIXES = {
 }
 
 
+def check_flags():
+    """Raises an error for paths that the network does not have, or a folder that is none."""
+    checks.check_workdir(FLAGS.workdir)
+    paths, most = mixed_paths(), MODELS[FLAGS.model].widths - 1
+    gates = MIXES[FLAGS.model].split(",")[0].count("-") + 1
+    for path in paths:
+        if len(path) != gates or max(path) > most:
+            raise ValueError(
+                f"--paths must be {gates} widths each, from 0 to {most}, for "
+                f"--model={FLAGS.model}. Received: {'-'.join(map(str, path))}"
+            )
+
+
 def mixed_paths():
     """Returns the paths of the mix: tuples of widths."""
-    paths = FLAGS.paths or MIXES[FLAGS.model].split(",")
+    default = [tuple(map(int, path.split("-"))) for path in MIXES[FLAGS.model].split(",")]
+    paths = FLAGS.paths or default
     if len(paths) > FLAGS.batch_size:
         raise ValueError(
             f"--batch_size must be at least the {len(paths)} paths of the mix. "
             f"Received: --batch_size={FLAGS.batch_size}"
         )
-    try:
-        return [tuple(map(int, path.split("-"))) for path in paths]
-    except ValueError:
-        raise ValueError(
-            f"--paths must be widths such as 0,4,8,13 or 0-0-0-0,0-1-2-3. Received: {paths}"
-        ) from None
+    return paths
 
 
 def make_model(paths):
@@ -162,4 +171,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, check_flags)

@@ -18,12 +18,13 @@ half a second a round. Prints a table and writes it as CSV, JSON and Markdown, w
 """
 
 import importlib.metadata
-import os
 import pathlib
 import shlex
 import sys
 
+import checks
 from absl import flags
+from flag_types import define_path
 from start import start
 from take_turns import low_and_middle, ratios, take_turns
 
@@ -39,7 +40,7 @@ COLORS = {"slicing": "#0072B2", "individual": "#555555"}
 OTHER_COLOR = "#D55E00"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
+define_path("workdir", None, "Folder for the figures.", required=True)
 flags.DEFINE_integer("image_size", 224, "Side of the image.", lower_bound=32)
 flags.DEFINE_integer("rounds", 9, "Rounds of the comparison.", lower_bound=1)
 flags.DEFINE_integer("threads", 1, "Threads of either engine.", lower_bound=1)
@@ -49,18 +50,9 @@ flags.DEFINE_multi_enum(
 
 
 def check_flags():
-    """Makes the folder of --workdir, or raises an OSError."""
-    workdir = pathlib.Path(FLAGS.workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(
-            f"--workdir={workdir} is a file, or is inside one: name a folder"
-        ) from None
-    except OSError as error:
-        raise OSError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
-    if not os.access(workdir, os.W_OK):
-        raise PermissionError(f"--workdir={workdir} cannot be written: name another folder")
+    """Raises an error for a folder that cannot be written, or a package that is missing."""
+    checks.check_workdir(FLAGS.workdir)
+    checks.check_plots()
 
 
 def make_rows(engine, stack, times):
@@ -165,6 +157,7 @@ def main(_):
         times = take_turns(runs, FLAGS.rounds, SECONDS_PER_ROUND)
         rows += make_rows(engine, stack, times)
     workdir = pathlib.Path(FLAGS.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     print(write_table(rows, workdir, "slicing"))
     with atomic_file(workdir / "table.md") as file:
         file.write(format_markdown(rows))

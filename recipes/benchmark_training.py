@@ -21,7 +21,9 @@ import pathlib
 import subprocess
 import sys
 
+import checks
 from absl import flags
+from flag_types import define_path
 from model_settings import MODELS
 from start import start
 from take_turns import low_and_middle, ratios, take_turns
@@ -70,7 +72,7 @@ SETTINGS = {"32x32": (32, 10), "224x224": (224, 1000)}
 GIB = 2.0**30
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder for the figures.", required=True)
+define_path("workdir", None, "Folder for the figures.", required=True)
 flags.DEFINE_enum("model", "ds_mobilenet", list(SUBJECTS), "The network.")
 flags.DEFINE_integer("rounds", 9, "Rounds of each comparison.", lower_bound=1)
 flags.DEFINE_bool("memory", True, "Measure the resident memory too, in processes of their own.")
@@ -79,6 +81,11 @@ flags.DEFINE_integer(
     "batch_size", None, "Images per step; none: by network and setting.", lower_bound=1
 )
 flags.DEFINE_enum("only_train", None, list(SETTINGS), "Used inside: train and print the memory.")
+
+
+def check_flags():
+    """Raises an error for a folder that cannot be written."""
+    checks.check_workdir(FLAGS.workdir)
 
 
 def make_batch(name):
@@ -199,4 +206,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, check_flags)

@@ -1,10 +1,12 @@
 """What the recipes share: flags of data and machine, and how a run is set up from them."""
 
 import contextlib
-import pathlib
 import sys
 
+import checks
+import commands
 from absl import flags
+from flag_types import define_number, define_path
 
 FLAGS = flags.FLAGS
 SMALL_IMAGES = ("digits", "cifar10", "cifar100")
@@ -12,12 +14,12 @@ SMALL_IMAGES = ("digits", "cifar10", "cifar100")
 
 def define_data_flags():
     """Flags of the data set, its augmentation and the machine."""
-    flags.DEFINE_string(
+    define_path(
         "dataset",
         "imagenet2012",
         "digits (inside scikit-learn), a TFDS name, or a folder of class folders.",
     )
-    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data sets; none: TFDS's own.")
+    define_path("data_dir", None, "Folder of prepared TFDS data sets; none: TFDS's own.")
     flags.DEFINE_string("train_split", None, "TFDS slice to train on, such as train[:90%].")
     flags.DEFINE_string("eval_split", None, "TFDS slice to evaluate on.")
     flags.DEFINE_bool("strict_images", False, "An unreadable image ends the run.")
@@ -27,23 +29,33 @@ def define_data_flags():
         "Side of the images; none: that of --supernet, else 32 or 224, by data set.",
         lower_bound=1,
     )
-    flags.DEFINE_integer("classes", None, "Number of classes; none: those of the data set.")
+    flags.DEFINE_integer(
+        "classes", None, "Number of classes; none: those of the data set.", lower_bound=2
+    )
     flags.DEFINE_enum(
         "augmentation",
         None,
         ["none", "cifar", "imagenet"],
         "none, cifar: pad and crop, flip; imagenet: inception crop, flip. None: by data set.",
     )
-    flags.DEFINE_integer("randaugment", 0, "RandAugment operations per image.")
-    flags.DEFINE_float("randaugment_magnitude", 0.5, "Strength of RandAugment, 0 to 1.")
+    flags.DEFINE_integer("randaugment", 0, "RandAugment operations per image.", lower_bound=0)
+    define_number("randaugment_magnitude", 0.5, "Strength of RandAugment, 0 to 1.", low=0, high=1)
     flags.DEFINE_enum("auto_augment", None, ["imagenet", "cifar10"], "AutoAugment policy.")
-    flags.DEFINE_float("color_jitter", 0.0, "Largest change of brightness, contrast, saturation.")
-    flags.DEFINE_float("random_erasing", 0.0, "Probability of erasing a rectangle.")
+    define_number(
+        "color_jitter", 0.0, "Largest change of brightness, contrast, saturation.", low=0, high=1
+    )
+    define_number("random_erasing", 0.0, "Probability of erasing a rectangle.", low=0, high=1)
     flags.DEFINE_enum(
         "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type to compute in."
     )
     flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "tf.distribute strategy.")
-    flags.DEFINE_integer("seed", 0, "Of weights, order, augmentation and random widths.")
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Of weights, order, augmentation and random widths.",
+        lower_bound=0,
+        upper_bound=2**31 - 1,
+    )
     flags.DEFINE_integer("checkpoint_steps", 500, "Steps between checkpoints.", lower_bound=1)
     flags.DEFINE_integer("evaluate_epochs", 1, "Epochs between evaluations.", lower_bound=1)
     flags.DEFINE_integer("eval_batch_size", 250, "Images per batch of evaluation.", lower_bound=1)
@@ -51,33 +63,44 @@ def define_data_flags():
 
 
 def check_flags():
-    """Raises an error for folders that the flags name and that are not there."""
-    check_folders({name: FLAGS[name].value for name in ("data_dir", "dataset")})
-    workdir = pathlib.Path(FLAGS.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"--workdir={FLAGS.workdir} is a file; name a folder")
+    """Raises an error for what the flags name and is not there, or cannot be written."""
+    checks.check_source({name: FLAGS[name].value for name in ("data_dir", "dataset")})
+    checks.check_run_folder(FLAGS.workdir)
 
 
-def check_folders(values):
-    """Raises an error where the values of --data_dir and --dataset name a folder that is missing.
+# Flags that do not change what is trained: they may differ at every start of a run.
+EXEMPT = (
+    "checkpoint_steps",
+    "data_dir",
+    "eval_batch_size",
+    "eval_split",
+    "evaluate_epochs",
+    "recalibration_steps",
+    "strict_images",
+)
+# Flags whose values may be paths: another spelling of the same one is no change.
+PATHS = ("dataset", "supernet", "weights")
+
+
+def open_workdir(check_only=False):
+    """Returns the `WorkDir` of --workdir, tied to the flags of the run.
 
     Args:
-        values: dict by the names of the flags.
+        check_only: bool: raise the error that it would raise, and make nothing.
     """
-    for name in ("data_dir", "dataset"):
-        value = values[name]
-        is_path = value and (name == "data_dir" or value.startswith((".", "/", "~")))
-        if is_path and not pathlib.Path(value).expanduser().is_dir():
-            raise FileNotFoundError(f"--{name}={value}: there is no such folder")
+    from keras_dsnet.training import WorkDir
 
-
-def config():
-    """Returns the flags that make a run what it is, and the names of those that do not."""
     modules = FLAGS.flags_by_module_dict()
     names = {flag.name for module in (__name__, sys.argv[0]) for flag in modules.get(module, [])}
     names -= {"workdir", "debug"}
-    exempt = ("checkpoint_steps", "evaluate_epochs", "eval_batch_size", "data_dir")
-    return {name: FLAGS[name].value for name in sorted(names)}, exempt
+    config = {name: _as_text(FLAGS[name].value) for name in sorted(names)}
+    make = WorkDir.check if check_only else WorkDir
+    return make(FLAGS.workdir, config, EXEMPT, growing=("epochs",), paths=PATHS)
+
+
+def _as_text(value):
+    # Lists are kept as absl's own lists are, whose items are strings.
+    return [str(item) for item in value] if isinstance(value, list) else value
 
 
 def prepare_machine():
@@ -118,6 +141,8 @@ def load_sources():
         "on_bad_image": "raise" if FLAGS.strict_images else "skip",
     }
     sources = [load_source(FLAGS.dataset, FLAGS.data_dir, s, **options) for s in ("train", "eval")]
+    for purpose, source in zip(("training on", "evaluating on"), sources):
+        print_source(purpose, source)
     if FLAGS.batch_size > sources[0].num_examples:
         raise ValueError(
             f"--batch_size must be at most the {sources[0].num_examples} training images. "
@@ -126,10 +151,24 @@ def load_sources():
     return sources
 
 
-def training_dataset(source, start_step, image_size):
-    """Returns the training batches from a step on, of images of `(height, width)`."""
-    from keras_dsnet.applications.image_classes import preprocess_input
+def print_source(purpose, source):
+    """Prints what a data set has, and what its loader found worth a note."""
+    print(f"{purpose} {source.description}", flush=True)
+    for note in source.notes:
+        print(f"note: {note}", flush=True)
 
+
+def print_learning_rate(base, scaled):
+    """Prints how the learning rate of the run follows from that of the flags or the paper."""
+    print(
+        f"learning rate {scaled:.4g}: {base:.4g} at batch 512, scaled to "
+        f"--batch_size={FLAGS.batch_size}",
+        flush=True,
+    )
+
+
+def training_dataset(model, source, start_step, image_size):
+    """Returns the training batches of a network from a step on, of images of `(height, width)`."""
     from keras_dsnet.data import training_pipeline
 
     default = {"digits": "none", "cifar10": "cifar", "cifar100": "cifar"}
@@ -138,7 +177,7 @@ def training_dataset(source, start_step, image_size):
         image_size=image_size,
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
-        preprocess=preprocess_input,
+        preprocess=model.normalization,
         start_step=start_step,
         augmentation=FLAGS.augmentation or default.get(FLAGS.dataset, "imagenet"),
         randaugment=FLAGS.randaugment,
@@ -149,17 +188,15 @@ def training_dataset(source, start_step, image_size):
     )
 
 
-def evaluation_dataset(source, image_size):
-    """Returns the evaluation batches, of images of `(height, width)`."""
-    from keras_dsnet.applications.image_classes import preprocess_input
-
+def evaluation_dataset(model, source, image_size, batch_size=None):
+    """Returns the evaluation batches of a network, of images of `(height, width)`."""
     from keras_dsnet.data import evaluation_pipeline
 
     return evaluation_pipeline(
         source,
         image_size=image_size,
-        batch_size=FLAGS.eval_batch_size,
-        preprocess=preprocess_input,
+        batch_size=batch_size or FLAGS.eval_batch_size,
+        preprocess=model.normalization,
     )
 
 
@@ -171,8 +208,26 @@ def save_model(model, filename):
         model.save(beside)
 
 
-def report(model, rows, workdir):
-    """Prints and writes the table, and draws the pictures, into the work directory."""
+def write_labels(model, folder):
+    """Writes the names of a network's classes, one a line in the order of the outputs."""
+    if model.class_names is None:
+        return
+    from keras_dsnet.utils.atomic_file import atomic_file
+
+    with atomic_file(folder / "labels.txt") as file:
+        file.writelines(" ".join(name.split()) + "\n" for name in model.class_names)
+
+
+def report(model, rows, tables, plots, log=None):
+    """Prints and writes the table of `evaluate_paths`, and draws the pictures.
+
+    Args:
+        model: the network.
+        rows: of `evaluate_paths`.
+        tables: folder of the tables.
+        plots: folder of the pictures.
+        log: the CSV log of a training run, or None.
+    """
     from keras_dsnet.training import (
         plot_accuracy_against_madds,
         plot_training_curves,
@@ -180,13 +235,45 @@ def report(model, rows, workdir):
         write_table,
     )
 
-    print(write_table(rows, workdir.tables, "paths"), flush=True)
-    plot_accuracy_against_madds(rows, workdir.plots / "accuracy_against_madds.png")
-    plot_training_curves(workdir.log, workdir.plots / "training_curves.png")
+    print(write_table(rows, tables, "paths"), flush=True)
+    plot_accuracy_against_madds(rows, plots / "accuracy_against_madds.png")
+    if log is not None:
+        plot_training_curves(log, plots / "training_curves.png")
     shares = [
         {model.spec.ratios[width]: share for width, share in gate.items()}
         for row in rows
         for gate in row.get("shares", [])
     ]
     if shares:
-        plot_width_shares(shares, workdir.plots / "width_shares.png")
+        plot_width_shares(shares, plots / "width_shares.png")
+
+
+def warn_of_better_widths(rows, routes, images, how):
+    """Prints a line where a width that the routes leave out is clearly better than they are.
+
+    Args:
+        rows: of `evaluate_paths`, of every width.
+        routes: the candidate widths of the gates.
+        images: int or None: how many images were measured.
+        how: str: what can be done about it.
+    """
+    from keras_dsnet.training import better_excluded_widths
+
+    better = better_excluded_widths(rows, routes, images)
+    if better:
+        best, routed = better[0]
+        names = ",".join(map(str, routes))
+        print(
+            f"warning: width {best['path']}, which is not among the routes {names}, has "
+            f"{best['top1']:.1%} top-1 at {best['madds'] / 1e6:.2f}M MAdds; width "
+            f"{routed['path']}, which is, has {routed['top1']:.1%} at "
+            f"{routed['madds'] / 1e6:.2f}M: {how}",
+            flush=True,
+        )
+
+
+def data_flags():
+    """Returns the flags of the data set as the next program takes them."""
+    names = ("dataset", "data_dir", "train_split", "eval_split")
+    given = [name for name in names if FLAGS[name].value != FLAGS[name].default]
+    return [commands.flag(name, FLAGS[name].value) for name in given]

@@ -12,11 +12,13 @@ import shlex
 import subprocess
 import sys
 
+import checks
 from absl import flags
+from flag_types import define_path
 from start import start
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of the demo: all that it writes.", required=True)
+define_path("workdir", None, "Folder of the demo: all that it writes.", required=True)
 flags.DEFINE_bool("quick", False, "A few epochs: shows that every step works, not what it learns.")
 
 RECIPES = pathlib.Path(__file__).resolve().parent
@@ -27,9 +29,17 @@ def run_recipe(name, *arguments):
     command = [sys.executable, str(RECIPES / name), *map(str, arguments)]
     shown = ["python", f"recipes/{name}", *map(str, arguments)]
     print(f"\n$ {shlex.join(shown)}", flush=True)
-    code = subprocess.run(command, check=False).returncode
+    # Of this process's own stderr native lines are filtered.
+    code = subprocess.run(command, check=False, stderr=sys.stderr).returncode
     if code:
         sys.exit(code)
+
+
+def check_flags():
+    """Raises an error for a folder that cannot be written, or a package that is missing."""
+    checks.check_source({"dataset": "digits", "data_dir": None})
+    checks.check_workdir(FLAGS.workdir, folders=["supernet", "gate", "benchmark"])
+    checks.check_plots()
 
 
 def main(_):
@@ -73,4 +83,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, check_flags)

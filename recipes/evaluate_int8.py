@@ -14,19 +14,19 @@ activations from its training images, the figures from the first of its test ima
 
 import pathlib
 
+import checks
 import numpy as np
 import representative_data
 from absl import flags
+from flag_types import define_path, define_widths
 from start import start
-from trained_model import check_model, find_model, parse_routes
+from trained_model import check_model, find_model
 
 FLAGS = flags.FLAGS
 LAYOUTS = ("shared", "fast")
-flags.DEFINE_string(
-    "model", None, "Work directory of a finished stage, or a .keras file.", required=True
-)
-flags.DEFINE_string("workdir", None, "Folder for the files and the table.", required=True)
-flags.DEFINE_list("routes", None, "Widths to choose from, as 0,4,8,13; none: the network's.")
+define_path("model", None, "Work directory of a finished stage, or a .keras file.", required=True)
+define_path("workdir", None, "Folder for the files and the table.", required=True)
+define_widths("routes", "Widths to choose from, as 0,4,8,13; none: the network's.")
 flags.DEFINE_integer("images", 1000, "How many test images.", lower_bound=1)
 flags.DEFINE_string("eval_split", None, "TFDS slice of --dataset to take them from.")
 representative_data.define_flags()
@@ -36,25 +36,21 @@ def check_flags():
     """Raises an error for what is wrong with the flags or the files that they name."""
     model_file = find_model(FLAGS.model)
     check_model(model_file)
-    parse_routes(FLAGS.routes)
-    workdir = pathlib.Path(FLAGS.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"--workdir={FLAGS.workdir} is a file; name a folder")
+    checks.check_workdir(FLAGS.workdir)
     representative_data.check_flags(model_file.parent, needed=True)
 
 
-def test_images(folder, image_size):
+def test_images(network, folder, image_size):
     """Returns test images, prepared as for evaluation, and their labels, as arrays."""
-    from keras_dsnet.applications.ds_mobilenet import preprocess_input
-
     from keras_dsnet.data import evaluation_pipeline, load_source
 
     values = representative_data.source_flags(folder)
     source = load_source(values["dataset"], values["data_dir"], "eval", eval_split=FLAGS.eval_split)
+    representative_data.check_names(network, source)
     count = min(FLAGS.images, source.num_examples)
     print(f"compared on {count} test images of {source.name}", flush=True)
     batches = evaluation_pipeline(
-        source, image_size=image_size, batch_size=1, preprocess=preprocess_input
+        source, image_size=image_size, batch_size=1, preprocess=network.normalization
     )
     pairs = [(image.numpy()[0], int(label[0])) for image, label in batches.take(count)]
     images, labels = zip(*pairs)
@@ -135,10 +131,13 @@ def main(_):
     shape = network.input_shape[1:]
     if None in shape:
         raise ValueError(f"--model={FLAGS.model} takes images of any size; int8 needs one")
-    ranges = representative_data.representative_data(model_file.parent, shape[:2], "float32")
+    ranges = representative_data.representative_data(
+        network, model_file.parent, shape[:2], "float32"
+    )
+    # The test images first: what is wrong with them shows before the ranges are measured.
+    images, labels = test_images(network, model_file.parent, shape[:2])
     options = {"quantize": "int8", "representative_data": list(ranges)}
-    images, labels = test_images(model_file.parent, shape[:2])
-    routes = parse_routes(FLAGS.routes) or network.routes
+    routes = tuple(FLAGS.routes or network.routes)
     rows = list(compare(network, routes, options, images, labels, workdir))
     print(write_table(rows, workdir, "int8"))
 

@@ -11,23 +11,25 @@ For int8 the ranges of activations are measured on training images, prepared as 
 default those that the network was trained on.
 """
 
-import os
+import json
 import pathlib
+import warnings
 
+import checks
+import commands
+import common
 import representative_data
 from absl import flags
+from flag_types import define_path, define_path_through, define_widths
 from start import start
-from trained_model import check_model, find_model, parse_routes
+from trained_model import check_model, find_model
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "model", None, "Work directory of a finished stage, or a .keras file.", required=True
-)
-flags.DEFINE_string("output", None, "The .tflite file to write.", required=True)
-flags.DEFINE_list("routes", None, "Widths to choose from, as 0,4,8,13; none: the network's.")
-flags.DEFINE_string(
+define_path("model", None, "Work directory of a finished stage, or a .keras file.", required=True)
+define_path("output", None, "The .tflite file to write.", required=True)
+define_widths("routes", "Widths to choose from, as 0,4,8,13; none: the network's.")
+define_path_through(
     "path",
-    None,
     "One sub-network instead: slimmest, widest, largest, a width, or one per gate, as 0,2,1.",
 )
 flags.DEFINE_enum(
@@ -52,23 +54,11 @@ flags.DEFINE_integer("image_size", None, "Side of the images; none: the network'
 representative_data.define_flags()
 
 
-def check_output():
-    """Raises an OSError unless --output can be written."""
-    output = pathlib.Path(FLAGS.output)
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"--output={FLAGS.output}: there is no folder {output.parent}")
-    if not os.access(output.parent, os.W_OK):
-        raise PermissionError(f"--output={FLAGS.output}: {output.parent} cannot be written")
-    if output.is_dir():
-        raise IsADirectoryError(f"--output={FLAGS.output} is a folder; name a .tflite file")
-
-
 def check_flags():
     """Raises an error for what is wrong with the flags or the files that they name."""
     model_file = find_model(FLAGS.model)
     check_model(model_file)
-    check_output()
-    parse_routes(FLAGS.routes)
+    checks.check_output(FLAGS.output)
     for name in ("routes", "layout", "input_type"):
         if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
             raise ValueError(
@@ -89,12 +79,29 @@ def input_shape(network):
     return shape
 
 
-def parse_path():
-    """Returns the path of --path as a call of the network takes it."""
-    widths = FLAGS.path.split(",")
-    if not all(width.isdecimal() for width in widths):
-        return FLAGS.path
-    return tuple(map(int, widths)) if len(widths) > 1 else int(FLAGS.path)
+def warn_of_gates(network, folder):
+    """Prints lines on gates that are not trained for the routes, and on widths left out."""
+    routes = tuple(FLAGS.routes or network.routes)
+    if not network.gates_trained:
+        print(
+            f"warning: the gates of --model={FLAGS.model} are not trained: what the file chooses "
+            "means nothing. Train them by stage II, or force widths by the signature 'bounded'",
+            flush=True,
+        )
+    elif routes != network.routes:
+        names = ",".join(map(str, network.routes))
+        print(
+            f"warning: the gates were trained to choose among {names}, not among "
+            f"--routes={','.join(map(str, routes))}: train them for these by stage II",
+            flush=True,
+        )
+    try:
+        rows = json.loads((folder / "tables" / "paths.json").read_text("utf-8"))
+        how = "stage II with --routes that have it makes it a route"
+        common.warn_of_better_widths(rows, routes, None, how)
+    except (OSError, ValueError, KeyError, TypeError):
+        # No run's folder, or none that was evaluated: nothing is known of the other widths.
+        return
 
 
 def main(_):
@@ -102,8 +109,10 @@ def main(_):
     import keras
 
     from keras_dsnet.export import export_routed, export_subnetwork
+    from keras_dsnet.utils.atomic_file import remove_leftovers_of_the_dead
 
     folder = find_model(FLAGS.model).parent
+    remove_leftovers_of_the_dead(pathlib.Path(FLAGS.output).parent)
     network = keras.models.load_model(find_model(FLAGS.model), compile=False)
     shape = input_shape(network)
     options = {"input_shape": shape}
@@ -111,17 +120,38 @@ def main(_):
         options["quantize"] = FLAGS.quantize
     if FLAGS.quantize == "int8":
         options["representative_data"] = representative_data.representative_data(
-            folder, shape[:2], FLAGS.input_type
+            network, folder, shape[:2], FLAGS.input_type
         )
     if FLAGS.path is None:
+        warn_of_gates(network, folder)
         options |= {"layout": FLAGS.layout, "input_type": FLAGS.input_type}
-        export_routed(network, FLAGS.output, parse_routes(FLAGS.routes), **options)
+        with warnings.catch_warnings():
+            # It is printed above, in one line.
+            warnings.filterwarnings("ignore", "The gate of this network is not trained")
+            export_routed(network, FLAGS.output, FLAGS.routes, **options)
+    else:
+        report = export_subnetwork(network, FLAGS.path, FLAGS.output, **options)
+        print(
+            f"{FLAGS.output}: path {report['path']}, {report['madds'] / 1e6:.2f}M MAdds, "
+            f"{report['bytes'] / 1e6:.2f} MB, largest difference {report['difference']:.1e}"
+        )
+    print_end()
+
+
+def print_end():
+    """Prints what was written and the command that follows."""
+    if FLAGS.path is not None:
+        print(f"\nwritten: {FLAGS.output}", flush=True)
         return
-    report = export_subnetwork(network, parse_path(), FLAGS.output, **options)
-    print(
-        f"{FLAGS.output}: path {report['path']}, {report['madds'] / 1e6:.2f}M MAdds, "
-        f"{report['bytes'] / 1e6:.2f} MB, largest difference {report['difference']:.1e}"
+    workdir = pathlib.Path(FLAGS.output).with_suffix("")
+    following = commands.command(
+        "benchmark",
+        FLAGS.output,
+        f"--model={FLAGS.model}",
+        f"--workdir={workdir}_benchmark",
+        "--baseline=none",
     )
+    commands.print_end([FLAGS.output], "time every route on this machine", following)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,15 @@ Your own images, a folder of class folders, from trained weights:
         --batch_size=64 --epochs=20 --learning_rate=0.04
 
 The work directory gets checkpoint.npz (a run that was stopped goes on by the same command),
-log.csv, tensorboard/, supernet.keras (the teacher, with recalibrated batch norm), tables/, plots/.
+log.csv, tensorboard/, labels.txt (the classes, in the order of the outputs), supernet.keras (the
+teacher, with recalibrated batch norm), tables/, plots/. What fails after the last epoch leaves the
+trained network there, and the same command does the rest again.
+
+A run trains longer by the same command with more --epochs, whether it has ended or not. The cosine
+then spans the new total: the steps to come have the learning rates of a run of that many epochs,
+those that were done had other ones. So the result is near to, but not the same as, that of a run
+with as many epochs from its start.
+
 Batches, augmentation and random widths are functions of --seed and the step, so a run that was
 killed and resumed ends with the weights of one that was not, with --deterministic bit for bit; a
 dropout rate above 0 is exempt, since its masks are drawn by a stateful generator.
@@ -26,27 +34,29 @@ dropout rate above 0 is exempt, since its masks are drawn by a stateful generato
 
 import pathlib
 
+import commands
 import common
 from absl import flags
-from model_settings import MODELS, variant_routes
+from flag_types import define_number, define_path, define_strides
+from model_settings import MODELS, check_variant, variant_routes
 from start import start
 
 FLAGS = flags.FLAGS
 common.define_data_flags()
-flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
+define_path("workdir", None, "Folder of the run: all that it writes.", required=True)
 flags.DEFINE_enum("model", "ds_mobilenet", list(MODELS), "The network.")
-flags.DEFINE_string(
+define_path(
     "weights",
     None,
     "To start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file, of this network or of "
     "other classes. None: random ones.",
 )
-flags.DEFINE_float("alpha", None, "Scales all channels; none: 1, or as --weights.")
-flags.DEFINE_float("front_alpha", None, "Scales the channels before the gate; none: --alpha.")
+define_number("alpha", None, "Scales all channels; none: 1, or as --weights.", above=0)
+define_number("front_alpha", None, "Scales the channels before the gate; none: --alpha.", above=0)
 flags.DEFINE_enum(
     "output_stride", None, ["8", "16", "32"], "8 or 16 for small images; none: 32, or as --weights."
 )
-flags.DEFINE_list("strides", None, "1 or 2, stem and stages one by one: no output_stride.")
+define_strides("strides", "1 or 2, stem and stages one by one: no output_stride.")
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: every width.")
 flags.DEFINE_enum(
     "attention", None, ["tanh", "sigmoid"], "Of the attention heads; none: tanh, or as --weights."
@@ -62,29 +72,61 @@ flags.DEFINE_bool(
     None,
     "Both heads of a gate share W1 (Table 7); none: they do, or as --weights.",
 )
-flags.DEFINE_float("dropout", 0.0, "Rate before the classifier.")
+define_number("dropout", 0.0, "Rate before the classifier.", low=0, below=1)
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
 flags.DEFINE_integer("epochs", 150, "Epochs.", lower_bound=1)
-flags.DEFINE_float("learning_rate", None, "At batch 512; scaled by the batch. None: the paper's.")
-flags.DEFINE_float("warmup_epochs", 0.0, "Epochs of linear warm-up.", lower_bound=0.0)
-flags.DEFINE_float("weight_decay", 1e-4, "L2 in the gradient; none on the gates.")
+define_number(
+    "learning_rate",
+    None,
+    "At batch 512; it is multiplied by --batch_size / 512. None: the paper's.",
+    low=0,
+)
+define_number("warmup_epochs", 0.0, "Epochs of linear warm-up.", low=0)
+define_number("weight_decay", 1e-4, "L2 in the gradient; none on the gates.", low=0)
 flags.DEFINE_bool("decay_norms_and_biases", False, "Weight decay on norms and biases too.")
 flags.DEFINE_enum("target", "ensemble", ["in_place", "ema", "ensemble"], "Soft labels (Table 5).")
 flags.DEFINE_integer("num_random", 2, "Random sub-networks per step.", lower_bound=0)
-flags.DEFINE_float("temperature", 1.0, "Of the distillation (Table 10).")
-flags.DEFINE_float("ema_momentum", 0.997, "Of the teacher.")
+define_number("temperature", 1.0, "Of the distillation (Table 10).", above=0)
+define_number("ema_momentum", 0.997, "Of the teacher.", low=0, below=1)
 flags.DEFINE_enum("label_path", "widest", ["widest", "largest"], "What is trained on labels.")
-flags.DEFINE_integer("alone", None, "Trains this one width alone, on labels, for comparison.")
-flags.DEFINE_float("label_smoothing", 0.0, "Of the labels.")
-flags.DEFINE_integer("recalibration_steps", 100, "Batches for the batch-norm statistics.")
+flags.DEFINE_integer(
+    "alone", None, "Trains this one width alone, on labels, for comparison.", lower_bound=0
+)
+define_number("label_smoothing", 0.0, "Of the labels.", low=0, below=1)
+flags.DEFINE_integer(
+    "recalibration_steps", 100, "Batches for the batch-norm statistics.", lower_bound=1
+)
 
 
 def check_flags():
-    """Raises an error for what the flags name and is not there."""
+    """Raises an error for what the flags name and is not there, or what cannot be together."""
     common.check_flags()
+    settings = MODELS[FLAGS.model]
     named = FLAGS.weights in (None, "imagenet", "cifar10")
     if not named and not pathlib.Path(FLAGS.weights).is_file():
         raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
+    if FLAGS.alone is not None and FLAGS.alone >= settings.widths:
+        raise ValueError(
+            f"--alone must be a width from 0 to {settings.widths - 1} of --model={FLAGS.model}. "
+            f"Received: --alone={FLAGS.alone}"
+        )
+    if FLAGS.variant is not None:
+        check_variant(settings.variants, FLAGS.variant)
+    if FLAGS.strides is not None and len(FLAGS.strides) != settings.strides:
+        raise ValueError(
+            f"--strides must be {settings.strides} numbers for --model={FLAGS.model}: of the stem "
+            f"and of each stage. Received: --strides={','.join(map(str, FLAGS.strides))}"
+        )
+    if FLAGS.strides is not None and FLAGS.output_stride is not None:
+        raise ValueError(
+            "--strides and --output_stride say the same thing: give one of them. Received: "
+            f"--strides={','.join(map(str, FLAGS.strides))}, --output_stride={FLAGS.output_stride}"
+        )
+    if FLAGS.warmup_epochs >= FLAGS.epochs:
+        raise ValueError(
+            f"--warmup_epochs must be below --epochs={FLAGS.epochs}. "
+            f"Received: --warmup_epochs={FLAGS.warmup_epochs:g}"
+        )
 
 
 def make_model(classes):
@@ -101,7 +143,7 @@ def make_model(classes):
         alpha=FLAGS.alpha,
         output_stride=FLAGS.output_stride and int(FLAGS.output_stride),
         front_alpha=FLAGS.front_alpha,
-        strides=FLAGS.strides and [int(stride) for stride in FLAGS.strides],
+        strides=FLAGS.strides,
         dropout=FLAGS.dropout,
         synchronized=FLAGS.strategy == "mirrored",
         **{name: value for name, value in options.items() if value is not None},
@@ -128,8 +170,10 @@ def make_trainer(model, total_steps, steps_per_epoch):
     )
     rate = FLAGS.learning_rate
     rate = MODELS[FLAGS.model].learning_rate if rate is None else rate
+    scaled = scaled_learning_rate(rate, FLAGS.batch_size)
+    common.print_learning_rate(rate, scaled)
     schedule = cosine_schedule(
-        scaled_learning_rate(rate, FLAGS.batch_size),
+        scaled,
         total_steps,
         warmup_steps=round(FLAGS.warmup_epochs * steps_per_epoch),
     )
@@ -137,16 +181,58 @@ def make_trainer(model, total_steps, steps_per_epoch):
     return trainer
 
 
-def main(_):
-    from keras_dsnet.training import TrainingRun, WorkDir, evaluate_paths, recalibrate_batch_norm
+def recalibrate(model, train, steps, paths):
+    """Gives the network batch-norm statistics of the training images, and says where it cannot."""
+    from keras_dsnet.training import recalibrate_batch_norm
 
-    config, exempt = common.config()
-    workdir = WorkDir(FLAGS.workdir, config, exempt)
+    batches = common.training_dataset(model, train, 0, model.input_shape[1:3])
+    try:
+        recalibrate_batch_norm(model, batches, paths, steps=steps)
+    except BaseException:
+        print(
+            f"{FLAGS.workdir}/supernet.keras has no recalibrated batch norm yet: the same command "
+            "does it, without training again",
+            flush=True,
+        )
+        raise
+
+
+def print_end(workdir):
+    """Prints what was written and the command that follows."""
+    gates = f"{FLAGS.workdir.rstrip('/')}_gates"
+    arguments = [*common.data_flags(), commands.flag("batch_size", FLAGS.batch_size)]
+    following = commands.command(
+        "stage2", *arguments, f"--supernet={FLAGS.workdir}", f"--workdir={gates}"
+    )
+    purpose = "train the gates"
+    if FLAGS.alone is not None:
+        purpose = "write the width as a TFLite file"
+        following = commands.command(
+            "export",
+            f"--model={FLAGS.workdir}",
+            f"--path={FLAGS.alone}",
+            f"--output={workdir.path / 'model.tflite'}",
+        )
+    files = ["supernet.keras", "labels.txt", "log.csv", "tables", "plots"]
+    commands.print_end([workdir.path / name for name in files], purpose, following)
+
+
+def main(_):
+    from keras_dsnet.training import TrainingRun, evaluate_paths
+
+    common.open_workdir(check_only=True)
+    if pathlib.Path(FLAGS.dataset).is_dir():
+        # A large folder takes minutes to look through: what is wrong with the network shows before.
+        make_model(FLAGS.classes or 2)
+    scope = common.prepare_machine()
     train, evaluation = common.load_sources()
+    workdir = common.open_workdir()
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
-    with common.prepare_machine():
+    with scope:
         model = make_model(FLAGS.classes or train.num_classes)
         trainer = make_trainer(model, FLAGS.epochs * steps_per_epoch, steps_per_epoch)
+    if train.num_classes == model.classes:
+        model.class_names = train.class_names
     size = model.input_shape[1:3]
     # Of a width that is trained alone the others mean nothing.
     paths = None if FLAGS.alone is None else [FLAGS.alone]
@@ -154,23 +240,27 @@ def main(_):
     training = TrainingRun(
         trainer,
         workdir,
-        lambda step: common.training_dataset(train, step, size),
+        lambda step: common.training_dataset(model, train, step, size),
         batch_size=FLAGS.batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
         evaluate=lambda: evaluate_paths(
-            model, common.evaluation_dataset(evaluation, size), ends, False
+            model, common.evaluation_dataset(model, evaluation, size), ends, False
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
     )
     training.fit()
     trainer.load_teacher()
-    steps = min(FLAGS.recalibration_steps, steps_per_epoch)
-    recalibrate_batch_norm(model, common.training_dataset(train, 0, size), paths, steps=steps)
+    # Before all that may yet fail.
+    common.write_labels(model, workdir.path)
     common.save_model(model, workdir.path / "supernet.keras")
-    rows = evaluate_paths(model, common.evaluation_dataset(evaluation, size), paths, dynamic=False)
-    common.report(model, rows, workdir)
+    recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
+    common.save_model(model, workdir.path / "supernet.keras")
+    batches = common.evaluation_dataset(model, evaluation, size)
+    rows = evaluate_paths(model, batches, paths, dynamic=False)
+    common.report(model, rows, workdir.tables, workdir.plots, workdir.log)
+    print_end(workdir)
 
 
 if __name__ == "__main__":

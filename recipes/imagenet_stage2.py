@@ -15,18 +15,20 @@ and model.keras, the network with its gates. Batches, augmentation and Gumbel no
 --seed and the step.
 """
 
+import commands
 import common
 from absl import flags
+from flag_types import define_number, define_numbers, define_path, define_widths
 from model_settings import choose_variant, variant_routes
 from start import start
 from trained_model import check_model, find_model
 
 FLAGS = flags.FLAGS
 common.define_data_flags()
-flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.", required=True)
-flags.DEFINE_string("supernet", None, "Work directory of a stage, or a .keras file.", required=True)
+define_path("workdir", None, "Folder of the run: all that it writes.", required=True)
+define_path("supernet", None, "Work directory of a stage, or a .keras file.", required=True)
 flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes and loss weights.")
-flags.DEFINE_list("routes", None, "Candidate widths, as 0,1,2,3; none: of --variant.")
+define_widths("routes", "Candidate widths, as 0,1,2,3; none: of --variant.")
 flags.DEFINE_enum(
     "gate_strategy", "try_best", ["try_best", "give_up"], "For hard images (Table 6)."
 )
@@ -34,18 +36,14 @@ flags.DEFINE_enum(
     "slimming_head", None, ["one_hot", "scalar"], "Design of the gate (Table 7); none: as it is."
 )
 flags.DEFINE_bool("share_encoder", None, "Both heads share W1 (Table 7); none: as it is.")
-flags.DEFINE_list(
-    "loss_weights",
-    None,
-    "Classification, complexity, SGS (Eq. 12); none: of --variant.",
-)
-flags.DEFINE_float("temperature", 1.0, "Of the Gumbel-softmax.")
+define_numbers("loss_weights", 3, "Classification, complexity, SGS (Eq. 12); none: of --variant.")
+define_number("temperature", 1.0, "Of the Gumbel-softmax.", above=0)
 flags.DEFINE_enum(
     "estimator", "straight_through", ["straight_through", "exact"], "Of the choice's gradient."
 )
 flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
 flags.DEFINE_integer("epochs", 10, "Epochs.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 0.05, "At batch 512; scaled linearly by the batch.")
+define_number("learning_rate", 0.05, "At batch 512; it is multiplied by --batch_size / 512.", low=0)
 
 
 def find_supernet():
@@ -56,7 +54,15 @@ def find_supernet():
 def check_flags():
     """Raises an error for what the flags name and is not there."""
     common.check_flags()
-    check_model(find_supernet(), "supernet")
+    saved = check_model(find_supernet(), "supernet")
+    classes = saved.get("classes")
+    if FLAGS.classes is not None and FLAGS.classes != classes:
+        raise ValueError(
+            f"--classes must be that of --supernet={FLAGS.supernet}: {classes}, or left out. "
+            f"Received: --classes={FLAGS.classes}"
+        )
+    if FLAGS.loss_weights is not None and not any(FLAGS.loss_weights):
+        raise ValueError("--loss_weights must not all be 0. Received: --loss_weights=0,0,0")
 
 
 def load_supernet():
@@ -91,88 +97,135 @@ def choose_routes(model):
     """Returns the candidate widths of --routes, of --variant, or of the supernet."""
     if FLAGS.routes is None:
         return variant_routes(model, FLAGS.variant) or model.routes
-    try:
-        return tuple(int(width) for width in FLAGS.routes)
-    except ValueError:
+    if FLAGS.routes[-1] >= model.num_widths:
         raise ValueError(
-            f"--routes must be widths such as 0,1,2,3. Received: {','.join(FLAGS.routes)}"
-        ) from None
+            f"--routes must be widths from 0 to {model.num_widths - 1} of "
+            f"--supernet={FLAGS.supernet}. Received: --routes={','.join(map(str, FLAGS.routes))}"
+        )
+    return tuple(FLAGS.routes)
 
 
 def choose_loss_weights(model):
     """Returns the weights of the three losses, of --loss_weights or of --variant."""
     variant = choose_variant(model, FLAGS.variant)
-    if FLAGS.loss_weights is None:
-        return variant.loss_weights
-    try:
-        return tuple(float(weight) for weight in FLAGS.loss_weights)
-    except ValueError:
+    return tuple(FLAGS.loss_weights or variant.loss_weights)
+
+
+def check_classes(model, source):
+    """Raises a ValueError where the data set has other classes than the supernet."""
+    names, given = model.class_names, source.class_names
+    if source.num_classes > model.classes:
         raise ValueError(
-            "--loss_weights must be numbers such as 1,0.5,1. "
-            f"Received: {','.join(FLAGS.loss_weights)}"
-        ) from None
+            f"{source.name} has {source.num_classes} classes, --supernet={FLAGS.supernet} has "
+            f"{model.classes}: the gates need a supernet that was trained on these classes "
+            "(stage I, from its weights if you like)"
+        )
+    if names is None or given is None or names == given:
+        return
+    if len(names) != len(given):
+        different = f"{len(given)} classes, not the {len(names)} of"
+    else:
+        index = next(i for i, pair in enumerate(zip(names, given)) if pair[0] != pair[1])
+        different = f"class {index} {given[index]!r}, not {names[index]!r} as"
+    raise ValueError(
+        f"{source.name} has {different} --supernet={FLAGS.supernet}: the gates need the classes "
+        "that the supernet was trained on, in their order"
+    )
 
 
-def make_trainer(model, steps_per_epoch):
-    """Builds the trainer with the paper's optimizer and schedule."""
-    import keras
+def make_trainer(model):
+    """Builds the trainer that the flags ask for."""
+    from keras_dsnet.training import GateTrainer
 
-    from keras_dsnet.training import GateTrainer, exponential_schedule, scaled_learning_rate
-
-    trainer = GateTrainer(
+    routes = choose_routes(model)
+    excluded = model.num_widths - len(routes)
+    print(
+        f"routes {','.join(map(str, routes))} of {model.num_gates} "
+        f"{'gate' if model.num_gates == 1 else 'gates'}: {len(routes)} of {model.num_widths} widths"
+        + (f"; the gates never take the other {excluded}" if excluded else ""),
+        flush=True,
+    )
+    return GateTrainer(
         model,
-        routes=choose_routes(model),
+        routes=routes,
         strategy=FLAGS.gate_strategy,
         loss_weights=choose_loss_weights(model),
         temperature=FLAGS.temperature,
         estimator=FLAGS.estimator,
         seed=FLAGS.seed,
     )
+
+
+def compile_trainer(trainer, steps_per_epoch):
+    """Compiles the trainer with the paper's optimizer and schedule."""
+    import keras
+
+    from keras_dsnet.training import exponential_schedule, scaled_learning_rate
+
     rate = scaled_learning_rate(FLAGS.learning_rate, FLAGS.batch_size)
+    common.print_learning_rate(FLAGS.learning_rate, rate)
     schedule = exponential_schedule(rate, steps_per_epoch)
     trainer.compile(keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
-    return trainer
+
+
+def print_end(workdir):
+    """Prints what was written and the command that follows."""
+    output = workdir.path / "model.tflite"
+    following = commands.command(
+        "export", f"--model={FLAGS.workdir}", "--quantize=int8", f"--output={output}"
+    )
+    files = ["model.keras", "labels.txt", "log.csv", "tables", "plots"]
+    commands.print_end(
+        [workdir.path / name for name in files], "write a TFLite file for a phone", following
+    )
 
 
 def main(_):
-    from keras_dsnet.training import (
-        TrainingRun,
-        WorkDir,
-        describe_gates,
-        evaluate_paths,
-        read_log,
-    )
+    from keras_dsnet.training import TrainingRun, describe_gates, evaluate_paths, read_log
 
-    config, exempt = common.config()
+    common.open_workdir(check_only=True)
     with common.prepare_machine():
         model = load_supernet()
+        trainer = make_trainer(model)
         size = choose_image_size(model)
         train, evaluation = common.load_sources()
-        workdir = WorkDir(FLAGS.workdir, config, exempt)
+        for source in (train, evaluation):
+            check_classes(model, source)
+        if model.class_names is None and train.num_classes == model.classes:
+            model.class_names = train.class_names
+        workdir = common.open_workdir()
         steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
-        trainer = make_trainer(model, steps_per_epoch)
+        compile_trainer(trainer, steps_per_epoch)
         model.gates_trained = True
     run_ = TrainingRun(
         trainer,
         workdir,
-        lambda step: common.training_dataset(train, step, size),
+        lambda step: common.training_dataset(model, train, step, size),
         batch_size=FLAGS.batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
         evaluate=lambda: evaluate_paths(
-            model, common.evaluation_dataset(evaluation, size), [], True
+            model, common.evaluation_dataset(model, evaluation, size), [], True
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
     run_.fit()
+    common.write_labels(model, workdir.path)
     common.save_model(model, workdir.path / "model.keras")
-    rows = evaluate_paths(model, common.evaluation_dataset(evaluation, size))
-    common.report(model, rows, workdir)
+    rows = evaluate_paths(model, common.evaluation_dataset(model, evaluation, size))
+    common.report(model, rows, workdir.tables, workdir.plots, workdir.log)
     # From the log: a run that was finished before has trained nothing now.
     easy = float(read_log(workdir.log)[-1]["easy"])
     print(f"{easy:.1%} of the last epoch's images were easy\n{describe_gates(rows)}")
+    common.warn_of_better_widths(
+        rows,
+        model.routes,
+        evaluation.num_examples,
+        "train the gates in another --workdir with --routes that have it",
+    )
+    print_end(workdir)
 
 
 if __name__ == "__main__":

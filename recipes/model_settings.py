@@ -23,12 +23,16 @@ class ModelSettings:
     Args:
         application: name of the constructor in `keras_dsnet.applications`.
         spec: name of the class of its spec.
+        widths: int, of each gate.
+        strides: int, how many there are: of the stem and of the stages.
         learning_rate: of stage I at batch 512.
         variants: dict of `Variant`.
     """
 
     application: str
     spec: str
+    widths: int
+    strides: int
     learning_rate: float
     variants: dict
 
@@ -38,12 +42,19 @@ MODELS = {
     # that a target is reached by the routing space: M ends at the width whose MAdds are the
     # paper's M (319M), L has every width.
     "ds_mobilenet": ModelSettings(
-        "DSMobileNet", "MobileNetSpec", 0.08, {"S": Variant(4), "M": Variant(8), "L": Variant()}
+        "DSMobileNet",
+        "MobileNetSpec",
+        14,
+        6,
+        0.08,
+        {"S": Variant(4), "M": Variant(8), "L": Variant()},
     ),
     # Table 6: all routes, and the losses make the difference.
     "ds_resnet50": ModelSettings(
         "DSResNet50",
         "ResNetSpec",
+        4,
+        6,
         0.2,
         {
             "S": Variant(loss_weights=(0.0, 0.5, 1.0)),
@@ -53,7 +64,12 @@ MODELS = {
     ),
     # Table 8 has two targets: S ends at the width nearest to 270M MAdds, L at that of 400M.
     "ds_efficientnet_b0": ModelSettings(
-        "DSEfficientNetB0", "EfficientNetSpec", 0.2, {"S": Variant(5), "L": Variant(10)}
+        "DSEfficientNetB0",
+        "EfficientNetSpec",
+        20,
+        8,
+        0.2,
+        {"S": Variant(5), "L": Variant(10)},
     ),
 }
 
@@ -74,17 +90,27 @@ def choose_variant(model, name):
         return Variant()
     settings = settings_of(model)
     variants = settings.variants if settings else {}
-    if name not in variants:
-        raise ValueError(
-            f"--variant must be one of {', '.join(variants) or 'none'} for this network. "
-            f"Received: --variant={name}"
-        )
+    check_variant(variants, name)
     count = variants[name].widths
     if count and count > model.num_widths:
         raise ValueError(
             f"--variant={name} has {count} widths; this network has {model.num_widths}."
         )
     return variants[name]
+
+
+def check_variant(variants, name):
+    """Raises a ValueError unless `name` is one of a network's variants.
+
+    Args:
+        variants: dict of `Variant`.
+        name: str.
+    """
+    if name not in variants:
+        raise ValueError(
+            f"--variant must be one of {', '.join(variants) or 'none'} for this network. "
+            f"Received: --variant={name}"
+        )
 
 
 def variant_routes(model, name):

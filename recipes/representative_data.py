@@ -3,8 +3,9 @@
 import json
 import pathlib
 
-import common
+import checks
 from absl import flags
+from flag_types import define_path
 
 FLAGS = flags.FLAGS
 _SOURCE = ("dataset", "data_dir", "train_split")
@@ -12,13 +13,13 @@ _SOURCE = ("dataset", "data_dir", "train_split")
 
 def define_flags():
     """Flags of where the images come from."""
-    flags.DEFINE_string(
+    define_path(
         "dataset",
         None,
         "For int8: digits, a TFDS name or a folder of class folders, whose training images the "
         "ranges are measured on; none: what the run in --model's folder was trained on.",
     )
-    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data sets; none: the run's.")
+    define_path("data_dir", None, "Folder of prepared TFDS data sets; none: the run's.")
     flags.DEFINE_string("train_split", None, "TFDS slice of --dataset; none: the run's.")
     flags.DEFINE_integer("representative_images", 200, "For int8: how many images.", lower_bound=1)
 
@@ -31,7 +32,7 @@ def check_flags(workdir, needed):
         needed: whether the file is int8.
     """
     if needed:
-        common.check_folders(source_flags(workdir))
+        checks.check_source(source_flags(workdir))
         return
     for name in (*_SOURCE, "representative_images"):
         value = FLAGS[name].value
@@ -42,40 +43,63 @@ def check_flags(workdir, needed):
             )
 
 
-def source_flags(workdir):
-    """Returns the values of --dataset, --data_dir and --train_split: given, or those of the run.
+def source_flags(workdir, names=_SOURCE, why="--quantize=int8 measures ranges on training images"):
+    """Returns the values of --dataset, --data_dir and a split: given, or those of the run.
 
     Args:
         workdir: folder of the network's file.
+        names: of these flags.
+        why: str: what needs the images, for the message.
 
     Raises:
         ValueError: --dataset is not given, and the folder does not say what to take.
     """
-    given = {name: FLAGS[name].value for name in _SOURCE}
+    given = {name: FLAGS[name].value for name in names}
     if given["dataset"]:
         return given
     # Not by `read_config`: the package loads TensorFlow, and this is told before.
     try:
         trained_on = json.loads((pathlib.Path(workdir) / "config.json").read_text("utf-8"))
-        run = {name: trained_on[name] for name in _SOURCE}
-    except (OSError, ValueError, KeyError, TypeError):
+        run = {name: trained_on.get(name) for name in names} | {"dataset": trained_on["dataset"]}
+        place = trained_on.get("places", {}).get("dataset")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
-            "--quantize=int8 measures ranges on training images: name their data set by --dataset. "
+            f"{why}: name their data set by --dataset. "
             f"{workdir} is not the folder of a training run, which would say it"
         ) from None
-    return {name: given[name] or run[name] for name in _SOURCE}
+    if place is not None and pathlib.Path(place).exists():
+        run["dataset"] = place
+    return {name: given[name] or run[name] for name in names}
 
 
-def representative_data(workdir, image_size, input_type):
+def check_names(network, source):
+    """Raises a ValueError where a data set has other classes than a network.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+        source: an `ImageSource`.
+    """
+    names, given = network.class_names, source.class_names
+    if source.num_classes > network.classes:
+        raise ValueError(
+            f"{source.name} has {source.num_classes} classes, the network {network.classes}"
+        )
+    if None not in (names, given) and names != given:
+        different = [pair for pair in zip(given, names) if pair[0] != pair[1]]
+        what = f"{different[0][0]!r} for {different[0][1]!r}" if different else "another number"
+        raise ValueError(f"{source.name} has other classes than the network: {what}")
+
+
+def representative_data(network, workdir, image_size, input_type):
     """Yields training images, prepared as for evaluation: arrays `[1, height, width, 3]`.
 
     Args:
+        network: a `DynamicSlimmableNetwork`, which says how images are normalised.
         workdir: folder of the network's file.
         image_size: `(height, width)`.
         input_type: "float32": preprocessed; "uint8": raw pixels.
     """
     import tensorflow as tf
-    from keras_dsnet.applications.ds_mobilenet import preprocess_input
 
     from keras_dsnet.data import evaluation_pipeline, load_source
 
@@ -90,7 +114,7 @@ def representative_data(workdir, image_size, input_type):
         source,
         image_size=image_size,
         batch_size=1,
-        preprocess=tf.round if raw else preprocess_input,
+        preprocess=tf.round if raw else network.normalization,
     )
     for image, _ in images.take(count):
         yield image.numpy().astype(input_type)

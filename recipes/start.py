@@ -1,30 +1,43 @@
-"""Starts a recipe: what its flags alone show to be wrong is told before TensorFlow is loaded."""
+"""Starts a recipe: help, and whatever is wrong with flags alone, before TensorFlow is loaded."""
 
 import os
+import pathlib
 import sys
 
-from absl import flags
+from absl import app, flags
+from native_log import filter_native_log
 
 FLAGS = flags.FLAGS
 # TensorFlow's notes on the machine it runs on; warnings and errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-_LEFT_TO_RUN = ("debug", "help", "h", "?")
+_EXIT_ERROR = 1
 
 
-def start(main, check=None):
+class _ShortHelp(app.HelpFlag):
+    """`-h`, beside absl's `-?` and `--help`."""
+
+    NAME = "h"
+    SHORT_NAME = None
+
+
+def start(main, check=None, arguments=False):
     """Runs `main` as the whole program; see `keras_dsnet.utils.cli.run`.
 
     Args:
         main: a function of the command line's remaining arguments.
-        check: a function without arguments that raises a ValueError or an OSError for a mistake
-            that can be seen without TensorFlow.
+        check: a function that raises a ValueError or an OSError for a mistake that can be seen
+            without TensorFlow. With `arguments` it takes the remaining arguments, else nothing.
+        arguments: bool: whether the program takes arguments that are not flags.
 
     Raises:
         SystemExit: always.
     """
-    names = {argument.lstrip("-").split("=")[0] for argument in sys.argv[1:]}
-    if not any(name.startswith(_LEFT_TO_RUN) for name in names):
-        _check_early(check)
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    app.define_help_flags()
+    flags.DEFINE_flag(_ShortHelp())
+    _list_in_help()
+    _check_early(check, arguments)
+    filter_native_log()
 
     # The package loads TensorFlow: seconds.
     from keras_dsnet.utils.cli import run
@@ -32,16 +45,46 @@ def start(main, check=None):
     run(main)
 
 
-def _check_early(check):
+def _list_in_help():
+    """Makes --help show the flags that the files of this folder define."""
+    folder = pathlib.Path(__file__).resolve().parent
+    for name, defined in FLAGS.flags_by_module_dict().items():
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and pathlib.Path(file).resolve().parent == folder:
+            for flag in defined:
+                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _check_early(check, takes_arguments):
     try:
-        FLAGS(sys.argv)
+        remaining = FLAGS(sys.argv)[1:]
+    except flags.Error as error:
+        _exit_with([line for line in str(error).splitlines() if line.strip()][-1])
+    except SystemExit:
+        # Only the help flags exit while flags are parsed, and absl gives them exit code 1.
+        sys.stdout.flush()
+        sys.exit(0)
+    if remaining and not takes_arguments:
+        _exit_with(f"unexpected argument {remaining[0]!r}: a flag is written --name=value")
+    try:
         if check:
-            check()
-    except (flags.Error, ValueError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        print(f"error: {lines[-1 if isinstance(error, flags.Error) else 0]}", file=sys.stderr)
-        sys.exit(1)
+            check(*[remaining] if takes_arguments else [])
+    except (ValueError, OSError) as error:
+        if FLAGS.debug:
+            raise
+        _exit_with(next(line for line in _message(error).splitlines() if line.strip()))
     # `run` parses once more, into flags that may gather their values.
     for name in FLAGS:
         FLAGS[name].unparse()
     FLAGS.unparse_flags()
+
+
+def _message(error):
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
+
+
+def _exit_with(line):
+    print(f"error: {line.strip()}", file=sys.stderr)
+    sys.exit(_EXIT_ERROR)

@@ -34,10 +34,14 @@ def check_model(filename, flag="model"):
     Args:
         filename: of the saved network.
         flag: name of the flag that named it, for messages.
+
+    Returns:
+        The configuration of the network, a dict as of its `get_config`.
     """
     try:
         with zipfile.ZipFile(filename) as archive:
-            saved = json.loads(archive.read("config.json"))["class_name"]
+            content = json.loads(archive.read("config.json"))
+            saved, config = content["class_name"], dict(content.get("config", {}))
             damaged = archive.testzip()
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
         raise ValueError(f"--{flag}: {filename} is no .keras file, or is damaged") from None
@@ -48,18 +52,6 @@ def check_model(filename, flag="model"):
             f"--{flag}: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
             "of the two stages save it"
         )
-
-
-def parse_routes(values):
-    """Returns the widths of --routes; None: none were given.
-
-    Args:
-        values: list of strings, or None.
-    """
-    if values is None:
-        return None
-    if not all(width.isdecimal() for width in values):
-        raise ValueError(
-            f"--routes must be widths such as 0,4,8,13. Received: --routes={','.join(values)}"
-        )
-    return tuple(int(width) for width in values)
+    if config.get("include_top") is False:
+        raise ValueError(f"--{flag}: {filename} has no classifier (include_top=False)")
+    return config

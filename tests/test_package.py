@@ -124,7 +124,7 @@ import tensorflow_model_optimization
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the sources, so that the checkout stays clean."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("keras_dsnet", "applications"):
+    for name in ("keras_dsnet", "applications", "recipes"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
     for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -1,7 +1,11 @@
 """What is done with a network to train and judge it."""
 
 from keras_dsnet.training.csv_log import CsvLog, read_log
-from keras_dsnet.training.describe_gates import describe_gates, static_gain
+from keras_dsnet.training.describe_gates import (
+    better_excluded_widths,
+    describe_gates,
+    static_gain,
+)
 from keras_dsnet.training.evaluate_paths import evaluate_paths
 from keras_dsnet.training.gate_trainer import GateTrainer
 from keras_dsnet.training.l2_sgd import L2SGD
@@ -40,6 +44,7 @@ __all__ = [
     "TerminateOnNaN",
     "TrainingRun",
     "WorkDir",
+    "better_excluded_widths",
     "cosine_schedule",
     "describe_gates",
     "evaluate_paths",

@@ -69,7 +69,7 @@ class TrainingRun:
         }
 
     def fit(self):
-        """Trains to the last epoch.
+        """Trains to the last epoch, of a run that has ended to the new last one.
 
         Returns:
             The step that this start began at: 0, or that of the checkpoint.
@@ -78,7 +78,11 @@ class TrainingRun:
         start = state["step"] if state else 0
         total = self.epochs * self.steps_per_epoch
         if state:
-            print(f"resuming {self.workdir.path} at step {start} of {total}", flush=True)
+            # Of more epochs than it was saved with, a run that had ended goes on.
+            before = state.get("epochs")
+            grown = f" ({before} epochs before, now {self.epochs})" if before else ""
+            grown = grown if before != self.epochs else ""
+            print(f"resuming {self.workdir.path} at step {start} of {total}{grown}", flush=True)
         progress, callbacks = self._callbacks(start)
         try:
             self._fit_from(start, callbacks)
@@ -120,7 +124,11 @@ class TrainingRun:
             evaluation = [_Evaluation(self.evaluate, self.evaluate_epochs, self.epochs, start)]
         # The checkpoint comes last: what it says is done must be on the disk by then.
         save = SaveRunCheckpoint(
-            self.checkpoint, self.checkpoint_steps, self.variables, start_step=start
+            self.checkpoint,
+            self.checkpoint_steps,
+            self.variables,
+            lambda: {"epochs": self.epochs},
+            start_step=start,
         )
         return progress, [
             TerminateOnNaN(start),

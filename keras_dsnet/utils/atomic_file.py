@@ -6,6 +6,7 @@ import glob
 import os
 import pathlib
 import platform
+import re
 import time
 
 # A temporary file that nobody wrote to for so long is nobody's, wherever its process ran.
@@ -85,6 +86,16 @@ def remove_leftovers(path):
         # Another process may have removed it by now.
         with contextlib.suppress(OSError):
             if _is_gone(writer) or time.time() - beside.stat().st_mtime > _STALE_SECONDS:
+                beside.unlink()
+
+
+def remove_leftovers_of_the_dead(folder):
+    """Removes from a folder what processes of this machine that were killed left half-written."""
+    prefix = re.compile(rf"partial-(\d+@{re.escape(platform.node())})-")
+    for beside in pathlib.Path(folder).glob("partial-*@*-*"):
+        match = prefix.match(beside.name)
+        with contextlib.suppress(OSError):
+            if match and _is_gone(match[1]):
                 beside.unlink()
 
 

@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import re
+import signal
 import sys
 
 import tensorflow as tf
@@ -19,6 +20,9 @@ _USER_ERRORS = (
     tf.errors.ResourceExhaustedError,
 )
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
+# Sent by `kill`, batch systems and a terminal that closes: as by Ctrl-C, half-written files are
+# removed.
+_ENDING_SIGNALS = ("SIGTERM", "SIGHUP")
 # By its name in `keras_dsnet.training.WorkDir`, which lies on a higher floor.
 _CHECKPOINT = "checkpoint.npz"
 _ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -33,8 +37,8 @@ def run(main):
     A user's mistake ends the program with one line `error: ...` on stderr and exit code 1: wrong
     flags, a `ValueError`, an `OSError`, TensorFlow's not found, permission denied and resource
     exhausted errors, a `UserError` inside a data pipeline. The flag `--debug`, added here, shows
-    the traceback instead. Ctrl-C ends it with exit code 130 and says how to go on where the folder
-    of the flag `--workdir` has a checkpoint.
+    the traceback instead. Ctrl-C ends it with exit code 130, SIGTERM with 143, and either says how
+    to go on where the folder of the flag `--workdir` has a checkpoint.
 
     Args:
         main: a function of the command line's remaining arguments, the program's name first. What
@@ -43,7 +47,8 @@ def run(main):
     Raises:
         SystemExit: always; with an exception of another kind if `main` has a bug.
     """
-    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    if "debug" not in flags.FLAGS:
+        flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     _list_in_help(__file__, *pathlib.Path(sys.argv[0]).resolve().parent.glob("*.py"))
     app.run(functools.partial(_run_guarded, main), flags_parser=_parse_flags)
 
@@ -73,12 +78,24 @@ def _parse_flags(argv):
     return remaining
 
 
+class _Ended(BaseException):
+    """A signal asked the program to end."""
+
+
 def _run_guarded(main, argv):
+    for name in _ENDING_SIGNALS:
+        number = getattr(signal, name)
+        # What was started by `nohup` ignores SIGHUP, and goes on to.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     try:
         return main(argv)
     except KeyboardInterrupt:
         print(f"\ninterrupted{_how_to_resume()}", file=sys.stderr)
         return _EXIT_INTERRUPTED
+    except _Ended as ended:
+        print(f"\nterminated{_how_to_resume()}", file=sys.stderr)
+        return 128 + ended.args[0]
     except (*_USER_ERRORS, tf.errors.OpError) as error:
         from_graph = _FROM_GRAPH.search(str(error))
         if flags.FLAGS.debug or not (from_graph or isinstance(error, _USER_ERRORS)):
@@ -86,6 +103,10 @@ def _run_guarded(main, argv):
         line = from_graph[1] if from_graph else _one_line(error)
         _print_error(line + ("" if from_graph or _is_ours(error) else " (--debug shows where)"))
         return _EXIT_ERROR
+
+
+def _end(number, _):
+    raise _Ended(number)
 
 
 def _print_error(line):
@@ -128,4 +149,6 @@ def _is_ours(error):
     while trace.tb_next:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "")
-    return module.split(".")[0] in ("keras_dsnet", "__main__")
+    beside = pathlib.Path(trace.tb_frame.f_code.co_filename).resolve().parent
+    own_folder = beside == pathlib.Path(sys.argv[0]).resolve().parent
+    return own_folder or module.split(".")[0] in ("keras_dsnet", "__main__")

@@ -1,0 +1,1 @@
+"""Programs: training, evaluation, export, benchmarks; installed as `keras_dsnet_recipes`."""
