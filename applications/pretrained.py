@@ -52,7 +52,7 @@ def pretrained_network(
         **arguments,
     )
     file.load(whole)
-    if include_top == has_top and (classes == config["classes"] or not include_top):
+    if include_top == has_top and classes == config["classes"]:
         return whole
     if classes != config["classes"]:
         known["class_names"] = None

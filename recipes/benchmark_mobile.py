@@ -102,8 +102,8 @@ def make_network():
     if name in ROUTES:
         make = dict(zip(ROUTES, (DSMobileNet, DSResNet50, DSEfficientNetB0)))[name]
         network = make(input_shape=(FLAGS.image_size, FLAGS.image_size, 3))
-        randomise(network)
         network.routes = ROUTES[name]
+        randomise(network)
     else:
         network = keras.models.load_model(find_model(name), compile=False)
     if FLAGS.routes:

@@ -5,7 +5,7 @@ import numpy as np
 from keras_dsnet.utils import UserError
 
 # Trained weights and statistics of normalised images stay far below.
-_LARGEST = 1e4
+_LARGEST_WEIGHT, _LARGEST_STATISTIC = 1e4, 1e12
 
 
 def check_trained(path, tensors, classes=None):
@@ -19,7 +19,7 @@ def check_trained(path, tensors, classes=None):
         classes: int: rows of the classifier; None: any number.
 
     Raises:
-        UserError: a kernel is constant, a variance is not positive, a value is far too large, the
+        UserError: a kernel is constant, a variance is negative, a value is far too large, the
             statistics are those of a network that has seen no image, or the classes are others.
     """
     rows = len(tensors.get("classifier.bias", ()))
@@ -47,10 +47,14 @@ def _fault(name, tensor):
     if name.endswith("num_batches_tracked") or not tensor.size:
         return None
     values = tensor.astype("float32")
-    if np.abs(values).max() > _LARGEST:
+    largest = _LARGEST_STATISTIC if "running_" in name else _LARGEST_WEIGHT
+    if np.abs(values).max() > largest:
         return f"has the value {values.flat[np.abs(values).argmax()]:.3g}"
-    if name.endswith("running_var") and values.min() <= 0:
+    # Of a channel that is never active the average sinks to zero.
+    if name.endswith("running_var") and values.min() < 0:
         return f"has the variance {values.min():.3g}"
-    if values.ndim >= 2 and values.size > 1 and values.min() == values.max():
+    # Gates may start at zero and stay there where they are not trained.
+    is_kernel = values.ndim >= 2 and values.size > 1 and ".gate." not in name
+    if is_kernel and values.min() == values.max():
         return f"is {values.flat[0]:.3g} everywhere"
     return None

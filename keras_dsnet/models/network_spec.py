@@ -157,7 +157,8 @@ class NetworkSpec:
                 raise ValueError(
                     f"{family}: `{name}` must be a {kind.__name__}. Received: {name}={stage!r}"
                 )
-            self._check_positive(f"{name}.blocks", stage.blocks)
+            if hasattr(stage, "blocks"):
+                self._check_positive(f"{name}.blocks", stage.blocks)
             self._check_positive(f"{name}.strides", stage.strides)
             check_flag(f"{name}.gated", stage.gated)
         for name in self.stride_fields:

@@ -117,6 +117,8 @@ def test_pooled_features_of_weights(small, tmp_path):
     expected = np.mean(features(IMAGES, path=3), (1, 2))
     np.testing.assert_allclose(pooled(IMAGES, path=3), expected, atol=1e-6)
     assert (pooled.routes, pooled.gates_trained) == (model.routes, True)
+    other = DSMobileNet(weights=path, include_top=False, classes=3)
+    assert (other.classes, other.routes, other.gates_trained) == (3, model.routes, True)
     # From a file of features to pooled ones, and to a classifier, which is a new one.
     features.save_weights(tmp_path / "features.weights.h5")
     again = DSMobileNet(weights=tmp_path / "features.weights.h5", include_top=False, pooling="avg")

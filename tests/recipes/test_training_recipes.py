@@ -163,7 +163,7 @@ def test_both_stages_of_a_network_of_four_gates_that_starts_from_weights(resnet,
         (
             "imagenet_stage1.py",
             ["--dataset=digits", "--weights=cifar10", "--alpha=0.5", "--batch_size=64"],
-            "other channels or strides; leave these",
+            "other channels; leave these",
         ),
         ("imagenet_stage2.py", ["--dataset=digits", "--supernet=nowhere"], "nowhere"),
     ],
