@@ -198,7 +198,7 @@ def check_steps(steps, name="steps"):
 def _arrays(data):
     """Returns the arrays of a data set that is given whole: a tuple, images first; else None."""
     rank = _rank(data)
-    if rank is not None and rank >= 4:
+    if rank == 4:
         return (data,)
     if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3:
         ranks = [_rank(part) for part in data]
