@@ -290,10 +290,7 @@ class NetworkTrainer(keras.Model):
                 f"Received: {len(data)} parts in {name}"
             )
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        # A replica may get no image of the last batch, which changes no mean.
-        may_be_empty = not training and self.distribute_strategy.num_replicas_in_sync > 1
-        shape = self.model.input_shape[1:]
-        images = check_images(images, shape, name, may_be_empty=may_be_empty)
+        images = check_images(images, self.model.input_shape[1:], name)
         labels = check_labels(labels, images, self.model.classes, name)
         weights = check_weights(weights, images, name)
         if training and self._class_weights is not None:
