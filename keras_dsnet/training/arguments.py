@@ -63,8 +63,8 @@ def check_number(name, value, right, holds=lambda value: True):
     Raises:
         ValueError: it is no finite number, or not as it must be.
     """
-    is_number = isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not holds(value):
+    is_real = isinstance(value, (numbers.Real, np.floating)) and not isinstance(value, bool)
+    if not is_real or not math.isfinite(value) or not holds(value):
         raise ValueError(f"`{name}` must be {right}. Received: {name}={value!r}")
     return float(value)
 

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.training.arguments import check_network, resolve_paths
+from keras_dsnet.training.arguments import check_bool, check_network, resolve_paths
 from keras_dsnet.utils.batches import batch_count, class_numbers, labelled_batches
 
 
@@ -41,7 +41,7 @@ def evaluate_paths(
     """
     check_network(model)
     paths, resolved = resolve_paths(model, paths)
-    dynamic = model.gates_trained if dynamic is None else dynamic
+    dynamic = model.gates_trained if dynamic is None else check_bool("dynamic", dynamic)
     if input_shape is not None:
         # Before the data, so that a wrong shape is told at once.
         model.costs("slimmest", input_shape)

@@ -141,7 +141,8 @@ class GateTrainer(NetworkTrainer):
         return self._gate_metrics.update(*self.losses(images, labels, weights=weights))
 
     def _after_step(self):
-        self.model.gates_trained = True
+        if not self.model.gates_trained:
+            self.model.gates_trained = True
 
     def _noise_seed(self):
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])

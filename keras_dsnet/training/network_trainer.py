@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_dsnet.training.arguments import check_int, check_network, check_number
 from keras_dsnet.utils.batches import (
+    batch_count,
     check_images,
     check_labels,
     check_steps,
@@ -23,6 +24,7 @@ _BOTH_WEIGHTS = (
     "There must be only one of `class_weight` and sample weights: multiply them into one weight of "
     "each image. Received: both"
 )
+_NO_BATCH = "There must be an image or more to read. Received: {} without a batch"
 
 
 class NetworkTrainer(keras.Model):
@@ -47,6 +49,7 @@ class NetworkTrainer(keras.Model):
         self.built = True
         # A weight for every class while `fit` runs with `class_weight`: a tuple.
         self._class_weights = None
+        self._batches_done = 0
 
     def compile(self, optimizer, **kwargs):
         """Sets the optimizer; Keras scales the loss where the network computes in float16.
@@ -129,15 +132,23 @@ class NetworkTrainer(keras.Model):
             self._check_data("validation_data", parts, steps, "validation_steps")
         class_weights = self._checked_class_weights(options.pop("class_weight", None))
         if class_weights is None:
-            return super().fit(*bound.args[1:], **bound.kwargs)
+            return self._fit(bound)
         if options.get("sample_weight") is not None:
             raise ValueError(_BOTH_WEIGHTS)
         # They are constants of the traced step.
         self._class_weights, self.train_function = class_weights, None
         try:
-            return super().fit(*bound.args[1:], **bound.kwargs)
+            return self._fit(bound)
         finally:
             self._class_weights = self.train_function = None
+
+    def _fit(self, bound):
+        self._batches_done = 0
+        history = super().fit(*bound.args[1:], **bound.kwargs)
+        # Of some data sets only reading shows that they are empty.
+        if history.epoch and not self._batches_done:
+            raise ValueError(_NO_BATCH.format("`x`"))
+        return history
 
     def evaluate(self, *args, **kwargs):
         """Evaluates; arguments and result are those of `keras.Model.evaluate`.
@@ -153,7 +164,12 @@ class NetworkTrainer(keras.Model):
         if not kwargs.get("_use_cached_eval_dataset"):
             options = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs).arguments
             self._check_data("x", _parts(options), options.get("steps"), "steps")
-        return super().evaluate(*args, **kwargs)
+        done, self._batches_done = self._batches_done, 0
+        results = super().evaluate(*args, **kwargs)
+        if not self._batches_done:
+            raise ValueError(_NO_BATCH.format("the data"))
+        self._batches_done += done
+        return results
 
     def _check_data(self, name, parts, steps, steps_name):
         """Checks what is known of images, labels and sample weights before a step reads them."""
@@ -171,6 +187,8 @@ class NetworkTrainer(keras.Model):
                 f"Received: {steps_name}=None"
             )
         name = f"`{name}`"
+        if batch_count(x) == 0:
+            raise ValueError(_NO_BATCH.format(name))
         if isinstance(x, tf.data.Dataset):
             # A trace sees types and shapes, and reads no batch.
             check = tf.function(lambda batch: self.unpack(batch, name)[0], autograph=False)
@@ -208,12 +226,36 @@ class NetworkTrainer(keras.Model):
             )
         if self.train_function is None or force:
             super().make_train_function(force)
-            self.train_function = _in_one_line(self.train_function, self._after_step)
+            self.train_function = self._in_one_line(self.train_function, self._after_step)
 
     def make_test_function(self, force=False):
         if self.test_function is None or force:
             super().make_test_function(force)
-            self.test_function = _in_one_line(self.test_function)
+            self.test_function = self._in_one_line(self.test_function)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # All is built but the optimizer. Keras would give it every trainable variable, and of
+        # several replicas average a batch, which fails where one has fewer images than another.
+        if self._distribute_strategy is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.optimized_variables)
+
+    def _in_one_line(self, function, after=lambda: None):
+        """Wraps a function of Keras that runs steps: a failed check of a batch is a ValueError."""
+
+        def run(iterator):
+            try:
+                logs = function(iterator)
+            except tf.errors.OpError as error:
+                line = line_of_assertion(error)
+                if line is None:
+                    raise
+                raise ValueError(line) from None
+            self._batches_done += 1
+            after()
+            return logs
+
+        return run
 
     def saved_weights(self, teacher=True):
         """Returns a context in which the network has the weights that are worth saving.
@@ -248,10 +290,7 @@ class NetworkTrainer(keras.Model):
                 f"Received: {len(data)} parts in {name}"
             )
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        # A replica may get no image of the last batch, which changes no mean.
-        may_be_empty = not training and self.distribute_strategy.num_replicas_in_sync > 1
-        shape = self.model.input_shape[1:]
-        images = check_images(images, shape, name, may_be_empty=may_be_empty)
+        images = check_images(images, self.model.input_shape[1:], name)
         labels = check_labels(labels, images, self.model.classes, name)
         weights = check_weights(weights, images, name)
         if training and self._class_weights is not None:
@@ -288,21 +327,3 @@ def _no_list(value, name):
             f"Received: a {type(value).__name__} beside the images of {name}"
         )
     return value
-
-
-def _in_one_line(function, after=None):
-    """Wraps a function of Keras that runs steps: a failed check of a batch is a ValueError."""
-
-    def run(iterator):
-        try:
-            logs = function(iterator)
-        except tf.errors.OpError as error:
-            line = line_of_assertion(error)
-            if line is None:
-                raise
-            raise ValueError(line) from None
-        if after is not None:
-            after()
-        return logs
-
-    return run

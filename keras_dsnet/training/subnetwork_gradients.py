@@ -50,12 +50,7 @@ class SubnetworkGradients:
         """
         width = path.widths[0]
         # One sub-network after the other: side by side they would need all their activations.
-        import os
-
-        before = []
-        if os.environ.get("SERIAL") == "1":
-            before = [gradient for gradient, _ in self._total.values()]
-        with tf.control_dependencies(before):
+        with tf.control_dependencies([gradient for gradient, _ in self._total.values()]):
             features = tf.identity(self._fronts[width][1])
         with SliceTape(self._reads) as tape:
             tape.watch(features)

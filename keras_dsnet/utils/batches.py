@@ -198,7 +198,7 @@ def check_steps(steps, name="steps"):
 def _arrays(data):
     """Returns the arrays of a data set that is given whole: a tuple, images first; else None."""
     rank = _rank(data)
-    if rank is not None and rank >= 4:
+    if rank == 4:
         return (data,)
     if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3:
         ranks = [_rank(part) for part in data]
@@ -239,7 +239,7 @@ def _num_batches(dataset):
         return None
 
 
-def check_images(images, input_shape, name, dtype="float32", may_be_empty=False):
+def check_images(images, input_shape, name, dtype="float32"):
     """Checks a batch of images.
 
     Args:
@@ -247,7 +247,6 @@ def check_images(images, input_shape, name, dtype="float32", may_be_empty=False)
         input_shape: `(height, width, channels)`; height and width may be None.
         name: str, what the images are, for messages.
         dtype: "float32": any float type is taken; "uint8": raw pixels.
-        may_be_empty: bool: take a batch of 0 images too, as one of several replicas may get it.
 
     Returns:
         A tensor of the type that `images` has. In a traced function it depends on the assertion of
@@ -282,9 +281,7 @@ def check_images(images, input_shape, name, dtype="float32", may_be_empty=False)
             f"them, not raw pixels. Received: images of dtype {images.dtype.name} in {name}"
         )
     images = _check_sizes(images, shape, right, name)
-    if not may_be_empty:
-        held = _require(tf.shape(images)[0] > 0, lambda: _EMPTY.format(name))
-        images = _after(held, images)
+    images = _after(_require(tf.shape(images)[0] > 0, lambda: _EMPTY.format(name)), images)
     if dtype == "uint8":
         return images
     # A sum is finite where all its terms are, and is the cheapest look at all of them.

@@ -95,6 +95,57 @@ trainer.fit(images, labels, batch_size=32, verbose=0)
 head = trainer.optimized_variables[0].value
 print("apart", np.abs(head.values[0].numpy() - head.values[1].numpy()).max())
 """
+DATA = """
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+generator = np.random.default_rng(0)
+images = generator.normal(size=(16, 16, 16, 3)).astype("float32")
+labels = generator.integers(0, 5, 16)
+weights = generator.uniform(0, 2, 16).astype("float32")
+options = {"shuffle": False, "verbose": 0}
+
+
+def make_trainer():
+    trainer = SupernetTrainer(make_model(), sandwich=False, label_smoothing=0.1, target="in_place")
+    trainer.compile(L2SGD(0.1))
+    return trainer
+
+
+def data(labels):
+    return tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(8)
+
+
+with strategy.scope():
+    two = make_trainer()
+one = make_trainer()
+column = data(labels[:, None])
+losses = [trainer.fit(column, **options).history["loss"][0] for trainer in (one, two)]
+print("losses", abs(losses[0] - losses[1]))
+difference = [
+    np.abs(a.numpy() - b.numpy()).max() for a, b in zip(one.model.variables, two.model.variables)
+]
+print("model", max(difference))
+# Of the second replica, in the second step.
+labels[14] = 5
+before = [v.numpy() for v in two.model.variables]
+
+
+def refused(name, function, received):
+    try:
+        function()
+        print(name, "0")
+    except ValueError as error:
+        print(name, "1" if received in str(error) and "\\n" not in str(error) else "0")
+
+
+refused("fit", lambda: two.fit(data(labels).skip(1), **options), "label 5 in a training")
+moved = [np.abs(v.numpy() - b).max() for v, b in zip(two.model.variables, before)]
+print("moved", max(moved))
+refused("evaluate", lambda: two.evaluate(data(labels), verbose=0), "label 5 in an evaluation")
+rest = data(labels).take(1).unbatch().batch(7)
+# The second replica has no image of the last batch.
+refused("rest", lambda: two.fit(rest, **options), "0 images in a training batch")
+refused("empty", lambda: two.evaluate(rest, verbose=0), "0 images in an evaluation batch")
+"""
 
 
 def run(folder, mode, stage=STAGE_1):
@@ -130,3 +181,12 @@ def test_replicas_draw_gumbel_noise_of_their_own_and_train_the_same_gate(tmp_pat
     assert 0.1 < figures["first"] < 0.8
     assert figures["first_sum"] == figures["again_sum"], "a function of seed, step and replica"
     assert figures["apart"] == 0
+
+
+@pytest.mark.slow
+def test_replicas_weigh_images_as_one_device_and_stop_before_a_wrong_label(tmp_path):
+    figures = run(tmp_path, "synchronized", DATA)
+    assert figures["losses"] < 1e-4
+    assert figures["model"] < 1e-4
+    assert [figures[name] for name in ("fit", "evaluate", "rest", "empty")] == [1] * 4
+    assert figures["moved"] == 0

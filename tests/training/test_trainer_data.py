@@ -125,6 +125,7 @@ SETS = {
     "four": (batches().map(lambda x, y: (x, y, y, y)), "4 parts"),
     "other size": (batches(images=np.zeros((12, 8, 8, 3))), r"shape \(None, 8, 8, 3\)"),
     "endless": (batches().repeat(), "=None"),
+    "empty": (batches().take(0), "without a batch"),
 }
 
 
@@ -175,6 +176,16 @@ def test_a_wrong_batch_in_the_middle_of_an_epoch_ends_training_before_it(trainer
 def _emptied(images, labels):
     none = tf.zeros([], tf.int32)
     return images[:none], labels[:none]
+
+
+def test_a_data_set_that_turns_out_to_be_empty_is_no_success(trainer):
+    empty = batches().filter(lambda x, y: False)
+    with pytest.raises(ValueError, match="the data without a batch"):
+        trainer.evaluate(empty, verbose=0)
+    with pytest.raises(ValueError, match="the data without a batch"):
+        make_trainer(sandwich=False).fit(batches(), validation_data=empty, shuffle=False, verbose=0)
+    with pytest.raises(ValueError, match="`x` without a batch"):
+        trainer.fit(empty, shuffle=False, verbose=0)
 
 
 def test_sizes_that_only_a_batch_shows_are_checked_too():
