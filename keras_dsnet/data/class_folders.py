@@ -123,7 +123,8 @@ class ClassListing:
                 f"class folder {folder} holds no image: expected files that end in "
                 f"{', '.join(IMAGE_ENDINGS)}{found}"
             )
-        return sorted(named, key=lambda path: pathlib.Path(path).parts)
+        # In the order of the parts of the paths: no character comes before a separator.
+        return sorted(named, key=lambda path: path.replace(os.sep, "\0"))
 
     def _walk(self, name, folder, named, unknown):
         identity = _identity(folder)

@@ -132,6 +132,7 @@ def _split_layout(root, folders, named):
         try:
             splits[name] = _split_folder(folders[name], named[name])
             if name != training:
+                _check_not_shared(splits[training], splits[name])
                 _check_same_classes(splits[training], splits[name])
         except ValueError as error:
             if name in needed:
@@ -195,6 +196,17 @@ def _classes_of(root):
                 f"did you mean {path}?"
             )
     return classes
+
+
+def _check_not_shared(training, other):
+    """Refuses a split that a link makes the same as the training images, in whole or in part."""
+    other_folders = [other.path, *(other.classes or {}).values()]
+    known = [path.resolve() for path in (training.path, *training.classes.values())]
+    for path in other_folders:
+        if path.resolve() in known:
+            raise ValueError(
+                f"splits must not share images, but {path} is a link to training images"
+            )
 
 
 def _check_same_classes(training, other):
