@@ -101,7 +101,11 @@ class _SplitLists:
             listing = self._listing(layout.training)
             train, test = _hold_out(listing.files, layout.splits[layout.training].classes)
             self._files = {self.training: train, self.evaluation: test}
-            self._notes = {"": listing.notes}
+            note = (
+                f"no validation folder: {len(test)} of {len(listing.files)} images, a tenth of "
+                f"each class, are held out of training as the split '{self.evaluation}'"
+            )
+            self._notes = {"": (note, *listing.notes)}
         numeric = list(class_names) != sorted(class_names)
         self._order_note = (f"classes of {root} are in the order of their numbers",) * numeric
 
@@ -188,7 +192,7 @@ def _annotated_files(folder, class_names):
     labels = {name: label for label, name in enumerate(class_names)}
     images = folder.path / "images"
     files, missing = [], []
-    with folder.annotations.open(encoding="utf-8") as lines:
+    with folder.annotations.open(encoding="utf-8", errors="backslashreplace") as lines:
         for number, line in enumerate(lines, start=1):
             fields = line.rstrip("\n").split("\t")
             if not line.strip():

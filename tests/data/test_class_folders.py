@@ -162,13 +162,14 @@ def test_linked_folders_and_files_are_followed_and_cycles_are_not(folder, tmp_pa
     (cat / "file.jpg").symlink_to(elsewhere / "linked.jpg")
     (cat / "broken.jpg").symlink_to(elsewhere / "nothing.jpg")
     (cat / "loop").symlink_to(cat)
+    (cat / "self").symlink_to("self")
     (cat / "up").symlink_to(folder)
     (elsewhere / "back").symlink_to(elsewhere)
     os.mkfifo(cat / "pipe.jpg")
     source = load_source(folder)
     assert _names(source) == ["0.jpg", "1.jpg", "2.jpg", "file.jpg", "linked.jpg"]
     notes = "\n".join(source.notes)
-    assert "1 broken links skipped" in notes
+    assert "2 broken links skipped" in notes
     assert "3 links to folders that are listed already skipped" in notes
     assert "pipe.jpg" in notes
 

@@ -63,7 +63,15 @@ def test_a_training_folder_only_has_a_tenth_held_out_and_says_so(tmp_path):
     _write(tmp_path, *_split("train", count=20))
     source = load_source(tmp_path, split="eval")
     assert source.class_counts == (2, 2)
-    assert any("a tenth of train/ is held out" in note for note in source.notes)
+    (note,) = source.notes
+    assert "4 of 40 images, a tenth of each class, are held out" in note
+
+
+def test_a_training_folder_given_itself_says_that_its_neighbours_are_not_used(tmp_path):
+    _write(tmp_path, *_split("train"), *_split("val"))
+    source = load_source(tmp_path / "train", split="eval")
+    assert _only_in(source, tmp_path / "train")
+    assert any(f"folder {tmp_path}/val is not used" in note for note in source.notes)
 
 
 def test_test_images_without_classes_are_left_out_with_a_note(tmp_path):
@@ -95,6 +103,12 @@ def test_test_images_without_classes_are_left_out_with_a_note(tmp_path):
         ([*_split("train"), "train/x.png", *_split("val")], "holds images beside its class"),
         (["1.png", "2.png"], "Received: none, but images"),
         (["cat/1.png", "cat/2.png"], "only 'cat'"),
+        (
+            [*_split("images/train"), *_split("images/val"), "labels/1.txt"],
+            "did you mean .*/images",
+        ),
+        ([*_split("fold1"), *_split("fold2"), *_split("fold3")], "call them train, val and test"),
+        ([*_split("cats_train"), *_split("cats_val")], "call them train, val and test"),
         (_split("flowers"), "only 'flowers'; did you mean .*/flowers"),
         ([*_split("flowers/train"), *_split("flowers/val")], "did you mean .*/flowers"),
         ([*_split("images"), "labels/a.txt"], "did you mean .*/images"),
@@ -108,6 +122,19 @@ def test_what_is_ambiguous_is_refused_in_one_line(tmp_path, paths, message):
         with pytest.raises(ValueError, match=message) as caught:
             load_source(tmp_path, split=split)
         assert "\n" not in str(caught.value)
+
+
+def test_classes_may_hold_folders_of_the_same_names(tmp_path):
+    _write(tmp_path, *_split("healthy", ("apple", "grape")), *_split("sick", ("apple", "grape")))
+    assert load_source(tmp_path).class_names == ("healthy", "sick")
+
+
+def test_folders_that_are_no_splits_are_noted(tmp_path):
+    _write(tmp_path, *_split("train"), *_split("val"), "more/1.png", *_split("extra", ("a", "b")))
+    assert [note.split()[1] for note in load_source(tmp_path).notes] == [
+        str(tmp_path / "extra"),
+        str(tmp_path / "more"),
+    ]
 
 
 def test_archives_that_unpack_one_folder_deeper(tmp_path):

@@ -158,9 +158,7 @@ def test_a_streamed_image_without_a_label_ends_the_stream(prepared):
 
     builder = tfds.builder("grays", data_dir=prepared)
     source = RecordSource("grays", builder, "test")
-    with pytest.raises(
-        tf.errors.InvalidArgumentError, match=r"labels of 'grays' must be in 0\.\.4"
-    ):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"grays.* must be in 0\.\.4"):
         list(source.ordered_examples())
     assert load_source("grays", prepared).description == (
         "grays, split 'train': 60 images, 5 classes: 0, 1, 2, 3, 4"
