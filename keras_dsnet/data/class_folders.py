@@ -47,7 +47,7 @@ def subfolders(folder):
     """
     found = {}
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             name = unicodedata.normalize("NFC", entry.name)
             if readable_name(name) != name:
                 raise ValueError(
@@ -64,7 +64,7 @@ def holds_images(folder):
     """Whether image files lie directly in a folder."""
     for entry in _entries(folder):
         ending = _ending(entry.name)
-        if entry.is_file() and (ending in IMAGE_ENDINGS or (not ending and _is_image(entry.path))):
+        if _is_file(entry) and (ending in IMAGE_ENDINGS or (not ending and _is_image(entry.path))):
             return True
     return False
 
@@ -123,7 +123,8 @@ class ClassListing:
                 f"class folder {folder} holds no image: expected files that end in "
                 f"{', '.join(IMAGE_ENDINGS)}{found}"
             )
-        return sorted(named, key=lambda path: pathlib.Path(path).parts)
+        # In the order of the parts of the paths: no character comes before a separator.
+        return sorted(named, key=lambda path: path.replace(os.sep, "\0"))
 
     def _walk(self, name, folder, named, unknown):
         identity = _identity(folder)
@@ -134,13 +135,13 @@ class ClassListing:
                 f"'{name}' and, by a link, in class '{owner}'"
             )
         for entry in _entries(folder):
-            if entry.is_dir():
+            if _is_folder(entry):
                 identity = _identity(entry.path)
                 if identity in self._root_ids or self._owners.get(identity) == name:
                     self._skipped["links to folders that are listed already"].append(entry.path)
                 else:
                     self._walk(name, entry.path, named, unknown)
-            elif not entry.is_file():
+            elif not _is_file(entry):
                 what = "broken links" if entry.is_symlink() else "entries that are no files"
                 self._skipped[what].append(entry.path)
             elif entry.name.lower().endswith(IMAGE_ENDINGS):
@@ -201,6 +202,20 @@ def _entries(folder):
         raise ValueError(
             f"folder {readable_name(folder)} cannot be read: {error.strerror}"
         ) from error
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry):
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _identity(folder):

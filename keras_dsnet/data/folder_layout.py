@@ -91,8 +91,8 @@ def find_layout(root):
     named = {name: split_kind(name) for name in folders if split_kind(name)}
     if not named or _is_class_called_train(folders, named):
         layout = FolderLayout({"": SplitFolder(root, _classes_of(root))}, training="")
-        if named:
-            layout.notes = (f"folder {folders['train']} is taken for a class, not for a split",)
+        notes = [f"folder {folders[name]} is taken for a class, not for a split" for name in named]
+        layout.notes = (*notes, *_neighbours(root))
         return layout
     return _split_layout(root, folders, named)
 
@@ -110,6 +110,18 @@ def _is_class_called_train(folders, named):
         and not subfolders(folders["train"])
         and all(holds_images(path) for path in (folders["train"], *others))
     )
+
+
+def _neighbours(root):
+    """Notes about evaluation images beside a folder of training images that is given itself."""
+    root = root.absolute()
+    if split_kind(root.name) != "train":
+        return []
+    return [
+        f"folder {path} is not used: for it to be, give {root.parent} as the data set"
+        for name, path in subfolders(root.parent).items()
+        if split_kind(name) in ("validation", "test")
+    ]
 
 
 def _split_layout(root, folders, named):
@@ -132,6 +144,7 @@ def _split_layout(root, folders, named):
         try:
             splits[name] = _split_folder(folders[name], named[name])
             if name != training:
+                _check_not_shared(splits[training], splits[name])
                 _check_same_classes(splits[training], splits[name])
         except ValueError as error:
             if name in needed:
@@ -139,8 +152,6 @@ def _split_layout(root, folders, named):
             splits.pop(name, None)
             problems[name] = str(error)
             notes.append(f"folder {folders[name]} is not used: {error}")
-    if evaluation is None:
-        notes.append(f"{root} holds no validation images: a tenth of {training}/ is held out")
     notes += _check_others(root, folders, named, splits[training], evaluation)
     return FolderLayout(splits, training, evaluation, problems, tuple(notes))
 
@@ -182,19 +193,47 @@ def _classes_of(root):
             f"folder {root} holds images beside its class folders {_listed(classes)}: move them "
             f"into one of these, or away"
         )
-    for path in classes.values():
-        inner = subfolders(path)
-        if len({split_kind(name) for name in inner} - {None}) > 1:
-            raise ValueError(
-                f"class folder {path} holds the split folders {_listed(inner)}: expected "
-                f"{root / 'train' / path.name} and so on"
-            )
-        if path.name.lower() in _WRAPPERS and len(inner) > 1:
+    inner = {name: subfolders(path) for name, path in classes.items()}
+    for name, path in classes.items():
+        if name.lower() in _WRAPPERS and len(inner[name]) > 1:
             raise ValueError(
                 f"folder {root} must hold class folders of images. Received: {_listed(classes)}; "
                 f"did you mean {path}?"
             )
+        if len({split_kind(folder) for folder in inner[name]} - {None}) > 1:
+            raise ValueError(
+                f"class folder {path} holds the split folders {_listed(inner[name])}: expected "
+                f"{root / 'train' / path.name} and so on"
+            )
+    _check_no_unknown_splits(root, inner)
     return classes
+
+
+def _check_no_unknown_splits(root, inner):
+    """Refuses fold1/, fold2/ or my_train/, my_val/ with the same folders in them as classes."""
+    folders = [set(names) for names in inner.values()]
+    is_alike = any(
+        len(one & two) > 1 for number, one in enumerate(folders) for two in folders[:number]
+    )
+    words = [re.findall("[a-z]+", name.lower()) for name in inner]
+    is_named_as_splits = any(word in _SPLIT_OF_WORD for name in words for word in name)
+    is_numbered = all(words) and all(name == words[0] for name in words)
+    if is_alike and (is_named_as_splits or is_numbered):
+        raise ValueError(
+            f"folders {_listed(inner)} of {root} hold folders of the same names, as splits do, but "
+            f"are not called as splits: call them train, val and test"
+        )
+
+
+def _check_not_shared(training, other):
+    """Refuses a split that a link makes the same as the training images, in whole or in part."""
+    other_folders = [other.path, *(other.classes or {}).values()]
+    known = [path.resolve() for path in (training.path, *training.classes.values())]
+    for path in other_folders:
+        if path.resolve() in known:
+            raise ValueError(
+                f"splits must not share images, but {path} is a link to training images"
+            )
 
 
 def _check_same_classes(training, other):
@@ -227,6 +266,7 @@ def _check_others(root, folders, named, training, evaluation):
                     f"folder {path} holds images, beside the split folder {training.path}: "
                     f"expected split folders only, or class folders only"
                 )
+        if holds_images(path) or any(map(holds_images, subfolders(path).values())):
             notes.append(f"folder {path} is not used: it is not called as a split")
     if holds_images(root):
         notes.append(f"images directly in {root} are not used")

@@ -26,6 +26,8 @@ HOLD_OUT_SEED = 0
 # Decoding ten thousand photographs takes a minute on one core; decoding ImageNet, hours.
 FULL_CHECK_FILES = 10_000
 _NAMES_LOGGED = 20
+# Larger images are decoded one after the other: many at once would fill the memory.
+_LARGE_PIXELS = 2**24
 _THREADS = 16
 
 _log = logging.getLogger(__name__)
@@ -101,7 +103,11 @@ class _SplitLists:
             listing = self._listing(layout.training)
             train, test = _hold_out(listing.files, layout.splits[layout.training].classes)
             self._files = {self.training: train, self.evaluation: test}
-            self._notes = {"": listing.notes}
+            note = (
+                f"no validation folder: {len(test)} of {len(listing.files)} images, a tenth of "
+                f"each class, are held out of training as the split '{self.evaluation}'"
+            )
+            self._notes = {"": (note, *listing.notes)}
         numeric = list(class_names) != sorted(class_names)
         self._order_note = (f"classes of {root} are in the order of their numbers",) * numeric
 
@@ -188,7 +194,7 @@ def _annotated_files(folder, class_names):
     labels = {name: label for label, name in enumerate(class_names)}
     images = folder.path / "images"
     files, missing = [], []
-    with folder.annotations.open(encoding="utf-8") as lines:
+    with folder.annotations.open(encoding="utf-8", errors="backslashreplace") as lines:
         for number, line in enumerate(lines, start=1):
             fields = line.rstrip("\n").split("\t")
             if not line.strip():
@@ -212,13 +218,14 @@ def _readable(files, root, on_bad_image, class_names):
     paths = [path for path, _ in files]
     headers = read_headers(paths)
     decodes = len(files) <= FULL_CHECK_FILES
-    doubtful = [
-        path
-        for path, header in zip(paths, headers, strict=True)
-        if header is not None and header.problem is None and (decodes or not header.is_sound)
-    ]
+    doubtful, large = [], []
+    for path, header in zip(paths, headers, strict=True):
+        if header is not None and header.problem is None and (decodes or not header.is_sound):
+            is_large = header.height * header.width > _LARGE_PIXELS
+            (large if is_large else doubtful).append(path)
     with ThreadPoolExecutor(_THREADS) as threads:
         good = dict(zip(doubtful, threads.map(_decodes, doubtful), strict=True))
+    good |= {path: _decodes(path) for path in large}
     kept, orientations, bad = [], [], []
     for (path, label), header in zip(files, headers, strict=True):
         if header is not None and header.problem is None and good.get(path, True):

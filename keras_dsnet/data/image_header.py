@@ -7,8 +7,9 @@ import struct
 
 import tensorflow as tf
 
-# As many pixels take 400 MB decoded. A small file can claim any size.
-MAX_PIXELS = 2**27
+# As many pixels, 67 million, take 200 MB decoded and 800 MB while they are resized. A small file
+# can claim any size.
+MAX_PIXELS = 2**26
 UPRIGHT = 1
 _HEAD_BYTES = 4096
 _ORIENTATION_TAG = 0x0112
@@ -75,7 +76,9 @@ def read_header(path):
     finally:
         os.close(file)
     if header.height * header.width > MAX_PIXELS:
-        problem = f"{header.width}x{header.height} pixels, more than {MAX_PIXELS} in all"
+        problem = (
+            f"{header.width}x{header.height} pixels, more than {MAX_PIXELS} in all: make it smaller"
+        )
         return dataclasses.replace(header, problem=problem)
     return header
 

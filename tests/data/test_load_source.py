@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from keras_dsnet.data import load_source
+from keras_dsnet.data.array_source import ArraySource
 
 
 def test_digits_are_rgb_images_with_a_fixed_split():
@@ -83,10 +84,105 @@ def test_imagenet_says_that_its_files_are_fetched_by_hand(tmp_path):
         load_source("imagenet2012", str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./no_such_folder"])
-def test_a_missing_folder_is_named(name):
-    with pytest.raises(FileNotFoundError, match=f"folder {name} does not exist"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/no/such/folder",
+        "./no_such_folder",
+        "../no_such_folder",
+        "flowers/",
+        "photos/cats_dogs",
+        "photos/2/cats",
+        "~/no_such_folder",
+        "~no_such_user/photos",
+        "a.zip/photos",
+    ],
+)
+def test_a_missing_folder_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=f"folder {name} does not exist: ") as caught:
         load_source(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plain_word_may_have_been_meant_as_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no folder 'photos' in {tmp_path}") as caught:
+        load_source("photos")
+    assert "toto" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", " ", "https://example.com/photos.zip", "gs://bucket/photos"])
+def test_what_is_neither_a_name_nor_a_folder_is_refused(name):
+    with pytest.raises(ValueError, match=r"must have a name|is an address"):
+        load_source(name)
+
+
+def test_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match=f"folder {tmp_path}/photos must hold two class folders"):
+        load_source("~/photos")
+
+
+def test_a_folder_that_tfds_prepared_is_not_one_of_class_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="tfds build mnist"):
+        load_source("mnist", str(tmp_path / "elsewhere"))
+
+
+def test_digits_describe_themselves():
+    source = load_source("digits", split="eval", eval_split="test[:100]")
+    assert source.description.startswith("digits, split 'test[:100]': 100 images, 10 classes: 0 (")
+    assert sum(source.class_counts) == 100
+
+
+IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 1], [[0], [1], [2], [1]], [0.0, 1.0, 2.0, 1.0]])
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
+def test_labels_of_any_type_are_taken(labels, dtype):
+    source = ArraySource("squares", IMAGES, np.array(labels, dtype), 3)
+    np.testing.assert_array_equal(source.labels, [0, 1, 2, 1])
+    assert source.class_counts == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 2, 3], "must be in 0..2. Received: 3"),
+        ([0, 1, -1, 2], "Received: -1"),
+        ([0, 1, 2, np.nan], "Received: nan"),
+        ([0, 1, 2, 0.5], "Received: 0.5"),
+        (np.array([0, 1, 2, 255], np.uint8), "Received: 255"),
+        ([0, 1, 2], "one label for each of its 4 images"),
+        (np.eye(4), r"labels of shape \(4, 4\)"),
+        (["a", "b", "c", "d"], "whole numbers"),
+    ],
+)
+def test_labels_that_are_not_there_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        ArraySource("squares", IMAGES, labels, 3)
+
+
+@pytest.mark.parametrize(
+    "images", [IMAGES / 255.0, IMAGES[..., :1], IMAGES[0], IMAGES[..., 0], IMAGES.astype(int)]
+)
+def test_images_of_another_kind_are_refused(images):
+    with pytest.raises(ValueError, match="must be uint8"):
+        ArraySource("squares", images, np.zeros(len(images)), 3)
+
+
+def test_a_source_without_images_or_with_other_class_names_is_refused():
+    with pytest.raises(ValueError, match="one image or more"):
+        ArraySource("squares", IMAGES[:0], [], 3)
+    with pytest.raises(ValueError, match=r"a name for each of its 3 classes. Received: 2 names"):
+        ArraySource("squares", IMAGES, [0, 1, 2, 1], 3, ("a", "b"))
 
 
 def test_a_file_is_not_a_data_set(tmp_path):

@@ -151,3 +151,15 @@ def test_streaming_and_memory_give_the_same_pixels(shared_tfds, monkeypatch):
     )
     np.testing.assert_array_equal(images, other_images)
     np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_a_streamed_image_without_a_label_ends_the_stream(prepared):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("grays", data_dir=prepared)
+    source = RecordSource("grays", builder, "test")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"grays.* must be in 0\.\.4"):
+        list(source.ordered_examples())
+    assert load_source("grays", prepared).description == (
+        "grays, split 'train': 60 images, 5 classes: 0, 1, 2, 3, 4"
+    )
