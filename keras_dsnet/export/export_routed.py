@@ -75,27 +75,27 @@ def export_routed(
         )
     warn_of_stale_gates(network, routes, stacklevel=2)
     say = _teller(verbose)
-    # Opened first: a folder that cannot be written is known before the conversion, not after it.
+    plans = plan_sections(network, routes, shape, layout, integer)
+    parts = RoutedParts(network, routes, plans, integer, input_type == "uint8")
+    runs, choices = list(parts.parts()), list(parts.choices())
+    say(f"converting {len(runs)} graphs")
+    image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
+    scores = [gate.w2.shape[1] for gate in network.slimming_gates]
+    contents = convert_parts(runs, image, quantize, images, say)
+    contents.append(convert_choices(choices, scores, len(routes)))
+    file = RoutedFile(
+        runs,
+        choices,
+        contents,
+        routes,
+        network,
+        _metadata(network, routes, plans, shape, quantize, layout, input_type),
+    )
+    content = with_labels(file.content(), network)
+    say("checking paths against the network")
+    differences = check_routed(content, network, routes, shape, input_type, quantize)
+    # Opened last, so that an export that is killed leaves nothing.
     with atomic_file(filename, "wb") as target:
-        plans = plan_sections(network, routes, shape, layout, integer)
-        parts = RoutedParts(network, routes, plans, integer, input_type == "uint8")
-        runs, choices = list(parts.parts()), list(parts.choices())
-        say(f"converting {len(runs)} graphs")
-        image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
-        scores = [gate.w2.shape[1] for gate in network.slimming_gates]
-        contents = convert_parts(runs, image, quantize, images, say)
-        contents.append(convert_choices(choices, scores, len(routes)))
-        file = RoutedFile(
-            runs,
-            choices,
-            contents,
-            routes,
-            network,
-            _metadata(network, routes, plans, shape, quantize, layout, input_type),
-        )
-        content = with_labels(file.content(), network)
-        say("checking paths against the network")
-        differences = check_routed(content, network, routes, shape, input_type, quantize)
         target.write(content)
     report = RoutedReport(network, file.model, content, plans, shape, differences)
     if verbose:

@@ -73,22 +73,22 @@ def export_subnetwork(
             return image
         return normalise_pixels(image, network.normalization, quantize == "int8")
 
-    # Opened first: a folder that cannot be written is known before the conversion, not after it.
-    with atomic_file(filename, "wb") as file:
-        content = convert(
-            lambda image: {"output": _run(network, path, ready(image), float_norms)},
-            {"image": tf.TensorSpec((1, *shape), tf.as_dtype(input_type))},
-            quantize,
-            images and (lambda: ({"image": image} for image in images)),
+    content = convert(
+        lambda image: {"output": _run(network, path, ready(image), float_norms)},
+        {"image": tf.TensorSpec((1, *shape), tf.as_dtype(input_type))},
+        quantize,
+        images and (lambda: ({"image": image} for image in images)),
+    )
+    content = finish_file(content, network, input_type)
+    copy = with_dtype(network, "float32")
+    difference = _largest_difference(content, copy, path, shape, input_type)
+    if quantize is None and not difference <= TOLERANCE:
+        raise ValueError(
+            f"The TFLite file of path {path!r} differs by {difference:.1e} from the network; "
+            f"{TOLERANCE:.0e} is allowed. {filename} was not written"
         )
-        content = finish_file(content, network, input_type)
-        copy = with_dtype(network, "float32")
-        difference = _largest_difference(content, copy, path, shape, input_type)
-        if quantize is None and not difference <= TOLERANCE:
-            raise ValueError(
-                f"The TFLite file of path {path!r} differs by {difference:.1e} from the network; "
-                f"{TOLERANCE:.0e} is allowed. {filename} was not written"
-            )
+    # Opened last, so that an export that is killed leaves nothing.
+    with atomic_file(filename, "wb") as file:
         file.write(content)
     return {"path": path, "bytes": len(content), "madds": madds, "difference": difference}
 

@@ -1,6 +1,5 @@
 """Quantisation-aware training of one sub-network."""
 
-import contextlib
 import math
 import numbers
 
@@ -81,11 +80,10 @@ def quantize_aware(
         check_target(filename)
     # The first batch is looked at before the work starts.
     next(labelled_batches(dataset, shape, model.classes, 1))
-    # Opened first: a folder that cannot be written is known before the training, not after it.
-    with atomic_file(filename, "wb") if filename is not None else contextlib.nullcontext() as file:
-        distill = (distillation, temperature)
-        content = _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose)
-        if file:
+    distill = (distillation, temperature)
+    content = _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose)
+    if filename is not None:
+        with atomic_file(filename, "wb") as file:
             file.write(content)
     return content
 
