@@ -4,7 +4,12 @@ import time
 
 import tensorflow as tf
 
-from keras_dsnet.export.check_options import check_options, check_target, warn_of_stale_gates
+from keras_dsnet.export.check_options import (
+    check_network,
+    check_options,
+    check_target,
+    warn_of_stale_gates,
+)
 from keras_dsnet.export.check_routed import check_routed
 from keras_dsnet.export.convert_parts import convert_choices, convert_parts
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
@@ -62,6 +67,7 @@ def export_routed(
             or a float32 file whose outputs differ by more than 1e-4.
         OSError: where the file cannot be written.
     """
+    check_network(network)
     routes = check_routes(network.routes if routes is None else routes, network.num_widths)
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"`layout` must be 'shared' or 'fast'. Received: layout={layout!r}")

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
-from keras_dsnet.export.check_options import check_options, check_target
+from keras_dsnet.export.check_options import check_network, check_options, check_target
 from keras_dsnet.export.check_routed import TOLERANCE, largest_difference
 from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.flatbuffer import pack, parse, tensor_index
@@ -58,6 +58,7 @@ def export_subnetwork(
             cannot hold, or a float32 file whose outputs differ by more than 1e-4.
         OSError: where the file cannot be written.
     """
+    check_network(network)
     network.resolve_path(path)
     shape = check_options(network, input_shape, quantize, representative_data, input_type)
     check_target(filename)

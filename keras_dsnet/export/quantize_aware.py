@@ -6,7 +6,7 @@ import numbers
 import keras
 import tensorflow as tf
 
-from keras_dsnet.export.check_options import check_shape, check_target
+from keras_dsnet.export.check_options import check_network, check_shape, check_target
 from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.export_subnetwork import finish_file
 from keras_dsnet.export.labelled_batches import labelled_batches
@@ -69,6 +69,7 @@ def quantize_aware(
             or a loss that is no number.
         OSError: where the file cannot be written.
     """
+    check_network(model)
     shape = _check_network(model, input_shape)
     path = model.resolve_path(path)
     # What is no data set is named first.

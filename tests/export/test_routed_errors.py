@@ -2,6 +2,7 @@
 
 import importlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -157,6 +158,12 @@ def test_a_sub_networks_bad_input_is_one_line_before_any_conversion(
         export_subnetwork(network, 0, filename, **options)
     assert "\n" not in str(caught.value)
     assert filename.read_bytes() == b"old"
+
+
+def test_what_has_no_paths_is_named(filename):
+    for export in (export_routed, export_subnetwork):
+        with pytest.raises(ValueError, match=r"Only a DynamicSlimmableNetwork.*a Sequential"):
+            export(keras.Sequential(), 0, filename)
 
 
 def test_routes_that_the_gate_was_not_trained_for_are_warned_of(filename, no_conversion):
