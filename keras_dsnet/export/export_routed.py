@@ -39,12 +39,18 @@ def export_routed(
     "serving_default", `image` to `output` `[1, classes]` and `path` int32 `[num_gates]`; and
     "bounded", which takes `min_width` and `max_width` too, int32 `[num_gates]`: each gate chooses
     its best-scored route within its own, and equal bounds force a width. Every path of the routes
-    can be taken.
+    can be taken. Tensors have the names of the signatures. The image's size and the batch cannot be
+    changed by resizing tensors.
+
+    The file has TFLite Metadata, and the network's class names, in the order of the outputs, in a
+    file `labels.txt` at its end. The oldest runtimes that run it right are TensorFlow Lite 2.14 and
+    LiteRT 1.0.1; with "float16" 2.19 and 1.1.1, with "dynamic" 2.19 and 1.1.2.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
-        filename: of the file; an old one survives a failure.
-        routes: candidate widths, ascending; None: the network's.
+        filename: of the file, ending in `.tflite`; an old one survives a failure.
+        routes: candidate widths, ascending; None: the network's. Gates that were not trained for
+            them are warned of.
         quantize: None, "float16" (weights), "dynamic" (int8 weights), or "int8": weights and
             activations; needs `representative_data`.
         layout: "shared": one copy of the weights, cut into blocks that routes add up, and a few of
@@ -53,8 +59,9 @@ def export_routed(
         representative_data: for "int8" only: a `tf.data.Dataset`, array, generator or other
             iterable of images, or of batches of them, as the file takes them, or a function that
             returns one; it may be endless. Every route is measured on its first 500 images.
-        input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
-        input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises.
+        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
+        input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises
+            by the network's `normalization`.
         verbose: bool: print a line per phase and a report.
 
     Returns:

@@ -35,14 +35,14 @@ def export_subnetwork(
     float32, whatever the precision of the network, unless it is quantised.
 
     The file has one graph, and TFLite Metadata: how images are normalised, and the names of the
-    classes where the network has them, in the order of the outputs. So MediaPipe's
-    `ImageClassifier` takes it.
+    classes where the network has them, in the order of the outputs. MediaPipe's `ImageClassifier`
+    takes it with `input_type="uint8"`.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
         path: as in a call of the network.
-        filename: of the file; an old one survives a failure.
-        input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
+        filename: of the file, ending in `.tflite`; an old one survives a failure.
+        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
         quantize: None, "float16", "dynamic" or "int8"; see `export_routed`.
         representative_data: for "int8", images as the file takes them; see `export_routed`.
         float_norms: bool: keep group normalisation in float in an int8 file, as routed files do.

@@ -57,8 +57,8 @@ def quantize_aware(
         temperature: float: both networks' logits are divided by it where one learns from the other.
             A network that fits its training images is all but certain of them: at 1 it teaches
             little, and the steps are mostly noise.
-        input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
-        filename: where to write the file too; an old one survives a failure.
+        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
+        filename: ending in `.tflite`, where to write the file too; an old one survives a failure.
         verbose: bool: show a progress bar.
 
     Returns:
