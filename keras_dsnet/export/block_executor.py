@@ -211,6 +211,9 @@ class BlockExecutor(Executor):
     def pool(self, step, x):
         return tuple(tf.reduce_mean(group, (1, 2)) for group in x)
 
+    def global_max_pool(self, step, x):
+        return tuple(tf.reduce_max(group, (1, 2)) for group in x)
+
     def dropout(self, step, x):
         return x
 

@@ -12,6 +12,15 @@ from keras_dsnet.export.metadata import check_labels
 INPUT_TYPES = ("float32", "uint8")
 
 
+def check_network(network):
+    """Raises a ValueError unless `network` is a `DynamicSlimmableNetwork`."""
+    if not hasattr(network, "slimming_gates"):
+        raise ValueError(
+            "Only a DynamicSlimmableNetwork has paths that can be exported. "
+            f"Received: a {type(network).__name__}"
+        )
+
+
 def check_target(filename):
     """Raises an error unless a TFLite file can be written under a name.
 

@@ -1,11 +1,14 @@
 """Runs a routed TFLite file. Needs numpy and ai_edge_litert alone, so a device can have it too."""
 
 import json
+import math
 import numbers
 import operator
+import os
 import pathlib
 import statistics
 import struct
+import threading
 import time
 
 import numpy as np
@@ -13,18 +16,27 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 METADATA_NAME = b"keras_dsnet"
+_FORMAT = 1
+_FIELDS = ("input_shape", "input_type", "preprocessing", "num_widths", "routes")
+# A processor has fewer cores; the runtime starts as many threads as it is told.
+_MOST_THREADS = 1024
+# Normalised pixels are at most so many times as large as the largest of them.
+_MOST_RANGES = 4
 
 
 class DynamicInterpreter:
     """A routed TFLite file, ready to run image by image.
 
+    Several threads may use it; their images run one after the other.
+
     Args:
         filename: of a file that `model.export(..., format="litert")` wrote.
-        num_threads: int, 1 or more.
+        num_threads: int, 1 to 1024.
 
     Attributes:
         metadata: dict: what the file says of itself: `input_shape`, `input_type`, `preprocessing`,
-            `routes` (for each its path and MAdds), `num_widths`, `gates_trained`, and more.
+            `routes` (for each its path and MAdds), `num_widths`, `gates_trained`, `class_names` in
+            the order of the outputs, or None, and more.
         latency_ms: dict from route to milliseconds, filled by `calibrate_latency`.
 
     Raises:
@@ -41,6 +53,16 @@ class DynamicInterpreter:
 
     def __init__(self, filename, num_threads=1):
         _check_counts(num_threads=num_threads)
+        if num_threads > _MOST_THREADS:
+            raise ValueError(
+                f"`num_threads` must be at most {_MOST_THREADS}. Received: "
+                f"num_threads={num_threads!r}"
+            )
+        if not isinstance(filename, (str, os.PathLike)):
+            raise ValueError(
+                "`filename` must be the path of a TFLite file. Received: "
+                f"filename={filename!r}, of type {type(filename).__name__}"
+            )
         self.metadata = read_metadata(pathlib.Path(filename).read_bytes(), filename)
         self.num_threads = int(num_threads)
         self.latency_ms = {}
@@ -50,6 +72,10 @@ class DynamicInterpreter:
         except ValueError as error:
             raise ValueError(f"{filename} is damaged: {error}") from error
         self._runners = {}
+        self._lock = threading.Lock()
+        how = self.metadata["preprocessing"]
+        ends = [(end - np.array(how["mean"])) / np.array(how["std"]) for end in (0, 1)]
+        self._most = float(np.abs(ends).max())
 
     @property
     def routes(self):
@@ -96,7 +122,9 @@ class DynamicInterpreter:
                     )
                 high = np.minimum(high, widest)
             inputs.update(min_width=low, max_width=high)
-        results = self._runner(signature)(**inputs)
+        # An interpreter has the memory of one run.
+        with self._lock:
+            results = self._runner(signature)(**inputs)
         return results["output"][0], tuple(int(width) for width in results["path"])
 
     def calibrate_latency(self, rounds=5, runs=3):
@@ -134,7 +162,8 @@ class DynamicInterpreter:
         Raises:
             ValueError: without measured latencies, if none fits, or if `budget_ms` is no number.
         """
-        if not isinstance(budget_ms, numbers.Real):
+        is_number = isinstance(budget_ms, numbers.Real) and not isinstance(budget_ms, bool)
+        if not is_number or math.isnan(budget_ms):
             raise ValueError(
                 f"`budget_ms` must be a number of milliseconds. Received: budget_ms={budget_ms!r}"
             )
@@ -173,7 +202,21 @@ class DynamicInterpreter:
                 "`image` must be raw uint8 pixels or preprocessed floats. "
                 f"Received: an image of {image.dtype}"
             )
+        elif wanted == "float32":
+            self._check_scale(image)
         return image.reshape(1, *shape).astype(wanted, copy=False)
+
+    def _check_scale(self, image):
+        """Raises a ValueError on floats that are no numbers, or pixels that are not normalised."""
+        high = float(image.max())
+        if not math.isfinite(high):
+            raise ValueError(f"`image` must have finite values. Received: an image with {high}")
+        if high > _MOST_RANGES * self._most and image.min() >= 0:
+            raise ValueError(
+                f"`image` must be raw uint8 pixels, or floats normalised to about "
+                f"-{self._most:.1f} to {self._most:.1f}. Received: floats from {image.min():g} to "
+                f"{high:g}"
+            )
 
     def _bounds(self, bound, name, default):
         """Returns a bound as int32 `[num_gates]`."""
@@ -201,7 +244,8 @@ class DynamicInterpreter:
 
 def _check_counts(**counts):
     for name, count in counts.items():
-        if not isinstance(count, numbers.Integral) or count < 1:
+        whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+        if not whole or count < 1:
             raise ValueError(f"`{name}` must be an int of at least 1. Received: {name}={count!r}")
 
 
@@ -234,4 +278,11 @@ def read_metadata(content, filename="the file"):
             f"{filename} is a TFLite file without routes; "
             'make one by `model.export(..., format="litert")`'
         )
-    return json.loads(texts[0])
+    try:
+        metadata = json.loads(texts[0])
+    except ValueError as error:
+        raise ValueError(f"{filename} is damaged: {error}") from error
+    fields = set(metadata) if isinstance(metadata, dict) else set()
+    if not fields.issuperset(_FIELDS) or metadata.get("format") != _FORMAT:
+        raise ValueError(f"{filename} is of another version of keras_dsnet; export it again")
+    return metadata

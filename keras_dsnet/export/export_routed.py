@@ -4,7 +4,12 @@ import time
 
 import tensorflow as tf
 
-from keras_dsnet.export.check_options import check_options, check_target, warn_of_stale_gates
+from keras_dsnet.export.check_options import (
+    check_network,
+    check_options,
+    check_target,
+    warn_of_stale_gates,
+)
 from keras_dsnet.export.check_routed import check_routed
 from keras_dsnet.export.convert_parts import convert_choices, convert_parts
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
@@ -34,12 +39,18 @@ def export_routed(
     "serving_default", `image` to `output` `[1, classes]` and `path` int32 `[num_gates]`; and
     "bounded", which takes `min_width` and `max_width` too, int32 `[num_gates]`: each gate chooses
     its best-scored route within its own, and equal bounds force a width. Every path of the routes
-    can be taken.
+    can be taken. Tensors have the names of the signatures. The image's size and the batch cannot be
+    changed by resizing tensors.
+
+    The file has TFLite Metadata, and the network's class names, in the order of the outputs, in a
+    file `labels.txt` at its end. The oldest runtimes that run it right are TensorFlow Lite 2.14 and
+    LiteRT 1.0.1; with "float16" 2.19 and 1.1.1, with "dynamic" 2.19 and 1.1.2.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
-        filename: of the file; an old one survives a failure.
-        routes: candidate widths, ascending; None: the network's.
+        filename: of the file, ending in `.tflite`; an old one survives a failure.
+        routes: candidate widths, ascending; None: the network's. Gates that were not trained for
+            them are warned of.
         quantize: None, "float16" (weights), "dynamic" (int8 weights), or "int8": weights and
             activations; needs `representative_data`.
         layout: "shared": one copy of the weights, cut into blocks that routes add up, and a few of
@@ -48,8 +59,9 @@ def export_routed(
         representative_data: for "int8" only: a `tf.data.Dataset`, array, generator or other
             iterable of images, or of batches of them, as the file takes them, or a function that
             returns one; it may be endless. Every route is measured on its first 500 images.
-        input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
-        input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises.
+        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
+        input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises
+            by the network's `normalization`.
         verbose: bool: print a line per phase and a report.
 
     Returns:
@@ -62,6 +74,7 @@ def export_routed(
             or a float32 file whose outputs differ by more than 1e-4.
         OSError: where the file cannot be written.
     """
+    check_network(network)
     routes = check_routes(network.routes if routes is None else routes, network.num_widths)
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"`layout` must be 'shared' or 'fast'. Received: layout={layout!r}")
@@ -75,27 +88,27 @@ def export_routed(
         )
     warn_of_stale_gates(network, routes, stacklevel=2)
     say = _teller(verbose)
-    # Opened first: a folder that cannot be written is known before the conversion, not after it.
+    plans = plan_sections(network, routes, shape, layout, integer)
+    parts = RoutedParts(network, routes, plans, integer, input_type == "uint8")
+    runs, choices = list(parts.parts()), list(parts.choices())
+    say(f"converting {len(runs)} graphs")
+    image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
+    scores = [gate.w2.shape[1] for gate in network.slimming_gates]
+    contents = convert_parts(runs, image, quantize, images, say)
+    contents.append(convert_choices(choices, scores, len(routes)))
+    file = RoutedFile(
+        runs,
+        choices,
+        contents,
+        routes,
+        network,
+        _metadata(network, routes, plans, shape, quantize, layout, input_type),
+    )
+    content = with_labels(file.content(), network)
+    say("checking paths against the network")
+    differences = check_routed(content, network, routes, shape, input_type, quantize)
+    # Opened last, so that an export that is killed leaves nothing.
     with atomic_file(filename, "wb") as target:
-        plans = plan_sections(network, routes, shape, layout, integer)
-        parts = RoutedParts(network, routes, plans, integer, input_type == "uint8")
-        runs, choices = list(parts.parts()), list(parts.choices())
-        say(f"converting {len(runs)} graphs")
-        image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
-        scores = [gate.w2.shape[1] for gate in network.slimming_gates]
-        contents = convert_parts(runs, image, quantize, images, say)
-        contents.append(convert_choices(choices, scores, len(routes)))
-        file = RoutedFile(
-            runs,
-            choices,
-            contents,
-            routes,
-            network,
-            _metadata(network, routes, plans, shape, quantize, layout, input_type),
-        )
-        content = with_labels(file.content(), network)
-        say("checking paths against the network")
-        differences = check_routed(content, network, routes, shape, input_type, quantize)
         target.write(content)
     report = RoutedReport(network, file.model, content, plans, shape, differences)
     if verbose:

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
-from keras_dsnet.export.check_options import check_options, check_target
+from keras_dsnet.export.check_options import check_network, check_options, check_target
 from keras_dsnet.export.check_routed import TOLERANCE, largest_difference
 from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.flatbuffer import pack, parse, tensor_index
@@ -35,14 +35,14 @@ def export_subnetwork(
     float32, whatever the precision of the network, unless it is quantised.
 
     The file has one graph, and TFLite Metadata: how images are normalised, and the names of the
-    classes where the network has them, in the order of the outputs. So MediaPipe's
-    `ImageClassifier` takes it.
+    classes where the network has them, in the order of the outputs. MediaPipe's `ImageClassifier`
+    takes it with `input_type="uint8"`.
 
     Args:
         network: a `DynamicSlimmableNetwork`.
         path: as in a call of the network.
-        filename: of the file; an old one survives a failure.
-        input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
+        filename: of the file, ending in `.tflite`; an old one survives a failure.
+        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
         quantize: None, "float16", "dynamic" or "int8"; see `export_routed`.
         representative_data: for "int8", images as the file takes them; see `export_routed`.
         float_norms: bool: keep group normalisation in float in an int8 file, as routed files do.
@@ -58,6 +58,7 @@ def export_subnetwork(
             cannot hold, or a float32 file whose outputs differ by more than 1e-4.
         OSError: where the file cannot be written.
     """
+    check_network(network)
     network.resolve_path(path)
     shape = check_options(network, input_shape, quantize, representative_data, input_type)
     check_target(filename)
@@ -73,22 +74,22 @@ def export_subnetwork(
             return image
         return normalise_pixels(image, network.normalization, quantize == "int8")
 
-    # Opened first: a folder that cannot be written is known before the conversion, not after it.
-    with atomic_file(filename, "wb") as file:
-        content = convert(
-            lambda image: {"output": _run(network, path, ready(image), float_norms)},
-            {"image": tf.TensorSpec((1, *shape), tf.as_dtype(input_type))},
-            quantize,
-            images and (lambda: ({"image": image} for image in images)),
+    content = convert(
+        lambda image: {"output": _run(network, path, ready(image), float_norms)},
+        {"image": tf.TensorSpec((1, *shape), tf.as_dtype(input_type))},
+        quantize,
+        images and (lambda: ({"image": image} for image in images)),
+    )
+    content = finish_file(content, network, input_type)
+    copy = with_dtype(network, "float32")
+    difference = _largest_difference(content, copy, path, shape, input_type)
+    if quantize is None and not difference <= TOLERANCE:
+        raise ValueError(
+            f"The TFLite file of path {path!r} differs by {difference:.1e} from the network; "
+            f"{TOLERANCE:.0e} is allowed. {filename} was not written"
         )
-        content = finish_file(content, network, input_type)
-        copy = with_dtype(network, "float32")
-        difference = _largest_difference(content, copy, path, shape, input_type)
-        if quantize is None and not difference <= TOLERANCE:
-            raise ValueError(
-                f"The TFLite file of path {path!r} differs by {difference:.1e} from the network; "
-                f"{TOLERANCE:.0e} is allowed. {filename} was not written"
-            )
+    # Opened last, so that an export that is killed leaves nothing.
+    with atomic_file(filename, "wb") as file:
         file.write(content)
     return {"path": path, "bytes": len(content), "madds": madds, "difference": difference}
 

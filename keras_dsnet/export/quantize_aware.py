@@ -1,13 +1,12 @@
 """Quantisation-aware training of one sub-network."""
 
-import contextlib
 import math
 import numbers
 
 import keras
 import tensorflow as tf
 
-from keras_dsnet.export.check_options import check_shape, check_target
+from keras_dsnet.export.check_options import check_network, check_shape, check_target
 from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.export_subnetwork import finish_file
 from keras_dsnet.export.labelled_batches import labelled_batches
@@ -58,8 +57,8 @@ def quantize_aware(
         temperature: float: both networks' logits are divided by it where one learns from the other.
             A network that fits its training images is all but certain of them: at 1 it teaches
             little, and the steps are mostly noise.
-        input_shape: `(height, width, 3)`; None: the network's, which then must be fixed.
-        filename: where to write the file too; an old one survives a failure.
+        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
+        filename: ending in `.tflite`, where to write the file too; an old one survives a failure.
         verbose: bool: show a progress bar.
 
     Returns:
@@ -70,6 +69,7 @@ def quantize_aware(
             or a loss that is no number.
         OSError: where the file cannot be written.
     """
+    check_network(model)
     shape = _check_network(model, input_shape)
     path = model.resolve_path(path)
     # What is no data set is named first.
@@ -81,11 +81,10 @@ def quantize_aware(
         check_target(filename)
     # The first batch is looked at before the work starts.
     next(labelled_batches(dataset, shape, model.classes, 1))
-    # Opened first: a folder that cannot be written is known before the training, not after it.
-    with atomic_file(filename, "wb") if filename is not None else contextlib.nullcontext() as file:
-        distill = (distillation, temperature)
-        content = _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose)
-        if file:
+    distill = (distillation, temperature)
+    content = _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose)
+    if filename is not None:
+        with atomic_file(filename, "wb") as file:
             file.write(content)
     return content
 

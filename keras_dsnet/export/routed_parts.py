@@ -188,7 +188,8 @@ class RoutedParts:
         widest = network.resolve_path((self._routes[-1],) * network.num_gates)
         shape = features_shape(network.sections, widest, network.input_shape[1:])
         missing = shape[-1] - sum(group.shape[-1] for group in features)
-        return tf.pad(tf.concat(features, -1), [[0, 0]] * 3 + [[0, missing]])
+        features = tf.concat(features, -1)
+        return tf.pad(features, [[0, 0]] * (features.shape.rank - 1) + [[0, missing]])
 
 
 def normalise_pixels(image, normalization, integer):

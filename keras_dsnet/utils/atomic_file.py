@@ -85,7 +85,8 @@ def remove_leftovers(path):
         writer = beside.name.removeprefix("partial-").removesuffix(f"-{path.name}")
         # Another process may have removed it by now.
         with contextlib.suppress(OSError):
-            if _is_gone(writer) or time.time() - beside.stat().st_mtime > _STALE_SECONDS:
+            written = beside.stat().st_mtime
+            if _is_gone(writer, written) or time.time() - written > _STALE_SECONDS:
                 beside.unlink()
 
 
@@ -95,12 +96,17 @@ def remove_leftovers_of_the_dead(folder):
     for beside in pathlib.Path(folder).glob("partial-*@*-*"):
         match = prefix.match(beside.name)
         with contextlib.suppress(OSError):
-            if match and _is_gone(match[1]):
+            if match and _is_gone(match[1], beside.stat().st_mtime):
                 beside.unlink()
 
 
-def _is_gone(writer):
-    """Whether a process, written as in `temporary_path`, ran on this machine and has ended."""
+def _is_gone(writer, written):
+    """Whether a process has ended that wrote on this machine.
+
+    Args:
+        writer: str, as in `temporary_path`.
+        written: float, when it last wrote, in seconds since 1970.
+    """
     number, _, machine = writer.partition("@")
     if machine != platform.node() or not number.isdecimal():
         return False
@@ -111,7 +117,21 @@ def _is_gone(writer):
     except (OSError, OverflowError):
         # It is another user's, or no number of a process.
         return False
-    return False
+    started = _start_time(int(number))
+    # A process that began after the writing has got the number of one that ended.
+    return started is not None and started > written + 2
+
+
+def _start_time(number):
+    """Returns when a process began, in seconds since 1970; None where the system does not tell."""
+    try:
+        fields = pathlib.Path(f"/proc/{number}/stat").read_text("utf-8", "replace")
+        ticks = int(fields.rpartition(")")[2].split()[19])
+        lines = pathlib.Path("/proc/stat").read_text("utf-8").splitlines()
+        (booted,) = (int(line.split()[1]) for line in lines if line.startswith("btime "))
+        return booted + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _flush(path):

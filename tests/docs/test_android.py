@@ -5,6 +5,7 @@ import inspect
 import math
 import pathlib
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SHORT_SPEC, small_network
 
 from keras_dsnet.data import evaluation_pipeline
-from keras_dsnet.export import export_routed
+from keras_dsnet.export import export_routed, export_subnetwork
+from keras_dsnet.export.metadata import OLDEST_RUNTIMES
+from keras_dsnet.models import best_path
 
 TEXT = (pathlib.Path(__file__).parents[2] / "docs/android.md").read_text(encoding="utf-8")
 (KOTLIN,) = re.findall(r"```kotlin\n(package .*?)```", TEXT, re.DOTALL)
@@ -159,13 +162,51 @@ def test_the_crop_is_that_of_evaluation():
 
 
 def test_the_export_has_arguments_that_exist():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
-    given = {keyword.arg for keyword in call.keywords} - {"format"}
-    assert given <= set(inspect.signature(export_routed).parameters)
+    codes = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    for code, function in zip(codes, (export_routed, export_subnetwork), strict=True):
+        (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+        given = {keyword.arg for keyword in call.keywords} - {"format"}
+        assert given <= set(inspect.signature(function).parameters)
 
 
 def test_one_version_of_the_runtime_is_named():
     versions = re.findall(r"com\.google\.ai\.edge\.litert:litert:([\w.]+)", TEXT)
     assert len(versions) == 2
     assert len(set(versions)) == 1
+
+
+def widest_within(budget_ms, medians):
+    """What the Kotlin's function does with medians, put together from its expressions."""
+    body = re.search(r"^fun widestWithin\(.*?^\}", TEXT, re.DOTALL | re.MULTILINE)[0]
+    fits = re.search(r"medians\.filterValues \{ it (\S+) budgetMs \}", body)[1]
+    fitting = [route for route, ms in medians.items() if eval(f"{ms} {fits} {budget_ms}")]
+    cheapest = re.search(r"val fastest = medians\.(min|max)ByOrNull \{ it\.value \}!!", body)[1]
+    empty = re.search(r"if \(fitting\.isEmpty\(\)\) \{(.*?)\n    \}", body, re.DOTALL)[1]
+    assert "Log.w(" in empty
+    assert "return fastest.key" in empty
+    if not fitting:
+        return {"min": min, "max": max}[cheapest](medians, key=medians.get)
+    last = re.search(r"return fitting\.(min|max)OrNull\(\)!!\n\}", body)[1]
+    return {"min": min, "max": max}[last](fitting)
+
+
+@pytest.mark.parametrize("budget_ms", [0.5, 2.0, 2.5, 9.0])
+def test_a_budget_in_the_kotlin_gives_what_best_path_gives(budget_ms):
+    network = small_network(CLASSES, input_shape=SHAPE, spec=SHORT_SPEC)
+    # The narrowest route is not the fastest one here.
+    medians = {0: 2.0, 1: 1.0, 2: 4.0}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        expected = best_path(network, max_latency_ms=budget_ms, latency_table=medians)
+    assert widest_within(budget_ms, medians) == expected
+    assert bool(caught) == (budget_ms < min(medians.values()))
+
+
+def test_the_table_of_runtimes_is_that_of_the_files():
+    rows = re.findall(r"^\| (`\S+`(?:, `\S+`)*) \| ([\d.]+) \| ([\d.]+) \|$", TEXT, re.MULTILINE)
+    found = {
+        ast.literal_eval(kind.strip("` ")): (f"{tensorflow}.0", litert)
+        for kinds, tensorflow, litert in rows
+        for kind in kinds.split(", ")
+    }
+    assert found == OLDEST_RUNTIMES

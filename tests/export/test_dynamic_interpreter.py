@@ -1,5 +1,6 @@
 """The runtime of a routed file: alone, bounded, within a budget, and where things do not fit."""
 
+import concurrent.futures
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from routed_networks import SIZE, random_images, small_network
 
 from keras_dsnet.export import DynamicInterpreter
 from keras_dsnet.export.flatbuffer import pack, parse
+from keras_dsnet.export.metadata import add_metadata
 
 ROUTES = (0, 2, 3)
 IMAGES = random_images(24)
@@ -195,7 +197,9 @@ def test_a_budget_and_a_bound_both_hold(timed):
     ("options", "message"),
     [
         ({"budget_ms": 0.5}, r"fastest takes 1\.00 ms.*budget_ms=0\.5"),
-        ({"budget_ms": float("nan")}, "budget_ms=nan"),
+        ({"budget_ms": float("nan")}, "must be a number of milliseconds.*budget_ms=nan"),
+        ({"budget_ms": True}, "must be a number of milliseconds.*budget_ms=True"),
+        ({"budget_ms": -1}, "fastest takes 1.00 ms.*budget_ms=-1"),
         ({"budget_ms": "5"}, "`budget_ms` must be a number of milliseconds.*budget_ms='5'"),
         ({"budget_ms": 2.5, "min_width": 3}, r"at most 2, .* 2\.5 ms.*min_width=3"),
         ({"min_width": -1}, "`min_width` must be a width, 0 to 3.*min_width=-1"),
@@ -220,6 +224,10 @@ def test_bounds_and_budgets_that_do_not_fit_are_one_clear_line(timed, options, m
         (IMAGES[0, :8], r"image.shape=\(8, 16, 3\)"),
         (IMAGES[0, ..., 0], r"image.shape=\(16, 16\)"),
         (PIXELS.astype("int32"), "raw uint8 pixels or preprocessed floats.*int32"),
+        (PIXELS.astype("float32"), r"floats normalised to about -2\.6 to 2\.6.*from 0 to 255"),
+        (np.full((SIZE, SIZE, 3), np.nan), "must have finite values"),
+        (np.full((SIZE, SIZE, 3), np.inf), "must have finite values"),
+        (PIXELS > 128, "preprocessed floats.*bool"),
     ],
 )
 def test_an_image_that_does_not_fit_is_one_clear_line(interpreter, image, message):
@@ -241,11 +249,28 @@ def test_a_wrong_number_of_runs_is_one_clear_line(interpreter, options, received
         interpreter.calibrate_latency(**options)
 
 
-@pytest.mark.parametrize("num_threads", [0, -1, "a", 1.5, None])
+@pytest.mark.parametrize("num_threads", [0, -1, "a", 1.5, None, True])
 def test_a_wrong_number_of_threads_is_not_taken_for_a_damaged_file(exported, num_threads):
     with pytest.raises(ValueError, match=r"^`num_threads` must be an int of at least 1") as caught:
         DynamicInterpreter(exported.filename, num_threads=num_threads)
     assert str(caught.value).endswith(f"Received: num_threads={num_threads!r}")
+
+
+def test_what_is_no_name_of_a_file_is_one_line(exported):
+    for filename in (None, 7, exported.content):
+        with pytest.raises(ValueError, match="`filename` must be the path of a TFLite file"):
+            DynamicInterpreter(filename)
+    with pytest.raises(ValueError, match=r"at most 1024.*num_threads=1099511627776"):
+        DynamicInterpreter(exported.filename, num_threads=2**40)
+
+
+def test_threads_may_share_an_interpreter(interpreter):
+    expected = [interpreter.run(image) for image in IMAGES]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, own in zip(pool.map(interpreter.run, IMAGES), expected, strict=True):
+                assert found[1] == own[1]
+                np.testing.assert_array_equal(found[0], own[0])
 
 
 def test_a_number_of_threads_may_be_numpys(exported):
@@ -264,6 +289,19 @@ def test_a_file_that_is_not_a_routed_one_is_named(exported, tmp_path):
     filename.write_bytes(pack(plain))
     with pytest.raises(ValueError, match=r"other\.tflite is a TFLite file without routes"):
         DynamicInterpreter(filename)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 2}'])
+def test_a_file_of_another_version_is_named(exported, tmp_path, text):
+    model = parse(exported.content)
+    add_metadata(model, "keras_dsnet", text or b" ")
+    filename = tmp_path / "other.tflite"
+    filename.write_bytes(pack(model))
+    with pytest.raises(
+        ValueError, match=r"other\.tflite is (damaged|of another version)"
+    ) as caught:
+        DynamicInterpreter(filename)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.99])

@@ -2,12 +2,13 @@
 
 import importlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from routed_networks import SIZE, random_images, small_network
 
-from keras_dsnet.export import export_routed
+from keras_dsnet.export import export_routed, export_subnetwork
 
 IMAGES = random_images(2)
 INT8 = {"quantize": "int8"}
@@ -62,6 +63,23 @@ def failing_batches():
         ({"input_shape": (0, 16, 3)}, r"=\(0, 16, 3\)"),
         ({"input_shape": (None, 16, 3)}, r"=\(None, 16, 3\)"),
         ({"input_shape": 16}, "input_shape=16"),
+        ({"input_shape": (32, 32, 3)}, r"must be the network's, \(16, 16, 3\).*=\(32, 32, 3\)"),
+        ({"input_shape": (16, 16.0, 3)}, r"=\(16, 16.0, 3\)"),
+        ({"input_shape": (True, 16, 3)}, r"=\(True, 16, 3\)"),
+        ({"layout": None}, "layout=None"),
+        ({"layout": ["shared"]}, "layout="),
+        ({"quantize": ["int8"]}, "quantize="),
+        ({"quantize": True}, "quantize=True"),
+        ({"input_type": None}, "input_type=None"),
+        ({"representative_data": IMAGES}, "`representative_data` is what .* with quantize=None"),
+        (
+            {"quantize": "float16", "representative_data": IMAGES},
+            "`representative_data` with quantize='float16'",
+        ),
+        (
+            {**INT8, "representative_data": 100 * abs(IMAGES)},
+            r"normalised as the network's.*-2\.12 to 2\.64.*2 images",
+        ),
         (INT8, "int8' needs `representative_data`.*None"),
         ({**INT8, "representative_data": []}, "has no image"),
         ({**INT8, "representative_data": lambda: 5}, "must return an iterable"),
@@ -101,6 +119,73 @@ def test_a_path_that_cannot_be_written_is_named_before_any_conversion(
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         network.export(tmp_path, format="litert")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["m", "m.keras", "m.tflite.bak", "m.TFLITE"])
+def test_another_ending_is_refused_before_any_conversion(network, tmp_path, no_conversion, name):
+    for export in (network.export, lambda f, **_: export_subnetwork(network, 0, f)):
+        with pytest.raises(ValueError, match=r"must end in '\.tflite'. Received: ") as caught:
+            export(tmp_path / name, format="litert")
+        assert name in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [None, 7, ""])
+def test_what_is_no_name_is_refused_before_any_conversion(network, no_conversion, name):
+    with pytest.raises(ValueError, match="needs a name that ends in"):
+        export_routed(network, name)
+    with pytest.raises(ValueError, match="needs a name that ends in"):
+        export_subnetwork(network, 0, name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_shape": (32, 32, 3)}, r"must be the network's, \(16, 16, 3\)"),
+        ({"input_shape": (16, 16, 1)}, r"=\(16, 16, 1\)"),
+        ({"quantize": "int4"}, "quantize='int4'"),
+        ({"input_type": "int8"}, "input_type='int8'"),
+        ({"representative_data": IMAGES}, "with quantize=None"),
+        ({**INT8, "representative_data": IMAGES, "input_type": "uint8"}, "raw uint8 pixels"),
+    ],
+)
+def test_a_sub_networks_bad_input_is_one_line_before_any_conversion(
+    network, filename, monkeypatch, options, message
+):
+    module = importlib.import_module("keras_dsnet.export.export_subnetwork")
+    monkeypatch.setattr(module, "convert", lambda *_: pytest.fail("the conversion has begun"))
+    with pytest.raises(ValueError, match=message) as caught:
+        export_subnetwork(network, 0, filename, **options)
+    assert "\n" not in str(caught.value)
+    assert filename.read_bytes() == b"old"
+
+
+def test_what_has_no_paths_is_named(filename):
+    for export in (export_routed, export_subnetwork):
+        with pytest.raises(ValueError, match=r"Only a DynamicSlimmableNetwork.*a Sequential"):
+            export(keras.Sequential(), 0, filename)
+
+
+def test_routes_that_the_gate_was_not_trained_for_are_warned_of(filename, no_conversion):
+    network = small_network()
+    network.routes = (1, 3)
+    begun = pytest.raises(pytest.fail.Exception, match="the conversion has begun")
+    with pytest.warns(UserWarning, match=r"trained for the routes \(1, 3\).*\(0, 3\)"), begun:
+        export_routed(network, filename, routes=(0, 3), verbose=False)
+
+
+def test_an_export_that_is_killed_leaves_nothing(network, filename, monkeypatch):
+    seen = []
+
+    def check_routed(*_):
+        seen.extend(entry.name for entry in filename.parent.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MODULE, "check_routed", check_routed)
+    with pytest.raises(KeyboardInterrupt):
+        network.export(filename, format="litert", routes=(0,), verbose=False)
+    # At the last moment before the file is written.
+    assert seen == ["m.tflite"]
 
 
 def test_an_untrained_gate_is_warned_of(filename, no_conversion):

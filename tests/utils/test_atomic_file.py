@@ -167,6 +167,22 @@ def test_leftovers_are_those_of_ended_processes_and_of_a_day_ago(tmp_path):
     }
 
 
+def test_what_a_process_left_whose_number_another_one_has_now_is_removed(tmp_path):
+    path = tmp_path / "m.tflite"
+    own = temporary_path(path).name
+    with subprocess.Popen(["sleep", "60"]) as running:
+        beside = tmp_path / own.replace(str(os.getpid()), str(running.pid), 1)
+        beside.write_text("half")
+        remove_leftovers(path)
+        assert beside.exists()
+        # Written before the process that has the number was there.
+        hour_ago = time.time() - 3600
+        os.utime(beside, (hour_ago, hour_ago))
+        remove_leftovers(path)
+        running.kill()
+    assert not any(tmp_path.iterdir())
+
+
 def _write_and_raise(file, error):
     file.write("new")
     raise error
