@@ -178,7 +178,7 @@ def test_random_statistics_differ_per_width():
             "ds_efficientnet_b0",
         ),
         ([f"--model={PROGRAM}"], f"--model: {PROGRAM} is no .keras file, or is damaged"),
-        (["--routes=0,b"], "--routes must be widths such as 0,4,8,13; not 0,b"),
+        (["--routes=0,b"], "flag --routes=0,b: must be ascending widths such as 0,4,8,13"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):
