@@ -11,7 +11,9 @@ the routes of DS-MobileNet and DS-EfficientNet and the loss weights of DS-ResNet
 Gates learn from images that the supernet has not memorised: keep the augmentation of stage I, or
 hold images out of it (--train_split). The share of easy images, which the slimmest route gets
 right, is printed: near 1 there is nothing to learn. The work directory gets what stage I's gets,
-and model.keras, the network with its gates. Batches, augmentation and Gumbel noise are functions of
+and model.keras, the network with its gates; as there, more --epochs train longer. The classes of the
+data set must be those of the supernet. At the end a line warns where a width that the routes leave
+out is clearly better than they are. Batches, augmentation and Gumbel noise are functions of
 --seed and the step.
 """
 

@@ -140,7 +140,7 @@ def test_a_workdir_inside_a_file_is_refused_by_every_program_that_has_one(tmp_pa
     for program in ("imagenet_stage1.py", "benchmark_mobile.py", "demo.py", "benchmark_routing.py"):
         done = run(program, f"--workdir={tmp_path}/file/run")
         (line,) = done.stderr.splitlines()
-        assert f"is inside the file {tmp_path}/file" in line
+        assert f"--workdir={tmp_path}/file/run is a file, or is inside one: name a folder" in line
 
 
 def test_the_folder_of_the_user_is_meant_by_a_tilde(tmp_path):
