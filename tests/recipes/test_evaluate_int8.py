@@ -26,7 +26,7 @@ def save_run(network, folder):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """The folder of a network with batch norm."""
-    network = small_network()
+    network = small_network(classes=10)
     network.routes = (0, 2)
     return save_run(network, tmp_path_factory.mktemp("gate"))
 
