@@ -125,32 +125,66 @@ def compared_files(network, paths, folder):
     """
     from mobile_files import MobileFiles
 
-    from keras_dsnet.export.dynamic_interpreter import read_metadata
-
     baselines = [name for name in FLAGS.baseline if name != "none"]
     if not paths:
         for quantize in FLAGS.quantize:
             quantize = None if quantize == "none" else quantize
             files = MobileFiles(network, network.routes, quantize, folder, FLAGS.reuse)
             routed = {layout: files.routed(layout) for layout in FLAGS.layout}
-            static = {path: files.static(path) for path in static_paths(network, files)}
+            static = {path: files.static(path) for path in static_paths(network, files.paths)}
             naive = FLAGS.naive and network.num_gates == 1
             others = {"naive": files.naive()} if naive else {}
             yield quantize, routed, static, others | {b: files.mobilenet(b) for b in baselines}
+        return
+    for (quantize, shape), named in named_files(paths).items():
+        like = network or network_of(next(iter(named.values())), shape)
+        files = MobileFiles(like, None, quantize, folder, FLAGS.reuse, shape)
+        alone = [path for file in named.values() for path in paths_of(file)] if network else []
+        static = {path: files.static(path) for path in static_paths(network, alone)}
+        yield quantize, named, static, {name: files.mobilenet(name) for name in baselines}
+
+
+def named_files(paths):
+    """Returns the files that the command line names, by type and image shape, then by name."""
+    from keras_dsnet.export.dynamic_interpreter import read_metadata
+
+    groups, taken = {}, {"static", "naive", *FLAGS["baseline"].default}
     for path in paths:
         metadata = read_metadata(path.read_bytes(), path)
-        routes = tuple(row["path"][0] for row in metadata["routes"])
-        files = MobileFiles(network, routes, metadata["quantize"], folder, FLAGS.reuse)
-        paths_alone = static_paths(network, files) if FLAGS.model else []
-        static = {path: files.static(path) for path in paths_alone}
-        others = {name: files.mobilenet(name) for name in baselines}
-        yield metadata["quantize"], {path.stem: path}, static, others
+        name, number = path.stem, 2
+        while name in taken:
+            name, number = f"{path.stem}_{number}", number + 1
+        taken.add(name)
+        key = metadata["quantize"], tuple(metadata["input_shape"])
+        groups.setdefault(key, {})[name] = path
+    return groups
 
 
-def static_paths(network, files):
-    """Returns the paths that a file is made of each: those of the routes, or of every width too."""
-    every = range(network.num_widths) if FLAGS.all_widths else ()
-    return list(dict.fromkeys([*files.paths, *((width,) * network.num_gates for width in every)]))
+def paths_of(filename):
+    """Returns the paths of a routed file that are compared with a file of each alone."""
+    from keras_dsnet.export.check_routed import checked_paths
+    from keras_dsnet.export.dynamic_interpreter import read_metadata
+
+    routes = [row["path"] for row in read_metadata(filename.read_bytes())["routes"]]
+    return checked_paths(tuple(route[0] for route in routes), len(routes[0]))
+
+
+def network_of(filename, shape):
+    """Returns what the baselines of a file need to know of its network, which is not at hand."""
+    import types
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(filename)).get_signature_runner("serving_default")
+    classes = int(runner.get_output_details()["output"]["shape"][-1])
+    return types.SimpleNamespace(classes=classes, input_shape=(None, *shape), num_gates=1)
+
+
+def static_paths(network, paths):
+    """Returns the paths that a file is made of each: those given, with --all_widths every width."""
+    if FLAGS.all_widths and network is not None:
+        paths = [*paths, *((width,) * network.num_gates for width in range(network.num_widths))]
+    return list(dict.fromkeys(paths))
 
 
 def as_written(path):
@@ -234,9 +268,10 @@ def main(argv):
     workdir.mkdir(parents=True, exist_ok=True)
     paths = [pathlib.Path(path) for path in argv[1:]]
     network = None if paths and not FLAGS.model else make_network()
-    rows, sizes, shares, metadata = [], [], [], None
+    rows, sizes, shares, metadata = [], [], [], {}
     for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):
-        metadata = read_metadata(next(iter(routed.values())).read_bytes())
+        for name, filename in routed.items():
+            metadata[quantize or "float32", name] = read_metadata(filename.read_bytes())
         print(f"\ntiming {len(routed) + len(static) + len(others)} files", flush=True)
         measured, share = measure(network, quantize, routed, static, others)
         rows += measured

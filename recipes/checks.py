@@ -32,8 +32,7 @@ def check_workdir(name, flag="workdir", folders=(), files=()):
     while not _exists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        what = "is a file" if there == folder else f"is inside the file {there}"
-        raise NotADirectoryError(f"--{flag}={name} {what}; name a folder")
+        raise NotADirectoryError(f"--{flag}={name} is a file, or is inside one: name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"--{flag}={name} cannot be written: no permission in {there}")
     for part in folders:

@@ -11,7 +11,9 @@ the routes of DS-MobileNet and DS-EfficientNet and the loss weights of DS-ResNet
 Gates learn from images that the supernet has not memorised: keep the augmentation of stage I, or
 hold images out of it (--train_split). The share of easy images, which the slimmest route gets
 right, is printed: near 1 there is nothing to learn. The work directory gets what stage I's gets,
-and model.keras, the network with its gates. Batches, augmentation and Gumbel noise are functions of
+and model.keras, the network with its gates. As there, more --epochs train longer. The classes
+of the data set must be those of the supernet. At the end a line warns where a width that the routes
+leave out is clearly better than they are. Batches, augmentation and Gumbel noise are functions of
 --seed and the step.
 """
 
@@ -192,6 +194,11 @@ def main(_):
         for source in (train, evaluation):
             check_classes(model, source)
         if model.class_names is None and train.num_classes == model.classes:
+            print(
+                f"note: --supernet={FLAGS.supernet} does not name its classes: they are taken to "
+                "be those of the data set, in the same order",
+                flush=True,
+            )
             model.class_names = train.class_names
         workdir = common.open_workdir()
         steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)

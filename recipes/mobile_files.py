@@ -30,21 +30,22 @@ class MobileFiles:
 
     Args:
         network: a `DynamicSlimmableNetwork`.
-        routes: tuple of widths.
+        routes: tuple of widths; None: no routed file is asked for.
         quantize: as in `model.export`.
         folder: where the files go.
         reuse: bool: take a file that is there already, of an earlier run, as it is.
+        shape: of an image; None: that of the network.
     """
 
-    def __init__(self, network, routes, quantize, folder, reuse=False):
+    def __init__(self, network, routes, quantize, folder, reuse=False, shape=None):
         from keras_dsnet.export.check_routed import checked_paths
 
         self.network = network
         self.routes = routes
         self.quantize = quantize
         self.reuse = reuse
-        self.shape = network.input_shape[1:]
-        self.paths = checked_paths(routes, network.num_gates)
+        self.shape = shape or network.input_shape[1:]
+        self.paths = checked_paths(routes, network.num_gates) if routes else []
         self._folder = pathlib.Path(folder) / (quantize or "float32")
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -127,7 +128,8 @@ class MobileFiles:
     @property
     def _options(self):
         images = self._images() if self._is_int8 else None
-        return {"quantize": self.quantize, "representative_data": images}
+        options = {"quantize": self.quantize, "input_shape": tuple(self.shape)}
+        return options | {"representative_data": images}
 
     def _images(self):
         # Where the ranges of activations lie changes no latency.

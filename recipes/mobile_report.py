@@ -74,22 +74,24 @@ def save_latency_tables(rows, metadata, folder):
 
     Args:
         rows: the figures.
-        metadata: of one of the routed files.
+        metadata: dict of what the routed files say of themselves, by type and name.
         folder: to write to.
     """
     from keras_dsnet.models import LatencyTable
 
     for quantize, name in sorted({(row["quantize"], row["file"]) for row in rows if "path" in row}):
         own = [r for r in rows if (r["quantize"], r["file"]) == (quantize, name) and "path" in r]
+        routed = metadata.get((quantize, name))
+        about = routed or next(value for key, value in metadata.items() if key[0] == quantize)
         LatencyTable(
             device=FLAGS.device,
             engine=_engine(),
             threads=FLAGS.threads,
-            network=metadata["network"],
-            input_shape=tuple(metadata["input_shape"]),
-            num_widths=metadata["num_widths"],
+            network=about["network"],
+            input_shape=tuple(about["input_shape"]),
+            num_widths=about["num_widths"],
             quantize=None if quantize == "float32" else quantize,
-            layout=name if name in ("shared", "fast") else None,
+            layout=routed and routed["layout"],
             rows=[
                 {
                     "path": [row["path"]] if isinstance(row["path"], int) else list(row["path"]),

@@ -152,7 +152,7 @@ def test_other_packages_are_declared():
     config.read(REPOSITORY / "setup.cfg")
     declared = config["options"]["install_requires"] + config["options.extras_require"]["digits"]
     declared = {line.split(">=")[0] for line in declared.split()}
-    siblings = {name.split(".")[1] for name in SOURCES if _folder(name) == "recipes"}
+    siblings = {name.split(".")[-1] for name in SOURCES if _folder(name) == "recipes"}
     for module in SOURCES:
         for name, _ in _imports(SOURCES[module]):
             root = name.split(".")[0]

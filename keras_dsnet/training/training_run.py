@@ -80,7 +80,7 @@ class TrainingRun:
         if state:
             # Of more epochs than it was saved with, a run that had ended goes on.
             before = state.get("epochs")
-            grown = f" ({before} epochs before, now {self.epochs})" if before else ""
+            grown = f" (epochs: {before}, now {self.epochs})" if before else ""
             grown = grown if before != self.epochs else ""
             print(f"resuming {self.workdir.path} at step {start} of {total}{grown}", flush=True)
         progress, callbacks = self._callbacks(start)

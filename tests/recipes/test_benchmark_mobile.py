@@ -88,6 +88,34 @@ def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed,
     assert best_path(network, max_latency_ms=slow, latency_table=table) == 3
 
 
+@pytest.mark.long
+def test_files_of_one_type_and_name_share_the_static_files_and_have_a_table_each(
+    network, routed, tmp_path
+):
+    network.save(tmp_path / "model.keras")
+    network.export(tmp_path / "m.tflite", format="litert", layout="fast", verbose=False)
+    files, workdir = (routed, tmp_path / "m.tflite"), tmp_path / "benchmark"
+    options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={workdir}")
+    result = run_program(PROGRAM, *files, *options, f"--model={tmp_path}", "--all_widths")
+    assert result.returncode == 0, result.stderr
+    for name, layout, widths in (("m", "shared", ROUTES), ("m_2", "fast", ROUTES)):
+        table = LatencyTable.load(workdir / f"latency_float32_{name}.json")
+        assert table.layout == layout
+        assert [row["path"] for row in table.rows] == [[width] for width in widths]
+    table = LatencyTable.load(workdir / "latency_float32_static.json")
+    assert table.layout is None
+    assert sorted(row["path"][0] for row in table.rows) == list(range(network.num_widths))
+
+
+@pytest.mark.long
+def test_a_named_file_is_timed_without_its_network(routed, tmp_path):
+    options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={tmp_path}")
+    result = run_program(PROGRAM, routed, *options)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "mobile.json").read_text())
+    assert [(row["file"], row["path"]) for row in rows] == [("m", width) for width in ROUTES]
+
+
 def test_a_file_is_timed_in_a_process_of_its_own(routed):
     with TimedProcess(routed, threads=1, widths=ROUTES) as process:
         assert all(0 < process.milliseconds(2) < 1000 for _ in range(3))
@@ -178,7 +206,7 @@ def test_random_statistics_differ_per_width():
             "ds_efficientnet_b0",
         ),
         ([f"--model={PROGRAM}"], f"--model: {PROGRAM} is no .keras file, or is damaged"),
-        (["--routes=0,b"], "--routes must be widths such as 0,4,8,13; not 0,b"),
+        (["--routes=0,b"], "flag --routes=0,b: must be ascending widths such as 0,4,8,13"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):

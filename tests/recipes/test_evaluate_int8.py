@@ -26,7 +26,7 @@ def save_run(network, folder):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """The folder of a network with batch norm."""
-    network = small_network()
+    network = small_network(classes=10)
     network.routes = (0, 2)
     return save_run(network, tmp_path_factory.mktemp("gate"))
 
@@ -79,7 +79,7 @@ def test_group_norm_in_int8_has_a_row_and_a_file(tmp_path):
     ("arguments", "message"),
     [
         (["--model=missing"], "--model=missing is no .keras file and no work directory"),
-        (["--routes=0,x"], "--routes must be widths such as 0,4,8,13. Received: --routes=0,x"),
+        (["--routes=0,x"], "flag --routes=0,x: must be ascending widths such as 0,4,8,13"),
         (["--data_dir=missing"], "missing"),
     ],
 )

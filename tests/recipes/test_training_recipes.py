@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from keras_dsnet.applications import DSResNet50
 from programs import run_program, start_program
 from routed_networks import SHORT_SPEC, SIZE, small_network
+
+from keras_dsnet.training import read_log
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 STAGE_1 = (
@@ -175,6 +178,57 @@ def test_a_mistake_is_one_line_and_exit_code_1(recipe, arguments, message, tmp_p
     assert len(lines) == 1
     assert message in lines[0]
     assert "Traceback" not in done.stderr
+
+
+FAILING = """
+import runpy, sys
+import keras_dsnet.training
+
+def fail(*args, **kwargs):
+    raise OSError(28, "No space left on device", "the disk")
+
+setattr(keras_dsnet.training, sys.argv[1], fail)
+sys.argv = sys.argv[2:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_what_fails_after_the_last_epoch_leaves_the_network_and_is_done_again(supernet, tmp_path):
+    """A run that had ended trains longer, and its recalibration fails."""
+    workdir = tmp_path / "run"
+    shutil.copytree(supernet, workdir)
+    (workdir / "supernet.keras").unlink()
+    (tmp_path / "failing.py").write_text(FAILING)
+    program, arguments = RECIPES / "imagenet_stage1.py", (*STAGE_1, f"--workdir={workdir}")
+    command = (tmp_path / "failing.py", "recalibrate_batch_norm", program, *arguments)
+    done = run_program(*command, "--epochs=3", "--recalibration_steps=3")
+    assert done.returncode == 1
+    assert "supernet.keras has no recalibrated batch norm yet" in done.stdout
+    assert (workdir / "supernet.keras").is_file()
+    assert len(read_log(workdir / "log.csv")) == 3
+    rest = ("--epochs=3", "--recalibration_steps=1", "--evaluate_epochs=1")
+    done = run("imagenet_stage1.py", *arguments, *rest)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip().startswith("python ")
+    assert f"--supernet={workdir}" in done.stdout
+    assert (workdir / "labels.txt").read_text().split() == list("0123456789")
+    network = keras.models.load_model(workdir / "supernet.keras")
+    assert network.class_names == tuple("0123456789")
+    shrunk = run("imagenet_stage1.py", *arguments)
+    assert shrunk.returncode == 1
+    assert "--epochs=3, which may grow" in shrunk.stderr
+
+
+@pytest.mark.long
+def test_a_saved_network_is_evaluated_as_the_run_did(supernet, tmp_path):
+    done = run("evaluate.py", f"--model={supernet}", f"--workdir={tmp_path}", "--paths=0,5,13")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "tables" / "paths.json").read_text())
+    rows = json.loads((supernet / "tables" / "paths.json").read_text())
+    assert measured == [rows[0], rows[5], rows[13]]
+    assert (tmp_path / "plots" / "accuracy_against_madds.png").is_file()
 
 
 @pytest.mark.slow

@@ -275,7 +275,7 @@ def test_the_gain_is_over_the_line_between_neighbouring_static_paths():
     ]
     assert static_gain(rows) == pytest.approx(0.025)
     assert describe_gates(rows).splitlines() == [
-        "gate 0 uses 2 widths, width 2 for 60.0% of the images",
+        "gate 1 uses 2 widths, width 2 for 60.0% of the images",
         "top-1 is 2.50% above the line between the static widths at the same 0.00M MAdds",
     ]
     assert static_gain([rows[2], rows[3]]) is None

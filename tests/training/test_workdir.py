@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -196,3 +197,76 @@ def test_the_configuration_is_readable(tmp_path):
     WorkDir(tmp_path, {"alpha": 0.5})
     assert json.loads((tmp_path / "config.json").read_text()) == {"alpha": 0.5}
     assert (tmp_path / "config.json").read_text().endswith("}\n")
+
+
+def test_a_number_that_may_grow_is_refused_only_where_it_shrinks(tmp_path):
+    WorkDir(tmp_path, {"epochs": 3}, growing=("epochs",)).checkpoint.touch()
+    WorkDir(tmp_path, {"epochs": 5}, growing=("epochs",))
+    assert read_config(tmp_path)["epochs"] == 5
+    for make in (WorkDir, WorkDir.check):
+        with pytest.raises(ValueError, match=r"--epochs=5, which may grow, and now .*--epochs=4"):
+            make(tmp_path, {"epochs": 4}, growing=("epochs",))
+    assert read_config(tmp_path)["epochs"] == 5
+
+
+def test_the_same_folder_spelled_otherwise_is_the_same(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    (tmp_path / "home").mkdir()
+    data.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "run"
+    WorkDir(run, {"dataset": "data"}, paths=("dataset",)).checkpoint.touch()
+    for spelled in ("data/", "./data", str(data), "home/../data", "~/data", "link"):
+        WorkDir(run, {"dataset": spelled}, paths=("dataset",))
+        WorkDir.check("~/run", {"dataset": spelled}, paths=("dataset",))
+    with pytest.raises(ValueError, match="now runs with --dataset=home"):
+        WorkDir(run, {"dataset": "home"}, paths=("dataset",))
+    # From another folder the same words mean another place.
+    (tmp_path / "home" / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    WorkDir(run, {"dataset": "../data"}, paths=("dataset",))
+    with pytest.raises(ValueError, match=r"now runs with --dataset=data \(.*home/data\)"):
+        WorkDir(run, {"dataset": "data"}, paths=("dataset",))
+
+
+def test_names_and_folders_that_have_moved_are_compared_as_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("data").mkdir()
+    options = {"paths": ("dataset",)}
+    WorkDir("run", {"dataset": "data"}, **options).checkpoint.touch()
+    WorkDir("named", {"dataset": "cifar10"}, **options).checkpoint.touch()
+    pathlib.Path("data").rename("moved")
+    pathlib.Path("new").mkdir()
+    monkeypatch.chdir("new")
+    pathlib.Path("data").mkdir()
+    WorkDir("../run", {"dataset": "data"}, **options)
+    WorkDir("../named", {"dataset": "cifar10"}, **options)
+    with pytest.raises(ValueError, match="dataset"):
+        WorkDir("../named", {"dataset": "cifar100"}, **options)
+
+
+def test_a_run_of_before_is_recognised_whichever_way_its_lists_are_spelled(tmp_path):
+    WorkDir(tmp_path, {"weights": ["1", "0.5"], "strides": ["1", "2"]}).checkpoint.touch()
+    WorkDir(tmp_path, {"weights": ["1.0", "0.50"], "strides": ["1", "2"]})
+    with pytest.raises(ValueError, match="weights"):
+        WorkDir(tmp_path, {"weights": ["1.0", "0.6"], "strides": ["1", "2"]})
+
+
+def test_check_makes_nothing(tmp_path):
+    WorkDir.check(tmp_path / "new", {"alpha": 1})
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    node = platform.node()
+    left = tmp_path / f"partial-{killed.pid}@{node}-supernet.keras"
+    kept = tmp_path / f"partial-{os.getpid()}@{node}-log.csv", tmp_path / f"partial-1@{node}x-a"
+    for path in (left, *kept):
+        path.touch()
+    WorkDir(tmp_path, {})
+    assert not left.exists()
+    assert all(path.exists() for path in kept)

@@ -22,6 +22,7 @@ import tensorflow as tf
 from absl import flags
 
 from keras_dsnet.utils import UserError, cli
+from keras_dsnet.utils.atomic_file import atomic_file
 
 DO = flags.DEFINE_string("do", "nothing", "What to do.")
 common.define_flags()
@@ -70,6 +71,11 @@ def main(argv):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
+        case "terminate":
+            with atomic_file("m.tflite") as file:
+                file.write("half")
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
 
 if __name__ == "__main__":
     cli.run(main)
@@ -128,6 +134,8 @@ CASES = {
     "interrupt": ["--do=interrupt"],
     "interrupt_workdir": ["--do=interrupt", "--workdir=runs/x"],
     "interrupt_without_checkpoint": ["--do=interrupt", "--workdir=runs/y"],
+    "terminate": ["--do=terminate"],
+    "terminate_workdir": ["--do=terminate", "--workdir=runs/x"],
     "unknown_flag": ["--workdr=x"],
     "wrong_value": ["--batch=two"],
     "help": ["--help"],
@@ -135,9 +143,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("program")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder):
     """The exit code, the output and the lines on stderr of every case."""
-    folder = tmp_path_factory.mktemp("program")
     (folder / "program.py").write_text(PROGRAM.lstrip())
     (folder / "common.py").write_text(COMMON)
     WorkDir(folder / "runs/x", {}).checkpoint.touch()
@@ -231,6 +243,13 @@ def test_an_interrupted_run_says_how_to_go_on_where_it_can(outcomes):
         "",
         "interrupted: the same command goes on from the last checkpoint in runs/x",
     ]
+
+
+def test_a_run_that_is_asked_to_end_leaves_nothing_half_written(outcomes, folder):
+    assert outcomes["terminate"] == (143, "", ["", "terminated"])
+    _, _, lines = outcomes["terminate_workdir"]
+    assert lines[1].startswith("terminated: the same command goes on from the last checkpoint")
+    assert not list(folder.glob("*m.tflite"))
 
 
 def test_help_shows_the_flags_of_the_program_and_of_what_lies_beside_it(outcomes):
