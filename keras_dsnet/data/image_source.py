@@ -75,16 +75,6 @@ class ImageSource:
             names = [*names[: _NAMES_SHOWN - 2], "...", names[-1]]
         return f"{line}: {', '.join(names)}"
 
-    @property
-    def description(self):
-        """The data set in words: its name, and how many images and classes it has."""
-        return f"{self.name}: {self.num_examples} images of {self.num_classes} classes"
-
-    @property
-    def notes(self):
-        """Tuple of str: what a user should know of how the images were found."""
-        return ()
-
     def steps_per_epoch(self, batch_size):
         """Number of whole batches in one pass over the images.
 
