@@ -62,7 +62,10 @@ class Normalization:
         mean = 255 * np.array(self.mean, "float32")
         scale = 1 / (255 * np.array(self.std, "float32"))
         if isinstance(images, keras.KerasTensor):
-            return (keras.ops.cast(images, "float32") - mean) * scale
+            # Keras takes the product of a tensor and an array for sparse, but not their quotient.
+            return (keras.ops.cast(images, "float32") - mean) / (
+                255 * np.array(self.std, "float32")
+            )
         if tf.is_tensor(images):
             return (tf.cast(_with_known_channels(images), tf.float32) - mean) * scale
         return (images.astype("float32") - mean) * scale

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from routed_networks import SHORT_SPEC, small_network
 
 from keras_dsnet.models import Normalization
 
@@ -122,3 +123,12 @@ def test_pil_images_of_other_modes_are_refused(mode):
 def test_normalizations_that_are_none(mean, std, message):
     with pytest.raises(ValueError, match=message):
         Normalization(mean, std)
+
+
+def test_a_network_takes_what_preprocess_input_makes_of_symbolic_images():
+    network = small_network(spec=SHORT_SPEC)
+    images = keras.Input((16, 16, 3), dtype="uint8")
+    model = keras.Model(images, network(network.preprocess_input(images), path=0))
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3)).astype("uint8")
+    expected = network(network.preprocess_input(pixels), path=0)
+    np.testing.assert_allclose(model(pixels), expected, rtol=1e-4, atol=1e-5)
