@@ -33,10 +33,10 @@ def convert_checkpoint(source, target, ema=None, gates_trained=True, check=None)
     if not target.name.endswith(_SUFFIX):
         raise UserError(f"the target {target} must end with {_SUFFIX}")
     file = WeightsFile(source, ema)
-    model = DynamicSlimmableNetwork.from_config(file.config)
-    file.load(model)
     if check is not None:
         check(file.tensors)
+    model = DynamicSlimmableNetwork.from_config(file.config)
+    file.load(model)
     model.gates_trained = gates_trained
     with atomic_path(target) as beside:
         model.save_weights(beside)

@@ -6,11 +6,10 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common.global_state import get_global_attribute
 
+from keras_dsnet.models.call_checks import check_images, inside_a_call, refuse_training
 from keras_dsnet.models.cost_counter import count_costs, features_shape
 from keras_dsnet.models.families import spec_config, spec_from_config
-from keras_dsnet.models.image_checks import check_images
 from keras_dsnet.models.keras_export import keras_export
 from keras_dsnet.models.network_arguments import (
     activation_name,
@@ -253,8 +252,8 @@ class DynamicSlimmableNetwork(keras.Model):
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         inputs = check_images(inputs, self._image_shape)
-        if path is None and not args and not _inside_a_call():
-            _refuse_training(kwargs.get("training"))
+        if path is None and not args and not inside_a_call():
+            refuse_training(kwargs.get("training"))
         # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. As
         # plain values, since a functional model that calls the network writes them into its config.
         if path is not None:
@@ -279,7 +278,7 @@ class DynamicSlimmableNetwork(keras.Model):
         if path is None:
             # A model around the network passes on that it is in training, whatever the network was
             # called with.
-            _refuse_training(training and any(v.trainable for v in self.variables))
+            refuse_training(training and any(v.trainable for v in self.variables))
             outputs = self._router(inputs, self._routing.candidates())[0]
         else:
             outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
@@ -503,17 +502,3 @@ class DynamicSlimmableNetwork(keras.Model):
 
 # Keras's older `.h5` files name the class of a whole model without its package.
 keras.saving.get_custom_objects()["DynamicSlimmableNetwork"] = DynamicSlimmableNetwork
-
-
-def _inside_a_call():
-    """Whether a layer around the network is being called, whose `training` Keras hands down."""
-    return get_global_attribute("current_call_ctx") is not None
-
-
-def _refuse_training(training):
-    if training:
-        raise ValueError(
-            "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or call "
-            "`model(x, path=..., training=True)`. Inside of a model in training the network routes "
-            "once it is frozen: `network.trainable = False`. Received: path=None"
-        )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_dsnet.models.preprocessing import is_dense
 
@@ -39,6 +40,25 @@ def check_images(images, image_shape):
             f"Received: images of dtype {dtype}"
         )
     return images
+
+
+def inside_a_call():
+    """Whether a layer around the network is being called, whose `training` Keras hands down."""
+    return get_global_attribute("current_call_ctx") is not None
+
+
+def refuse_training(training):
+    """Raises a ValueError for training without a path.
+
+    Args:
+        training: bool.
+    """
+    if training:
+        raise ValueError(
+            "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or call "
+            "`model(x, path=..., training=True)`. Inside of a model in training the network routes "
+            "once it is frozen: `network.trainable = False`. Received: path=None"
+        )
 
 
 def _stacked(images):
