@@ -323,7 +323,8 @@ def check_labels(labels, images, classes, name):
 
     Returns:
         Class numbers, int32 `[batch]`, or probabilities, float32 `[batch, classes]`. In a traced
-        function they depend on the assertion of their values.
+        function they depend on the assertion of their values, and are probabilities where their
+        form is not known.
 
     Raises:
         ValueError: on another shape or type, and, where the values are known, on a label that is
@@ -340,21 +341,47 @@ def check_labels(labels, images, classes, name):
         raise ValueError(f"{right} Received: labels of dtype {labels.dtype.name} in {name}")
     count = images.shape[0]
     forms = ([count], [count, 1], [count, classes])
-    if labels.shape.rank is None or not any(
-        labels.shape.is_compatible_with(form) for form in forms
-    ):
+    if not any(labels.shape.is_compatible_with(form) for form in forms):
         raise ValueError(
             f"{right} Received: labels of shape {labels.shape} for images of shape {images.shape} "
             f"in {name}"
         )
-    if labels.shape.rank == 2 and labels.shape[1] is None:
-        raise ValueError(
-            f"{right} Received: labels of shape {labels.shape} in {name}, whose last size is not "
-            "known: set it by `tf.ensure_shape`"
-        )
+    if labels.shape.rank is None or (labels.shape.rank == 2 and labels.shape[1] is None):
+        return _check_open_form(labels, images, classes, right, name)
+    labels = _check_count(labels, images, "labels", name)
     if labels.shape.rank == 2 and labels.shape[1] > 1:
         return _check_probabilities(labels, right, name)
     return _check_numbers(tf.reshape(labels, [-1]), classes, right, name)
+
+
+def _check_open_form(labels, images, classes, right, name):
+    """Checks labels whose form only a run of a traced function shows; returns probabilities.
+
+    A function that was traced for one form of labels is traced for open shapes at the next form.
+    """
+    shape, rank = tf.shape(labels), tf.rank(labels)
+    # A scalar has no first and no last size.
+    first, last = tf.concat([shape, [-1]], 0)[0], tf.concat([[-1], shape], 0)[-1]
+    is_numbers = (rank == 1) | ((rank == 2) & (last == 1))
+    is_rows = (rank == 2) & (last == classes) & ~is_numbers
+
+    def line():
+        shown = tf.strings.reduce_join(tf.strings.as_string(shape), separator=", ")
+        count = tf.strings.as_string(tf.shape(images)[0])
+        parts = [f"{right} Received: labels of shape (", shown, ") for ", count, " images in "]
+        return tf.strings.join([*parts, name])
+
+    fits = (is_numbers | is_rows) & (first == tf.shape(images)[0])
+    labels = _after(_require(fits, line), labels)
+
+    def from_rows():
+        return _check_probabilities(tf.reshape(labels, [-1, classes]), right, name)
+
+    def from_numbers():
+        flat = tf.reshape(labels, [-1])
+        return tf.one_hot(_check_numbers(flat, classes, right, name), classes)
+
+    return tf.ensure_shape(tf.cond(is_rows, from_rows, from_numbers), [None, classes])
 
 
 def _check_count(values, images, what, name):
@@ -430,15 +457,15 @@ def check_weights(weights, images, name):
     right = "Sample weights must be a finite number for each image, [batch] or [batch, 1]."
     count = images.shape[0]
     fits = any(weights.shape.is_compatible_with(form) for form in ([count], [count, 1]))
-    if weights.shape.rank is None or not fits:
+    if not fits:
         raise ValueError(
             f"{right} Received: weights of shape {weights.shape} for images of shape "
             f"{images.shape} in {name}"
         )
     if not (weights.dtype.is_integer or weights.dtype.is_floating or weights.dtype.is_bool):
         raise ValueError(f"{right} Received: weights of dtype {weights.dtype.name} in {name}")
-    weights = _check_count(weights, images, "sample weights", name)
     weights = tf.cast(tf.reshape(weights, [-1]), tf.float32)
+    weights = _check_count(weights, images, "sample weights", name)
     finite = tf.reduce_all(tf.math.is_finite(weights))
     line = f"{right} Received: a weight that is NaN or infinite in {name}"
     return _after(_require(finite, lambda: line), weights)

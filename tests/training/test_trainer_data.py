@@ -157,7 +157,9 @@ def test_a_wrong_batch_in_the_middle_of_an_epoch_ends_training_before_it(trainer
     holes = IMAGES.copy()
     holes[10] = np.nan
     trainer = make_trainer(trainer_class, eagerly=False, **options)
-    trainer.fit(batches().take(2), shuffle=False, verbose=0)
+    # Labels of three forms, for which one step is traced, and traced anew with open shapes.
+    for labels in (LABELS[:, None], LABELS, ONE_HOT.astype("int64")):
+        trainer.fit(batches(labels).take(2), shuffle=False, verbose=0)
     groups = [trainer.model.variables, getattr(trainer, "teacher_variables", [])]
     expected = [values_of(group) for group in groups]
     bad = [batches(wrong).skip(2), batches(images=holes).skip(2), batches().skip(2).map(_emptied)]

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -241,6 +242,37 @@ def test_weights_are_a_finite_number_for_each_image():
     for wrong in (np.ones(5), np.ones((6, 2)), np.full(6, np.nan), np.full(6, "a"), {"a": 1}):
         with pytest.raises(ValueError, match=r"Received: .* in it$"):
             check_weights(wrong, IMAGES, "it")
+
+
+def test_labels_of_open_shape_are_probabilities_of_the_same_classes():
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.int64)])
+    def checked(labels):
+        return check_labels(labels, tf.constant(IMAGES), CLASSES, "it")
+
+    for labels in (LABELS, LABELS[:, None], ONE_HOT.astype("int64")):
+        np.testing.assert_array_equal(checked(labels), ONE_HOT)
+    for labels, received in (
+        (np.array(3), r"labels of shape \(\) for 6 images"),
+        (LABELS[:5], r"labels of shape \(5\) for 6 images"),
+        (np.zeros((6, 3), "int64"), r"labels of shape \(6, 3\)"),
+        (np.zeros((6, 10), "int64"), "sum 0"),
+        (LABELS + 9, "label 18"),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+            checked(labels)
+        assert re.search(f"Received: .*{received}", line_of_assertion(error.value))
+
+
+def test_a_traced_function_counts_labels_and_images():
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, *SHAPE]), tf.TensorSpec([None], tf.int64)],
+    )
+    def checked(images, labels):
+        return check_labels(labels, images, CLASSES, "it")
+
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        checked(IMAGES, LABELS[:1])
+    assert line_of_assertion(error.value).endswith("Received: 1 labels and 6 images in it")
 
 
 @tf.function(
