@@ -43,7 +43,7 @@ def subfolders(folder):
         numbers are sorted by value: 2 comes before 10.
 
     Raises:
-        ValueError: the folder cannot be read, or a name is not UTF-8.
+        ValueError: the folder cannot be read, a name is not one line of UTF-8, or two are the same.
     """
     found = {}
     for entry in _entries(folder):
@@ -53,6 +53,13 @@ def subfolders(folder):
                 raise ValueError(
                     f"the name of folder {readable_name(entry.path)} must be UTF-8, because "
                     f"classes are called by it. Received: {os.fsencode(entry.name)!r}"
+                )
+            if "\n" in name or "\r" in name:
+                raise ValueError(f"the name of a folder must be one line. Received: {name!r}")
+            if name in found:
+                raise ValueError(
+                    f"folder {readable_name(folder)} holds two folders that are both written "
+                    f"'{name}', in different codes of Unicode: rename one"
                 )
             found[name] = pathlib.Path(entry.path)
     is_numeric = all(name.isascii() and name.isdecimal() for name in found)

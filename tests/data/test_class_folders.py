@@ -200,6 +200,23 @@ def test_a_class_folder_whose_name_is_not_text_is_named(folder):
         load_source(folder)
 
 
+@pytest.mark.parametrize(
+    ("names", "message"), [(["a\nb"], "one line"), (["caf\u00e9", "cafe\u0301"], "rename one")]
+)
+def test_names_of_class_folders_must_serve_as_labels(folder, names, message):
+    for name in names:
+        (folder / "train" / name).mkdir()
+    with pytest.raises(ValueError, match=message) as caught:
+        load_source(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_accents_are_the_same_in_every_code_of_unicode(folder):
+    (folder / "train" / "cat").rename(folder / "train" / "caf\u00e9")
+    (folder / "val" / "cat").rename(folder / "val" / "cafe\u0301")
+    assert load_source(folder, split="eval").class_names == ("caf\u00e9", "dog")
+
+
 def test_a_class_without_readable_images_is_refused(folder):
     for path in (folder / "train" / "dog").iterdir():
         path.write_bytes(b"")
