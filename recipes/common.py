@@ -200,6 +200,23 @@ def evaluation_dataset(model, source, image_size, batch_size=None):
     )
 
 
+def fit(training, save):
+    """Trains to the last epoch and saves the network, also where only the last evaluation failed.
+
+    Args:
+        training: a `TrainingRun`.
+        save: a function without arguments.
+    """
+    try:
+        training.fit()
+    except Exception:
+        if training.is_complete():
+            save()
+        raise
+    # Before all that may yet fail.
+    save()
+
+
 def save_model(model, filename):
     """Saves a `.keras` file beside its name and renames it: the old file survives a failure."""
     from keras_dsnet.utils.atomic_file import atomic_path

@@ -250,11 +250,13 @@ def main(_):
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
     )
-    training.fit()
-    trainer.load_teacher()
-    # Before all that may yet fail.
-    common.write_labels(model, workdir.path)
-    common.save_model(model, workdir.path / "supernet.keras")
+
+    def save():
+        trainer.load_teacher()
+        common.write_labels(model, workdir.path)
+        common.save_model(model, workdir.path / "supernet.keras")
+
+    common.fit(training, save)
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
     common.save_model(model, workdir.path / "supernet.keras")
     batches = common.evaluation_dataset(model, evaluation, size)

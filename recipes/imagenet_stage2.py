@@ -204,7 +204,7 @@ def main(_):
         steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
         compile_trainer(trainer, steps_per_epoch)
         model.gates_trained = True
-    run_ = TrainingRun(
+    training = TrainingRun(
         trainer,
         workdir,
         lambda step: common.training_dataset(model, train, step, size),
@@ -218,9 +218,12 @@ def main(_):
         evaluate_epochs=FLAGS.evaluate_epochs,
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
-    run_.fit()
-    common.write_labels(model, workdir.path)
-    common.save_model(model, workdir.path / "model.keras")
+
+    def save():
+        common.write_labels(model, workdir.path)
+        common.save_model(model, workdir.path / "model.keras")
+
+    common.fit(training, save)
     rows = evaluate_paths(model, common.evaluation_dataset(model, evaluation, size))
     common.report(model, rows, workdir.tables, workdir.plots, workdir.log)
     # From the log: a run that was finished before has trained nothing now.

@@ -1,5 +1,7 @@
 """A training run that a kill cannot harm: fits a trainer and goes on where it stopped."""
 
+import keras
+
 from keras_dsnet.training.csv_log import CsvLog, evaluation_metrics
 from keras_dsnet.training.global_step_callback import GlobalStepCallback
 from keras_dsnet.training.progress_bar import ProgressBar
@@ -68,11 +70,19 @@ class TrainingRun:
             "optimizer": trainer.optimizer.variables,
         }
 
+    def is_complete(self):
+        """Whether the last epoch was trained and its state is in the checkpoint."""
+        state = self.checkpoint.read_meta()
+        return state is not None and state["step"] >= self.epochs * self.steps_per_epoch
+
     def fit(self):
         """Trains to the last epoch, of a run that has ended to the new last one.
 
         Returns:
             The step that this start began at: 0, or that of the checkpoint.
+
+        Raises:
+            Exception: what `evaluate` raised, after the epoch's state is in the checkpoint.
         """
         state = self.checkpoint.restore(self.variables())
         start = state["step"] if state else 0
@@ -119,10 +129,13 @@ class TrainingRun:
             epochs=self.epochs,
             names=self.progress_names,
         )
-        evaluation = []
+        evaluation, raise_failure = [], []
         if self.evaluate:
             evaluation = [_Evaluation(self.evaluate, self.evaluate_epochs, self.epochs, start)]
-        # The checkpoint comes last: what it says is done must be on the disk by then.
+            raise_failure = [
+                keras.callbacks.LambdaCallback(on_epoch_end=evaluation[0].raise_failure)
+            ]
+        # The checkpoint comes after the logs: what it says is done must be on the disk by then.
         save = SaveRunCheckpoint(
             self.checkpoint,
             self.checkpoint_steps,
@@ -137,6 +150,7 @@ class TrainingRun:
             CsvLog(self.workdir.log),
             TensorBoardLog(self.workdir.tensorboard, start_step=start),
             save,
+            *raise_failure,
         ]
 
 
@@ -149,6 +163,17 @@ class _Evaluation(GlobalStepCallback):
         self.every = every
         self.epochs = epochs
 
+        self._failure = None
+
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs:
-            logs.update(evaluation_metrics(self.evaluate()))
+            try:
+                logs.update(evaluation_metrics(self.evaluate()))
+            except Exception as failure:
+                # Not before the epoch that was trained is on the disk.
+                self._failure = failure
+
+    def raise_failure(self, epoch, logs=None):
+        """Raises the error of the epoch's evaluation, if there was one."""
+        if self._failure is not None:
+            raise self._failure
