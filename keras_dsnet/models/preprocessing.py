@@ -60,15 +60,15 @@ class Normalization:
         images = _as_array(images)
         _check_pixels(images)
         mean = 255 * np.array(self.mean, "float32")
-        scale = 1 / (255 * np.array(self.std, "float32"))
+        std = 255 * np.array(self.std, "float32")
         if isinstance(images, keras.KerasTensor):
             # Keras takes the product of a tensor and an array for sparse, but not their quotient.
             return (keras.ops.cast(images, "float32") - mean) / (
                 255 * np.array(self.std, "float32")
             )
         if tf.is_tensor(images):
-            return (tf.cast(_with_known_channels(images), tf.float32) - mean) * scale
-        return (images.astype("float32") - mean) * scale
+            return (tf.cast(_with_known_channels(images), tf.float32) - mean) * (1 / std)
+        return (images.astype("float32") - mean) * (1 / std)
 
     def get_config(self):
         """Returns the fields as plain lists, for JSON."""
