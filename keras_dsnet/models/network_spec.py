@@ -147,7 +147,7 @@ class NetworkSpec:
         """Raises a ValueError if a field has a type or a value that no network has."""
         family = type(self).__name__
         kind = self.stage_class or object
-        if not isinstance(self.stages, tuple) or not self.stages:
+        if not isinstance(self.stages, tuple):
             raise ValueError(
                 f"{family}: `stages` must be a tuple of stages. Received: stages={self.stages!r}"
             )
