@@ -14,6 +14,7 @@ from routed_networks import SIZE, random_images, small_network
 from keras_dsnet.export import DynamicInterpreter
 from keras_dsnet.export.flatbuffer import pack, parse
 from keras_dsnet.export.metadata import add_metadata
+from keras_dsnet.models import LatencyTable, best_path
 
 ROUTES = (0, 2, 3)
 IMAGES = random_images(24)
@@ -178,6 +179,16 @@ def test_calibration_times_every_route_by_forcing_it(interpreter, monkeypatch):
     assert all(0 < milliseconds < 1000 for milliseconds in latency.values())
     # The routes alternate; the first round warms up.
     assert turns == [(route,) * 3 for _ in range(3) for route in ROUTES for _ in range(2)]
+
+
+def test_what_was_measured_chooses_a_path(interpreter, exported):
+    measured = interpreter.calibrate_latency(rounds=1, runs=1)
+    for table in (interpreter, measured):
+        assert best_path(exported.network, max_latency_ms=1e6, latency_table=table) == 3
+    least = min(measured, key=measured.get)
+    with pytest.warns(UserWarning, match="No path fits"):
+        assert best_path(exported.network, max_latency_ms=1e-6, latency_table=measured) == least
+    assert LatencyTable.from_interpreter(interpreter).layout == "shared"
 
 
 @pytest.mark.parametrize(
