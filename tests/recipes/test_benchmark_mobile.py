@@ -101,7 +101,7 @@ def test_files_of_one_type_and_name_share_the_static_files_and_have_a_table_each
     for name, layout, widths in (("m", "shared", ROUTES), ("m_2", "fast", ROUTES)):
         table = LatencyTable.load(workdir / f"latency_float32_{name}.json")
         assert table.layout == layout
-        assert [row["path"] for row in table.rows] == [[width] for width in widths]
+        assert [row["path"] for row in table.rows] == [(width,) for width in widths]
     table = LatencyTable.load(workdir / "latency_float32_static.json")
     assert table.layout is None
     assert sorted(row["path"][0] for row in table.rows) == list(range(network.num_widths))
