@@ -401,7 +401,7 @@ def test_several_steps_run_in_one_call():
         ({"loss_weights": [1.0]}, r"loss_weights=\[1.0\]"),
         ({"optimizer": keras.optimizers.SGD(use_ema=True)}, "use_ema=True"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_compile_would_ignore_is_refused(trainer_class, options, received):
     with pytest.raises(ValueError, match=f"Received: .*{received}"):
