@@ -14,6 +14,8 @@ _NOISE = (
     rb"INFO: ",
     rb"To enable the following instructions: ",
     rb".*tf_tfl_flatbuffer_helpers",
+    rb".*Skipping runtime version metadata in the model",
+    rb"fully_quantize: \d+, inference_type: ",
     rb".*Unable to register cu\w+ factory",
     rb".*computation placer already registered",
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
