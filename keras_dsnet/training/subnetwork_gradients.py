@@ -24,6 +24,8 @@ class SubnetworkGradients:
         self._scale = scale
         self._ascending = ascending
         self._total, self._reads = {}, {}
+        # What the last sub-network's backward pass ended in: a list of none or one tensor.
+        self._last = []
         self._fronts = {path.widths[0]: None for path in paths}
         self._front_gradients = dict.fromkeys(self._fronts)
         for width in self._fronts:
@@ -50,7 +52,7 @@ class SubnetworkGradients:
         """
         width = path.widths[0]
         # One sub-network after the other: side by side they would need all their activations.
-        with tf.control_dependencies([gradient for gradient, _ in self._total.values()]):
+        with tf.control_dependencies(self._last):
             features = tf.identity(self._fronts[width][1])
         with SliceTape(self._reads) as tape:
             tape.watch(features)
@@ -59,6 +61,7 @@ class SubnetworkGradients:
             value = loss(logits)
             scaled = self._scale(value)
         (gradient,), gradients = tape.gradient(scaled, [features])
+        self._last = [gradient]
         add_slices(self._total, gradients, ascending=self._ascending)
         others = self._front_gradients[width]
         self._front_gradients[width] = gradient if others is None else others + gradient

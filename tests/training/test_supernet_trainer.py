@@ -279,7 +279,7 @@ def test_mixed_float16_trains_with_loss_scaling():
     assert all(v.dtype == "float32" for v in network.variables)
 
 
-def test_a_subnetwork_starts_when_the_gradients_of_the_last_one_are_there():
+def test_a_subnetwork_starts_when_the_last_one_has_gone_back():
     """Side by side they would hold all their activations at once."""
     network = make_network()
     paths = [network.resolve_path(width) for width in (0, 1, 2)]
@@ -292,8 +292,14 @@ def test_a_subnetwork_starts_when_the_gradients_of_the_last_one_are_there():
         return gradients.result(stage_one_variables(network.sections))
 
     graph = step.get_concrete_function(tf.TensorSpec((4, 16, 16, 3))).graph
-    starts = [op for op in graph.get_operations() if op.type == "Identity" and op.control_inputs]
-    assert len(starts) >= len(paths) - 1
-    waits = [len(op.control_inputs) for op in starts]
-    behind_the_front = stage_one_variables(network.sections[1:])
-    assert max(waits) == len(behind_the_front)
+    starts = [
+        op
+        for op in graph.get_operations()
+        if op.type == "Identity" and [len(end.outputs) for end in op.control_inputs] == [1]
+    ]
+    # Each waits for what its own input, the features of the front, got from the one before.
+    assert len(starts) == len(paths) - 1
+    for start in starts:
+        gradient = start.control_inputs[0].outputs[0]
+        assert gradient.shape.rank == 4
+        assert gradient.shape.is_compatible_with(start.outputs[0].shape)
