@@ -7,7 +7,6 @@ import pathlib
 import warnings
 
 from keras_dsnet.export.conversion import QUANTIZATIONS
-from keras_dsnet.export.metadata import check_labels
 
 INPUT_TYPES = ("float32", "uint8")
 
@@ -77,7 +76,6 @@ def check_options(network, input_shape, quantize, representative_data, input_typ
         raise ValueError(
             f"`input_type` must be 'float32' or 'uint8'. Received: input_type={input_type!r}"
         )
-    check_labels(network)
     return check_shape(network, input_shape)
 
 

@@ -77,18 +77,6 @@ def has_labels(network):
     return network.include_top and network.class_names is not None
 
 
-def check_labels(network):
-    """Raises a ValueError unless each class name of a network can be a line of a file."""
-    if not has_labels(network):
-        return
-    wrong = [name for name in network.class_names if not name.strip() or len(name.splitlines()) > 1]
-    if wrong:
-        raise ValueError(
-            "The class names become the lines of a file: each must be one line that is not empty. "
-            f"Received: {wrong[0]!r} in `class_names`"
-        )
-
-
 def with_labels(content, network):
     """Returns the bytes of a TFLite file with the network's class names at its end.
 

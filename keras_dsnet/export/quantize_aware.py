@@ -11,7 +11,6 @@ from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.export_subnetwork import finish_file
 from keras_dsnet.export.labelled_batches import labelled_batches
 from keras_dsnet.export.legacy_model import legacy_model
-from keras_dsnet.export.metadata import check_labels
 from keras_dsnet.utils import batches
 from keras_dsnet.utils.atomic_file import atomic_file
 
@@ -97,7 +96,6 @@ def _check_network(model, input_shape):
             "Quantisation-aware training needs a network that ends in a softmax or in logits. "
             f"Received: include_top={model.include_top}, classifier_activation={top!r}"
         )
-    check_labels(model)
     return check_shape(model, input_shape)
 
 

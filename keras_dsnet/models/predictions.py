@@ -41,7 +41,7 @@ def check_class_names(names, classes):
             f"`class_names` must name each of the {classes} classes. Received: {len(checked)} names"
         )
     for index, name in enumerate(checked):
-        if not name.strip() or "\n" in name or "\r" in name:
+        if not name.strip() or name.splitlines() != [name]:
             raise ValueError(
                 "Every name in `class_names` must be one line of text. "
                 f"Received: {name!r} for class {index}"

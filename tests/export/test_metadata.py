@@ -160,16 +160,6 @@ def test_the_file_names_the_oldest_runtime_that_runs_it_right(routed):
     assert oldest == {"tensorflow": "2.14.0", "litert": "1.0.1"}
 
 
-@pytest.mark.parametrize("name", ["a\nb", "", " ", "a\rb"])
-def test_a_class_name_that_is_no_line_is_refused_before_the_conversion(tmp_path, name):
-    network = small_network(spec=SHORT_SPEC, class_names=[name, "b", "c", "d", "e"])
-    message = "must be one line that is not empty. Received: "
-    with pytest.raises(ValueError, match=message) as caught:
-        export_subnetwork(network, 0, tmp_path / "m.tflite")
-    assert "\n" not in str(caught.value)
-    assert not any(tmp_path.iterdir())
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_mediapipe_classifies_pixels_by_the_file_alone(network, mediapipe, tmp_path, quantize):
