@@ -9,7 +9,7 @@ from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from keras_dsnet.data import evaluation_pipeline, load_source
 from keras_dsnet.export import DynamicInterpreter, export_routed, export_subnetwork
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs_shared]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.needs_shared]
 ROUTES = (0, 13)
 
 

@@ -62,6 +62,7 @@ def norm_types(filename):
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_group_norm_in_int8_has_a_row_and_a_file(tmp_path):
     run = save_run(tiny_network(TINY_RESNET, classes=10), tmp_path)

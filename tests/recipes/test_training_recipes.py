@@ -131,6 +131,7 @@ def resnet(tmp_path_factory):
     return network, path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_both_stages_of_a_network_of_four_gates_that_starts_from_weights(resnet, tmp_path):
     network, weights = resnet
