@@ -18,6 +18,7 @@ _NOISE = (
     rb"fully_quantize: \d+, inference_type: ",
     rb".*Unable to register cu\w+ factory",
     rb".*computation placer already registered",
+    rb".*Skipping loop optimization for Merge node",
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
 )
 # An error only where there is a GPU that could have been used.

@@ -156,7 +156,9 @@ def _is_labelled(builder, split):
     import tensorflow_datasets as tfds
 
     encoded = {"image": tfds.decode.SkipDecoding()}
-    first = builder.as_dataset(split=split, decoders=encoded).take(1)
+    # A cache of which one example is read makes TensorFlow warn.
+    uncached = tfds.ReadConfig(try_autocache=False)
+    first = builder.as_dataset(split=split, decoders=encoded, read_config=uncached).take(1)
     return all(int(example["label"]) >= 0 for example in first)
 
 
