@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.training.arguments import check_bool, check_network, resolve_paths
-from keras_dsnet.utils.batches import batch_count, class_numbers, labelled_batches
+from keras_dsnet.utils.batch_checks import class_numbers
+from keras_dsnet.utils.batches import batch_count, labelled_batches
 
 
 def evaluate_paths(

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_dsnet.utils.batches import class_numbers
+from keras_dsnet.utils.batch_checks import class_numbers
 
 
 def weighted_mean(losses, weights=None):

@@ -7,16 +7,14 @@ import keras
 import tensorflow as tf
 
 from keras_dsnet.training.arguments import check_int, check_network, check_number
-from keras_dsnet.utils.batches import (
-    batch_count,
+from keras_dsnet.utils.batch_checks import (
     check_images,
     check_labels,
-    check_steps,
     check_weights,
     class_numbers,
-    is_endless,
     line_of_assertion,
 )
+from keras_dsnet.utils.batches import batch_count, check_steps, is_endless
 
 # Arguments of `compile` that no step would use.
 _NOT_COMPILED = ("loss", "loss_weights", "metrics", "weighted_metrics")

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dsnet.utils.batches import (
-    batch_count,
+from keras_dsnet.utils.batch_checks import (
     check_images,
     check_labels,
     check_weights,
     class_numbers,
-    image_batches,
-    labelled_batches,
     line_of_assertion,
 )
+from keras_dsnet.utils.batches import batch_count, image_batches, labelled_batches
 
 SHAPE, CLASSES = (4, 4, 3), 10
 GENERATOR = np.random.default_rng(0)
