@@ -78,6 +78,10 @@ def check_output(name, flag="output"):
         raise FileNotFoundError(f"--{flag}={name}: there is no folder {output.parent}")
     if output.is_dir():
         raise IsADirectoryError(f"--{flag}={name} is a folder; name a .tflite file")
+    if output.suffix != ".tflite":
+        raise ValueError(
+            f"--{flag} must name a file that ends in .tflite. Received: --{flag}={name}"
+        )
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"--{flag}={name}: {output.parent} cannot be written")
 

@@ -21,6 +21,7 @@ from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.data import load_source
 from keras_dsnet.export import DynamicInterpreter
+from keras_dsnet.export.representative_images import MOST_IMAGES
 from keras_dsnet.models import DynamicSlimmableNetwork, Normalization
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "export_mobile.py"
@@ -154,6 +155,19 @@ def test_a_path_writes_one_sub_network_and_says_so(export, network, workdir, tmp
     assert 0 <= float(line.removeprefix(start)) <= 1e-4
 
 
+def test_a_path_takes_raw_pixels_where_they_are_asked_for(export, network, workdir, tmp_path):
+    export(model=workdir, path=1, input_type="uint8", output=tmp_path / "m.tflite")
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    pixels = digits(1)
+    output = interpreter.get_signature_runner()(image=pixels)["output"]
+    expected = network(preprocess_input(pixels), path=1)
+    np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_flag_allows_as_many_representative_images_as_an_export_reads(program):
+    assert program.representative_data._MOST_IMAGES == MOST_IMAGES
+
+
 def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
     network = tiny_network(TINY_RESNET)
     network.save(tmp_path / "model.keras")
@@ -207,7 +221,14 @@ def test_a_mistake_is_one_line_and_exit_code_1(workdir, tmp_path):
         ),
         (["--path=1", "--routes=0,1"], "--routes is for a file with routes; --path=1 asks for one"),
         (["--path=1", "--layout=fast"], "--layout is for a file with routes"),
-        (["--path=1", "--input_type=uint8"], "--input_type is for a file with routes"),
+        (
+            ["--quantize=int8", "--representative_images=501"],
+            "--representative_images=501: 501 is not an integer in the range [1, 500]",
+        ),
+        (
+            ["--output=m.lite"],
+            "--output must name a file that ends in .tflite. Received: --output=",
+        ),
         (["--dataset=digits"], "Only --quantize=int8 is measured on images. Received: --dataset="),
         (["--quantize=int4"], "value should be one of <none|float16|dynamic|int8>"),
         (
