@@ -16,6 +16,10 @@ _NOISE = (
     rb".*tf_tfl_flatbuffer_helpers",
     rb".*Unable to register cu\w+ factory",
     rb".*computation placer already registered",
+    rb".*Skipping loop optimization for Merge node",
+    rb"fully_quantize: \d",
+    rb".*Skipping runtime version metadata in the model",
+    rb".*oneDNN supports DT_INT32 only on platforms with AVX-512",
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
 )
 # An error only where there is a GPU that could have been used.

@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from native_log import filter_native_log
 
 FLAGS = flags.FLAGS
@@ -73,6 +73,8 @@ def _check_early(check, takes_arguments):
         if FLAGS.debug:
             raise
         _exit_with(next(line for line in _message(error).splitlines() if line.strip()))
+    # absl logs while it unparses: without a handler, Python would add one that prints all twice.
+    logging.use_absl_handler()
     # `run` parses once more, into flags that may gather their values.
     for name in FLAGS:
         FLAGS[name].unparse()

@@ -189,3 +189,25 @@ def test_native_notes_are_dropped_and_warnings_and_last_words_are_not():
     assert "from Python: I0000 stays" in lines
     rest = [line[:5] for line in lines if not line.startswith("from Python")]
     assert rest == ["W0000", "E0000", "F0000"]
+
+
+LOGS_A_LINE = """
+import logging, sys
+
+import absl.logging
+import start
+
+sys.argv = sys.argv[:1]
+start._check_early(None, False)
+# As absl's `app.run` does.
+absl.logging.use_absl_handler()
+logging.getLogger("keras_dsnet.data").warning("a line")
+"""
+
+
+def test_a_line_of_the_log_is_written_once(tmp_path):
+    (tmp_path / "program.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(RECIPES)!r})\n" + LOGS_A_LINE
+    )
+    done = run_light_program(tmp_path / "program.py")
+    assert done.stderr.count("a line") == 1, done.stderr
