@@ -141,8 +141,8 @@ def load_sources():
         "on_bad_image": "raise" if FLAGS.strict_images else "skip",
     }
     sources = [load_source(FLAGS.dataset, FLAGS.data_dir, s, **options) for s in ("train", "eval")]
-    for purpose, source in zip(("training on", "evaluating on"), sources):
-        print_source(purpose, source)
+    print_source("training on", sources[0])
+    print_source("evaluating on", sources[1], known_notes=sources[0].notes)
     if FLAGS.batch_size > sources[0].num_examples:
         raise ValueError(
             f"--batch_size must be at most the {sources[0].num_examples} training images. "
@@ -151,11 +151,18 @@ def load_sources():
     return sources
 
 
-def print_source(purpose, source):
-    """Prints what a data set has, and what its loader found worth a note."""
+def print_source(purpose, source, known_notes=()):
+    """Prints what a data set has, and what its loader found worth a note.
+
+    Args:
+        purpose: str: what it is for.
+        source: an `ImageSource`.
+        known_notes: notes that were printed already.
+    """
     print(f"{purpose} {source.description}", flush=True)
     for note in source.notes:
-        print(f"note: {note}", flush=True)
+        if note not in known_notes:
+            print(f"note: {note}", flush=True)
 
 
 def print_learning_rate(base, scaled):

@@ -136,7 +136,7 @@ def make_model(classes):
     size = common.image_size()
     # What a flag leaves open, the weights say, or the application's defaults.
     options = {name: FLAGS[name].value for name in ("attention", "slimming_head", "share_encoder")}
-    model = getattr(applications, MODELS[FLAGS.model].application)(
+    return getattr(applications, MODELS[FLAGS.model].application)(
         weights=FLAGS.weights,
         input_shape=(size, size, 3),
         classes=classes,
@@ -148,8 +148,21 @@ def make_model(classes):
         synchronized=FLAGS.strategy == "mirrored",
         **{name: value for name, value in options.items() if value is not None},
     )
+
+
+def reset_gates(model):
+    """Makes the gates untrained, and all widths or those of --variant routes.
+
+    Gates that came with --weights were trained on what this stage changes.
+    """
+    if model.gates_trained:
+        print(
+            f"note: the gates of --weights={FLAGS.weights} do not fit what this run trains: stage "
+            "II trains them anew",
+            flush=True,
+        )
+        model.reset_gates()
     model.routes = variant_routes(model, FLAGS.variant) or model.routes
-    return model
 
 
 def make_trainer(model, total_steps, steps_per_epoch):
@@ -223,13 +236,15 @@ def main(_):
     common.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():
         # A large folder takes minutes to look through: what is wrong with the network shows before.
-        make_model(FLAGS.classes or 2)
+        # Of the classes of the weights, so that the log does not tell of others yet.
+        make_model(None)
     scope = common.prepare_machine()
     train, evaluation = common.load_sources()
     workdir = common.open_workdir()
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
     with scope:
         model = make_model(FLAGS.classes or train.num_classes)
+        reset_gates(model)
         trainer = make_trainer(model, FLAGS.epochs * steps_per_epoch, steps_per_epoch)
     if train.num_classes == model.classes:
         model.class_names = train.class_names
