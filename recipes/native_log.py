@@ -18,6 +18,7 @@ _NOISE = (
     rb".*computation placer already registered",
     rb".*Skipping loop optimization for Merge node",
     rb"fully_quantize: \d",
+    rb"Improper call to JPEG library",
     rb".*Skipping runtime version metadata in the model",
     rb".*oneDNN supports DT_INT32 only on platforms with AVX-512",
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
