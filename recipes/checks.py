@@ -96,6 +96,10 @@ def check_source(values):
         value = values[name]
         is_path = value and (name == "data_dir" or value[0] in "./~" or value[-1] == "/")
         if is_path and not pathlib.Path(value).expanduser().is_dir():
+            if pathlib.Path(value).expanduser().is_file():
+                raise NotADirectoryError(
+                    f"--{name}={value} is a file: name a folder; an archive must be unpacked first"
+                )
             raise FileNotFoundError(f"--{name}={value}: there is no such folder")
     if values["dataset"] is not None and not values["dataset"].strip():
         raise ValueError("--dataset must name a data set. Received: --dataset=")

@@ -103,6 +103,10 @@ def check_flags():
     common.check_flags()
     settings = MODELS[FLAGS.model]
     named = FLAGS.weights in (None, "imagenet", "cifar10")
+    if not named and pathlib.Path(FLAGS.weights).is_dir():
+        raise IsADirectoryError(
+            f"--weights={FLAGS.weights} is a folder: name a .weights.h5 or .pth.tar file"
+        )
     if not named and not pathlib.Path(FLAGS.weights).is_file():
         raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
     if FLAGS.alone is not None and FLAGS.alone >= settings.widths:

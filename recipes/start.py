@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -11,6 +12,8 @@ FLAGS = flags.FLAGS
 # TensorFlow's notes on the machine it runs on; warnings and errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 _EXIT_ERROR = 1
+# How absl tells of a required flag that is missing.
+_MISSING = re.compile(r"Flag --(\w+) must have a value other than None")
 
 
 class _ShortHelp(app.HelpFlag):
@@ -59,7 +62,9 @@ def _check_early(check, takes_arguments):
     try:
         remaining = FLAGS(sys.argv)[1:]
     except flags.Error as error:
-        _exit_with([line for line in str(error).splitlines() if line.strip()][-1])
+        line = [line for line in str(error).splitlines() if line.strip()][-1]
+        missing = _MISSING.search(line)
+        _exit_with(f"--{missing[1]} must be given" if missing else line)
     except SystemExit:
         # Only the help flags exit while flags are parsed, and absl gives them exit code 1.
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,14 @@ def test_help_of_every_program_needs_no_tensorflow_and_writes_no_error(program):
     docstring = (RECIPES / program).read_text().splitlines()[0].lstrip('r"')
     assert done.stdout.startswith(docstring)
     assert "--workdir" in done.stdout or "--output" in done.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_required_flag_that_is_missing_is_asked_for(program):
+    done = run(program)
+    if "required=True" in (RECIPES / program).read_text():
+        assert done.returncode == 1
+        assert re.fullmatch(r"error: --\w+ must be given\n", done.stderr)
 
 
 @pytest.mark.parametrize("flag", ["-h", "-?", "--helpshort", "--helpfull", "--help=true"])
