@@ -297,7 +297,9 @@ def warn_of_better_widths(rows, routes, images, how):
 
 
 def data_flags():
-    """Returns the flags of the data set as the next program takes them."""
-    names = ("dataset", "data_dir", "train_split", "eval_split")
+    """Returns the flags of data set, augmentation and machine as the next stage takes them."""
+    names = ("dataset", "data_dir", "train_split", "eval_split", "strict_images", "augmentation")
+    names += ("randaugment", "randaugment_magnitude", "auto_augment", "color_jitter")
+    names += ("random_erasing", "strategy", "mixed_precision")
     given = [name for name in names if FLAGS[name].value != FLAGS[name].default]
     return [commands.flag(name, FLAGS[name].value) for name in given]

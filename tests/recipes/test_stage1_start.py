@@ -10,7 +10,8 @@ import sys, types
 sys.path.insert(0, sys.argv[1])
 import imagenet_stage1 as stage
 
-stage.FLAGS(["stage1", "--weights=cifar10", "--workdir=runs/x"])
+stage.FLAGS(["stage1", "--weights=cifar10", "--workdir=runs/x", "--color_jitter=0.5"])
+print(stage.common.data_flags())
 
 class Network:
     num_widths, spec = 4, None
@@ -32,11 +33,13 @@ stage.common.print_source("evaluating on", other, known_notes=source.notes)
 """
 
 
-def test_gates_of_weights_start_untrained_and_notes_are_printed_once():
+def test_flags_of_the_next_stage_gates_of_weights_and_notes():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(RECIPES)], capture_output=True, text=True, check=True
     )
-    note, reset, kept, *data = done.stdout.splitlines()
+    flags, note, reset, kept, *data = done.stdout.splitlines()
+    # Stage II needs the augmentation of stage I.
+    assert flags == "['--color_jitter=0.5']"
     assert note.startswith("note: the gates of --weights=cifar10 do not fit what this run trains")
     assert reset == "False (0, 1, 2, 3)"
     assert kept == "False (0, 3)"
