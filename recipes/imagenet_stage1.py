@@ -268,6 +268,8 @@ def main(_):
             model, common.evaluation_dataset(model, evaluation, size), ends, False
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
+        class_names=train.class_names,
+        num_images=train.num_examples,
     )
 
     def save():

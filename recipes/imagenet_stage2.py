@@ -223,6 +223,8 @@ def main(_):
             model, common.evaluation_dataset(model, evaluation, size), [], True
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
+        class_names=train.class_names,
+        num_images=train.num_examples,
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
 
