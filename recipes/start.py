@@ -1,11 +1,13 @@
 """Starts a recipe: help, and whatever is wrong with flags alone, before TensorFlow is loaded."""
 
+import logging
 import os
 import pathlib
 import re
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from native_log import filter_native_log
 
 FLAGS = flags.FLAGS
@@ -79,7 +81,9 @@ def _check_early(check, takes_arguments):
             raise
         _exit_with(next(line for line in _message(error).splitlines() if line.strip()))
     # absl logs while it unparses: without a handler, Python would add one that prints all twice.
-    logging.use_absl_handler()
+    absl_logging.use_absl_handler()
+    plain = logging.Formatter("{levelname}: {message}", style="{")
+    absl_logging.get_absl_handler().setFormatter(plain)
     # `run` parses once more, into flags that may gather their values.
     for name in FLAGS:
         FLAGS[name].unparse()

@@ -219,4 +219,5 @@ def test_a_line_of_the_log_is_written_once(tmp_path):
         f"import sys\nsys.path.insert(0, {str(RECIPES)!r})\n" + LOGS_A_LINE
     )
     done = run_light_program(tmp_path / "program.py")
-    assert done.stderr.count("a line") == 1, done.stderr
+    assert done.stderr.endswith("\nWARNING: a line\n")
+    assert done.stderr.count("a line") == 1
