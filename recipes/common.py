@@ -1,7 +1,9 @@
 """What the recipes share: flags of data and machine, and how a run is set up from them."""
 
 import contextlib
+import pathlib
 import sys
+import unicodedata
 
 import checks
 import commands
@@ -143,12 +145,37 @@ def load_sources():
     sources = [load_source(FLAGS.dataset, FLAGS.data_dir, s, **options) for s in ("train", "eval")]
     print_source("training on", sources[0])
     print_source("evaluating on", sources[1], known_notes=sources[0].notes)
+    for source in sources:
+        check_apart(source, FLAGS.dataset)
     if FLAGS.batch_size > sources[0].num_examples:
         raise ValueError(
             f"--batch_size must be at most the {sources[0].num_examples} training images. "
             f"Received: --batch_size={FLAGS.batch_size}"
         )
     return sources
+
+
+def check_apart(source, dataset):
+    """Raises a ValueError where --workdir would be taken for class folders or images next time.
+
+    Args:
+        source: an `ImageSource`.
+        dataset: the name or folder that it was loaded from.
+    """
+    folder = pathlib.Path(dataset).expanduser()
+    workdir = pathlib.Path(FLAGS.workdir).resolve()
+    paths = [pathlib.Path(path) for path in getattr(source, "paths", ())]
+    tops = {path.relative_to(folder).parts[:1] for path in paths if path.is_relative_to(folder)}
+    if not tops or not workdir.is_relative_to(folder.resolve()):
+        return
+    top = workdir.relative_to(folder.resolve()).parts[:1]
+    # Hidden folders are left out, and beside split folders so are others.
+    is_class = {unicodedata.normalize("NFC", part) for (part,) in tops} <= set(source.class_names)
+    if not top or top in tops or (is_class and not top[0].startswith(".")):
+        raise ValueError(
+            f"--workdir={FLAGS.workdir} lies among the images of --dataset={dataset}, and would be "
+            "taken for one of them: name a folder outside"
+        )
 
 
 def print_source(purpose, source, known_notes=()):
