@@ -76,7 +76,12 @@ def source_flags(workdir, names=_SOURCE, why="--quantize=int8 measures ranges on
             f"{why}: name their data set by --dataset. "
             f"{workdir} is not the folder of a training run, which would say it"
         ) from None
-    if place is not None and pathlib.Path(place).exists():
+    if place is not None:
+        if not pathlib.Path(place).exists():
+            raise FileNotFoundError(
+                f"{place}, which {workdir} was trained on, does not exist any more: name the data "
+                "set by --dataset"
+            )
         run["dataset"] = place
     return {name: given[name] or run[name] for name in names}
 

@@ -254,6 +254,14 @@ def test_int8_without_images_asks_for_a_data_set(export, workdir, tmp_path):
         export(model=alone, quantize="int8", output=tmp_path / "m.tflite")
 
 
+def test_a_data_set_that_was_moved_away_is_asked_for(program, workdir, tmp_path):
+    (tmp_path / "run").mkdir()
+    run = {"dataset": ".", "places": {"dataset": str(tmp_path / "gone")}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(run))
+    with flagsaver.as_parsed(), pytest.raises(FileNotFoundError, match=r"gone, which .* exist any"):
+        program.representative_data.source_flags(tmp_path / "run")
+
+
 @pytest.fixture
 def other_files(tmp_path):
     """Files that are no networks of this package."""
