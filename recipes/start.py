@@ -62,15 +62,11 @@ def _list_in_help():
 
 def _check_early(check, takes_arguments):
     try:
-        remaining = FLAGS(sys.argv)[1:]
+        remaining = _parsed(sys.argv)[1:]
     except flags.Error as error:
         line = [line for line in str(error).splitlines() if line.strip()][-1]
         missing = _MISSING.search(line)
         _exit_with(f"--{missing[1]} must be given" if missing else line)
-    except SystemExit:
-        # Only the help flags exit while flags are parsed, and absl gives them exit code 1.
-        sys.stdout.flush()
-        sys.exit(0)
     if remaining and not takes_arguments:
         _exit_with(f"unexpected argument {remaining[0]!r}: a flag is written --name=value")
     try:
@@ -88,6 +84,21 @@ def _check_early(check, takes_arguments):
     for name in FLAGS:
         FLAGS[name].unparse()
     FLAGS.unparse_flags()
+
+
+def _parsed(argv):
+    """Parses the flags and returns what else the command line has; exits where it asks for help."""
+    try:
+        try:
+            return FLAGS(argv)
+        except SystemExit:
+            # Only the help flags exit while flags are parsed, and absl gives them exit code 1.
+            sys.stdout.flush()
+            sys.exit(0)
+    except BrokenPipeError:
+        # Nobody reads on, as in `--help | head`; Python must not try to write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _message(error):

@@ -28,6 +28,16 @@ def test_help_of_every_program_needs_no_tensorflow_and_writes_no_error(program):
     assert "--workdir" in done.stdout or "--output" in done.stdout
 
 
+def test_nobody_needs_to_read_help_to_its_end():
+    command = [sys.executable, str(RECIPES / "imagenet_stage1.py"), "--help"]
+    # A pipe whose reader has gone.
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_required_flag_that_is_missing_is_asked_for(program):
     done = run(program)
