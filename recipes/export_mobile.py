@@ -127,7 +127,7 @@ def main(_):
         options["layout"] = FLAGS.layout
         with warnings.catch_warnings():
             # It is printed above, in one line.
-            warnings.filterwarnings("ignore", "The gate of this network is not trained")
+            warnings.filterwarnings("ignore", "The gate of this network (is not|was) trained")
             export_routed(network, FLAGS.output, FLAGS.routes, **options)
     else:
         report = export_subnetwork(network, FLAGS.path, FLAGS.output, **options)

@@ -103,7 +103,7 @@ def test_the_file_routes_each_image_as_the_network_does(export, network, workdir
 
 
 def test_int8_is_measured_on_what_the_network_was_trained_on(
-    export, network, workdir, tmp_path, capsys
+    export, network, workdir, tmp_path, capsys, recwarn
 ):
     output = tmp_path / "m.tflite"
     export(
@@ -114,7 +114,10 @@ def test_int8_is_measured_on_what_the_network_was_trained_on(
         layout="fast",
         input_type="uint8",
     )
-    assert "measured on 40 training images of digits" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "measured on 40 training images of digits" in told
+    assert told.count("the gates were trained to choose among 0,2, not among --routes=1,3") == 1
+    assert not [w for w in recwarn if "was trained for the routes" in str(w.message)]
     interpreter = DynamicInterpreter(output)
     metadata = interpreter.metadata
     told = [metadata[name] for name in ("quantize", "layout", "input_type")]
