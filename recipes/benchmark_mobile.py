@@ -78,9 +78,14 @@ flags.DEFINE_string("device", platform.machine(), "Name of this device, for the 
 
 def check_flags(arguments):
     """Raises an error for what the command line names and is not there."""
+    known = set()
     for path in arguments:
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"There is no file {path}")
+        place = pathlib.Path(path).resolve()
+        if place in known:
+            raise ValueError(f"{path} is named twice: name each file once")
+        known.add(place)
     if FLAGS.model and FLAGS.model not in ROUTES:
         try:
             check_model(find_model(FLAGS.model))
@@ -145,7 +150,12 @@ def compared_files(network, paths, folder):
 
 
 def named_files(paths):
-    """Returns the files that the command line names, by type and image shape, then by name."""
+    """Returns the files that the command line names, by type and image shape, then by name.
+
+    Raises:
+        ValueError: with --model, two files of one type take images of different shapes: the files
+            of each width would be of the same paths in one latency table.
+    """
     from keras_dsnet.export.dynamic_interpreter import read_metadata
 
     groups, taken = {}, {"static", "naive", *FLAGS["baseline"].default}
@@ -156,6 +166,13 @@ def named_files(paths):
             name, number = f"{path.stem}_{number}", number + 1
         taken.add(name)
         key = metadata["quantize"], tuple(metadata["input_shape"])
+        for other in groups:
+            if FLAGS.model and other[0] == key[0] and other != key:
+                first = next(iter(groups[other].values()))
+                raise ValueError(
+                    f"Files of one type must take images of one shape: {first} takes {other[1]}, "
+                    f"{path} {key[1]}. Compare them in two runs, each with a --workdir"
+                )
         groups.setdefault(key, {})[name] = path
     return groups
 
@@ -267,6 +284,8 @@ def main(argv):
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     paths = [pathlib.Path(path) for path in argv[1:]]
+    # What is wrong with the files shows before a network is loaded.
+    named_files(paths)
     network = None if paths and not FLAGS.model else make_network()
     rows, sizes, shares, metadata = [], [], [], {}
     for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):

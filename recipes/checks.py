@@ -78,6 +78,10 @@ def check_output(name, flag="output"):
         raise FileNotFoundError(f"--{flag}={name}: there is no folder {output.parent}")
     if output.is_dir():
         raise IsADirectoryError(f"--{flag}={name} is a folder; name a .tflite file")
+    if output.suffix != ".tflite":
+        raise ValueError(
+            f"--{flag} must name a file that ends in .tflite. Received: --{flag}={name}"
+        )
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"--{flag}={name}: {output.parent} cannot be written")
 
@@ -92,6 +96,10 @@ def check_source(values):
         value = values[name]
         is_path = value and (name == "data_dir" or value[0] in "./~" or value[-1] == "/")
         if is_path and not pathlib.Path(value).expanduser().is_dir():
+            if pathlib.Path(value).expanduser().is_file():
+                raise NotADirectoryError(
+                    f"--{name}={value} is a file: name a folder; an archive must be unpacked first"
+                )
             raise FileNotFoundError(f"--{name}={value}: there is no such folder")
     if values["dataset"] is not None and not values["dataset"].strip():
         raise ValueError("--dataset must name a data set. Received: --dataset=")

@@ -1,7 +1,9 @@
 """What the recipes share: flags of data and machine, and how a run is set up from them."""
 
 import contextlib
+import pathlib
 import sys
+import unicodedata
 
 import checks
 import commands
@@ -141,8 +143,10 @@ def load_sources():
         "on_bad_image": "raise" if FLAGS.strict_images else "skip",
     }
     sources = [load_source(FLAGS.dataset, FLAGS.data_dir, s, **options) for s in ("train", "eval")]
-    for purpose, source in zip(("training on", "evaluating on"), sources):
-        print_source(purpose, source)
+    print_source("training on", sources[0])
+    print_source("evaluating on", sources[1], known_notes=sources[0].notes)
+    for source in sources:
+        check_apart(source, FLAGS.dataset)
     if FLAGS.batch_size > sources[0].num_examples:
         raise ValueError(
             f"--batch_size must be at most the {sources[0].num_examples} training images. "
@@ -151,11 +155,41 @@ def load_sources():
     return sources
 
 
-def print_source(purpose, source):
-    """Prints what a data set has, and what its loader found worth a note."""
+def check_apart(source, dataset):
+    """Raises a ValueError where --workdir would be taken for class folders or images next time.
+
+    Args:
+        source: an `ImageSource`.
+        dataset: the name or folder that it was loaded from.
+    """
+    folder = pathlib.Path(dataset).expanduser()
+    workdir = pathlib.Path(FLAGS.workdir).resolve()
+    paths = [pathlib.Path(path) for path in getattr(source, "paths", ())]
+    tops = {path.relative_to(folder).parts[:1] for path in paths if path.is_relative_to(folder)}
+    if not tops or not workdir.is_relative_to(folder.resolve()):
+        return
+    top = workdir.relative_to(folder.resolve()).parts[:1]
+    # Hidden folders are left out, and beside split folders so are others.
+    is_class = {unicodedata.normalize("NFC", part) for (part,) in tops} <= set(source.class_names)
+    if not top or top in tops or (is_class and not top[0].startswith(".")):
+        raise ValueError(
+            f"--workdir={FLAGS.workdir} lies among the images of --dataset={dataset}, and would be "
+            "taken for one of them: name a folder outside"
+        )
+
+
+def print_source(purpose, source, known_notes=()):
+    """Prints what a data set has, and what its loader found worth a note.
+
+    Args:
+        purpose: str: what it is for.
+        source: an `ImageSource`.
+        known_notes: notes that were printed already.
+    """
     print(f"{purpose} {source.description}", flush=True)
     for note in source.notes:
-        print(f"note: {note}", flush=True)
+        if note not in known_notes:
+            print(f"note: {note}", flush=True)
 
 
 def print_learning_rate(base, scaled):
@@ -290,7 +324,9 @@ def warn_of_better_widths(rows, routes, images, how):
 
 
 def data_flags():
-    """Returns the flags of the data set as the next program takes them."""
-    names = ("dataset", "data_dir", "train_split", "eval_split")
+    """Returns the flags of data set, augmentation and machine as the next stage takes them."""
+    names = ("dataset", "data_dir", "train_split", "eval_split", "strict_images", "augmentation")
+    names += ("randaugment", "randaugment_magnitude", "auto_augment", "color_jitter")
+    names += ("random_erasing", "strategy", "mixed_precision")
     given = [name for name in names if FLAGS[name].value != FLAGS[name].default]
     return [commands.flag(name, FLAGS[name].value) for name in given]

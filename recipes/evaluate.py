@@ -96,6 +96,7 @@ def main(_):
     )
     representative_data.check_names(network, source)
     common.print_source("evaluating on", source)
+    common.check_apart(source, values["dataset"])
     workdir = pathlib.Path(FLAGS.workdir)
     for name in ("tables", "plots"):
         (workdir / name).mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def check_flags():
     model_file = find_model(FLAGS.model)
     check_model(model_file)
     checks.check_output(FLAGS.output)
-    for name in ("routes", "layout", "input_type"):
+    for name in ("routes", "layout"):
         if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
             raise ValueError(
                 f"--{name} is for a file with routes; --path={FLAGS.path} asks for one sub-network"
@@ -115,7 +115,7 @@ def main(_):
     remove_leftovers_of_the_dead(pathlib.Path(FLAGS.output).parent)
     network = keras.models.load_model(find_model(FLAGS.model), compile=False)
     shape = input_shape(network)
-    options = {"input_shape": shape}
+    options = {"input_shape": shape, "input_type": FLAGS.input_type}
     if FLAGS.quantize != "none":
         options["quantize"] = FLAGS.quantize
     if FLAGS.quantize == "int8":
@@ -124,10 +124,10 @@ def main(_):
         )
     if FLAGS.path is None:
         warn_of_gates(network, folder)
-        options |= {"layout": FLAGS.layout, "input_type": FLAGS.input_type}
+        options["layout"] = FLAGS.layout
         with warnings.catch_warnings():
             # It is printed above, in one line.
-            warnings.filterwarnings("ignore", "The gate of this network is not trained")
+            warnings.filterwarnings("ignore", "The gate of this network (is not|was) trained")
             export_routed(network, FLAGS.output, FLAGS.routes, **options)
     else:
         report = export_subnetwork(network, FLAGS.path, FLAGS.output, **options)

@@ -103,6 +103,10 @@ def check_flags():
     common.check_flags()
     settings = MODELS[FLAGS.model]
     named = FLAGS.weights in (None, "imagenet", "cifar10")
+    if not named and pathlib.Path(FLAGS.weights).is_dir():
+        raise IsADirectoryError(
+            f"--weights={FLAGS.weights} is a folder: name a .weights.h5 or .pth.tar file"
+        )
     if not named and not pathlib.Path(FLAGS.weights).is_file():
         raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
     if FLAGS.alone is not None and FLAGS.alone >= settings.widths:
@@ -136,7 +140,7 @@ def make_model(classes):
     size = common.image_size()
     # What a flag leaves open, the weights say, or the application's defaults.
     options = {name: FLAGS[name].value for name in ("attention", "slimming_head", "share_encoder")}
-    model = getattr(applications, MODELS[FLAGS.model].application)(
+    return getattr(applications, MODELS[FLAGS.model].application)(
         weights=FLAGS.weights,
         input_shape=(size, size, 3),
         classes=classes,
@@ -148,8 +152,21 @@ def make_model(classes):
         synchronized=FLAGS.strategy == "mirrored",
         **{name: value for name, value in options.items() if value is not None},
     )
+
+
+def reset_gates(model):
+    """Makes the gates untrained, and all widths or those of --variant routes.
+
+    Gates that came with --weights were trained on what this stage changes.
+    """
+    if model.gates_trained:
+        print(
+            f"note: the gates of --weights={FLAGS.weights} do not fit what this run trains: stage "
+            "II trains them anew",
+            flush=True,
+        )
+        model.reset_gates()
     model.routes = variant_routes(model, FLAGS.variant) or model.routes
-    return model
 
 
 def make_trainer(model, total_steps, steps_per_epoch):
@@ -223,13 +240,15 @@ def main(_):
     common.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():
         # A large folder takes minutes to look through: what is wrong with the network shows before.
-        make_model(FLAGS.classes or 2)
+        # Of the classes of the weights, so that the log does not tell of others yet.
+        make_model(None)
     scope = common.prepare_machine()
     train, evaluation = common.load_sources()
     workdir = common.open_workdir()
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
     with scope:
         model = make_model(FLAGS.classes or train.num_classes)
+        reset_gates(model)
         trainer = make_trainer(model, FLAGS.epochs * steps_per_epoch, steps_per_epoch)
     if train.num_classes == model.classes:
         model.class_names = train.class_names
@@ -249,6 +268,8 @@ def main(_):
             model, common.evaluation_dataset(model, evaluation, size), ends, False
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
+        class_names=train.class_names,
+        num_images=train.num_examples,
     )
 
     def save():

@@ -17,6 +17,8 @@ leave out is clearly better than they are. Batches, augmentation and Gumbel nois
 --seed and the step.
 """
 
+import pathlib
+
 import commands
 import common
 from absl import flags
@@ -56,6 +58,11 @@ def find_supernet():
 def check_flags():
     """Raises an error for what the flags name and is not there."""
     common.check_flags()
+    if find_supernet().parent.resolve() == pathlib.Path(FLAGS.workdir).resolve():
+        raise ValueError(
+            f"--workdir={FLAGS.workdir} is the folder of --supernet, whose run stays there: name "
+            "another folder"
+        )
     saved = check_model(find_supernet(), "supernet")
     classes = saved.get("classes")
     if FLAGS.classes is not None and FLAGS.classes != classes:
@@ -216,6 +223,8 @@ def main(_):
             model, common.evaluation_dataset(model, evaluation, size), [], True
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
+        class_names=train.class_names,
+        num_images=train.num_examples,
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
 

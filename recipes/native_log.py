@@ -19,7 +19,13 @@ _NOISE = (
     rb".*Unable to register cu\w+ factory",
     rb".*computation placer already registered",
     rb".*Skipping loop optimization for Merge node",
+    rb"fully_quantize: \d",
+    rb"Improper call to JPEG library",
+    rb".*Skipping runtime version metadata in the model",
+    rb".*oneDNN supports DT_INT32 only on platforms with AVX-512",
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
+    # Images that do not decode: the programs name them.
+    rb".*Local rendezvous is aborting with status: INVALID_ARGUMENT: (Unknown image|jpeg::)",
 )
 # An error only where there is a GPU that could have been used.
 _WITHOUT_GPU = (rb".*cuInit", rb".*CUDA_ERROR_NO_DEVICE", rb".*Cannot dlopen some GPU libraries")

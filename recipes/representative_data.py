@@ -9,6 +9,9 @@ from flag_types import define_path
 
 FLAGS = flags.FLAGS
 _SOURCE = ("dataset", "data_dir", "train_split")
+# As many as an export reads: `keras_dsnet.export.representative_images.MOST_IMAGES`, which the
+# package would load TensorFlow for.
+_MOST_IMAGES = 500
 
 
 def define_flags():
@@ -21,7 +24,13 @@ def define_flags():
     )
     define_path("data_dir", None, "Folder of prepared TFDS data sets; none: the run's.")
     flags.DEFINE_string("train_split", None, "TFDS slice of --dataset; none: the run's.")
-    flags.DEFINE_integer("representative_images", 200, "For int8: how many images.", lower_bound=1)
+    flags.DEFINE_integer(
+        "representative_images",
+        200,
+        "For int8: how many images.",
+        lower_bound=1,
+        upper_bound=_MOST_IMAGES,
+    )
 
 
 def check_flags(workdir, needed):
@@ -67,7 +76,12 @@ def source_flags(workdir, names=_SOURCE, why="--quantize=int8 measures ranges on
             f"{why}: name their data set by --dataset. "
             f"{workdir} is not the folder of a training run, which would say it"
         ) from None
-    if place is not None and pathlib.Path(place).exists():
+    if place is not None:
+        if not pathlib.Path(place).exists():
+            raise FileNotFoundError(
+                f"{place}, which {workdir} was trained on, does not exist any more: name the data "
+                "set by --dataset"
+            )
         run["dataset"] = place
     return {name: given[name] or run[name] for name in names}
 

@@ -1,16 +1,21 @@
 """Starts a recipe: help, and whatever is wrong with flags alone, before TensorFlow is loaded."""
 
+import logging
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags
+from absl import logging as absl_logging
 from native_log import filter_native_log
 
 FLAGS = flags.FLAGS
 # TensorFlow's notes on the machine it runs on; warnings and errors still show.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 _EXIT_ERROR = 1
+# How absl tells of a required flag that is missing.
+_MISSING = re.compile(r"Flag --(\w+) must have a value other than None")
 
 
 class _ShortHelp(app.HelpFlag):
@@ -57,13 +62,11 @@ def _list_in_help():
 
 def _check_early(check, takes_arguments):
     try:
-        remaining = FLAGS(sys.argv)[1:]
+        remaining = _parsed(sys.argv)[1:]
     except flags.Error as error:
-        _exit_with([line for line in str(error).splitlines() if line.strip()][-1])
-    except SystemExit:
-        # Only the help flags exit while flags are parsed, and absl gives them exit code 1.
-        sys.stdout.flush()
-        sys.exit(0)
+        line = [line for line in str(error).splitlines() if line.strip()][-1]
+        missing = _MISSING.search(line)
+        _exit_with(f"--{missing[1]} must be given" if missing else line)
     if remaining and not takes_arguments:
         _exit_with(f"unexpected argument {remaining[0]!r}: a flag is written --name=value")
     try:
@@ -73,10 +76,29 @@ def _check_early(check, takes_arguments):
         if FLAGS.debug:
             raise
         _exit_with(next(line for line in _message(error).splitlines() if line.strip()))
+    # absl logs while it unparses: without a handler, Python would add one that prints all twice.
+    absl_logging.use_absl_handler()
+    plain = logging.Formatter("{levelname}: {message}", style="{")
+    absl_logging.get_absl_handler().setFormatter(plain)
     # `run` parses once more, into flags that may gather their values.
     for name in FLAGS:
         FLAGS[name].unparse()
     FLAGS.unparse_flags()
+
+
+def _parsed(argv):
+    """Parses the flags and returns what else the command line has; exits where it asks for help."""
+    try:
+        try:
+            return FLAGS(argv)
+        except SystemExit:
+            # Only the help flags exit while flags are parsed, and absl gives them exit code 1.
+            sys.stdout.flush()
+            sys.exit(0)
+    except BrokenPipeError:
+        # Nobody reads on, as in `--help | head`; Python must not try to write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _message(error):

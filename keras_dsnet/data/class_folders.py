@@ -54,8 +54,10 @@ def subfolders(folder):
                     f"the name of folder {readable_name(entry.path)} must be UTF-8, because "
                     f"classes are called by it. Received: {os.fsencode(entry.name)!r}"
                 )
-            if "\n" in name or "\r" in name:
-                raise ValueError(f"the name of a folder must be one line. Received: {name!r}")
+            if len(name.splitlines()) > 1 or not name.strip():
+                raise ValueError(
+                    f"the name of a folder must be one line that is not blank. Received: {name!r}"
+                )
             if name in found:
                 raise ValueError(
                     f"folder {readable_name(folder)} holds two folders that are both written "

@@ -39,8 +39,16 @@ def decode_image(encoded, window_of=None, orientation=None):
         window = stored_window_of(tf.io.extract_jpeg_shape(encoded))
         return tf.io.decode_and_crop_jpeg(encoded, window, **settings)
 
+    def decode(channels):
+        image = tf.io.decode_image(encoded, channels, expand_animations=False)
+        return tf.ensure_shape(image, [None, None, channels or None])
+
+    def webp():
+        # TensorFlow has no RGB of a transparent WebP.
+        return decode(0)[..., :3]
+
     def other():
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image = tf.cond(_is_webp(encoded), webp, lambda: decode(3))
         if window_of is None:
             return image
         return tf.image.crop_to_bounding_box(image, *tf.unstack(stored_window_of(tf.shape(image))))
@@ -71,6 +79,10 @@ def _stored_window(shape, window_of, orientation):
     top = tf.where(_is_among(orientation, _MIRRORED_UP_DOWN), upright[0] - top - height, top)
     left = tf.where(_is_among(orientation, _MIRRORED_LEFT_RIGHT), upright[1] - left - width, left)
     return tf.where(is_transposed, [left, top, width, height], [top, left, height, width])
+
+
+def _is_webp(encoded):
+    return tf.equal(tf.strings.substr(tf.strings.join([encoded, b"\0" * 12]), 8, 4), b"WEBP")
 
 
 def _is_among(value, values):

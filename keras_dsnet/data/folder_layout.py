@@ -66,13 +66,14 @@ class FolderLayout:
 def split_kind(name):
     """`"train"`, `"validation"` or `"test"` for the usual names of split folders, else None.
 
-    Case, years and words such as "set" and "images" do not count: `val2017`, `Training_Set`.
+    Case, years and words such as "set" and "images" do not count: `val2017`, `Training_Set`,
+    `testData`.
     """
-    words = re.findall("[a-z]+|[0-9]+", name.lower())
-    words = [word for word in words if not _is_filler(word)]
-    if len(words) != 1:
-        return None
-    return _SPLIT_OF_WORD.get(words[0]) or _SPLIT_OF_WORD.get(words[0].removesuffix("set"))
+    words = _words(name.lower())
+    kinds = {_kind_of_word(words[0]) if len(words) == 1 else None}
+    words = _words(name)
+    kinds.add(_kind_of_word(words[0]) if len(words) == 1 else None)
+    return next(iter(kinds - {None}), None)
 
 
 def find_layout(root):
@@ -92,9 +93,21 @@ def find_layout(root):
     if not named or _is_class_called_train(folders, named):
         layout = FolderLayout({"": SplitFolder(root, _classes_of(root))}, training="")
         notes = [f"folder {folders[name]} is taken for a class, not for a split" for name in named]
-        layout.notes = (*notes, *_neighbours(root))
+        layout.notes = (*notes, *_same_inside(layout.splits[""].classes), *_neighbours(root))
         return layout
     return _split_layout(root, folders, named)
+
+
+def _words(name):
+    """The words and numbers of a name that say something, in small letters: `testData` has one."""
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
+    return [word for word in map(str.lower, words) if not _is_filler(word)]
+
+
+def _kind_of_word(word):
+    """The kind of split that a word means, also with a filler at its end: `trainset`."""
+    stems = (word, *(word.removesuffix(filler) for filler in _FILLERS))
+    return next((_SPLIT_OF_WORD[stem] for stem in stems if stem in _SPLIT_OF_WORD), None)
 
 
 def _is_filler(word):
@@ -110,6 +123,18 @@ def _is_class_called_train(folders, named):
         and not subfolders(folders["train"])
         and all(holds_images(path) for path in (folders["train"], *others))
     )
+
+
+def _same_inside(classes):
+    """A note where classes hold folders of the same names, which may be what was meant."""
+    inner = [set(subfolders(path)) for path in classes.values()]
+    shared = set.intersection(*inner)
+    if len(shared) < 2:
+        return []
+    return [
+        f"classes are the folders {_listed(classes)}, not those that each of them holds: "
+        f"{_listed(sorted(shared))}"
+    ]
 
 
 def _neighbours(root):
@@ -210,13 +235,26 @@ def _classes_of(root):
 
 
 def _check_no_unknown_splits(root, inner):
-    """Refuses fold1/, fold2/ or my_train/, my_val/ with the same folders in them as classes."""
+    """Refuses my_train/ beside my_val/ as classes, and fold1/, fold2/ with the same folders."""
+    kinds = {}
+    for name in inner:
+        words = _words(name)
+        others = tuple(word for word in words if not _kind_of_word(word) and not word.isdecimal())
+        found = [_kind_of_word(word) for word in words if _kind_of_word(word)]
+        # What is called exactly as a split is a class here: inside of a split.
+        if len(found) == 1 and not split_kind(name):
+            kinds.setdefault(others, set()).add(found[0])
+    if any("train" in same and len(same) > 1 for same in kinds.values()):
+        raise ValueError(
+            f"folders {_listed(inner)} of {root} are called almost as splits: call them train, val "
+            f"and test"
+        )
     folders = [set(names) for names in inner.values()]
     is_alike = any(
         len(one & two) > 1 for number, one in enumerate(folders) for two in folders[:number]
     )
-    words = [re.findall("[a-z]+", name.lower()) for name in inner]
-    is_named_as_splits = any(word in _SPLIT_OF_WORD for name in words for word in name)
+    words = [[word for word in _words(name) if not word.isdecimal()] for name in inner]
+    is_named_as_splits = any(_kind_of_word(word) for name in words for word in name)
     is_numbered = all(words) and all(name == words[0] for name in words)
     if is_alike and (is_named_as_splits or is_numbered):
         raise ValueError(

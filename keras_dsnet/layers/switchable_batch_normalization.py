@@ -36,7 +36,8 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         training: bool: normalise with the batch's statistics and update the moving ones. The moving
             variance takes the unbiased variance of the batch.
         statistics: the row of moving statistics; None: `width`.
-        momentum: float or scalar tensor for this call alone; None: the layer's.
+        momentum: float or scalar tensor for this call alone; None: the layer's. An integer tensor
+            is the number of batches that the statistics are the mean of: this one is added to it.
 
     Returns:
         A tensor of the shape of `inputs`.
@@ -92,6 +93,11 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             mean, variance = self.statistics_at(row, channels)
             return self._normalize(inputs, gamma, beta, mean, variance)
         momentum = self.momentum if momentum is None else momentum
+        if tf.is_tensor(momentum):
+            # Keras casts tensors to the type of computation, but no integers.
+            is_count = momentum.dtype.is_integer
+            momentum = tf.cast(momentum, self.variable_dtype)
+            momentum = momentum / (momentum + 1.0) if is_count else momentum
         old = self.statistics_at(row, channels)
         if self.synchronized or inputs.dtype == tf.float64:
             outputs, *new = self._normalize_by_sums(inputs, gamma, beta, old, momentum)

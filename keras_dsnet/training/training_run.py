@@ -1,5 +1,7 @@
 """A training run that a kill cannot harm: fits a trainer and goes on where it stopped."""
 
+import itertools
+
 import keras
 
 from keras_dsnet.training.csv_log import CsvLog, evaluation_metrics
@@ -25,6 +27,9 @@ class TrainingRun:
         evaluate: function that gives the rows of `evaluate_paths`; None: no evaluation.
         evaluate_epochs: int: epochs between evaluations.
         progress_names: metrics that the progress bar shows; None: all.
+        class_names: the names of the data set's classes, by index, or None.
+        num_images: int, how many images are trained on, or None. Data that changed since the run
+            began are noticed by these two.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class TrainingRun:
         evaluate=None,
         evaluate_epochs=1,
         progress_names=None,
+        class_names=None,
+        num_images=None,
     ):
         self.trainer = trainer
         self.workdir = workdir
@@ -51,6 +58,11 @@ class TrainingRun:
         self.evaluate = evaluate
         self.evaluate_epochs = evaluate_epochs
         self.progress_names = progress_names
+        self.data = {
+            "classes": None if class_names is None else list(class_names),
+            "images": num_images,
+            "steps_per_epoch": steps_per_epoch,
+        }
         self.checkpoint = RunCheckpoint(workdir.checkpoint)
 
     def variables(self):
@@ -82,8 +94,10 @@ class TrainingRun:
             The step that this start began at: 0, or that of the checkpoint.
 
         Raises:
+            ValueError: the run began with other classes, or with fewer or more steps of an epoch.
             Exception: what `evaluate` raised, after the epoch's state is in the checkpoint.
         """
+        self._check_data()
         state = self.checkpoint.restore(self.variables())
         start = state["step"] if state else 0
         total = self.epochs * self.steps_per_epoch
@@ -99,6 +113,35 @@ class TrainingRun:
         finally:
             progress.close()
         return start
+
+    def _check_data(self):
+        """Raises a ValueError where a run cannot go on with the data as they are now."""
+        before = (self.checkpoint.read_meta() or {}).get("data")
+        if before is None or before == self.data:
+            return
+        names = before["classes"], self.data["classes"]
+        if None not in names and names[0] != names[1]:
+            pairs = enumerate(itertools.zip_longest(*names))
+            index, (was, now) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+            raise ValueError(
+                f"--workdir={self.workdir.path} was started with other classes: class {index} was "
+                f"{was!r} and is {now!r} in the data set now: put the classes back, or name "
+                "another folder"
+            )
+        was, now = before["images"], self.data["images"]
+        if before["steps_per_epoch"] != self.steps_per_epoch:
+            raise ValueError(
+                f"--workdir={self.workdir.path} was started with {before['steps_per_epoch']} steps "
+                f"per epoch, and now has {self.steps_per_epoch}"
+                + ("" if was == now else f": {was} training images became {now}; put them back")
+                + ", or name another folder"
+            )
+        if was != now:
+            print(
+                f"note: {was} training images became {now} since the run of {self.workdir.path} "
+                "was started: what is held out for evaluation may have changed too",
+                flush=True,
+            )
 
     def _fit_from(self, start, callbacks):
         epoch, done = divmod(start, self.steps_per_epoch)
@@ -140,7 +183,7 @@ class TrainingRun:
             self.checkpoint,
             self.checkpoint_steps,
             self.variables,
-            lambda: {"epochs": self.epochs},
+            lambda: {"epochs": self.epochs, "data": self.data},
             start_step=start,
         )
         return progress, [

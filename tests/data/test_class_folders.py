@@ -57,6 +57,8 @@ def test_what_programs_leave_in_folders_is_not_trained_on(folder):
     assert source.notes == ()
 
 
+TRANSPARENT = NOISE.convert("RGBA")
+TRANSPARENT.putalpha(100)
 IMAGES = {
     "x.JPE": JPEG,
     "x.jfif": JPEG,
@@ -67,7 +69,7 @@ IMAGES = {
     "a_gif.png": _encoded("GIF"),
     "x.webp": _encoded("WEBP"),
     "lossless.webp": _encoded("WEBP", lossless=True),
-    "alpha.webp": _encoded("WEBP", NOISE.convert("RGBA")),
+    "alpha.webp": _encoded("WEBP", TRANSPARENT),
     "X.BMP": _encoded("BMP"),
     "gray.bmp": _encoded("BMP", NOISE.convert("L")),
     "animated.gif": _encoded("GIF", save_all=True, append_images=[NOISE.rotate(90)]),
@@ -201,7 +203,13 @@ def test_a_class_folder_whose_name_is_not_text_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["a\nb"], "one line"), (["caf\u00e9", "cafe\u0301"], "rename one")]
+    ("names", "message"),
+    [
+        (["a\nb"], "one line"),
+        (["a\u2028b"], "one line"),
+        ([" "], "not blank"),
+        (["caf\u00e9", "cafe\u0301"], "rename one"),
+    ],
 )
 def test_names_of_class_folders_must_serve_as_labels(folder, names, message):
     for name in names:

@@ -36,6 +36,10 @@ def _only_in(source, folder):
         ("seg_train", "seg_test"),
         ("train", "Testing"),
         ("train", "eval"),
+        ("trainData", "testData"),
+        ("TrainImages", "ValImages"),
+        ("traindata", "validimages"),
+        ("imagesTrain", "imagesVal"),
     ],
 )
 def test_splits_are_known_by_their_usual_names(tmp_path, train, validation):
@@ -109,6 +113,11 @@ def test_test_images_without_classes_are_left_out_with_a_note(tmp_path):
         ),
         ([*_split("fold1"), *_split("fold2"), *_split("fold3")], "call them train, val and test"),
         ([*_split("cats_train"), *_split("cats_val")], "call them train, val and test"),
+        (
+            [*_split("asl_train"), "asl_test/1.png", "asl_test/2.png"],
+            "'asl_test', 'asl_train' of .* are called almost as splits: call them train, val and",
+        ),
+        ([*_split("flowersTrain"), *_split("flowersVal")], "call them train, val and test"),
         (_split("flowers"), "only 'flowers'; did you mean .*/flowers"),
         ([*_split("flowers/train"), *_split("flowers/val")], "did you mean .*/flowers"),
         ([*_split("images"), "labels/a.txt"], "did you mean .*/images"),
@@ -126,7 +135,16 @@ def test_what_is_ambiguous_is_refused_in_one_line(tmp_path, paths, message):
 
 def test_classes_may_hold_folders_of_the_same_names(tmp_path):
     _write(tmp_path, *_split("healthy", ("apple", "grape")), *_split("sick", ("apple", "grape")))
-    assert load_source(tmp_path).class_names == ("healthy", "sick")
+    source = load_source(tmp_path)
+    assert source.class_names == ("healthy", "sick")
+    said = "classes are the folders 'healthy', 'sick', not those that each of them holds: 'apple', "
+    assert any(note.startswith(said) for note in source.notes)
+
+
+def test_classes_may_be_called_by_two_words_of_which_one_is_a_split(tmp_path):
+    names = ("test_tube", "train_station", "validated")
+    _write(tmp_path, *(f"{name}/{i}.png" for name in names for i in (0, 1)))
+    assert load_source(tmp_path).class_names == names
 
 
 def test_folders_that_are_no_splits_are_noted(tmp_path):

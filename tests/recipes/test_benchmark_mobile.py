@@ -20,7 +20,7 @@ from timed_process import TimedProcess, time_in_turns
 from keras_dsnet.export import export_subnetwork
 from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.force_route import force_route
-from keras_dsnet.models import LatencyTable, best_path
+from keras_dsnet.models import DynamicSlimmableNetwork, LatencyTable, best_path
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmark_mobile.py"
 ROUTES = (0, 3)
@@ -105,6 +105,20 @@ def test_files_of_one_type_and_name_share_the_static_files_and_have_a_table_each
     table = LatencyTable.load(workdir / "latency_float32_static.json")
     assert table.layout is None
     assert sorted(row["path"][0] for row in table.rows) == list(range(network.num_widths))
+
+
+def test_files_of_one_type_with_images_of_two_shapes_are_refused(network, routed, tmp_path):
+    config = {**network.get_config(), "input_shape": (None, None, 3)}
+    larger = DynamicSlimmableNetwork.from_config(config)
+    larger.save(tmp_path / "model.keras")
+    options = {"input_shape": (32, 32, 3), "verbose": False}
+    larger.export(tmp_path / "large.tflite", format="litert", **options)
+    files = routed, tmp_path / "large.tflite"
+    options = f"--workdir={tmp_path / 'benchmark'}", f"--model={tmp_path}"
+    result = run_program(PROGRAM, *files, *options)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: Files of one type must take images of one shape: ")
 
 
 @pytest.mark.long
@@ -199,6 +213,7 @@ def test_random_statistics_differ_per_width():
     ("arguments", "message"),
     [
         (["missing.tflite"], "There is no file missing.tflite"),
+        ([PROGRAM, PROGRAM], f"{PROGRAM} is named twice: name each file once"),
         (
             ["--model=missing"],
             "--model=missing is no .keras file and no work directory with model.keras (stage II) "

@@ -21,6 +21,7 @@ from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.data import load_source
 from keras_dsnet.export import DynamicInterpreter
+from keras_dsnet.export.representative_images import MOST_IMAGES
 from keras_dsnet.models import DynamicSlimmableNetwork, Normalization
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "export_mobile.py"
@@ -102,7 +103,7 @@ def test_the_file_routes_each_image_as_the_network_does(export, network, workdir
 
 
 def test_int8_is_measured_on_what_the_network_was_trained_on(
-    export, network, workdir, tmp_path, capsys
+    export, network, workdir, tmp_path, capsys, recwarn
 ):
     output = tmp_path / "m.tflite"
     export(
@@ -113,7 +114,10 @@ def test_int8_is_measured_on_what_the_network_was_trained_on(
         layout="fast",
         input_type="uint8",
     )
-    assert "measured on 40 training images of digits" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "measured on 40 training images of digits" in told
+    assert told.count("the gates were trained to choose among 0,2, not among --routes=1,3") == 1
+    assert not [w for w in recwarn if "was trained for the routes" in str(w.message)]
     interpreter = DynamicInterpreter(output)
     metadata = interpreter.metadata
     told = [metadata[name] for name in ("quantize", "layout", "input_type")]
@@ -152,6 +156,19 @@ def test_a_path_writes_one_sub_network_and_says_so(export, network, workdir, tmp
     start = f"{output}: path 1, {madds:.2f}M MAdds, {megabytes:.2f} MB, largest difference "
     assert line.startswith(start)
     assert 0 <= float(line.removeprefix(start)) <= 1e-4
+
+
+def test_a_path_takes_raw_pixels_where_they_are_asked_for(export, network, workdir, tmp_path):
+    export(model=workdir, path=1, input_type="uint8", output=tmp_path / "m.tflite")
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    pixels = digits(1)
+    output = interpreter.get_signature_runner()(image=pixels)["output"]
+    expected = network(preprocess_input(pixels), path=1)
+    np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_flag_allows_as_many_representative_images_as_an_export_reads(program):
+    assert program.representative_data._MOST_IMAGES == MOST_IMAGES
 
 
 def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
@@ -207,7 +224,14 @@ def test_a_mistake_is_one_line_and_exit_code_1(workdir, tmp_path):
         ),
         (["--path=1", "--routes=0,1"], "--routes is for a file with routes; --path=1 asks for one"),
         (["--path=1", "--layout=fast"], "--layout is for a file with routes"),
-        (["--path=1", "--input_type=uint8"], "--input_type is for a file with routes"),
+        (
+            ["--quantize=int8", "--representative_images=501"],
+            "--representative_images=501: 501 is not an integer in the range [1, 500]",
+        ),
+        (
+            ["--output=m.lite"],
+            "--output must name a file that ends in .tflite. Received: --output=",
+        ),
         (["--dataset=digits"], "Only --quantize=int8 is measured on images. Received: --dataset="),
         (["--quantize=int4"], "value should be one of <none|float16|dynamic|int8>"),
         (
@@ -231,6 +255,14 @@ def test_int8_without_images_asks_for_a_data_set(export, workdir, tmp_path):
     alone.write_bytes((workdir / "model.keras").read_bytes())
     with pytest.raises(ValueError, match=r"name their data set by --dataset.* is not the folder"):
         export(model=alone, quantize="int8", output=tmp_path / "m.tflite")
+
+
+def test_a_data_set_that_was_moved_away_is_asked_for(program, workdir, tmp_path):
+    (tmp_path / "run").mkdir()
+    run = {"dataset": ".", "places": {"dataset": str(tmp_path / "gone")}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(run))
+    with flagsaver.as_parsed(), pytest.raises(FileNotFoundError, match=r"gone, which .* exist any"):
+        program.representative_data.source_flags(tmp_path / "run")
 
 
 @pytest.fixture

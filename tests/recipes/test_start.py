@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,24 @@ def test_help_of_every_program_needs_no_tensorflow_and_writes_no_error(program):
     docstring = (RECIPES / program).read_text().splitlines()[0].lstrip('r"')
     assert done.stdout.startswith(docstring)
     assert "--workdir" in done.stdout or "--output" in done.stdout
+
+
+def test_nobody_needs_to_read_help_to_its_end():
+    command = [sys.executable, str(RECIPES / "imagenet_stage1.py"), "--help"]
+    # A pipe whose reader has gone.
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_required_flag_that_is_missing_is_asked_for(program):
+    done = run(program)
+    if "required=True" in (RECIPES / program).read_text():
+        assert done.returncode == 1
+        assert re.fullmatch(r"error: --\w+ must be given\n", done.stderr)
 
 
 @pytest.mark.parametrize("flag", ["-h", "-?", "--helpshort", "--helpfull", "--help=true"])
@@ -189,3 +208,26 @@ def test_native_notes_are_dropped_and_warnings_and_last_words_are_not():
     assert "from Python: I0000 stays" in lines
     rest = [line[:5] for line in lines if not line.startswith("from Python")]
     assert rest == ["W0000", "E0000", "F0000"]
+
+
+LOGS_A_LINE = """
+import logging, sys
+
+import absl.logging
+import start
+
+sys.argv = sys.argv[:1]
+start._check_early(None, False)
+# As absl's `app.run` does.
+absl.logging.use_absl_handler()
+logging.getLogger("keras_dsnet.data").warning("a line")
+"""
+
+
+def test_a_line_of_the_log_is_written_once(tmp_path):
+    (tmp_path / "program.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(RECIPES)!r})\n" + LOGS_A_LINE
+    )
+    done = run_light_program(tmp_path / "program.py")
+    assert done.stderr.endswith("\nWARNING: a line\n")
+    assert done.stderr.count("a line") == 1

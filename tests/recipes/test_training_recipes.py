@@ -256,6 +256,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def test_the_folder_of_the_supernet_is_no_folder_of_stage_2(small_supernet):
+    arguments = (f"--supernet={small_supernet}", f"--workdir={small_supernet.parent}/.")
+    done = run("imagenet_stage2.py", *STAGE_2, *arguments)
+    assert done.returncode == 1
+    assert "is the folder of --supernet, whose run stays there" in done.stderr
+
+
 @pytest.mark.slow
 def test_stage_2_on_two_replicas(supernet, tmp_path):
     (tmp_path / "on_two_replicas.py").write_text(ON_TWO_REPLICAS)
@@ -279,6 +286,16 @@ def test_stage_2_on_two_replicas(supernet, tmp_path):
             "imagenet_stage1.py",
             ["--weights=nowhere.weights.h5"],
             "--weights=nowhere.weights.h5: there is no such file",
+        ),
+        (
+            "imagenet_stage1.py",
+            [f"--weights={RECIPES}"],
+            f"--weights={RECIPES} is a folder: name a .weights.h5 or .pth.tar file",
+        ),
+        (
+            "imagenet_stage1.py",
+            [f"--dataset={RECIPES / 'start.py'}"],
+            "start.py is a file: name a folder; an archive must be unpacked first",
         ),
         ("imagenet_stage1.py", ["--batch_size=0"], "positive integer"),
         ("imagenet_stage1.py", ["--lerning_rate=1"], "Did you mean: learning_rate"),

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tqdm
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
-from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype
 from keras_dsnet.training import describe_gates, evaluate_paths, recalibrate_batch_norm
 from tests.training.test_gate_trainer import make_batch, make_network
 
@@ -73,6 +73,18 @@ def test_recalibrated_statistics_are_the_means_over_the_batches():
         values = [np.asarray(conv(batch, width=0)).reshape(-1, 4) for batch in batches]
         expected = np.mean([v.var(0, ddof=1) if statistic else v.mean(0) for v in values], axis=0)
         np.testing.assert_allclose(table.numpy()[0, :4], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_network_of_half_precision_is_recalibrated(policy):
+    network = make_network()
+    images, _ = make_batch()
+    batches = [images[start : start + 6] for start in range(0, 36, 6)]
+    half = with_dtype(network, keras.DTypePolicy(policy))
+    for one in (network, half):
+        recalibrate_batch_norm(one, batches, verbose=False)
+    for norm, expected in zip(norms_of(half, 0), norms_of(network, 0)):
+        np.testing.assert_allclose(norm.moving_variance, expected.moving_variance, rtol=0.02)
 
 
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])

@@ -22,7 +22,7 @@ class Trainer(keras.Sequential):
         return self.trainable_variables
 
 
-def make_run(folder, epochs, evaluate=None):
+def make_run(folder, epochs, evaluate=None, **data):
     keras.utils.set_random_seed(0)
     trainer = Trainer([keras.Input((3,)), keras.layers.Dense(1)])
     trainer.compile(keras.optimizers.SGD(0.1), "mse")
@@ -32,9 +32,9 @@ def make_run(folder, epochs, evaluate=None):
         WorkDir(folder, {"epochs": epochs}, growing=("epochs",)),
         lambda step: tf.data.Dataset.from_tensors(batch).repeat(),
         batch_size=2,
-        steps_per_epoch=STEPS,
         epochs=epochs,
         evaluate=evaluate,
+        **{"steps_per_epoch": STEPS, **data},
     )
 
 
@@ -63,3 +63,21 @@ def test_a_run_that_has_ended_trains_on_where_its_epochs_grow(tmp_path, capsys):
         run.fit()
     for value, expected in zip(grown.trainer.get_weights(), whole.trainer.get_weights()):
         np.testing.assert_array_equal(value, expected)
+
+
+def test_a_run_does_not_go_on_with_other_classes_or_steps(tmp_path, capsys):
+    data = {"class_names": ("ant", "bee"), "num_images": 5}
+    make_run(tmp_path, 1, **data).fit()
+    for names, told in (
+        (("ant", "cat"), "class 1 was 'bee' and is 'cat'"),
+        (("ant", "bee", "cat"), "class 2 was None and is 'cat'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make_run(tmp_path, 2, class_names=names, num_images=5).fit()
+    more = {"num_images": 7, "steps_per_epoch": 3}
+    with pytest.raises(ValueError, match="2 steps per epoch, and now has 3: 5 training images bec"):
+        make_run(tmp_path, 2, class_names=data["class_names"], **more).fit()
+    capsys.readouterr()
+    # One image less makes as many steps.
+    assert make_run(tmp_path, 2, **{**data, "num_images": 4}).fit() == STEPS
+    assert "note: 5 training images became 4" in capsys.readouterr().out
