@@ -82,6 +82,14 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             autocast=False,
         )
 
+    def __call__(self, inputs, *args, momentum=None, **kwargs):
+        if tf.is_tensor(momentum):
+            # Keras would round a tensor to the precision of the inputs, but not what gives one.
+            kwargs["momentum"] = lambda: momentum
+        elif momentum is not None:
+            kwargs["momentum"] = momentum
+        return super().__call__(inputs, *args, **kwargs)
+
     def call(self, inputs, width=None, training=False, statistics=None, momentum=None):
         width = resolve_width(width, len(self.channels), self.name)
         row = width if statistics is None else statistics
@@ -91,6 +99,8 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         if not training or not self.trainable:
             mean, variance = self.statistics_at(row, channels)
             return self._normalize(inputs, gamma, beta, mean, variance)
+        if callable(momentum):
+            momentum = tf.cast(momentum(), self.gamma.dtype)
         momentum = self.momentum if momentum is None else momentum
         old = self.statistics_at(row, channels)
         if self.synchronized or inputs.dtype == tf.float64:

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tqdm
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
-from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype
 from keras_dsnet.training import describe_gates, evaluate_paths, recalibrate_batch_norm
 from tests.training.test_gate_trainer import make_batch, make_network
 
@@ -73,6 +73,18 @@ def test_recalibrated_statistics_are_the_means_over_the_batches():
         values = [np.asarray(conv(batch, width=0)).reshape(-1, 4) for batch in batches]
         expected = np.mean([v.var(0, ddof=1) if statistic else v.mean(0) for v in values], axis=0)
         np.testing.assert_allclose(table.numpy()[0, :4], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_statistics_are_means_in_every_precision(dtype):
+    network, images = make_network(), make_batch(60)[0]
+    other = with_dtype(network, dtype)
+    for model in (network, other):
+        recalibrate_batch_norm(model, [images[:20], images[20:40], images[40:]], verbose=False)
+    for first, second in zip(norms_of(network, 0), norms_of(other, 0)):
+        for name in ("moving_mean", "moving_variance"):
+            expected, found = getattr(first, name).numpy()[0], getattr(second, name).numpy()[0]
+            np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
