@@ -36,8 +36,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         training: bool: normalise with the batch's statistics and update the moving ones. The moving
             variance takes the unbiased variance of the batch.
         statistics: the row of moving statistics; None: `width`.
-        momentum: float or scalar tensor for this call alone; None: the layer's. An integer tensor
-            is the number of batches that the statistics are the mean of: this one is added to it.
+        momentum: float or scalar tensor for this call alone; None: the layer's.
 
     Returns:
         A tensor of the shape of `inputs`.
@@ -83,6 +82,14 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             autocast=False,
         )
 
+    def __call__(self, inputs, *args, momentum=None, **kwargs):
+        if tf.is_tensor(momentum):
+            # Keras would round a tensor to the precision of the inputs, but not what gives one.
+            kwargs["momentum"] = lambda: momentum
+        elif momentum is not None:
+            kwargs["momentum"] = momentum
+        return super().__call__(inputs, *args, **kwargs)
+
     def call(self, inputs, width=None, training=False, statistics=None, momentum=None):
         width = resolve_width(width, len(self.channels), self.name)
         row = width if statistics is None else statistics
@@ -92,12 +99,9 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         if not training or not self.trainable:
             mean, variance = self.statistics_at(row, channels)
             return self._normalize(inputs, gamma, beta, mean, variance)
+        if callable(momentum):
+            momentum = tf.cast(momentum(), self.gamma.dtype)
         momentum = self.momentum if momentum is None else momentum
-        if tf.is_tensor(momentum):
-            # Keras casts tensors to the type of computation, but no integers.
-            is_count = momentum.dtype.is_integer
-            momentum = tf.cast(momentum, self.variable_dtype)
-            momentum = momentum / (momentum + 1.0) if is_count else momentum
         old = self.statistics_at(row, channels)
         if self.synchronized or inputs.dtype == tf.float64:
             outputs, *new = self._normalize_by_sums(inputs, gamma, beta, old, momentum)

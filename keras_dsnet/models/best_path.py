@@ -139,6 +139,8 @@ def _check_measured(latency_ms):
 
 
 def _measured_path(model, path):
+    # JSON makes strings of the widths that `DynamicInterpreter.latency_ms` has as keys.
+    path = int(path) if isinstance(path, str) and path.isdecimal() else path
     try:
         return model.resolve_path(path).gates
     except ValueError as error:

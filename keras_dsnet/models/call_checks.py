@@ -16,8 +16,8 @@ def check_images(images, image_shape):
         image_shape: `(height, width, channels)` of the network; height and width may be None.
 
     Raises:
-        ValueError: the images are of another size or number of channels, no floats, sparse or
-            ragged.
+        ValueError: the images are of another size or number of channels, no floats, sparse,
+            ragged, or none at all.
     """
     if isinstance(images, (list, tuple)):
         images = _stacked(images)
@@ -30,6 +30,11 @@ def check_images(images, image_shape):
         raise ValueError(
             "Images must be [batch, height, width, channels] with the network's "
             f"`input_shape={image_shape}`, where None stands for any size. "
+            f"Received: images of shape {tuple(np.shape(images))}"
+        )
+    if np.shape(images)[:1] == (0,):
+        raise ValueError(
+            "A batch must have an image or more. "
             f"Received: images of shape {tuple(np.shape(images))}"
         )
     dtype = getattr(images, "dtype", "float32")

@@ -90,8 +90,9 @@ class MaskedExecutor(SlicedExecutor):
     def _normalize(self, step, x):
         layer, choice = step.layer, self.choices[step.section - 1]
         gamma, beta = layer.scale_and_offset(option_at(layer.channels, self.routes[-1]))
-        table = self._table(layer.channels)
+        table = tf.cast(self._table(layer.channels), gamma.dtype)
         rows = layer.statistics_at(tf.constant(self.routes), table.shape[1])
+        choice = tf.cast(choice, gamma.dtype)
         mean, variance = (choice @ (statistics * table) for statistics in rows)
         scale = gamma * tf.math.rsqrt(variance + layer.epsilon)
         offset = beta - mean * scale

@@ -98,7 +98,13 @@ def decode_predictions(probabilities, top=5, class_names=None):
 
 
 def _checked(probabilities):
-    array = np.asarray(probabilities)
+    try:
+        array = np.asarray(probabilities)
+    except ValueError:
+        raise ValueError(
+            "`probabilities` must be one array [batch, classes]. "
+            f"Received: a {type(probabilities).__name__} that does not make one"
+        ) from None
     if array.ndim != 2 or not array.shape[1]:
         raise ValueError(
             "`probabilities` must be [batch, classes]. "

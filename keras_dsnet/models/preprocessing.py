@@ -24,7 +24,8 @@ class Normalization:
         std: three positive floats, the standard deviation of each channel on the same scale.
 
     Raises:
-        ValueError: `mean` or `std` is not three finite numbers, or a `std` is not positive.
+        ValueError: `mean` or `std` is not three finite numbers, a `std` is not positive, or a
+            number is of another scale, such as that of pixels from 0 to 255.
 
     Example:
 
@@ -41,6 +42,11 @@ class Normalization:
             object.__setattr__(self, name, _three_floats(name, getattr(self, name)))
         if min(self.std) <= 0:
             raise ValueError(f"`std` must be positive. Received: std={self.std}")
+        if min(self.mean) < 0 or max(*self.mean, *self.std) > 1:
+            raise ValueError(
+                "`mean` and `std` must be on the scale 0 to 1, on which pixels are divided by 255. "
+                f"Received: mean={self.mean}, std={self.std}"
+            )
 
     def __call__(self, images):
         """Normalises images.

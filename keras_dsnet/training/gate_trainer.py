@@ -249,7 +249,7 @@ class GateTrainer(NetworkTrainer):
         """Share of the gates whose choice, without noise, is the target."""
         target = tf.where(wide, self.routes[-1], self.routes[0])
         rights = [
-            tf.cast(gate.choose(score, self.routes) == target, tf.float32)
+            tf.cast(tf.equal(gate.choose(score, self.routes), target), tf.float32)
             for gate, score in zip(self.model.slimming_gates, scores)
         ]
         return tf.add_n(rights) / len(rights)

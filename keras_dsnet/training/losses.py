@@ -72,7 +72,8 @@ def is_right(labels, logits):
         logits: `[batch, classes]`.
     """
     chosen = tf.argmax(logits, axis=1, output_type=tf.int32)
-    return chosen == tf.cast(class_numbers(labels), tf.int32)
+    # Not by `==`, whose result has no rank where the shapes are not all known.
+    return tf.equal(chosen, tf.cast(class_numbers(labels), tf.int32))
 
 
 def gate_cross_entropy(gate, scores, routes, widest, weights=None):

@@ -22,6 +22,10 @@ _BOTH_WEIGHTS = (
     "There must be only one of `class_weight` and sample weights: multiply them into one weight of "
     "each image. Received: both"
 )
+_ONE_SCOPE = (
+    "The network, the trainer and its optimizer must be made, and `compile` called, in the scope "
+    "of the same tf.distribute strategy, or all outside of one. Received: {}"
+)
 _NO_BATCH = "There must be an image or more to read. Received: {} without a batch"
 
 
@@ -35,14 +39,20 @@ class NetworkTrainer(keras.Model):
         **kwargs: of `keras.Model`; its `dtype` is the network's by default.
 
     Raises:
-        ValueError: `model` is no such network.
+        ValueError: `model` is no such network, or was made outside of the scope of the strategy in
+            which the trainer is made.
     """
 
     def __init__(self, model, **kwargs):
         check_network(model)
+        strategy = tf.distribute.get_strategy()
+        created_here = strategy.extended.variable_created_in_scope
+        if not all(created_here(variable.value) for variable in model.variables):
+            raise ValueError(_ONE_SCOPE.format("a network of another scope"))
         # By the trainer's policy Keras decides whether the loss must be scaled.
         super().__init__(**{"dtype": model.dtype_policy, **kwargs})
         self.model = model
+        self._strategy = strategy
         self.supports_jit = False
         self.built = True
         # A weight for every class while `fit` runs with `class_weight`: a tuple.
@@ -58,7 +68,8 @@ class NetworkTrainer(keras.Model):
 
         Raises:
             ValueError: the optimizer is built, so that it has trained something before, or it
-                averages weights itself; or a loss or metrics are passed.
+                averages weights itself; a loss or metrics are passed; or the optimizer or the
+                trainer was made in the scope of another strategy.
         """
         for name in _NOT_COMPILED:
             if kwargs.get(name) is not None:
@@ -79,6 +90,9 @@ class NetworkTrainer(keras.Model):
                 "statistics, as that of SupernetTrainer's teacher has. "
                 f"Received: optimizer={inner.name!r} with use_ema=True"
             )
+        created_in = getattr(inner, "_distribution_strategy", self._strategy)
+        if any(s is not self._strategy for s in (created_in, tf.distribute.get_strategy())):
+            raise ValueError(_ONE_SCOPE.format("an optimizer or `compile` in another scope"))
         inner.exclude_from_weight_decay(var_list=self._undecayed_variables())
         kwargs.setdefault("jit_compile", False)
         super().compile(optimizer=optimizer, **kwargs)

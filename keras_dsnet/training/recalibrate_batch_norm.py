@@ -69,9 +69,8 @@ def _run(model, paths, batches):
         fronts.setdefault((path.widths[0], path.statistics[0]), []).append(path)
     run_front, run_tail = _traced(model)
     for count, images in enumerate(batches):
-        # After i batches the mean is (i * old + new) / (i + 1): a momentum that changes. Layers
-        # that compute in half precision would round it, but take the integer.
-        momentum = tf.constant(count, tf.int32)
+        # After i batches the mean is (i * old + new) / (i + 1): a momentum that changes.
+        momentum = tf.constant(count / (count + 1.0), tf.float32)
         for group in fronts.values():
             # Paths that share a front share its statistics, which must move once a batch.
             features = run_front(images, momentum, group[0])

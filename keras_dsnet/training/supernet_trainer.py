@@ -1,6 +1,7 @@
 """Stage I: trains the supernet by In-place Ensemble Bootstrapping."""
 
 import functools
+import warnings
 
 import keras
 import tensorflow as tf
@@ -116,6 +117,22 @@ class SupernetTrainer(NetworkTrainer):
     @property
     def metrics(self):
         return list(self._trackers.values())
+
+    def fit(self, *args, **kwargs):
+        """Trains; as `NetworkTrainer.fit`, with a warning where gates are trained already.
+
+        Args:
+            *args: of `keras.Model.fit`.
+            **kwargs: of `keras.Model.fit`.
+        """
+        if self.model.gates_trained:
+            warnings.warn(
+                "The gates of this network were trained on the supernet as it was, which this "
+                "training changes: train them again afterwards with "
+                "keras_dsnet.training.GateTrainer, or set `model.gates_trained = False`.",
+                stacklevel=2,
+            )
+        return super().fit(*args, **kwargs)
 
     def compile(self, optimizer=None, **kwargs):
         """Sets the optimizer; the losses are those of Eqs. 5.

@@ -1,5 +1,7 @@
 """The path of a network for a budget of multiply-adds or milliseconds."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,8 @@ def test_what_an_interpreter_has_measured_is_taken(network):
     assert best_path(network, max_latency_ms=4, latency_table=measured) == 4
     assert best_path(network, max_latency_ms=4, latency_table=Interpreter(network, measured)) == 4
     assert best_path(TwoGates(), max_latency_ms=4, latency_table={0: 2.0, 1: 3.0}) == (1, 1)
+    from_json = json.loads(json.dumps(measured))
+    assert best_path(network, max_latency_ms=4, latency_table=from_json) == 4
 
 
 @pytest.mark.parametrize(

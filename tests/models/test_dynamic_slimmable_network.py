@@ -1,6 +1,7 @@
 """The network along every path, routed, saved, and written out as stock layers."""
 
 import pathlib
+import re
 import warnings
 
 import keras
@@ -277,6 +278,14 @@ def test_other_images_are_refused(network, shape):
     with pytest.raises(ValueError, match=r"^Images "):
         network.run_sections(images, network.resolve_path(0))
     assert network(IMAGES[:2], path=0).shape == (2, 5)
+
+
+def test_a_batch_without_images_is_refused(network):
+    empty = np.zeros((0, *network.input_shape[1:]), "float32")
+    message = re.escape(f"an image or more. Received: images of shape {empty.shape}")
+    for call in (network, network.route, network.run_dynamic, lambda x: network(x, path=0)):
+        with pytest.raises(ValueError, match=message):
+            call(empty)
 
 
 def test_raw_images_are_refused(network):

@@ -51,6 +51,7 @@ def test_imagenets_names_are_for_1000_classes(monkeypatch):
         (ROWS * 9, {"class_names": NAMES}, "softmax.*from 0 to 6.3"),
         (ROWS - 0.5, {"class_names": NAMES}, "softmax.*from -0.5"),
         (ROWS * np.nan, {"class_names": NAMES}, "finite"),
+        ((ROWS, ROWS[0]), {"class_names": NAMES}, "one array.*a tuple"),
         (ROWS.astype("int8"), {"class_names": NAMES}, "dequantise.*int8"),
         (ROWS, {"class_names": NAMES, "top": 0}, "top=0"),
         (ROWS, {"class_names": NAMES, "top": 1.5}, "top=1.5"),

@@ -75,16 +75,16 @@ def test_recalibrated_statistics_are_the_means_over_the_batches():
         np.testing.assert_allclose(table.numpy()[0, :4], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_a_network_of_half_precision_is_recalibrated(policy):
-    network = make_network()
-    images, _ = make_batch()
-    batches = [images[start : start + 6] for start in range(0, 36, 6)]
-    half = with_dtype(network, keras.DTypePolicy(policy))
-    for one in (network, half):
-        recalibrate_batch_norm(one, batches, verbose=False)
-    for norm, expected in zip(norms_of(half, 0), norms_of(network, 0)):
-        np.testing.assert_allclose(norm.moving_variance, expected.moving_variance, rtol=0.02)
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_statistics_are_means_in_every_precision(dtype):
+    network, images = make_network(), make_batch(60)[0]
+    other = with_dtype(network, dtype)
+    for model in (network, other):
+        recalibrate_batch_norm(model, [images[:20], images[20:40], images[40:]], verbose=False)
+    for first, second in zip(norms_of(network, 0), norms_of(other, 0)):
+        for name in ("moving_mean", "moving_variance"):
+            expected, found = getattr(first, name).numpy()[0], getattr(second, name).numpy()[0]
+            np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])

@@ -6,7 +6,12 @@ import pytest
 import tensorflow as tf
 from tiny_families import TINY_RESNET, tiny_network
 
-from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+from keras_dsnet.models import (
+    DynamicSlimmableNetwork,
+    MobileNetSpec,
+    MobileNetStage,
+    with_dtype,
+)
 from keras_dsnet.training import GateTrainer, describe_gates, evaluate_paths, static_gain
 from keras_dsnet.training.losses import gate_cross_entropy
 
@@ -281,3 +286,12 @@ def test_the_gain_is_over_the_line_between_neighbouring_static_paths():
     assert static_gain([rows[2], rows[3]]) is None
     # A wider front is no point of that line.
     assert static_gain([*rows, {"path": "largest", "madds": 30, "top1": 0.9}]) == static_gain(rows)
+
+
+def test_a_network_of_float64_trains_as_one_of_float32_does():
+    network, (images, labels) = make_network(), make_batch()
+    losses = [
+        GateTrainer(model).losses(tf.cast(images, model.dtype), labels)[0]["loss"]
+        for model in (network, with_dtype(network, "float64"))
+    ]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-4)

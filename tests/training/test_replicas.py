@@ -95,6 +95,37 @@ trainer.fit(images, labels, batch_size=32, verbose=0)
 head = trainer.optimized_variables[0].value
 print("apart", np.abs(head.values[0].numpy() - head.values[1].numpy()).max())
 """
+SCOPES = """
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+outside = make_model()
+with strategy.scope():
+    inside = make_model()
+    inner_trainer = GateTrainer(inside)
+
+
+def compile_inside():
+    trainer = GateTrainer(outside)
+    with strategy.scope():
+        trainer.compile(L2SGD(0.1))
+
+
+def wrap_inside():
+    with strategy.scope():
+        SupernetTrainer(outside)
+
+
+attempts = {
+    "network outside": wrap_inside,
+    "trainer outside": lambda: GateTrainer(inside),
+    "optimizer outside": lambda: inner_trainer.compile(L2SGD(0.1)),
+    "compiled inside": compile_inside,
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except ValueError as error:
+        print(f"{name}: {error}")
+"""
 DATA = """
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 generator = np.random.default_rng(0)
@@ -190,3 +221,14 @@ def test_replicas_weigh_images_as_one_device_and_stop_before_a_wrong_label(tmp_p
     assert figures["model"] < 1e-4
     assert [figures[name] for name in ("fit", "evaluate", "rest", "empty")] == [1] * 4
     assert figures["moved"] == 0
+
+
+def test_what_was_made_outside_of_the_scope_is_refused_in_one_line(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(HEAD + SCOPES)
+    done = run_program(program, "local")
+    assert done.returncode == 0, done.stderr
+    names = ["network outside", "trainer outside", "optimizer outside", "compiled inside"]
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == names
+    assert all("in the scope of the same tf.distribute strategy" in line for line in lines)

@@ -1,6 +1,7 @@
 """Stage I against the same equations written plainly, and what its arguments change."""
 
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
@@ -195,6 +196,18 @@ def test_slimming_heads_do_not_move():
     before = gate.w2.numpy().copy()
     trainer.train_on_batch(images, labels)
     np.testing.assert_array_equal(gate.w2, before)
+
+
+def test_training_under_trained_gates_warns_that_they_become_stale():
+    network, batch = make_network(), make_batch()
+    trainer = make_trainer(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit(*batch, verbose=0)
+    network.gates_trained = True
+    with pytest.warns(UserWarning, match="gates .* train them again"):
+        trainer.fit(*batch, verbose=0)
+    assert network.gates_trained
 
 
 def test_the_wide_front_has_statistics_of_its_own():

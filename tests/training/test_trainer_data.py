@@ -52,6 +52,14 @@ def test_labels_of_every_form_mean_the_same(trainer, labels):
     assert logs == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_one_trainer_takes_labels_of_one_form_after_another(trainer_class):
+    trainer = make_trainer(trainer_class, eagerly=False)
+    forms = [LABELS, ONE_HOT, LABELS[:, None], LABELS]
+    losses = [trainer.evaluate(IMAGES, labels, batch_size=4, verbose=0)[0] for labels in forms]
+    assert losses == pytest.approx(losses[:1] * 4, rel=1e-5)
+
+
 @pytest.mark.parametrize("estimator", ["straight_through", "exact"])
 def test_soft_labels_have_the_cross_entropy_of_their_probabilities(estimator):
     soft = 0.75 * ONE_HOT + 0.05
