@@ -10,8 +10,6 @@ import tensorflow as tf
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
 from keras_dsnet.training import L2SGD, SupernetTrainer
-from keras_dsnet.training.stage_one_variables import stage_one_variables
-from keras_dsnet.training.subnetwork_gradients import SubnetworkGradients
 
 SPEC = MobileNetSpec(
     stem=(4, 6),
@@ -290,29 +288,3 @@ def test_mixed_float16_trains_with_loss_scaling():
     logs = [trainer.train_on_batch(images, labels, return_dict=True) for _ in range(8)]
     assert np.isfinite(logs[-1]["loss"])
     assert all(v.dtype == "float32" for v in network.variables)
-
-
-def test_a_subnetwork_starts_when_the_last_one_has_gone_back():
-    """Side by side they would hold all their activations at once."""
-    network = make_network()
-    paths = [network.resolve_path(width) for width in (0, 1, 2)]
-
-    @tf.function(autograph=False)
-    def step(images):
-        gradients = SubnetworkGradients(network, images, paths, lambda loss: loss)
-        for path in paths:
-            gradients.add(path, tf.reduce_sum)
-        return gradients.result(stage_one_variables(network.sections))
-
-    graph = step.get_concrete_function(tf.TensorSpec((4, 16, 16, 3))).graph
-    starts = [
-        op
-        for op in graph.get_operations()
-        if op.type == "Identity" and [len(end.outputs) for end in op.control_inputs] == [1]
-    ]
-    # Each waits for what its own input, the features of the front, got from the one before.
-    assert len(starts) == len(paths) - 1
-    for start in starts:
-        gradient = start.control_inputs[0].outputs[0]
-        assert gradient.shape.rank == 4
-        assert gradient.shape.is_compatible_with(start.outputs[0].shape)
