@@ -101,7 +101,7 @@ def main(_):
     for name in ("tables", "plots"):
         (workdir / name).mkdir(parents=True, exist_ok=True)
     batches = common.evaluation_dataset(network, source, size, FLAGS.eval_batch_size)
-    rows = evaluate_paths(network, batches, paths, input_shape=(*size, 3))
+    rows = evaluate_paths(network, batches, paths, input_shape=(*size, 3), verbose=True)
     common.report(network, rows, workdir / "tables", workdir / "plots")
     if network.gates_trained:
         print(describe_gates(rows))

@@ -281,7 +281,7 @@ def main(_):
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
     common.save_model(model, workdir.path / "supernet.keras")
     batches = common.evaluation_dataset(model, evaluation, size)
-    rows = evaluate_paths(model, batches, paths, dynamic=False)
+    rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True)
     common.report(model, rows, workdir.tables, workdir.plots, workdir.log)
     print_end(workdir)
 

@@ -233,7 +233,8 @@ def main(_):
         common.save_model(model, workdir.path / "model.keras")
 
     common.fit(training, save)
-    rows = evaluate_paths(model, common.evaluation_dataset(model, evaluation, size))
+    batches = common.evaluation_dataset(model, evaluation, size)
+    rows = evaluate_paths(model, batches, verbose=True)
     common.report(model, rows, workdir.tables, workdir.plots, workdir.log)
     # From the log: a run that was finished before has trained nothing now.
     easy = float(read_log(workdir.log)[-1]["easy"])

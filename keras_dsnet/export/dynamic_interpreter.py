@@ -10,6 +10,7 @@ import statistics
 import struct
 import threading
 import time
+import warnings
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -98,14 +99,15 @@ class DynamicInterpreter:
             max_width: int, or one per gate; None: no bound. Equal bounds force a width; bounds that
                 hold no route give the nearest route above, else the widest.
             budget_ms: float: bounds the width further, to the widest route whose measured latency
-                fits; needs `calibrate_latency`.
+                fits, or to the fastest route, with a warning, where none does; needs
+                `calibrate_latency`.
 
         Returns:
             `(output, path)`: float32 `[classes]`, and a tuple with a width per gate.
 
         Raises:
-            ValueError: on an image or bounds that do not fit the file, or a budget below the
-                latency of every route or of those from `min_width` on.
+            ValueError: on an image or bounds that do not fit the file, or a budget that is no
+                positive number or below the latency of the routes from `min_width` on.
         """
         inputs = {"image": self._as_input(image)}
         signature = "serving_default"
@@ -159,23 +161,29 @@ class DynamicInterpreter:
     def widest_within(self, budget_ms):
         """Returns the widest route whose measured latency is at most `budget_ms`.
 
+        Where none fits it is the fastest route, with a warning.
+
         Raises:
-            ValueError: without measured latencies, if none fits, or if `budget_ms` is no number.
+            ValueError: without measured latencies, or if `budget_ms` is no positive number.
         """
         is_number = isinstance(budget_ms, numbers.Real) and not isinstance(budget_ms, bool)
-        if not is_number or math.isnan(budget_ms):
+        # NaN compares as False.
+        if not (is_number and budget_ms > 0):
             raise ValueError(
-                f"`budget_ms` must be a number of milliseconds. Received: budget_ms={budget_ms!r}"
+                "`budget_ms` must be a positive number of milliseconds. "
+                f"Received: budget_ms={budget_ms!r}"
             )
         if not self.latency_ms:
             raise ValueError("`budget_ms` needs latencies: call `calibrate_latency()` first.")
         fitting = [route for route, latency in self.latency_ms.items() if latency <= budget_ms]
         if not fitting:
-            least = min(self.latency_ms.values())
-            raise ValueError(
-                f"No route fits `budget_ms`; the fastest takes {least:.2f} ms. "
-                f"Received: budget_ms={budget_ms!r}"
+            fastest = min(self.latency_ms, key=self.latency_ms.get)
+            warnings.warn(
+                f"No route fits `budget_ms`: the fastest, {fastest}, is taken, which takes "
+                f"{self.latency_ms[fastest]:.2f} ms. Received: budget_ms={budget_ms!r}",
+                stacklevel=3,
             )
+            return fastest
         return max(fitting)
 
     def preprocess(self, pixels):

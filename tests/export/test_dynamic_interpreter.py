@@ -198,6 +198,12 @@ def test_a_budget_bounds_the_width(timed, budget_ms, allowed):
     assert {timed.run(image, budget_ms=budget_ms)[1][0] for image in IMAGES} == allowed
 
 
+def test_a_budget_that_nothing_fits_takes_the_fastest_route_with_a_warning(timed):
+    for image in IMAGES:
+        with pytest.warns(UserWarning, match=r"fastest, 0, .* 1\.00 ms\. Received: budget_ms=0\.5"):
+            assert timed.run(image, budget_ms=0.5)[1] == (0,)
+
+
 def test_a_budget_and_a_bound_both_hold(timed):
     assert {timed.run(image, max_width=2, budget_ms=9)[1][0] for image in IMAGES} == {0, 2}
     assert {timed.run(image, max_width=3, budget_ms=2)[1][0] for image in IMAGES} == {0, 2}
@@ -207,11 +213,14 @@ def test_a_budget_and_a_bound_both_hold(timed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget_ms": 0.5}, r"fastest takes 1\.00 ms.*budget_ms=0\.5"),
-        ({"budget_ms": float("nan")}, "must be a number of milliseconds.*budget_ms=nan"),
-        ({"budget_ms": True}, "must be a number of milliseconds.*budget_ms=True"),
-        ({"budget_ms": -1}, "fastest takes 1.00 ms.*budget_ms=-1"),
-        ({"budget_ms": "5"}, "`budget_ms` must be a number of milliseconds.*budget_ms='5'"),
+        ({"budget_ms": float("nan")}, "must be a positive number.*budget_ms=nan"),
+        ({"budget_ms": True}, "must be a positive number.*budget_ms=True"),
+        ({"budget_ms": 0}, "must be a positive number.*budget_ms=0"),
+        ({"budget_ms": -1}, "must be a positive number.*budget_ms=-1"),
+        (
+            {"budget_ms": "5"},
+            "must be a positive number of milliseconds.*budget_ms='5'",
+        ),
         ({"budget_ms": 2.5, "min_width": 3}, r"at most 2, .* 2\.5 ms.*min_width=3"),
         ({"min_width": -1}, "`min_width` must be a width, 0 to 3.*min_width=-1"),
         ({"max_width": 4}, "`max_width` must be a width, 0 to 3.*max_width=4"),
