@@ -111,6 +111,7 @@ def test_exempt_flags_may_change_and_the_last_are_kept(tmp_path):
 def test_a_flag_that_is_new_and_unset_changes_nothing(tmp_path):
     WorkDir(tmp_path, {"alpha": 0.5}).checkpoint.touch()
     WorkDir(tmp_path, {"alpha": 0.5, "cutout": None})
+    assert read_config(tmp_path) == {"alpha": 0.5, "cutout": None}
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
