@@ -132,6 +132,21 @@ def image_size():
     return FLAGS.image_size or (32 if FLAGS.dataset in SMALL_IMAGES else 224)
 
 
+def check_image_size(network, size, flag):
+    """Raises a ValueError unless a saved network takes images of a size.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+        size: `(height, width)`.
+        flag: name of the flag that names the network, for the message.
+    """
+    if any(own not in (None, side) for own, side in zip(network.input_shape[1:3], size)):
+        raise ValueError(
+            f"--image_size must fit --{flag}={FLAGS[flag].value}, which takes images of "
+            f"{network.input_shape[1:]}. Received: --image_size={FLAGS.image_size}"
+        )
+
+
 def load_sources():
     """Returns the sources of training and evaluation images, checked against the flags."""
     from keras_dsnet.data import load_source

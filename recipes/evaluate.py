@@ -53,17 +53,12 @@ def source_flags(folder):
 
 def choose_image_size(network):
     """Returns `(height, width)` of the images."""
-    fixed = network.input_shape[1:3]
-    size = fixed if FLAGS.image_size is None else (FLAGS.image_size,) * 2
+    size = network.input_shape[1:3] if FLAGS.image_size is None else (FLAGS.image_size,) * 2
     if None in size:
         raise ValueError(
             f"--model={FLAGS.model} takes images of any size: choose one by --image_size"
         )
-    if any(own not in (None, side) for own, side in zip(fixed, size)):
-        raise ValueError(
-            f"--image_size must fit --model={FLAGS.model}, which takes images of "
-            f"{network.input_shape[1:]}. Received: --image_size={FLAGS.image_size}"
-        )
+    common.check_image_size(network, size, "model")
     return size
 
 

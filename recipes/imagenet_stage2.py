@@ -94,11 +94,7 @@ def choose_image_size(model):
     if FLAGS.image_size is None and None not in fixed:
         return fixed
     size = (common.image_size(),) * 2
-    if any(own not in (None, side) for own, side in zip(fixed, size)):
-        raise ValueError(
-            f"--image_size must fit --supernet={FLAGS.supernet}, which takes images of "
-            f"{model.input_shape[1:]}. Received: --image_size={FLAGS.image_size}"
-        )
+    common.check_image_size(model, size, "supernet")
     return size
 
 
