@@ -1,15 +1,15 @@
-"""The constructor behind the networks of all families: arguments, scaling and weights."""
+"""The constructor shared by all applications: arguments, scaling, weights."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 
 import keras
-from keras_dsnet.applications.pretrained import pretrained_network
+import numpy as np
 
-from keras_dsnet.checkpoints import WeightsFile, released_weights
 from keras_dsnet.models import DynamicSlimmableNetwork
-from keras_dsnet.models.network_arguments import (
+from keras_dsnet.models.arguments import (
     activation_name,
     check_classes,
     check_flag,
@@ -18,8 +18,9 @@ from keras_dsnet.models.network_arguments import (
     check_pooling,
 )
 from keras_dsnet.models.path import check_routes
-from keras_dsnet.models.predictions import check_class_names
-from keras_dsnet.models.preprocessing import as_normalization
+from keras_dsnet.models.predictions import check_class_names, decode_predictions
+from keras_dsnet.models.preprocessing import Normalization, as_normalization
+from keras_dsnet.weights import WeightsFile, released_weights
 
 _LEAST_SIDE = 32
 
@@ -217,3 +218,179 @@ def _check_arguments(input_shape, classes, include_top, pooling, dtype):
         line = " ".join(str(error).split())
         raise ValueError(f"`dtype` must be a dtype policy: {line} Received: {dtype!r}") from error
     check_policy(policy)
+
+
+# Fields of a spec that change no variable.
+_FREE = ("dropout", "synchronized")
+
+_log = logging.getLogger(__name__)
+
+
+def pretrained_network(
+    file, options, scaling, input_shape, classes, include_top, normalization, pooling, **arguments
+):
+    """Returns a network with the weights of a file.
+
+    Args:
+        file: `WeightsFile` that knows what network it is for.
+        options: fields of the spec that the user asks for.
+        scaling: arguments of `NetworkSpec.scaled` that the user asks for. Strides may differ from
+            those of the weights, channels may not.
+        input_shape: `(height, width, 3)`; None: that of the weights.
+        classes: int; None: those of the weights. Another number loads all but the classifier, makes
+            the gates new ones, and the log says so.
+        include_top: bool.
+        normalization: a `Normalization`; None: that of the weights.
+        pooling: "avg", "max" or None.
+        **arguments: of `DynamicSlimmableNetwork`.
+
+    Raises:
+        ValueError: an argument contradicts the weights.
+    """
+    config = file.config
+    spec = _free_options(file.path, _scaled(file.path, file.spec, options, scaling), options)
+    shape = tuple(input_shape or config["input_shape"])
+    has_top = config["include_top"]
+    classes = config["classes"] if classes is None else classes
+    known = {"class_names": config.get("class_names"), "normalization": config.get("normalization")}
+    _check_normalization(file.path, normalization, known["normalization"])
+    whole = DynamicSlimmableNetwork(
+        spec,
+        shape,
+        config["classes"],
+        has_top,
+        pooling=None if has_top else pooling,
+        **known,
+        **arguments,
+    )
+    file.load(whole)
+    if include_top == has_top and classes == config["classes"]:
+        return whole
+    if classes != config["classes"]:
+        known["class_names"] = None
+    part = DynamicSlimmableNetwork(
+        spec, shape, classes, include_top, pooling=pooling, **known, **arguments
+    )
+    _copy_all_but_classifier(whole, part)
+    if include_top:
+        has = f"{config['classes']} classes" if has_top else "no classifier"
+        _log.warning(
+            "%s has %s: all but the classifier of %d classes was loaded; all %d widths are routes, "
+            "and the gates are not trained for these classes",
+            file.path,
+            has,
+            classes,
+            part.num_widths,
+        )
+    else:
+        part.replace_routes(whole.routes)
+        part.gates_trained = whole.gates_trained
+    return part
+
+
+def _scaled(path, spec, options, scaling):
+    """Returns the weights' spec, with the strides that the user asks for.
+
+    Raises:
+        ValueError: `scaling` gives other channels than the weights'.
+    """
+    if "stages" in options:
+        other = dataclasses.replace(spec, stages=options["stages"])
+        spec = other if _channels(other) == _channels(spec) else spec
+    own = {name: options[name] for name in spec.stride_fields if name in options}
+    spec = dataclasses.replace(spec, **own)
+    if not scaling:
+        return spec
+    channels = {key: scaling[key] for key in ("alpha", "front_alpha") if key in scaling}
+    if channels and _channels(type(spec)(**_made(options)).scaled(**channels)) != _channels(spec):
+        given = ", ".join(f"{name}={value!r}" for name, value in channels.items())
+        raise ValueError(
+            f"The weights {path} are of a network of other channels; leave these arguments out, "
+            f"since the weights bring their own. Received: {given}"
+        )
+    strides = {key: scaling[key] for key in ("output_stride", "strides") if key in scaling}
+    if not strides:
+        return spec
+    # Of the family's own strides, as without weights, where its stages are the family's.
+    whole = type(spec)()
+    whole = whole if len(whole.strides) == len(spec.strides) else spec
+    return spec.with_strides(whole.scaled(**strides).strides)
+
+
+def _made(options):
+    """Returns those of the options that scaling starts from."""
+    return {name: options[name] for name in ("stem", "stages", "top") if name in options}
+
+
+def _channels(spec):
+    """Returns what decides the shapes of a network's variables, but for its options."""
+    return spec.stem, [dataclasses.replace(stage, strides=1) for stage in spec.stages]
+
+
+def _free_options(path, spec, options):
+    """Returns the spec with the options that change no variable.
+
+    Raises:
+        ValueError: another option contradicts the weights.
+    """
+    for name, value in options.items():
+        if name not in _FREE and value != getattr(spec, name):
+            raise ValueError(
+                f"The weights {path} are of a network with {name}={getattr(spec, name)!r}. "
+                f"Received: {name}={value!r}"
+            )
+    return dataclasses.replace(spec, **{k: options[k] for k in _FREE if k in options})
+
+
+def _check_normalization(path, asked, known):
+    # Files that do not say it are older: all were trained with ImageNet's.
+    own = Normalization() if known is None else as_normalization(known)
+    if asked is not None and as_normalization(asked) != own:
+        raise ValueError(
+            f"The weights {path} were trained with another normalization: {own}. Leave it out, or "
+            "set `model.normalization` afterwards to train them with the new one. "
+            f"Received: normalization={asked!r}"
+        )
+
+
+def _copy_all_but_classifier(source, target):
+    values = {variable.path: variable for variable in source.variables}
+    for variable in target.variables:
+        if not variable.path.startswith("classifier/"):
+            variable.assign(np.array(values[variable.path]))
+
+
+__all__ = ["CIFAR10_CLASSES", "decode_predictions", "preprocess_input"]
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+
+def preprocess_input(images):
+    """Normalises RGB images by ImageNet's mean and standard deviation.
+
+    A network that was trained otherwise has its own `network.preprocess_input`.
+
+    Args:
+        images: array, tensor, `keras.KerasTensor`, PIL image, or a list of arrays or of PIL images
+            of one size: `[..., height, width, 3]`, integers or floats, 0 to 255.
+
+    Returns:
+        float32 of the same shape: a `keras.KerasTensor` or a tensor where `images` is one, else an
+        array.
+
+    Raises:
+        ValueError: the images are not RGB, not numbers, integers outside of 0 to 255, not finite,
+            or of different sizes.
+    """
+    return Normalization()(images)

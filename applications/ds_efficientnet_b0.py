@@ -1,7 +1,10 @@
 """DS-EfficientNet-B0: EfficientNet-B0 as a dynamic slimmable network."""
 
-from keras_dsnet.applications.build_network import build_network
-from keras_dsnet.applications.image_classes import decode_predictions, preprocess_input
+from keras_dsnet.applications.build_network import (
+    build_network,
+    decode_predictions,
+    preprocess_input,
+)
 
 from keras_dsnet.models import EfficientNetSpec
 

@@ -2,9 +2,10 @@
 
 import pathlib
 
-from keras_dsnet.applications.build_network import Preset, build_network
-from keras_dsnet.applications.image_classes import (
+from keras_dsnet.applications.build_network import (
     CIFAR10_CLASSES,
+    Preset,
+    build_network,
     decode_predictions,
     preprocess_input,
 )

@@ -1,7 +1,10 @@
 """DS-ResNet-50: ResNet-50 as a dynamic slimmable network."""
 
-from keras_dsnet.applications.build_network import build_network
-from keras_dsnet.applications.image_classes import decode_predictions, preprocess_input
+from keras_dsnet.applications.build_network import (
+    build_network,
+    decode_predictions,
+    preprocess_input,
+)
 
 from keras_dsnet.models import ResNetSpec
 

@@ -10,13 +10,15 @@ from keras_dsnet import layers, models
 
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = ("applications", "checkpoints", "data", "export", "training", "utils")
+_ON_FIRST_USE = ("applications", "data", "export", "runs", "training", "utils", "weights")
+# The old name of `weights`.
+_DEPRECATED = ("checkpoints",)
 
 __all__ = ["__version__", "layers", "models", *_ON_FIRST_USE]
 
 
 def __getattr__(name: str):
-    if name in _ON_FIRST_USE:
+    if name in (*_ON_FIRST_USE, *_DEPRECATED):
         return importlib.import_module(f"keras_dsnet.{name}")
     raise AttributeError(f"module 'keras_dsnet' has no attribute {name!r}")
 

@@ -179,8 +179,8 @@ def named_files(paths):
 
 def paths_of(filename):
     """Returns the paths of a routed file that are compared with a file of each alone."""
-    from keras_dsnet.export.check_routed import checked_paths
     from keras_dsnet.export.dynamic_interpreter import read_metadata
+    from keras_dsnet.export.export_routed import checked_paths
 
     routes = [row["path"] for row in read_metadata(filename.read_bytes())["routes"]]
     return checked_paths(tuple(route[0] for route in routes), len(routes[0]))
@@ -222,8 +222,8 @@ def timed_files(network, routed, static, others, folder):
     Returns:
         Three dicts by name and path: of filenames, of dicts of "path" and "madds", of widths.
     """
+    from keras_dsnet.export.assembly import force_route
     from keras_dsnet.export.dynamic_interpreter import read_metadata, routes_of
-    from keras_dsnet.export.force_route import force_route
 
     files, rows, widths = {}, {}, {}
     for name, filename in routed.items():
@@ -279,7 +279,7 @@ def main(argv):
     from mobile_report import describe_sizes, plot_latency, save_latency_tables, write_markdown
 
     from keras_dsnet.export.dynamic_interpreter import read_metadata
-    from keras_dsnet.training import write_table
+    from keras_dsnet.runs import write_table
 
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)

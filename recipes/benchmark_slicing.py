@@ -141,7 +141,7 @@ def main(_):
     from prepare_runs import prepare_runs
     from resnet_stack import ResNetStack
 
-    from keras_dsnet.training import write_table
+    from keras_dsnet.runs import write_table
     from keras_dsnet.utils.atomic_file import atomic_file
 
     tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)

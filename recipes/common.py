@@ -90,7 +90,7 @@ def open_workdir(check_only=False):
     Args:
         check_only: bool: raise the error that it would raise, and make nothing.
     """
-    from keras_dsnet.training import WorkDir
+    from keras_dsnet.runs import WorkDir
 
     modules = FLAGS.flags_by_module_dict()
     names = {flag.name for module in (__name__, sys.argv[0]) for flag in modules.get(module, [])}
@@ -294,7 +294,7 @@ def report(model, rows, tables, plots, log=None):
         plots: folder of the pictures.
         log: the CSV log of a training run, or None.
     """
-    from keras_dsnet.training import (
+    from keras_dsnet.runs import (
         plot_accuracy_against_madds,
         plot_training_curves,
         plot_width_shares,

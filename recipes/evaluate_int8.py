@@ -104,7 +104,7 @@ def make_static(network, path, options, workdir):
 
 def compare(network, routes, options, images, labels, workdir):
     """Yields for each path a row of the network, of its file alone, and of each routed file."""
-    from keras_dsnet.export.check_routed import checked_paths
+    from keras_dsnet.export.export_routed import checked_paths
 
     routed = make_routed(network, routes, options, workdir)
     for path in checked_paths(routes, network.num_gates):
@@ -122,7 +122,7 @@ def main(_):
     check_flags()
     import keras
 
-    from keras_dsnet.training import write_table
+    from keras_dsnet.runs import write_table
 
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)

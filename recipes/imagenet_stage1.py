@@ -235,7 +235,8 @@ def print_end(workdir):
 
 
 def main(_):
-    from keras_dsnet.training import TrainingRun, evaluate_paths
+    from keras_dsnet.runs import TrainingRun
+    from keras_dsnet.training import evaluate_paths
 
     common.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():

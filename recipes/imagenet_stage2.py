@@ -186,7 +186,8 @@ def print_end(workdir):
 
 
 def main(_):
-    from keras_dsnet.training import TrainingRun, describe_gates, evaluate_paths, read_log
+    from keras_dsnet.runs import TrainingRun, read_log
+    from keras_dsnet.training import describe_gates, evaluate_paths
 
     common.open_workdir(check_only=True)
     with common.prepare_machine():

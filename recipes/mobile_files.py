@@ -38,7 +38,7 @@ class MobileFiles:
     """
 
     def __init__(self, network, routes, quantize, folder, reuse=False, shape=None):
-        from keras_dsnet.export.check_routed import checked_paths
+        from keras_dsnet.export.export_routed import checked_paths
 
         self.network = network
         self.routes = routes
@@ -74,7 +74,7 @@ class MobileFiles:
         """
         import tensorflow as tf
 
-        from keras_dsnet.export.routed_parts import RoutedParts
+        from keras_dsnet.export.graphs import RoutedParts
 
         parts = RoutedParts(self.network, self.routes)
         models = [self.network.subnetwork(route, fold_batch_norm=True) for route in self.routes]

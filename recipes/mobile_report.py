@@ -77,7 +77,7 @@ def save_latency_tables(rows, metadata, folder):
         metadata: dict of what the routed files say of themselves, by type and name.
         folder: to write to.
     """
-    from keras_dsnet.models import LatencyTable
+    from keras_dsnet.export import LatencyTable
 
     for quantize, name in sorted({(row["quantize"], row["file"]) for row in rows if "path" in row}):
         own = [r for r in rows if (r["quantize"], r["file"]) == (quantize, name) and "path" in r]

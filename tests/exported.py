@@ -7,7 +7,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from keras_dsnet.export.flatbuffer import operators_of, pack, parse
+from keras_dsnet.export.tflite_model import operators_of, pack, parse
 
 KERNEL_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 

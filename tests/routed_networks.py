@@ -6,8 +6,8 @@ import keras
 import numpy as np
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
-from keras_dsnet.models.folding import as_numpy
-from keras_dsnet.models.sliced_executor import SlicedExecutor
+from keras_dsnet.models.executors import SlicedExecutor
+from keras_dsnet.models.subnetwork import as_numpy
 
 SIZE = 16
 SPEC = MobileNetSpec(

@@ -6,7 +6,7 @@ import os
 import pathlib
 import unicodedata
 
-from keras_dsnet.data.image_header import read_header
+from keras_dsnet.data.encoded_image import read_header
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp")
 # A file with one of these endings is not trained on, even if it is an image.

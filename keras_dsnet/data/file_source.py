@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.data.class_folders import readable_name, some_names
-from keras_dsnet.data.decoding import decode_image
+from keras_dsnet.data.encoded_image import decode_image
 from keras_dsnet.data.image_source import (
     ImageSource,
     check_labels,

@@ -14,12 +14,10 @@ from keras_dsnet.data.class_folders import (
     readable_name,
     some_names,
 )
-from keras_dsnet.data.decoding import decode_image
+from keras_dsnet.data.encoded_image import UPRIGHT, decode_image
 from keras_dsnet.data.file_source import FileSource, unreadable
 from keras_dsnet.data.folder_layout import find_layout
-from keras_dsnet.data.image_header import UPRIGHT
-from keras_dsnet.data.image_source import check_classes
-from keras_dsnet.data.splits import slice_of
+from keras_dsnet.data.image_source import check_classes, slice_of
 
 HOLD_OUT_FRACTION = 0.1
 HOLD_OUT_SEED = 0

@@ -1,4 +1,4 @@
-"""What a labelled image data set looks like to the input pipelines."""
+"""Image sources: what the input pipelines need of a labelled data set."""
 
 import numpy as np
 import tensorflow as tf
@@ -229,3 +229,135 @@ def shuffled_indices(numbers, seed, epoch_size, num_examples):
         seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
         max_index=tf.constant(num_examples - 1, tf.int64),
     )
+
+
+class ArraySource(ImageSource):
+    """Decoded images of one size, held in memory.
+
+    Args:
+        name: the data set's name.
+        images: uint8 array `[examples, height, width, 3]`, 0..255.
+        labels: whole numbers, `[examples]` or `[examples, 1]`.
+        num_classes: number of classes.
+        class_names: a name per class, or None.
+        mirrorable: whether a mirrored image still shows its class.
+        split: the split that the images are from, or None.
+
+    Raises:
+        ValueError: images or labels have another type or shape, there is none, or a label is not in
+            `[0, num_classes)`.
+    """
+
+    def __init__(
+        self, name, images, labels, num_classes, class_names=None, mirrorable=True, split=None
+    ):
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise ValueError(
+                f"images of data set '{name}' must be uint8 [examples, height, width, 3]. "
+                f"Received: {images.dtype} {list(images.shape)}"
+            )
+        shape = images.shape[1:]
+        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable, split)
+        labels = check_labels(name, labels, len(images), num_classes)
+        self.class_counts = count_labels(labels, num_classes)
+        # On the host: batches are made there, whatever the network runs on.
+        with tf.device("CPU"):
+            self.images = tf.constant(images, tf.uint8)
+            self.labels = tf.constant(labels)
+
+    def training_batches(self, seed, batch_size, start_step=0):
+        """An endless stream of shuffled batches, looked up at once instead of image by image.
+
+        Args:
+            seed: int; the order of epoch `e` is a function of `(seed, e)`.
+            batch_size: images per batch.
+            start_step: number of the first batch to deliver.
+
+        Returns:
+            A `tf.data.Dataset` of `(step, images, labels)`: int64 scalar, uint8
+            `[batch, height, width, 3]`, int32 `[batch]`.
+        """
+        epoch_size = self.steps_per_epoch(batch_size) * batch_size
+
+        def batch(step):
+            numbers = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+            return step, *self._lookup(
+                shuffled_indices(numbers, seed, epoch_size, self.num_examples)
+            )
+
+        return tf.data.Dataset.range(start_step, tf.int64.max).map(batch)
+
+    def training_examples(self, seed, epoch_size, start=0):
+
+        def example(number):
+            index = shuffled_indices(number, seed, epoch_size, self.num_examples)
+            return number, *self._lookup(index)
+
+        return tf.data.Dataset.range(start, tf.int64.max).map(example)
+
+    def ordered_examples(self):
+        return tf.data.Dataset.range(self.num_examples).map(self._lookup)
+
+    def decode(self, stored, window_of=None):
+        if window_of is None:
+            return stored
+        return tf.image.crop_to_bounding_box(stored, *tf.unstack(window_of(tf.shape(stored))))
+
+    def _lookup(self, indices):
+        return tf.gather(self.images, indices), tf.gather(self.labels, indices)
+
+
+def describe(lengths):
+    """The splits of a data set in words.
+
+    Args:
+        lengths: dict, the number of images of each split.
+
+    Returns:
+        A string such as `"'train' (1437 images), 'test' (360 images)"`.
+    """
+    return ", ".join(f"'{name}' ({length} images)" for name, length in lengths.items())
+
+
+def invalid_split(spec, lengths, dataset):
+    """The message for a split that a data set does not have."""
+    return (
+        f"split '{spec}' of data set '{dataset}' is not valid: it has {describe(lengths)}; "
+        f"slices look like 'train[:90%]' or 'train[45000:]'"
+    )
+
+
+def slice_of(spec, lengths, dataset):
+    """Resolves a split such as `"train[:90%]"` to a range of examples.
+
+    Args:
+        spec: a split in TFDS syntax: a name, optionally with a slice in examples or percent.
+        lengths: dict, the number of images of each split that the data set has.
+        dataset: the data set's name, for the message.
+
+    Returns:
+        `(split name, slice)`.
+
+    Raises:
+        ValueError: `spec` is not valid, names no split of the data set or selects nothing.
+    """
+    import tensorflow_datasets as tfds
+
+    infos = {
+        name: tfds.core.SplitInfo(
+            name=name, shard_lengths=[length], num_bytes=0, filename_template=None
+        )
+        for name, length in lengths.items()
+    }
+    try:
+        (chosen,) = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+    except (ValueError, AssertionError, KeyError) as error:
+        raise ValueError(invalid_split(spec, lengths, dataset)) from error
+    start = 0 if chosen.from_ is None else chosen.from_
+    stop = lengths[chosen.splitname] if chosen.to is None else chosen.to
+    if stop <= start:
+        raise ValueError(
+            f"split '{spec}' of data set '{dataset}' holds no image: it has {describe(lengths)}"
+        )
+    return chosen.splitname, slice(start, stop)

@@ -1,20 +1,21 @@
-"""Runs one route on channel blocks, so that a file holds every weight once for all routes."""
+"""Runs one route on channel blocks, so that a file holds every weight once for all routes.
 
+An activation is a tuple of channel groups, tensors `[1, height, width, channels]`. Kernels are cut
+along the groups into blocks, and a convolution sums the blocks that lead to each group.
+"""
+
+import bisect
 import contextlib
 import itertools
 
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.block_sums import add_blocks, multiply_channels
-from keras_dsnet.export.channel_groups import edges_of, join, regroup, split
 from keras_dsnet.export.conversion import FLOAT_SCOPE
-from keras_dsnet.export.fold_groups import fold_groups
-from keras_dsnet.export.group_norm import group_norm
-from keras_dsnet.export.plan_cuts import shares_depthwise
+from keras_dsnet.export.partition import shares_depthwise
 from keras_dsnet.layers.sliced_conv2d import tf_padding
-from keras_dsnet.models.activation import activate
-from keras_dsnet.models.folding import as_numpy, foldable_norms
+from keras_dsnet.models.executors import activate
+from keras_dsnet.models.subnetwork import as_numpy, foldable_norms, scale_and_offset
 from keras_dsnet.models.topology import Executor
 
 INT8_MAX = 127
@@ -237,3 +238,238 @@ def _rounded(block):
     largest = np.abs(block).max(tuple(range(block.ndim - 1)))
     step = np.where(largest == 0, 1, largest / INT8_MAX)
     return (np.round(block / step) * step).astype("float32")
+
+
+def edges_of(x):
+    """Returns where the groups of an activation begin, and where the last one ends."""
+    return (0, *itertools.accumulate(int(group.shape[-1]) for group in x))
+
+
+def split(x, edges):
+    """Cuts groups of channels at those of these edges that lie inside of them."""
+    pieces = []
+    for group, (first, last) in zip(x, itertools.pairwise(edges_of(x))):
+        inner = [0, *(end - first for end in edges if first < end < last), last - first]
+        cut = [group[..., slice(*own)] for own in itertools.pairwise(inner)]
+        pieces += cut if len(cut) > 1 else [group]
+    return tuple(pieces)
+
+
+def join(x, edges):
+    """Joins groups of channels that are cut more finely than at these edges."""
+    groups = [[] for _ in edges[1:]]
+    for group, end in zip(x, edges_of(x)[1:]):
+        groups[bisect.bisect_left(edges, end) - 1].append(group)
+    return tuple(tf.concat(parts, -1) if len(parts) > 1 else parts[0] for parts in groups)
+
+
+def regroup(x, edges):
+    """Returns the channels in groups with these edges."""
+    return x if edges_of(x) == edges else join(split(x, edges), edges)
+
+
+def leading(x, end):
+    """Returns the channels before `end`, where a group ends, or which lies in the only group."""
+    if len(x) == 1:
+        return split(x, (end,))[0]
+    return join(x[: edges_of(x).index(end)], (0, end))[0]
+
+
+# Outputs per input from which on it pays to join groups of the input, and up to which to join those
+# of the output.
+WIDENING = 2
+NARROWING = 0.5
+
+
+def add_blocks(x, inputs, edges, term, widening=None):
+    """Sums blocks in the way that suits a kernel.
+
+    Args:
+        x: channels of the input, in groups of any edges.
+        inputs: where the groups begin that the kernel is cut at, and where the last one ends.
+        edges: the same of the output.
+        term: function that returns what a group, the input channels `own`, adds to the output
+            channels `out`, both pairs of begin and end: `term(group, own, out, first)`. The `first`
+            term of an output brings the bias.
+        widening: most outputs for each of the most inputs, the same at every route, where the
+            groups of both end at the same routes; None: they do not.
+
+    Returns:
+        List of the groups of the output, each with whether it is a sum. A kernel that narrows gives
+        one group.
+    """
+    groups = regroup(x, inputs)
+    if widening and len(edges) > 2:
+        if widening >= WIDENING:
+            return _rows(x if len(x) == 1 else groups, groups, edges, term)
+        if widening <= NARROWING:
+            return _columns(groups, edges, term)
+    return _grid(groups, edges, term)
+
+
+def multiply_channels(x, ratio, is_sum):
+    """Multiplies each channel with its own factor, where one is not 1.
+
+    Args:
+        x: `[1, height, width, channels]`.
+        ratio: array `[channels]`.
+        is_sum: bool: what gives `x` is an addition.
+    """
+    if np.all(ratio == 1):
+        return x
+    if is_sum:
+        return x * ratio
+    # TFLite would put a multiplication into the kernel of the one convolution before it, and the
+    # file would hold that kernel once per route. A depthwise convolution of one tap stays apart;
+    # in the file it is a multiplication again, see `multiply_directly`.
+    return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
+
+
+def _grid(groups, edges, term):
+    """A block for each group of the input and of the output."""
+    inputs = list(zip(groups, itertools.pairwise(edges_of(groups))))
+    outputs = []
+    for out in itertools.pairwise(edges):
+        terms = [term(group, own, out, not index) for index, (group, own) in enumerate(inputs)]
+        outputs.append((_total(terms), len(terms) > 1))
+    return outputs
+
+
+def _rows(x, groups, edges, term):
+    """A block from all inputs of a route to its last group, for kernels that widen.
+
+    Inputs are joined, which costs little, and there are fewer of the wide partial sums.
+    """
+    inputs = edges_of(groups)
+    outputs = []
+    for place, out in enumerate(itertools.pairwise(edges)):
+        end = inputs[place + 1]
+        terms = [term(leading(x, end), (0, end), out, True)]
+        wider = zip(groups[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
+        terms += [term(group, own, out, False) for group, own in wider]
+        outputs.append((_total(terms), len(terms) > 1))
+    return outputs
+
+
+def _columns(groups, edges, term):
+    """A block from the last inputs of a route to all of its outputs, for kernels that narrow.
+
+    Outputs are joined, which costs little, and there are fewer operators.
+    """
+    terms = []
+    for place, own in enumerate(itertools.pairwise(edges_of(groups))):
+        outs = ((0, edges[place + 1]), *itertools.pairwise(edges[place + 1 :]))
+        parts = [term(groups[place], own, out, not place) for out in outs]
+        terms.append(join(parts, (0, edges[-1]))[0])
+    return [(_total(terms), len(terms) > 1)]
+
+
+def _total(terms):
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def fold_groups(layer, row, rows, edges, bias):
+    """Splits a batch norm into what goes into kernels and what is left for behind them.
+
+    Batch norm has statistics per width. A group of channels is folded with those of one of the
+    routes that share its kernels; each of the others multiplies what the group gives with the ratio
+    of the two scales.
+
+    Args:
+        layer: a `SwitchableBatchNormalization`.
+        row: int: the row of the route's own statistics.
+        rows: for each group the row that it is folded with. If the channels are in other groups,
+            such as those of a layer that is not cut, all are folded as the first one would be;
+            empty: with the route's own.
+        edges: where the groups begin, and where the last one ends.
+        bias: array `[channels]` that is added before the norm, or None.
+
+    Returns:
+        `(scale, bias, ratio)`, arrays `[channels]`: kernels are scaled, and the norm of what they
+        gave before, `y`, with its bias is `y * scale * ratio + bias`.
+    """
+    channels, groups = edges[-1], len(edges) - 1
+    scale, offset = scale_and_offset(layer, row, channels)
+    bias = offset if bias is None else offset + bias * scale
+    rows = rows if len(rows) == groups else [*rows, row][:1] * groups
+    scales = {each: scale_and_offset(layer, each, channels)[0] for each in rows}
+    shared = np.concatenate(
+        [scales[each][slice(*own)] for each, own in zip(rows, itertools.pairwise(edges))]
+    )
+    # Both scales have the same gamma, which may be zero.
+    safe = np.where(shared == 0, 1, shared)
+    return shared, bias, np.where(shared == 0, 1, scale / safe).astype("float32")
+
+
+def group_norm(layer, x, first, last):
+    """Normalises a group of channels; see `SlicedGroupNormalization`.
+
+    A tensor of five axes, one for the groups, would leave XNNPACK, and its mean over so many values
+    would lose digits. Here the mean of every channel comes first; a grouped 1x1 convolution of ones
+    turns those of a group into its mean, and hands it to each of its channels.
+
+    Args:
+        layer: a `SlicedGroupNormalization`.
+        x: `[1, height, width, last - first]`.
+        first: int: the layer's channel that is the first of `x`.
+        last: int: the end of its channels.
+    """
+    size = layer.channels_per_group
+    if first % size or (last - first) % size:
+        raise ValueError(
+            f"Channels {first} to {last} of layer '{layer.name}' are no whole groups of {size}"
+        )
+    average = tf.constant(np.full((1, 1, size, last - first), 1 / size, "float32"))
+    gamma, beta = (as_numpy(v)[first:last] for v in (layer.gamma, layer.beta))
+    mean = _over_groups(tf.reduce_mean(x, (1, 2), keepdims=True), average)
+    squares = tf.math.squared_difference(x, mean)
+    variance = _over_groups(tf.reduce_mean(squares, (1, 2), keepdims=True), average)
+    scale = tf.math.rsqrt(variance + np.float32(layer.epsilon)) * gamma
+    return x * scale + (beta - mean * scale)
+
+
+def _over_groups(moments, average):
+    return tf.nn.conv2d(moments, average, 1, "VALID")
+
+
+def enter(executor, steps, x):
+    """Runs the convolutions that a section begins with.
+
+    Args:
+        executor: a `BlockExecutor`, whose cuts are those of the entry's outputs.
+        steps: of the section.
+        x: the groups of its input.
+
+    Returns:
+        The groups of all that the rest of the section needs: those of the shortcut last.
+    """
+    first = steps[0]
+    branches = (first.branch, first.shortcut) if first.kind == "residual" else (steps,)
+    return tuple(group for branch in branches for group in executor.run_first(branch, x))
+
+
+def leave(executor, steps, x, groups):
+    """Runs the rest of a section, from what `enter` gives.
+
+    Args:
+        executor: a `BlockExecutor`.
+        steps: of the section.
+        x: what `enter` gives.
+        groups: int: how many groups each of its convolutions has.
+    """
+    first = steps[0]
+    if first.kind != "residual":
+        return _go_on(executor, steps, x)
+    branch = _go_on(executor, first.branch, x[:groups])
+    shortcut = _go_on(executor, first.shortcut, x[groups:])
+    return executor.run(steps[1:], executor.add(first, branch, shortcut))
+
+
+def _go_on(executor, steps, x):
+    """Runs the steps behind a convolution; its norm still runs on the groups of the entry."""
+    norms = 1 + (len(steps) > 1 and steps[1].kind == "norm")
+    x = executor.run(steps[1:norms], x)
+    return executor.run(steps[norms:], executor.regroup(steps[0], x))

@@ -1,24 +1,26 @@
-"""Writes a network with its routes as one TFLite file."""
+"""Writes a network with all its routes as one TFLite file."""
 
+import collections
 import time
 
+import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.check_options import (
+from keras_dsnet.export.assembly import RoutedFile
+from keras_dsnet.export.conversion import representative_images
+from keras_dsnet.export.graphs import RoutedParts, convert_choices, convert_parts
+from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
+from keras_dsnet.export.options import (
     check_network,
     check_options,
     check_target,
     warn_of_stale_gates,
 )
-from keras_dsnet.export.check_routed import check_routed
-from keras_dsnet.export.convert_parts import convert_choices, convert_parts
-from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
-from keras_dsnet.export.plan_sections import LAYOUTS, cuts_of, plan_sections
-from keras_dsnet.export.representative_images import representative_images
-from keras_dsnet.export.routed_file import RoutedFile
-from keras_dsnet.export.routed_parts import RoutedParts
-from keras_dsnet.export.routed_report import RoutedReport
+from keras_dsnet.export.partition import LAYOUTS, cuts_of, plan_sections
+from keras_dsnet.export.tflite_model import operators_of
 from keras_dsnet.models.path import check_routes
+from keras_dsnet.models.variants import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 
@@ -155,3 +157,128 @@ def _teller(verbose):
             print(f"[{time.perf_counter() - start:5.1f} s] {phase}", flush=True)
 
     return say
+
+
+TOLERANCE = 1e-4
+
+
+def check_routed(content, network, routes, shape, input_type="float32", quantize=None, images=2):
+    """Returns how far each route's outputs are from the network's; 1 is their largest value.
+
+    Args:
+        content: bytes of the file.
+        network: a `DynamicSlimmableNetwork`.
+        routes: tuple of widths. With several gates every uniform path is run, and one on which each
+            gate takes another width than the one before it.
+        shape: `(height, width, 3)`.
+        input_type: "float32" or "uint8".
+        quantize: as the file was made; only a float32 file must agree.
+        images: int: how many random images to run.
+
+    Returns:
+        Dict from path, one width per gate, to the difference.
+
+    Raises:
+        ValueError: where a forced route is not taken, or a float32 file differs by more than 1e-4.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    # Lower precision differs by its own rounding.
+    network = with_dtype(network, "float32")
+    runner = Interpreter(model_content=content).get_signature_runner("bounded")
+    pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
+    normalised = network.normalization(pixels)
+    inputs = pixels if input_type == "uint8" else normalised
+    differences = {}
+    for path in checked_paths(routes, network.num_gates):
+        bound = np.array(path, "int32")
+        results = [runner(image=image[None], min_width=bound, max_width=bound) for image in inputs]
+        taken = {tuple(map(int, result["path"])) for result in results}
+        if taken != {path}:
+            raise ValueError(f"The TFLite file takes the paths {sorted(taken)} instead of {path}")
+        expected = keras.ops.convert_to_numpy(network(normalised, path=path))
+        outputs = np.concatenate([result["output"] for result in results])
+        # Without a classifier the file's features are padded to the widest route's channels.
+        outputs = outputs[..., : expected.shape[-1]]
+        differences[path] = largest_difference(outputs, expected)
+        if quantize is None and not differences[path] <= TOLERANCE:
+            raise ValueError(
+                f"The TFLite file differs by {differences[path]:.1e} from the network on the path "
+                f"{path}; {TOLERANCE:.0e} is allowed. It was not written"
+            )
+    return differences
+
+
+def checked_paths(routes, num_gates):
+    """Returns the paths that are run: the uniform ones first."""
+    uniform = [(route,) * num_gates for route in routes]
+    mixed = tuple(routes[gate % len(routes)] for gate in range(num_gates))
+    return list(dict.fromkeys([*uniform, mixed]))
+
+
+def largest_difference(outputs, expected):
+    """Returns the largest difference, where 1 is the largest expected value."""
+    return float(np.abs(outputs - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+class RoutedReport:
+    """Size, routes, operators of a routed file, and what its routes share.
+
+    Args:
+        network: the `DynamicSlimmableNetwork`.
+        model: the file as a `schema.ModelT`.
+        content: its bytes.
+        plans: for each gate a `SectionPlan`.
+        shape: `(height, width, 3)`.
+        differences: dict from path to the difference from the network's outputs.
+    """
+
+    def __init__(self, network, model, content, plans, shape, differences):
+        self._bytes = len(content)
+        self._routes = [
+            {
+                "path": path[0] if len(path) == 1 else path,
+                "madds": network.madds(path, shape),
+                "cuts": cuts_of(plans, path),
+                "difference": difference,
+            }
+            for path, difference in differences.items()
+        ]
+        counts = collections.Counter()
+        for graph in model.subgraphs:
+            counts.update(operators_of(graph, model))
+        self._operators = dict(counts.most_common())
+        self._constants = sum(
+            len(buffer.data) for buffer in model.buffers if buffer.data is not None
+        )
+        self._apart = sum(_constants(graph, model) for graph in model.subgraphs)
+
+    def as_dict(self):
+        """Returns the report for JSON; sizes are in bytes."""
+        return {
+            "bytes": self._bytes,
+            "routes": self._routes,
+            "operators": self._operators,
+            "shared": {"constants": self._constants, "parts_apart": self._apart},
+        }
+
+    def text(self, filename):
+        """Returns the report in words."""
+        width = max(4, *(len(str(row["path"])) for row in self._routes))
+        lines = [
+            f"{filename}: {self._bytes / 1e6:.2f} MB, of which {self._constants / 1e6:.2f} MB are "
+            f"constants; its graphs apart have {self._apart / 1e6:.2f} MB",
+            f"{'path':<{width}}     MAdds  difference  channel groups end at the channels of",
+        ]
+        for row in self._routes:
+            cuts = ", ".join(map(str, row["cuts"]))
+            madds, difference = row["madds"] / 1e6, row["difference"]
+            lines.append(f"{row['path']!s:<{width}} {madds:8.2f}M  {difference:10.1e}  {cuts}")
+        operators = ", ".join(f"{name} {count}" for name, count in self._operators.items())
+        return "\n".join([*lines, f"operators: {operators}"])
+
+
+def _constants(graph, model):
+    """Returns the bytes of all constants of a graph."""
+    buffers = (model.buffers[index].data for index in {tensor.buffer for tensor in graph.tensors})
+    return sum(len(data) for data in buffers if data is not None)

@@ -3,12 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.channel_options import (
-    as_options,
-    channels_at,
-    resolve_width,
-)
-from keras_dsnet.layers.slice_tape import variable_slice
+from keras_dsnet.layers.slicing import as_options, channels_at, resolve_width, variable_slice
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")

@@ -3,14 +3,14 @@
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.channel_options import (
+from keras_dsnet.layers.slicing import (
     as_options,
     channels_at,
     channels_of,
     resolve_width,
     static_channels,
+    variable_slice,
 )
-from keras_dsnet.layers.slice_tape import variable_slice
 
 
 def tf_padding(padding, kernel_size, strides):

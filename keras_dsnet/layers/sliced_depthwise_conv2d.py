@@ -3,14 +3,14 @@
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.channel_options import (
+from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, tf_padding
+from keras_dsnet.layers.slicing import (
     as_options,
     channels_at,
     channels_of,
     resolve_width,
+    variable_slice,
 )
-from keras_dsnet.layers.slice_tape import variable_slice
-from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, tf_padding
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")

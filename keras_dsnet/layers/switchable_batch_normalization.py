@@ -3,13 +3,13 @@
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.channel_options import (
+from keras_dsnet.layers.slicing import (
     as_options,
     channels_at,
     first_channels,
     resolve_width,
+    variable_slice,
 )
-from keras_dsnet.layers.slice_tape import variable_slice
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")

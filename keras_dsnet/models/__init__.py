@@ -1,23 +1,19 @@
 """The networks: what they are made of, their paths, and how they run."""
 
-from keras_dsnet.models.best_path import best_path
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.efficientnet import EfficientNetSpec, EfficientNetStage
-from keras_dsnet.models.families import register_family
-from keras_dsnet.models.latency_table import LatencyTable
 from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
-from keras_dsnet.models.network_spec import NetworkSpec
 from keras_dsnet.models.path import Path
-from keras_dsnet.models.precision import with_dtype
 from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.models.resnet import ResNetSpec, ResNetStage
-from keras_dsnet.models.slimming_head import with_slimming_head
+from keras_dsnet.models.spec import NetworkSpec, register_family
+from keras_dsnet.models.variants import with_dtype, with_slimming_head
+from keras_dsnet.utils.moved_names import forward
 
 __all__ = [
     "DynamicSlimmableNetwork",
     "EfficientNetSpec",
     "EfficientNetStage",
-    "LatencyTable",
     "MobileNetSpec",
     "MobileNetStage",
     "NetworkSpec",
@@ -25,8 +21,13 @@ __all__ = [
     "Path",
     "ResNetSpec",
     "ResNetStage",
-    "best_path",
     "register_family",
     "with_dtype",
     "with_slimming_head",
 ]
+
+_MOVED = dict.fromkeys(("LatencyTable", "best_path"), "keras_dsnet.export")
+
+
+def __getattr__(name):
+    return forward(__name__, name, _MOVED)

@@ -7,29 +7,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.models.call_checks import check_images, inside_a_call, refuse_training
-from keras_dsnet.models.cost_counter import count_costs, features_shape
-from keras_dsnet.models.families import spec_config, spec_from_config
-from keras_dsnet.models.keras_export import keras_export
-from keras_dsnet.models.network_arguments import (
+from keras_dsnet.models.arguments import (
     activation_name,
     check_classes,
     check_flag,
     check_image_shape,
+    check_images,
     check_policy,
     check_pooling,
+    inside_a_call,
+    refuse_training,
     resolve_image_shape,
 )
-from keras_dsnet.models.network_spec import NetworkSpec
-from keras_dsnet.models.path import Path, resolve_path
-from keras_dsnet.models.plain_executor import plain_subnetwork
+from keras_dsnet.models.costs import count_costs, features_shape, width_table
+from keras_dsnet.models.path import Path, RoutingSpace, resolve_path
 from keras_dsnet.models.predictions import check_class_names, decode_predictions
 from keras_dsnet.models.preprocessing import as_normalization
-from keras_dsnet.models.router import Router
-from keras_dsnet.models.routing_space import RoutingSpace
-from keras_dsnet.models.section_runner import SectionRunner
+from keras_dsnet.models.routing import Router, SectionRunner
+from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
+from keras_dsnet.models.subnetwork import plain_subnetwork
 from keras_dsnet.models.topology import walk
-from keras_dsnet.models.width_table import width_table
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -502,3 +499,46 @@ class DynamicSlimmableNetwork(keras.Model):
 
 # Keras's older `.h5` files name the class of a whole model without its package.
 keras.saving.get_custom_objects()["DynamicSlimmableNetwork"] = DynamicSlimmableNetwork
+
+
+_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
+
+
+def keras_export(network, filepath, format, verbose=None, **options):
+    """Writes what `keras.Model.export` makes of a network, its gates included.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+        filepath: of the file or folder.
+        format: "tf_saved_model", "onnx", "openvino" or "torch".
+        verbose: bool; None: Keras's default.
+        **options: of the format.
+
+    Raises:
+        ValueError: on another format, or one that cannot hold a network that chooses its path.
+        ImportError: where the format needs a package that is not installed.
+        OSError: the file cannot be written.
+    """
+    if format not in _FORMATS:
+        raise ValueError(
+            f"`format` must be 'litert' or one of {', '.join(map(repr, _FORMATS))}. "
+            f"Received: format={format!r}"
+        )
+    # Keras knows it only of a model that was called.
+    images = keras.InputSpec(dtype="float32", shape=network.input_shape)
+    options.setdefault("input_signature", [images])
+    try:
+        keras.Model.export(network, str(filepath), format=format, verbose=verbose, **options)
+    except OSError:
+        raise
+    except ImportError as error:
+        raise ImportError(
+            f"format={format!r} needs a package that is not installed: {error}"
+        ) from error
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(
+            f"Keras cannot export this network to format={format!r}: {line.rstrip('.')}. Where "
+            "a format cannot hold a network that chooses its path, export one path: "
+            "`model.subnetwork(path).export(...)`"
+        ) from error

@@ -3,9 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from keras_dsnet.models.families import register_family
-from keras_dsnet.models.network_spec import NetworkSpec
-from keras_dsnet.models.network_stage import NetworkStage
+from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
 
 _LAST_RATIO = 1.7
 

@@ -1,11 +1,5 @@
 """Checks of the arguments that trainers, evaluation and recalibration have in common."""
 
-import math
-import numbers
-import operator
-
-import numpy as np
-
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 
 
@@ -49,58 +43,3 @@ def resolve_paths(model, paths):
         )
     given = list(given)
     return given, [model.resolve_path(path) for path in given]
-
-
-def check_number(name, value, right, holds=lambda value: True):
-    """Returns a number as a float.
-
-    Args:
-        name: str, of the argument.
-        value: what was passed.
-        right: str, what it must be, such as "0 or more".
-        holds: function of the float that returns whether it is.
-
-    Raises:
-        ValueError: it is no finite number, or not as it must be.
-    """
-    is_real = isinstance(value, (numbers.Real, np.floating)) and not isinstance(value, bool)
-    if not is_real or not math.isfinite(value) or not holds(value):
-        raise ValueError(f"`{name}` must be {right}. Received: {name}={value!r}")
-    return float(value)
-
-
-def check_int(name, value, low, high=2**31 - 1):
-    """Returns an integer of any type as an int.
-
-    Args:
-        name: str, of the argument.
-        value: what was passed.
-        low: int, the least that is right.
-        high: int, the greatest.
-
-    Raises:
-        ValueError: it is no integer, or out of the range.
-    """
-    try:
-        whole = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        whole = None
-    if whole is None or not low <= whole <= high:
-        end = " or more" if high == 2**31 - 1 else f" to {high}"
-        raise ValueError(f"`{name}` must be an int of {low}{end}. Received: {name}={value!r}")
-    return whole
-
-
-def check_bool(name, value):
-    """Returns a truth value as a bool.
-
-    Args:
-        name: str, of the argument.
-        value: what was passed.
-
-    Raises:
-        ValueError: it is no bool.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
-    return bool(value)

@@ -1,16 +1,13 @@
-"""Stage II: trains the slimming heads by Sandwich Gate Sparsification."""
+"""Stage II: trains the slimming heads by Sandwich Gate Sparsification (Section 3.4)."""
 
 import math
 
 import keras
 import tensorflow as tf
 
-from keras_dsnet.models.masked_executor import MaskedExecutor
+from keras_dsnet.models.costs import section_costs
+from keras_dsnet.models.executors import MaskedExecutor, SlicedExecutor
 from keras_dsnet.models.path import check_routes
-from keras_dsnet.models.sliced_executor import SlicedExecutor
-from keras_dsnet.training.arguments import check_int, check_number
-from keras_dsnet.training.choice_madds import ChoiceMAdds
-from keras_dsnet.training.gate_metrics import GateMetrics
 from keras_dsnet.training.losses import (
     gate_cross_entropy,
     is_right,
@@ -18,6 +15,7 @@ from keras_dsnet.training.losses import (
     weighted_mean,
 )
 from keras_dsnet.training.network_trainer import NetworkTrainer
+from keras_dsnet.utils.argument_checks import check_int, check_number
 
 STRATEGIES = ("try_best", "give_up")
 ESTIMATORS = ("straight_through", "exact")
@@ -278,3 +276,99 @@ def _checked_loss_weights(loss_weights):
     if isinstance(loss_weights, (str, dict)) or not fits or not any(checked):
         raise ValueError(received)
     return checked
+
+
+class GateMetrics:
+    """Means of the losses of stage II, of its accuracies, of MAdds, and the shares of each width.
+
+    Args:
+        choice_madds: `ChoiceMAdds`.
+        routes: tuple of candidate widths.
+        num_gates: int.
+
+    Attributes:
+        metrics: list of `keras.Metric`. A share is named "share_2" by its width, or with several
+            gates "share_0_2" by gate and width.
+    """
+
+    def __init__(self, choice_madds, routes, num_gates):
+        self._choice_madds = choice_madds
+        self._routes = routes
+        names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
+        names += ["accuracy", "gate_accuracy", "easy"]
+        self._means = {name: keras.metrics.Mean(name) for name in names}
+        self._madds = keras.metrics.Mean("madds", dtype="float64")
+        prefixes = ["share"] if num_gates == 1 else [f"share_{gate}" for gate in range(num_gates)]
+        self._shares = [
+            [keras.metrics.Mean(f"{prefix}_{width}") for width in routes] for prefix in prefixes
+        ]
+        shares = [share for gate in self._shares for share in gate]
+        self.metrics = [*self._means.values(), self._madds, *shares]
+
+    def update(self, losses, results):
+        """Adds a batch.
+
+        Args:
+            losses: dict of scalars, of `GateTrainer.losses`.
+            results: dict of values per image, of the same.
+
+        Returns:
+            Dict from the name of every metric to its mean so far.
+        """
+        for name, value in losses.items():
+            # Image by image, since the last batch may be smaller.
+            self._means[name].update_state(tf.fill(tf.shape(results["right"]), value))
+        for name, key in (("accuracy", "right"), ("gate_accuracy", "gate_right"), ("easy", "easy")):
+            self._means[name].update_state(results[key])
+        self._madds.update_state(self._choice_madds.exact(results["choices"]))
+        for shares, choice in zip(self._shares, results["choices"]):
+            taken = tf.one_hot(tf.argmax(choice, axis=1), len(self._routes))
+            for share, values in zip(shares, tf.unstack(taken, axis=1)):
+                share.update_state(values)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+class ChoiceMAdds:
+    """Multiply-adds of the paths that a batch of images takes, as a function of choices.
+
+    Choices are a list of one tensor `[batch, len(routes)]` per gate: one-hot, or soft.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+        routes: tuple of candidate widths.
+    """
+
+    def __init__(self, network, routes):
+        self._front, self._sections = section_costs(network, routes)
+        self._widest = network.madds("widest")
+
+    def relative(self, choices):
+        """Returns the MAdds over those of the widest path, differentiable: float32 `[batch]`.
+
+        MAdds themselves overflow float16 and are inexact in float32.
+
+        Args:
+            choices: as above.
+        """
+        total = self._front / self._widest
+        before = tf.ones_like(choices[0][:, :1])
+        for choice, table in zip(choices, self._sections):
+            relative = tf.constant(table / self._widest, tf.float32)
+            total += tf.reduce_sum((before @ relative) * choice, axis=1)
+            before = choice
+        return total
+
+    def exact(self, choices):
+        """Returns the MAdds of every image, whole numbers without an error: float64 `[batch]`.
+
+        Args:
+            choices: as above, one-hot.
+        """
+        total = tf.constant(self._front, tf.float64)
+        before = tf.zeros_like(choices[0][:, 0], tf.int64)
+        for choice, table in zip(choices, self._sections):
+            after = tf.argmax(choice, axis=1)
+            pairs = tf.stack([before, after], axis=1)
+            total += tf.cast(tf.gather_nd(tf.constant(table), pairs), tf.float64)
+            before = after
+        return total

@@ -6,7 +6,8 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_dsnet.training.arguments import check_int, check_network, check_number
+from keras_dsnet.training.arguments import check_network
+from keras_dsnet.utils.argument_checks import check_int, check_number
 from keras_dsnet.utils.batch_checks import (
     check_images,
     check_labels,

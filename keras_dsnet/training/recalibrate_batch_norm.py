@@ -5,8 +5,8 @@ import contextlib
 import tensorflow as tf
 
 from keras_dsnet.layers import SwitchableBatchNormalization
+from keras_dsnet.models.executors import SlicedExecutor
 from keras_dsnet.models.path import Path
-from keras_dsnet.models.sliced_executor import SlicedExecutor
 from keras_dsnet.training.arguments import check_network, resolve_paths
 from keras_dsnet.utils.batches import batch_count, check_steps, image_batches
 

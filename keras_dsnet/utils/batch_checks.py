@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.utils.errors import UserError
+from keras_dsnet.utils.argument_checks import UserError
 
 # Types in which whole numbers are exact only up to here: a greater label is another one by now.
 _EXACT = {tf.bfloat16: 256, tf.float16: 2048}

@@ -9,7 +9,7 @@ import sys
 import tensorflow as tf
 from absl import app, flags
 
-from keras_dsnet.utils.errors import UserError
+from keras_dsnet.utils.argument_checks import UserError
 
 # What a user can cause and mend. Every other exception is a bug and keeps its traceback.
 _USER_ERRORS = (

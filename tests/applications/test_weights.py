@@ -13,14 +13,14 @@ from keras_dsnet.applications import DSMobileNet, build_network
 from keras_dsnet.applications.ds_mobilenet import PRESETS
 from programs import run_program
 
-from keras_dsnet.checkpoints import convert_checkpoint, read_checkpoint
-from keras_dsnet.checkpoints.__main__ import main as convert_main
-from keras_dsnet.checkpoints.check_trained import check_trained
-from keras_dsnet.checkpoints.mobilenet_tensors import mobilenet_tensors
-from keras_dsnet.checkpoints.released_weights import cache_folder, released_weights
 from keras_dsnet.models import MobileNetStage, Normalization
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.atomic_file import temporary_path
+from keras_dsnet.weights import convert_checkpoint, read_checkpoint
+from keras_dsnet.weights.__main__ import main as convert_main
+from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
+from keras_dsnet.weights.released_weights import cache_folder, released_weights
+from keras_dsnet.weights.weights_file import check_trained
 
 HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dsnet.data.array_source import ArraySource
+from keras_dsnet.data.image_source import ArraySource
 
 _SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "tfds"
 

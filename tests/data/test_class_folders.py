@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from keras_dsnet.data import evaluation_pipeline, load_source, training_pipeline
-from keras_dsnet.data.image_header import read_header
+from keras_dsnet.data.encoded_image import read_header
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.data.cropping import inception_window, pad_crop_flip, random_erasing
+from keras_dsnet.data.augmentation import inception_window, pad_crop_flip, random_erasing
 
 
 def _numbered(batch, size):

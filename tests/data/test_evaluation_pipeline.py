@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from keras_dsnet.data import evaluation_pipeline, load_source
-from keras_dsnet.data.array_source import ArraySource
+from keras_dsnet.data.image_source import ArraySource
 
 
 def _evaluate(source, to_float, image_size=8, batch_size=16, **settings):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_dsnet.data import load_source
-from keras_dsnet.data.array_source import ArraySource
+from keras_dsnet.data.image_source import ArraySource
 
 
 def test_digits_are_rgb_images_with_a_fixed_split():

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from keras_dsnet.data import evaluation_pipeline, load_source, training_pipeline
-from keras_dsnet.data.record_source import RecordSource
+from keras_dsnet.data.tfds_source import RecordSource
 
 COUNT = 60
 
@@ -105,7 +105,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(prepared, start):
 
 
 def test_a_small_window_still_shuffles_files_and_resumes(prepared, monkeypatch):
-    monkeypatch.setattr("keras_dsnet.data.record_source.SHUFFLE_BUFFER_BYTES", 1)
+    monkeypatch.setattr("keras_dsnet.data.tfds_source.SHUFFLE_BUFFER_BYTES", 1)
     source = load_source("grays", prepared)
     whole = _batches(source, 9)
     np.testing.assert_array_equal(_numbers(whole[5:]), _numbers(_batches(source, 4, start_step=5)))

@@ -14,9 +14,8 @@ from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SHORT_SPEC, small_network
 
 from keras_dsnet.data import evaluation_pipeline
-from keras_dsnet.export import export_routed, export_subnetwork
+from keras_dsnet.export import best_path, export_routed, export_subnetwork
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES
-from keras_dsnet.models import best_path
 
 TEXT = (pathlib.Path(__file__).parents[2] / "docs/android.md").read_text(encoding="utf-8")
 (KOTLIN,) = re.findall(r"```kotlin\n(package .*?)```", TEXT, re.DOTALL)

@@ -11,10 +11,9 @@ from exported import Exported
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SIZE, random_images, small_network
 
-from keras_dsnet.export import DynamicInterpreter
-from keras_dsnet.export.flatbuffer import pack, parse
+from keras_dsnet.export import DynamicInterpreter, LatencyTable, best_path
 from keras_dsnet.export.metadata import add_metadata
-from keras_dsnet.models import LatencyTable, best_path
+from keras_dsnet.export.tflite_model import pack, parse
 
 ROUTES = (0, 2, 3)
 IMAGES = random_images(24)

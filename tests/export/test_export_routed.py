@@ -9,9 +9,9 @@ from exported import Exported, largest_difference
 from routed_networks import SIZE, random_images, small_network
 from tiny_families import tiny_network
 
-from keras_dsnet.export.check_routed import check_routed
-from keras_dsnet.export.flatbuffer import pack
-from keras_dsnet.export.plan_cuts import stored_weights
+from keras_dsnet.export.export_routed import check_routed
+from keras_dsnet.export.partition import stored_weights
+from keras_dsnet.export.tflite_model import pack
 from keras_dsnet.models import MobileNetSpec, MobileNetStage
 
 IMAGES = random_images(24)

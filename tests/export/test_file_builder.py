@@ -5,9 +5,14 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from keras_dsnet.export.file_builder import FileBuilder
-from keras_dsnet.export.flatbuffer import operators_of, pack
-from keras_dsnet.export.graph_builder import TensorType, add_operator, add_tensor
+from keras_dsnet.export.tflite_model import (
+    FileBuilder,
+    TensorType,
+    add_operator,
+    add_tensor,
+    operators_of,
+    pack,
+)
 
 
 def empty_graph(name):

@@ -15,7 +15,7 @@ from flatbuffers.number_types import Float32Flags, Int8Flags, UOffsetTFlags
 from routed_networks import SHORT_SPEC, SIZE, small_network
 
 from keras_dsnet.export import DynamicInterpreter, export_subnetwork
-from keras_dsnet.export.flatbuffer import parse
+from keras_dsnet.export.tflite_model import parse
 from keras_dsnet.models import Normalization
 
 NAMES = ("cat", "dog", "größe", "a b", "fox")

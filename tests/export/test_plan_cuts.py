@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_dsnet.export.plan_cuts import (
+from keras_dsnet.export.partition import (
     cheapest_cuts,
     finest,
     folded_rows,

@@ -9,11 +9,17 @@ from keras_dsnet.applications import DSMobileNet
 from routed_networks import SPEC, random_images, small_network
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
-from keras_dsnet.export import plan_sections as module
-from keras_dsnet.export.plan_cuts import finest, stored_weights, whole
-from keras_dsnet.export.plan_sections import SectionPlan, cuts_of, plan_sections
-from keras_dsnet.export.routed_parts import RoutedParts
-from keras_dsnet.export.span import find_spans
+from keras_dsnet.export import partition as module
+from keras_dsnet.export.graphs import RoutedParts
+from keras_dsnet.export.partition import (
+    SectionPlan,
+    cuts_of,
+    find_spans,
+    finest,
+    plan_sections,
+    stored_weights,
+    whole,
+)
 from keras_dsnet.models import MobileNetStage, ResNetSpec, ResNetStage
 
 ROUTES = (0, 1, 2)

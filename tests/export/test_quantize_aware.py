@@ -14,7 +14,7 @@ from routed_networks import SIZE, small_network
 from keras_dsnet.data import evaluation_pipeline, load_source, training_pipeline
 from keras_dsnet.export import export_subnetwork, quantize_aware
 from keras_dsnet.export.conversion import convert
-from keras_dsnet.export.legacy_model import legacy_model
+from keras_dsnet.export.qat_model import legacy_model
 from keras_dsnet.models import MobileNetSpec, MobileNetStage
 
 CLASSES = 5
@@ -159,7 +159,7 @@ def test_every_operator_of_the_file_is_int8(trained):
 
 
 def test_group_normalisation_stays_in_float_between_int8_convolutions():
-    from keras_dsnet.export.fake_quantized import fake_quantized
+    from keras_dsnet.export.qat_model import fake_quantized
 
     model = plain_model()
     rebuilt = legacy_model(model, (SIZE, SIZE, 3))
@@ -270,7 +270,7 @@ def test_an_unwritable_file_is_known_before_the_work_starts(network, tmp_path, m
 
 def test_a_training_that_diverges_writes_no_file(network, tmp_path, monkeypatch):
     # Rounding plays no part in it.
-    name = "keras_dsnet.export.fake_quantized.fake_quantized"
+    name = "keras_dsnet.export.qat_model.fake_quantized"
     monkeypatch.setattr(name, lambda model, batches: model)
     arguments = {"learning_rate": 1e30, "filename": tmp_path / "m.tflite", "verbose": False}
     with pytest.raises(ValueError, match=r"loss of step [23] of 4 is .*`learning_rate`"):

@@ -6,8 +6,8 @@ from ai_edge_litert.interpreter import Interpreter
 from routed_networks import SHORT_SPEC, random_images, small_network
 
 from keras_dsnet.export import export_routed, export_subnetwork
-from keras_dsnet.export.flatbuffer import parse
-from keras_dsnet.export.raise_scales import LEAST_SCALE, _is_activation
+from keras_dsnet.export.conversion import LEAST_SCALE, _is_activation
+from keras_dsnet.export.tflite_model import parse
 
 
 @pytest.fixture(scope="module")

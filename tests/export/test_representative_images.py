@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from routed_networks import SIZE
 
-from keras_dsnet.export.representative_images import MOST_IMAGES, representative_images
+from keras_dsnet.export.conversion import MOST_IMAGES, representative_images
 from keras_dsnet.models import Normalization
 
 SHAPE = (SIZE, SIZE, 3)

@@ -9,9 +9,9 @@ from ai_edge_litert.interpreter import Interpreter
 from exported import Exported
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
+from keras_dsnet.export.assembly import force_route
 from keras_dsnet.export.dynamic_interpreter import routes_of
-from keras_dsnet.export.force_route import force_route
-from keras_dsnet.export.routed_parts import RoutedParts
+from keras_dsnet.export.graphs import RoutedParts
 from keras_dsnet.models import ResNetSpec, ResNetStage
 
 ROUTES = (0, 2)

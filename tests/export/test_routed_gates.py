@@ -10,7 +10,7 @@ from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_netw
 from weight_cache import assert_same_with_cache
 
 from keras_dsnet.export import DynamicInterpreter, export_subnetwork
-from keras_dsnet.export.force_route import force_route
+from keras_dsnet.export.assembly import force_route
 
 ROUTES = (0, 2)
 IMAGES = tiny_images()

@@ -9,7 +9,7 @@ from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SIZE, odd_gammas, random_images, small_network
 from weight_cache import assert_same_with_cache
 
-from keras_dsnet.export.plan_cuts import stored_weights
+from keras_dsnet.export.partition import stored_weights
 
 ROUTES = (0, 2, 3)
 IMAGES = random_images(24)

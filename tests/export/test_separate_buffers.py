@@ -6,9 +6,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from weight_cache import run_compiled
 
+from keras_dsnet.export.assembly import separate_buffers
 from keras_dsnet.export.conversion import convert
-from keras_dsnet.export.flatbuffer import operators_of, pack, parse
-from keras_dsnet.export.separate_buffers import separate_buffers
+from keras_dsnet.export.tflite_model import operators_of, pack, parse
 
 SIZE = 8
 KERNEL = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype("float32")

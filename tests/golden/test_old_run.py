@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
-from keras_dsnet.training import L2SGD, SupernetTrainer, TrainingRun, WorkDir
-from keras_dsnet.training.schedules import cosine_schedule
+from keras_dsnet.runs import TrainingRun, WorkDir
+from keras_dsnet.training import L2SGD, SupernetTrainer
+from keras_dsnet.training.optimizers import cosine_schedule
 
 GOLDEN = pathlib.Path(__file__).with_name("old_run")
 SPEC = MobileNetSpec(

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_dsnet.layers import SlicedConv2D, SlicedDense
-from keras_dsnet.layers.slice_tape import SliceTape, add_slices, whole_gradient
+from keras_dsnet.layers.slicing import SliceTape, add_slices, whole_gradient
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 5, 5, 3)).astype("float32")
 

@@ -11,8 +11,8 @@ import tensorflow as tf
 from programs import run_program
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
-from keras_dsnet.models.masked_executor import MaskedExecutor
-from keras_dsnet.models.section_costs import section_costs
+from keras_dsnet.models.costs import section_costs
+from keras_dsnet.models.executors import MaskedExecutor
 
 WIDTHS = range(4)
 SPEC = MobileNetSpec(

@@ -11,9 +11,9 @@ import tensorflow as tf
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.models import NetworkSpec, register_family
-from keras_dsnet.models.families import FAMILIES
-from keras_dsnet.models.masked_executor import MaskedExecutor
-from keras_dsnet.models.section_costs import section_costs
+from keras_dsnet.models.costs import section_costs
+from keras_dsnet.models.executors import MaskedExecutor
+from keras_dsnet.models.spec import FAMILIES
 
 SPECS = {"resnet": TINY_RESNET, "efficientnet": TINY_EFFICIENTNET}
 # The uniform paths, and for several gates steps up and down between any two widths.

@@ -10,7 +10,7 @@ import tensorflow as tf
 from routed_networks import SHORT_SPEC
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetStage, with_slimming_head
-from keras_dsnet.models.section_costs import section_costs
+from keras_dsnet.models.costs import section_costs
 
 FIXED, OPEN, SQUARE = (16, 16, 3), (None, None, 3), (None, 16, 3)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_mobilenet import TINY_SPEC
 
-from keras_dsnet.checkpoints import load_checkpoint
 from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.weights import load_checkpoint
 
 
 @pytest.fixture(scope="session")

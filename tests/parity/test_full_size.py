@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 from keras_dsnet.applications import DSMobileNet
 
-from keras_dsnet.checkpoints.load_checkpoint import assign_tensors, read_checkpoint
-from keras_dsnet.checkpoints.mobilenet_tensors import mobilenet_tensors
+from keras_dsnet.weights.ds_mbnet import assign_tensors, mobilenet_tensors, read_checkpoint
 
 STAGES = [(1, 1), (2, 2), (2, 2), (6, 2), (2, 2)]
 GATED_STAGE = 3

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from keras_dsnet.models.sliced_executor import SlicedExecutor
+from keras_dsnet.models.executors import SlicedExecutor
 
 LARGEST = 14
 

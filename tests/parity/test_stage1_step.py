@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dsnet.checkpoints.mobilenet_tensors import mobilenet_tensors
 from keras_dsnet.training import L2SGD, SupernetTrainer
+from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
 
 
 class AuthorsTrainer(SupernetTrainer):

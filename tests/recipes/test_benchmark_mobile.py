@@ -17,10 +17,10 @@ from programs import run_program
 from routed_networks import random_images, small_network
 from timed_process import TimedProcess, time_in_turns
 
-from keras_dsnet.export import export_subnetwork
+from keras_dsnet.export import LatencyTable, best_path, export_subnetwork
+from keras_dsnet.export.assembly import force_route
 from keras_dsnet.export.conversion import convert
-from keras_dsnet.export.force_route import force_route
-from keras_dsnet.models import DynamicSlimmableNetwork, LatencyTable, best_path
+from keras_dsnet.models import DynamicSlimmableNetwork
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmark_mobile.py"
 ROUTES = (0, 3)

@@ -10,7 +10,7 @@ from programs import run_program
 from routed_networks import small_network
 from tiny_families import TINY_RESNET, tiny_network
 
-from keras_dsnet.export.flatbuffer import operators_of, parse
+from keras_dsnet.export.tflite_model import operators_of, parse
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "evaluate_int8.py"
 

@@ -21,7 +21,7 @@ from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.data import load_source
 from keras_dsnet.export import DynamicInterpreter
-from keras_dsnet.export.representative_images import MOST_IMAGES
+from keras_dsnet.export.conversion import MOST_IMAGES
 from keras_dsnet.models import DynamicSlimmableNetwork, Normalization
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "export_mobile.py"

@@ -7,7 +7,7 @@ from model_settings import MODELS, choose_variant, settings_of, variant_routes
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet import applications
-from keras_dsnet.models import families
+from keras_dsnet.models import spec as spec_module
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def resnet():
 def test_every_network_has_an_application_and_a_spec():
     for settings in MODELS.values():
         assert hasattr(applications, settings.application)
-        assert settings.spec in families.FAMILIES
+        assert settings.spec in spec_module.FAMILIES
     assert [settings.learning_rate for settings in MODELS.values()] == [0.08, 0.2, 0.2]
 
 

@@ -15,7 +15,7 @@ from keras_dsnet.applications import DSResNet50
 from programs import run_program, start_program
 from routed_networks import SHORT_SPEC, SIZE, small_network
 
-from keras_dsnet.training import read_log
+from keras_dsnet.runs import read_log
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 STAGE_1 = (

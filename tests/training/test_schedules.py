@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_dsnet.training.schedules import (
+from keras_dsnet.training.optimizers import (
     cosine_schedule,
     exponential_schedule,
     scaled_learning_rate,

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
-from keras_dsnet.models.masked_executor import MaskedExecutor
+from keras_dsnet.models.executors import MaskedExecutor
 from keras_dsnet.training import (
     L2SGD,
     GateTrainer,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from keras_dsnet.training import WorkDir
+from keras_dsnet.runs import WorkDir
 from keras_dsnet.utils import UserError
 
 PROGRAM = '''

@@ -1,0 +1,228 @@
+"""The executors that compute a network: sliced along one path, or masked for stage II."""
+
+import keras
+import tensorflow as tf
+
+from keras_dsnet.layers import SwitchableBatchNormalization
+from keras_dsnet.layers.slicing import option_at
+from keras_dsnet.models.path import Path
+from keras_dsnet.models.topology import Executor
+
+
+def activate(name, x, training=False):
+    """Applies the activation of a "norm" step.
+
+    Args:
+        name: of a Keras activation, or None.
+        x: a tensor.
+        training: bool: whether a gradient will be asked for; changes speed alone.
+    """
+    if name is None:
+        return x
+    if training and name in ("swish", "silu"):
+        return _swish(x)
+    return keras.activations.get(name)(x)
+
+
+@tf.custom_gradient
+def _swish(x):
+    """Swish that keeps its derivative for the gradient instead of `x`: as much memory, less work.
+
+    The derivative is `s(x) + x * s(x) * (1 - s(x))` with the sigmoid `s`.
+    """
+    gate = tf.sigmoid(x)
+    derivative = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
+    return x * gate, lambda gradient: gradient * derivative
+
+
+class SlicedExecutor(Executor):
+    """Runs steps with the first channels of every layer (Eq. 2 of the paper).
+
+    With Python ints as widths every shape is static: a sub-network. With int32 scalar tensors one
+    trace serves every width.
+
+    Args:
+        path: a `Path`; its entries are Python ints or int32 scalar tensors.
+        training: bool.
+        momentum: momentum of the batch-norm statistics for this run; None: each layer's own.
+        repeats: int: how many sub-networks this run stands for. Their equal updates of the same
+            batch-norm statistics are made in one: momentum to this power.
+
+    Attributes:
+        scores: the slimming heads' outputs, in order, filled while running.
+    """
+
+    def __init__(self, path, training=False, momentum=None, repeats=1):
+        self.path = path
+        self.training = training
+        self.momentum = momentum
+        self.repeats = repeats
+        self.scores = []
+
+    def conv(self, step, x):
+        return step.layer(x, width=self.path.widths[step.section])
+
+    depthwise = conv
+    dense = conv
+
+    def norm(self, step, x):
+        width = self.path.widths[step.section]
+        if step.is_batch_norm:
+            x = step.layer(
+                x,
+                width=width,
+                statistics=self.path.statistics[step.section],
+                momentum=self._momentum(step.layer),
+                training=self.training,
+            )
+        else:
+            x = step.layer(x, width=width, training=self.training)
+        return activate(step.activation, x, self.training)
+
+    def _momentum(self, layer):
+        momentum = layer.momentum if self.momentum is None else self.momentum
+        return momentum**self.repeats
+
+    def gate(self, step, x):
+        outputs = step.layer(x, width=self.path.widths[step.section])
+        if not step.is_slimming_gate:
+            return outputs
+        self.scores.append(outputs[1])
+        return outputs[0]
+
+    def max_pool(self, step, x):
+        return step.layer(x)
+
+    def add(self, step, x, shortcut):
+        return activate(step.activation, x + shortcut, self.training)
+
+    def pool(self, step, x):
+        # Unlike TensorFlow's own mean this one sums float16 in float32, where it cannot overflow.
+        return keras.ops.mean(x, (1, 2))
+
+    def global_max_pool(self, step, x):
+        return keras.ops.max(x, (1, 2))
+
+    def dropout(self, step, x):
+        return step.layer(x, training=self.training)
+
+
+class MaskedExecutor(SlicedExecutor):
+    """Runs the widest route and masks the channels that an image's choice leaves out.
+
+    The choice stays differentiable: the mask of an image is its straight-through one-hot choice
+    times a table of zeros and ones, and it multiplies the outputs of convolutions, of norms and the
+    logits of attention heads; the batch-norm statistics are the choice times those of the routes.
+    The outputs are those of the sliced path, and the gradient of the choice that of the authors'
+    code.
+
+    They released no network with group norm. Its groups do not see one another, so that one mask
+    behind norm, sum and activation is enough; its gradient then is what the channels left out would
+    change, where a mask before a ReLU would have none.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+        routes: tuple of candidate widths, ascending.
+        choose: function of (gate layer, scores, index of the gate) that gives one-hot choices
+            `[batch, len(routes)]`.
+
+    Attributes:
+        choices: the one-hot choices, in the order of the gates, filled while running.
+    """
+
+    def __init__(self, network, routes, choose):
+        widest = (routes[-1],) * network.num_gates
+        super().__init__(Path((0, *widest), (0, *widest)))
+        self.routes = routes
+        self.choose = choose
+        self.choices = []
+        self._has_batch_norm = any(
+            isinstance(layer, SwitchableBatchNormalization) for layer in network.supernet_layers
+        )
+        # Layers whose outputs are masked by a step behind them.
+        self._unmasked = set()
+
+    def run(self, steps, x):
+        for step, behind in zip(steps, steps[1:]):
+            if behind.kind == "norm" and not behind.is_batch_norm:
+                self._unmasked.add(step.layer)
+        return super().run(steps, x)
+
+    def residual(self, step, x):
+        for steps in (step.branch, step.shortcut):
+            if steps and steps[-1].kind == "norm" and not steps[-1].is_batch_norm:
+                self._unmasked.add(steps[-1].layer)
+        return super().residual(step, x)
+
+    def conv(self, step, x):
+        return self._masked(step, super().conv(step, x), step.layer.filters)
+
+    def depthwise(self, step, x):
+        return self._masked(step, super().depthwise(step, x), step.layer.channels)
+
+    def _masked(self, step, x, options):
+        if step.section == 0 or len(options) == 1 or step.layer in self._unmasked:
+            return x
+        return x * self._mask(step, options, x.dtype)
+
+    def norm(self, step, x):
+        if step.section == 0:
+            return super().norm(step, x)
+        if not step.is_batch_norm:
+            return self._masked(step, super().norm(step, x), step.layer.channels)
+        x = self._normalize(step, x)
+        mask = self._mask(step, step.layer.channels, x.dtype)
+        x = activate(step.activation, x * mask, training=True)
+        # An activation that is not zero at zero would fill the masked channels again.
+        return x if _keeps_zero(step.activation) else x * tf.stop_gradient(mask)
+
+    def add(self, step, x, shortcut):
+        x = super().add(step, x, shortcut)
+        last = step.branch[-1].layer
+        if step.section == 0 or (last not in self._unmasked and _keeps_zero(step.activation)):
+            return x
+        options = last.filters if hasattr(last, "filters") else last.channels
+        return x * self._mask(step, options, x.dtype)
+
+    def _normalize(self, step, x):
+        layer, choice = step.layer, self.choices[step.section - 1]
+        gamma, beta = layer.scale_and_offset(option_at(layer.channels, self.routes[-1]))
+        table = tf.cast(self._table(layer.channels), gamma.dtype)
+        rows = layer.statistics_at(tf.constant(self.routes), table.shape[1])
+        choice = tf.cast(choice, gamma.dtype)
+        mean, variance = (choice @ (statistics * table) for statistics in rows)
+        scale = gamma * tf.math.rsqrt(variance + layer.epsilon)
+        offset = beta - mean * scale
+        scale, offset = (tf.cast(v, x.dtype)[:, None, None, :] for v in (scale, offset))
+        return x * scale + offset
+
+    def _mask(self, step, options, dtype):
+        choice = self.choices[step.section - 1]
+        return tf.cast(choice @ self._table(options), dtype)[:, None, None, :]
+
+    def _table(self, options):
+        """Returns which channels each route has: zeros and ones `[routes, channels]`."""
+        counts = [option_at(options, width) for width in self.routes]
+        return tf.sequence_mask(counts, counts[-1], dtype=tf.float32)
+
+    def gate(self, step, x):
+        if step.section == 0:
+            x = super().gate(step, x)
+        else:
+            mask = None
+            if self._has_batch_norm:
+                mask = self._mask(step, step.layer.channels, x.dtype)[:, 0, 0]
+            x = step.layer(x, width=self.routes[-1], attention_mask=mask)
+            if step.is_slimming_gate:
+                x, scores = x
+                self.scores.append(scores)
+        if step.is_slimming_gate:
+            self.choices.append(self.choose(step.layer, self.scores[-1], len(self.choices)))
+        return x
+
+
+def _keeps_zero(activation):
+    if activation is None:
+        return True
+    with tf.init_scope():
+        return float(keras.activations.get(activation)(tf.zeros(()))) == 0.0

@@ -1,0 +1,244 @@
+"""The callbacks that report the progress of a run."""
+
+import keras
+import sys
+import time
+import csv
+import pathlib
+from keras_dsnet.utils.atomic_file import atomic_file
+
+
+class GlobalStepCallback(keras.callbacks.Callback):
+    """Calls `on_step_end(logs)` after every step, with `self.step` counted over all epochs.
+
+    Args:
+        start_step: int, steps that were done before: those of a checkpoint.
+    """
+
+    def __init__(self, start_step=0):
+        super().__init__()
+        self.step = start_step
+        self.epoch = 0
+        self._last_batch = -1
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self._last_batch = -1
+
+    def on_train_batch_end(self, batch, logs=None):
+        # With `steps_per_execution` a call stands for several steps.
+        self.step += batch - self._last_batch
+        self._last_batch = batch
+        self.on_step_end(logs or {})
+
+    def on_step_end(self, logs):
+        """Called after one or more steps; `self.step` of them are done.
+
+        Args:
+            logs: dict of the step's losses and metrics; empty where Keras gives none.
+        """
+
+
+class ProgressBar(GlobalStepCallback):
+    """One bar per epoch: loss of every net, learning rate, images per second.
+
+    Where the output is no terminal, one line per epoch and one every `line_minutes` within it.
+    Images per second are the mean over the epoch without its first step, which may trace.
+
+    Args:
+        batch_size: int, images per step, of all replicas.
+        steps_per_epoch: int.
+        start_step: int, steps that were done before; the first bar starts within its epoch.
+        epochs: int, to show behind the number of the epoch; None: those of this call of `fit`.
+        names: metrics to show; None: all but the evaluation's, which begin with "val_".
+        line_minutes: float.
+        stream: where to write; None: stdout.
+    """
+
+    def __init__(
+        self,
+        batch_size,
+        steps_per_epoch,
+        start_step=0,
+        epochs=None,
+        names=None,
+        line_minutes=1.0,
+        stream=None,
+    ):
+        super().__init__(start_step)
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
+        self.names = names
+        self.line_minutes = line_minutes
+        self._stream = stream or sys.stdout
+        self._bar = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch)
+        self._done = self.step % self.steps_per_epoch
+        self._epoch_start = self.step
+        self._clock_start = None
+        self._line_time = time.monotonic()
+        if self._stream.isatty():
+            self._bar = self._make_bar()
+
+    def _make_bar(self):
+        # Here, because `import keras_dsnet` has to stay quick.
+        from tqdm import tqdm
+
+        return tqdm(
+            total=self.steps_per_epoch,
+            initial=self._done,
+            desc=self._title(),
+            file=self._stream,
+            dynamic_ncols=True,
+            bar_format="{desc} |{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def on_step_end(self, logs):
+        steps = self.step - self._epoch_start
+        now = time.monotonic()
+        if self._clock_start is None:
+            self._clock_start, self._clock_step = now, self.step
+        # Not the time when a line is written, which may be after an evaluation.
+        self._clock_end = now
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._describe(logs), refresh=False)
+            self._bar.update(self._done + steps - self._bar.n)
+        elif now - self._line_time >= 60 * self.line_minutes:
+            self._line_time = now
+            self._print(self._done + steps, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        done = self._done + self.step - self._epoch_start
+        if self._bar is None:
+            self._print(done, logs or {})
+        else:
+            self._bar.set_postfix_str(self._describe(logs or {}))
+        self.close()
+
+    def on_train_end(self, logs=None):
+        self.close()
+
+    def close(self):
+        """Leaves the bar and goes to the next line; for runs that an exception ends."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _title(self):
+        epochs = self.epochs or (self.params or {}).get("epochs")
+        return f"epoch {self.epoch + 1}" + (f"/{epochs}" if epochs else "")
+
+    def _print(self, done, logs):
+        steps = f"step {done}/{self.steps_per_epoch}"
+        print(self._title(), steps, self._describe(logs), sep=", ", file=self._stream, flush=True)
+
+    def _describe(self, logs):
+        names = self.names or [name for name in logs if not name.startswith("val_")]
+        values = {name: float(logs[name]) for name in names if name in logs}
+        # First what is short and always wanted: a narrow terminal cuts the end.
+        parts = [self._speed()]
+        if "learning_rate" in values:
+            parts.append(f"lr {values.pop('learning_rate'):.3g}")
+        nets = [name for name in values if name.endswith("_loss")]
+        losses = [f"{name.removesuffix('_loss')} {values.pop(name):.3f}" for name in nets]
+        total = f"loss {values.pop('loss'):.3f}" if "loss" in values else ""
+        parts.append(f"{total} ({', '.join(losses)})".lstrip() if losses else total)
+        parts += [f"{name} {_number(value)}" for name, value in values.items()]
+        return ", ".join(part for part in parts if part)
+
+    def _speed(self):
+        if self._clock_start is None or self.step == self._clock_step:
+            return ""
+        images = (self.step - self._clock_step) * self.batch_size
+        seconds = max(self._clock_end - self._clock_start, 1e-9)
+        return f"{images / seconds:,.0f} images/s"
+
+
+def _number(value):
+    return f"{value / 1e6:.1f}M" if abs(value) >= 1e6 else f"{value:.4g}"
+
+
+EVALUATION_PREFIX = "val_top1_"
+_EPOCH = "epoch"
+
+
+class CsvLog(keras.callbacks.Callback):
+    """Writes one row per epoch, numbered from 1.
+
+    Every epoch the file is written whole, beside its place, and renamed: it holds no torn row, and
+    a metric that first comes late (an evaluation every few epochs) still gets its column. When an
+    epoch begins, rows of it and of later ones, from before a resume, are dropped.
+
+    The row of an epoch that was interrupted holds means over the steps since the resume.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self._rows = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._rows is None:
+            self._rows = read_log(self.path)
+        kept = [row for row in self._rows if row[_EPOCH] <= epoch]
+        if len(kept) < len(self._rows):
+            self._rows = kept
+            self._write()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._rows.append({_EPOCH: epoch + 1, **(logs or {})})
+        self._write()
+
+    def _write(self):
+        names = dict.fromkeys([_EPOCH])
+        for row in self._rows:
+            names.update(dict.fromkeys(row))
+        with atomic_file(self.path) as file:
+            writer = csv.DictWriter(file, list(names), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: _text(v) for k, v in row.items()} for row in self._rows)
+
+
+def read_log(path):
+    """Returns the rows of a log as dicts of numbers, without the metrics that an epoch lacks.
+
+    Args:
+        path: of the file; where there is none, there are no rows.
+
+    Raises:
+        ValueError: the file is not such a log.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [
+                {name: float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
+        return [{**row, _EPOCH: int(row[_EPOCH])} for row in rows]
+    except (ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path} is not a log of this package: {error!r}; remove it") from error
+
+
+def evaluation_metrics(rows):
+    """Returns the accuracies of a table as metrics of a log: `val_top1_<path>`.
+
+    Args:
+        rows: list of dicts with "path" and "top1", as of `evaluate_paths`.
+    """
+    paths = [row["path"] for row in rows]
+    words = ["-".join(map(str, p)) if isinstance(p, (tuple, list)) else str(p) for p in paths]
+    return {EVALUATION_PREFIX + word: float(row["top1"]) for word, row in zip(words, rows)}
+
+
+def _text(value):
+    # 9 digits bring a float32 back exactly.
+    return f"{float(value):.9g}"

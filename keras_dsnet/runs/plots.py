@@ -1,0 +1,227 @@
+"""Pictures of a run: accuracy against MAdds, what the gates choose, and how training went."""
+
+import pathlib
+from keras_dsnet.models.path import OFF_ROUTE_ROWS
+from keras_dsnet.runs.callbacks import EVALUATION_PREFIX, read_log
+from keras_dsnet.utils.atomic_file import atomic_file
+
+
+# Blue and vermilion are told apart by nearly everybody (Okabe and Ito).
+_STATIC_COLOR, _DYNAMIC_COLOR, _NEUTRAL_COLOR = "#0072B2", "#D55E00", "#555555"
+_LOSS_COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_RHO = r"$\rho$"
+_WIDTH_MAP = "viridis"
+_DOTS_PER_INCH = 160
+# Of the bar: thinner parts hold no text.
+_SMALLEST_LABELLED_SHARE = 0.04
+
+
+def plot_accuracy_against_madds(rows, path, title=None):
+    """Draws top-1 accuracy against MAdds, as Figs. 1 and 7 (left) of the paper.
+
+    The static sub-networks make a line. The dynamic network is a point, or several; so is
+    "largest", whose wider front puts it off that line.
+
+    Args:
+        rows: list of dicts with "path", "madds", "top1" (0..1) and, for a path of one width, "rho".
+        path: of the picture; its suffix says the format.
+        title: str or None.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError(f"A plot of accuracy needs rows. Received: rows={rows}")
+    figure = _figure(6.4, 4.6)
+    axes = figure.add_subplot(
+        xlabel="Multiply-adds per image (M MAdds)", ylabel="Top-1 accuracy (%)", title=title
+    )
+    static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
+    static.sort(key=lambda row: row["madds"])
+    line = {"color": _STATIC_COLOR, "marker": "o", "markersize": 5, "linewidth": 1.8}
+    if static:
+        axes.plot(*_points(static), **line, label="static sub-networks")
+        for row, side in zip((static[0], static[-1]), ((0, -17), (0, 9))):
+            if row.get("rho") is not None:
+                _annotate(axes, row, f"{_RHO} = {row['rho']:.2f}", side, _STATIC_COLOR)
+    marks = {
+        "dynamic": {"color": _DYNAMIC_COLOR, "marker": "*", "markersize": 15},
+        "largest": {"color": _NEUTRAL_COLOR, "marker": "s", "markersize": 6},
+    }
+    for name, style in marks.items():
+        chosen = [row for row in rows if row["path"] == name]
+        if chosen:
+            label = f"{name} network" if name == "dynamic" else name
+            axes.plot(*_points(chosen), **style, linestyle="none", label=label, zorder=3)
+    dynamic = [row for row in rows if row["path"] == "dynamic"]
+    if len(dynamic) == 1:
+        text = f"{100 * dynamic[0]['top1']:.1f} % at {dynamic[0]['madds'] / 1e6:.3g}M"
+        _annotate(axes, dynamic[0], text, (0, 10), _DYNAMIC_COLOR)
+    axes.margins(x=0.1, y=0.15)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return _save(figure, path)
+
+
+def plot_width_shares(shares, path, title=None):
+    """Draws which share of the images each gate sends to each width, as Fig. 7 (right).
+
+    Args:
+        shares: list with a dict per gate, of slimming ratios rho to shares (0..1) that add up to 1.
+        path: of the picture; its suffix says the format.
+        title: str or None.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: there are no gates.
+    """
+    ratios = sorted({rho for gate in shares for rho in gate})
+    if not ratios:
+        raise ValueError(f"A plot of shares needs gates. Received: shares={shares}")
+    figure = _figure(2.6 + 1.1 * len(shares), 4.6)
+    axes = figure.add_subplot(ylabel="Share of images (%)", title=title)
+    colors = _width_colors(len(ratios))
+    bottoms = [0.0] * len(shares)
+    for rho, color in zip(ratios, colors):
+        heights = [100 * gate.get(rho, 0.0) for gate in shares]
+        bars = axes.bar(
+            range(len(shares)),
+            heights,
+            bottom=bottoms,
+            color=color,
+            width=0.7,
+            edgecolor="white",
+            linewidth=0.6,
+            label=f"{_RHO} = {rho:.2f}",
+        )
+        texts = [f"{h:.0f}" if h >= 100 * _SMALLEST_LABELLED_SHARE else "" for h in heights]
+        axes.bar_label(bars, texts, label_type="center", color=_readable_on(color), fontsize=9)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights)]
+    axes.set_xticks(range(len(shares)), [f"gate {index + 1}" for index in range(len(shares))])
+    axes.set(xlim=(-0.6, len(shares) - 0.4), ylim=(0, 100))
+    axes.spines[["top", "right"]].set_visible(False)
+    # Upside down, so that the legend is in the order of the bars.
+    axes.legend(reverse=True, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _save(figure, path)
+
+
+def plot_training_curves(csv_path, path, title=None):
+    """Draws the accuracy of every width and the losses over the epochs, as Fig. 6.
+
+    Args:
+        csv_path: a log of `CsvLog`; accuracies are its columns `val_top1_<path>`.
+        path: of the picture; its suffix says the format.
+        title: str or None.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: the log has no epochs, or is not one.
+    """
+    rows = read_log(csv_path)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    losses = [name for name in names if name.endswith("loss")]
+    accuracies = [name for name in names if name.startswith(EVALUATION_PREFIX)]
+    if not losses and not accuracies:
+        raise ValueError(f"{csv_path} has no epochs with losses or accuracies to draw")
+    panels = [panel for panel in (accuracies, losses) if panel]
+    figure = _figure(7.2, 1.0 + 3.2 * len(panels))
+    all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(all_axes, panels):
+        if panel is accuracies:
+            _draw_accuracies(axes, rows, panel)
+        else:
+            _draw_losses(axes, rows, panel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    all_axes[-1].set_xlabel("Epoch")
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def _draw_accuracies(axes, rows, names):
+    axes.set_ylabel("Top-1 accuracy (%)")
+    widths = [name for name in names if _path_of(name).isdecimal()]
+    others = [name for name in names if name not in widths]
+    widths.sort(key=lambda name: int(_path_of(name)), reverse=True)
+    colors = [
+        *reversed(_width_colors(len(widths))),
+        *[_DYNAMIC_COLOR, _NEUTRAL_COLOR] * len(others),
+    ]
+    for name, color in zip(widths + others, colors):
+        word = _path_of(name)
+        epochs, values = _series(rows, name)
+        axes.plot(
+            epochs,
+            [100 * value for value in values],
+            color=color,
+            marker="o",
+            markersize=3,
+            linewidth=1.5,
+            linestyle="-" if name in widths else "--",
+            label=f"width {word}" if name in widths else word,
+        )
+
+
+def _draw_losses(axes, rows, names):
+    axes.set_ylabel("Loss")
+    for index, name in enumerate(names):
+        color = _LOSS_COLORS[index % len(_LOSS_COLORS)]
+        label = "sum" if name == "loss" else name.removesuffix("_loss").replace("_", " ")
+        # A run of one epoch has no line to see.
+        marker = "o" if len(rows) < 20 else None
+        style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1.5}
+        axes.plot(*_series(rows, name), **style, label=label)
+    axes.set_ylim(bottom=0)
+
+
+def _series(rows, name):
+    present = [row for row in rows if name in row]
+    return [row["epoch"] for row in present], [row[name] for row in present]
+
+
+def _path_of(name):
+    return name.removeprefix(EVALUATION_PREFIX)
+
+
+def _points(rows):
+    return [row["madds"] / 1e6 for row in rows], [100 * row["top1"] for row in rows]
+
+
+def _annotate(axes, row, text, offset, color):
+    x, y = row["madds"] / 1e6, 100 * row["top1"]
+    axes.annotate(text, (x, y), offset, textcoords="offset points", color=color, ha="center")
+
+
+def _figure(width, height):
+    # Not pyplot, which would choose a backend for the user's whole process; and here, because
+    # `import keras_dsnet` has to stay quick.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _width_colors(count):
+    """Returns a colour per width, dark to light, in order for every kind of sight."""
+    from matplotlib import colormaps
+
+    return [colormaps[_WIDTH_MAP](0.92 * index / max(count - 1, 1)) for index in range(count)]
+
+
+def _readable_on(color):
+    red, green, blue = color[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def _save(figure, path):
+    path = pathlib.Path(path)
+    with atomic_file(path, "wb") as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=_DOTS_PER_INCH)
+    return figure

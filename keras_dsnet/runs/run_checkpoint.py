@@ -1,0 +1,255 @@
+"""The checkpoint of a run: one file that holds all that resuming needs."""
+
+import json
+import pathlib
+import re
+import zipfile
+import keras
+import numpy as np
+import tensorflow as tf
+from keras_dsnet.utils.atomic_file import atomic_file, remove_leftovers
+from keras_dsnet.runs.callbacks import GlobalStepCallback
+
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+class RunCheckpoint:
+    """The last saved state of a run: groups of variables, the step, and metadata, in one file.
+
+    A save replaces the file only when the new one is on the disk, so a process killed at any
+    moment, or a full disk, leaves the last good state. Values come back bit for bit, whatever their
+    dtype; a checksum of every variable is compared on the way.
+
+    The file is a NumPy archive: `np.load(path)["model/0"]` is the first variable of "model".
+
+    Args:
+        path: of the file, by habit `checkpoint.npz`; its folder must exist.
+
+    Example:
+
+    >>> checkpoint = RunCheckpoint("runs/x/checkpoint.npz")
+    >>> groups = {"model": model.variables, "optimizer": optimizer.variables}
+    >>> start = checkpoint.restore(groups)
+    >>> step = start["step"] if start else 0
+    >>> checkpoint.save(groups, step=1000, meta={"seed": 0})
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        remove_leftovers(self.path)
+
+    def save(self, variables, step, meta=None):
+        """Saves a state in place of the last one.
+
+        Args:
+            variables: dict of group names to lists of `keras.Variable`.
+            step: int, of training steps that the variables have seen.
+            meta: dict of what JSON can hold, without a key "step".
+
+        Raises:
+            ValueError: a variable is NaN or infinite: such a state is not worth the last good one.
+            OSError: the file could not be written (a full disk); the last state is still there.
+        """
+        arrays = {name: [v.numpy() for v in group] for name, group in variables.items()}
+        self._check_finite(variables, arrays, step)
+        manifest = {
+            "format": _FORMAT,
+            "step": int(step),
+            "meta": dict(meta or {}),
+            "groups": {name: [_describe(v) for v in group] for name, group in variables.items()},
+        }
+        try:
+            with atomic_file(self.path, "wb") as file:
+                _write(file, manifest, arrays)
+        except OSError as error:
+            kept = "the last checkpoint is unchanged" if self.path.exists() else "there is none yet"
+            raise OSError(
+                error.errno,
+                f"The checkpoint of step {step} could not be saved in {self.path}: "
+                f"{error.strerror}; {kept}",
+            ) from error
+
+    def _check_finite(self, variables, arrays, step):
+        for name, group in arrays.items():
+            for variable, array in zip(variables[name], group):
+                if not (_is_float(variable) and not np.isfinite(array).all()):
+                    continue
+                raise ValueError(
+                    f"The state of step {step} is not saved, because {variable.path!r} of its "
+                    f"{name!r} variables is not finite: training has diverged; try a lower "
+                    f"learning rate. {self.path} is as it was before"
+                )
+
+    def read_meta(self):
+        """Returns the metadata of the saved state, with its "step"; None where there is none.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        manifest = self._read({})[0]
+        return {**manifest["meta"], "step": manifest["step"]}
+
+    def restore(self, variables):
+        """Assigns the saved values to variables, to all of them or to none.
+
+        Args:
+            variables: dict as in `save`, with the same groups, shapes and dtypes.
+
+        Returns:
+            The metadata that was saved, with its "step"; None where nothing was saved yet.
+
+        Raises:
+            ValueError: the file is damaged, or holds the state of other variables.
+        """
+        if not self.path.exists():
+            return None
+        manifest, arrays = self._read(variables)
+        for name, group in variables.items():
+            for variable, array in zip(group, arrays[name]):
+                # NumPy files know no bfloat16: it is stored as an integer of the same bits.
+                variable.assign(array.view(tf.as_dtype(_dtype(variable)).as_numpy_dtype))
+        return {**manifest["meta"], "step": manifest["step"]}
+
+    def _read(self, variables):
+        """Returns the manifest, and the arrays of the groups that `variables` names."""
+        with self.path.open("rb") as file:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    manifest = json.loads(archive.read(_MANIFEST))
+                    mismatch = _mismatch(manifest, variables)
+                    arrays = {} if mismatch else _read_arrays(archive, variables)
+            except Exception as error:  # On arbitrary bytes the libraries raise whatever they like.
+                raise ValueError(
+                    f"The checkpoint {self.path} is damaged ({_first_line(error)}): remove it to "
+                    "start the run anew, or put a copy of it in its place"
+                ) from error
+        if mismatch:
+            raise ValueError(
+                f"The checkpoint {self.path} is of another run: {mismatch}. Give the flags that "
+                "the run was started with, or another workdir"
+            )
+        return manifest, arrays
+
+
+def _write(file, manifest, arrays):
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_MANIFEST, json.dumps(manifest))
+        for name, group in arrays.items():
+            for index, array in enumerate(group):
+                if array.dtype.kind == "V":
+                    array = array.view(f"u{array.dtype.itemsize}")
+                with archive.open(f"{name}/{index}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _read_arrays(archive, variables):
+    arrays = {}
+    for name, group in variables.items():
+        arrays[name] = []
+        for index, _ in enumerate(group):
+            with archive.open(f"{name}/{index}.npy") as member:
+                arrays[name].append(np.lib.format.read_array(member, allow_pickle=False))
+    return arrays
+
+
+def _mismatch(manifest, variables):
+    """Returns the first thing in which a file does not fit the variables; None where it fits."""
+    if manifest["format"] != _FORMAT:
+        return f"its format is {manifest['format']}, this version reads {_FORMAT}"
+    if not variables:
+        return None
+    groups = manifest["groups"]
+    if set(groups) != set(variables):
+        return f"it holds {_listed(groups)}, this run has {_listed(variables)}"
+    for name, group in variables.items():
+        saved = groups[name]
+        for index, (old, variable) in enumerate(zip(saved, group)):
+            new = _describe(variable)
+            if (_stem(old["path"]), *_form(old)) != (_stem(new["path"]), *_form(new)):
+                return f"variable {index} of {name!r} is {_text(old)} there, {_text(new)} here"
+        if len(saved) != len(group):
+            return f"{name!r} has {len(saved)} variables there, {len(group)} here"
+    return None
+
+
+def _describe(variable):
+    return {
+        "path": variable.path,
+        "dtype": _dtype(variable),
+        "shape": [int(size) for size in variable.shape],
+    }
+
+
+def _dtype(variable):
+    return keras.backend.standardize_dtype(variable.dtype)
+
+
+def _is_float(variable):
+    return "float" in _dtype(variable)
+
+
+def _form(description):
+    return description["dtype"], list(description["shape"])
+
+
+def _stem(path):
+    # Keras numbers unnamed layers in the order of their making, over the whole process.
+    return re.sub(r"_\d+", "", path)
+
+
+def _text(description):
+    shape = tuple(description["shape"])
+    return f"{description['path']!r} {description['dtype']} {shape}"
+
+
+def _listed(groups):
+    return ", ".join(repr(name) for name in sorted(groups)) or "nothing"
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class SaveRunCheckpoint(GlobalStepCallback):
+    """Saves every `every_steps` global steps, and at the end of each epoch and of the run.
+
+    Put it last among the callbacks: what the others write of an epoch is then on the disk before
+    the state from which no resumed run would write it again.
+
+    Args:
+        checkpoint: a `RunCheckpoint`.
+        every_steps: int; None: at the ends of epochs alone.
+        get_variables: function without arguments that returns the groups to save.
+        get_meta: function without arguments that returns a dict for JSON; None: nothing.
+        start_step: int, steps that were done before.
+    """
+
+    def __init__(self, checkpoint, every_steps, get_variables, get_meta=None, start_step=0):
+        super().__init__(start_step)
+        if every_steps is not None and every_steps < 1:
+            raise ValueError(f"`every_steps` must be 1 or more. Received: {every_steps}")
+        self.checkpoint = checkpoint
+        self.every_steps = every_steps
+        self.get_variables = get_variables
+        self.get_meta = get_meta or dict
+        self._saved_step = start_step
+
+    def on_step_end(self, logs):
+        every = self.every_steps
+        if every and self.step // every > self._saved_step // every:
+            self._save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._save()
+
+    def on_train_end(self, logs=None):
+        self._save()
+
+    def _save(self):
+        if self.step != self._saved_step:
+            self.checkpoint.save(self.get_variables(), self.step, self.get_meta())
+            self._saved_step = self.step

@@ -1,0 +1,117 @@
+"""Tables of results: for the terminal, as CSV and as JSON."""
+
+import csv
+import json
+import pathlib
+from keras_dsnet.utils.atomic_file import atomic_file
+
+
+_TITLES = {
+    "rho": "rho",
+    "madds": "MAdds (M)",
+    "top1": "top-1 (%)",
+    "top5": "top-5 (%)",
+    "share": "images (%)",
+    "agreement": "agreement (%)",
+}
+_PERCENT = ("top1", "top5", "share", "agreement")
+
+
+def write_table(rows, folder, name):
+    """Writes rows as `<name>.csv` and `<name>.json`, and returns them as aligned text.
+
+    The files hold the values as they are; the text shows MAdds in millions and accuracies in
+    percent. A column of dicts, such as which share of the images took which width, is in the JSON
+    file alone.
+
+    Args:
+        rows: list of dicts, such as those of `evaluate_paths`; a row may lack a column.
+        folder: to write to; made where it is missing.
+        name: of the files, without suffix.
+
+    Returns:
+        The text, one line per row below the titles.
+
+    Raises:
+        ValueError: there are no rows.
+        OSError: a file cannot be written; one of that name that was there before still is.
+    """
+    rows = [_plain(row) for row in rows]
+    columns = _flat_columns(rows)
+    if not columns:
+        raise ValueError(f"A table needs rows. Received: rows={rows} for {name!r}")
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / f"{name}.csv") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_joined(row.get(key)) for key in columns] for row in rows)
+    with atomic_file(folder / f"{name}.json") as file:
+        json.dump(rows, file, indent=2)
+        file.write("\n")
+    return format_table(rows, columns)
+
+
+def format_table(rows, columns=None):
+    """Returns rows as aligned text: numbers to the right, words to the left.
+
+    Args:
+        rows: list of dicts.
+        columns: keys of the rows to show, in order; None: all that hold no dicts.
+    """
+    rows = [_plain(row) for row in rows]
+    columns = columns or _flat_columns(rows)
+    blocks = [_column(key, [row.get(key) for row in rows]) for key in columns]
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*blocks))
+
+
+def _flat_columns(rows):
+    """Returns the keys of rows, in order, without those of nested values."""
+    nested = {key for row in rows for key, value in row.items() if _is_nested(value)}
+    return [key for key in dict.fromkeys(k for row in rows for k in row) if key not in nested]
+
+
+def _is_nested(value):
+    entries = value if isinstance(value, list) else [value]
+    return any(isinstance(entry, (dict, list)) for entry in entries)
+
+
+def _column(key, values):
+    """Returns the cells of a column, title first, all of one width."""
+    cells = [_TITLES.get(key, key), *_cells(key, values)]
+    size = max(len(cell) for cell in cells)
+    words = key == "path" or any(isinstance(value, str) for value in values)
+    return [cell.ljust(size) if words else cell.rjust(size) for cell in cells]
+
+
+def _cells(key, values):
+    if key == "madds":
+        digits = 1 if max((value or 0 for value in values), default=0) >= 1e8 else 2
+        return ["" if value is None else f"{value / 1e6:.{digits}f}" for value in values]
+    return [_cell(key, value) for value in values]
+
+
+def _cell(key, value):
+    if value is None:
+        return ""
+    if key in _PERCENT:
+        return f"{100 * value:.2f}"
+    if key == "rho":
+        return f"{value:.2f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(_joined(value))
+
+
+def _joined(value):
+    """Returns a path of several gates as one word, 0-2-3-1."""
+    return "-".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _plain(value):
+    """Returns what JSON holds: tuples as lists, NumPy's numbers as Python's."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    return value.item() if hasattr(value, "item") else value

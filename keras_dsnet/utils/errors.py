@@ -1,8 +1,0 @@
-"""The error that stands for a mistake of the person who typed the command."""
-
-
-class UserError(ValueError):
-    """A mistake in a flag, a path or a file, with a one-line message that says what would be right.
-
-    Programs started through `keras_dsnet.utils.cli.run` print the message and exit with code 1.
-    """

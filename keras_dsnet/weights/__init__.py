@@ -1,0 +1,16 @@
+"""Checkpoints of the authors' PyTorch code, read without PyTorch, and files of weights."""
+
+from keras_dsnet.weights.ds_mbnet import load_checkpoint, read_checkpoint
+from keras_dsnet.weights.released_weights import released_weights
+from keras_dsnet.weights.torch_file import TorchFile
+from keras_dsnet.weights.weights_file import WeightsFile, convert_checkpoint, save_compact_weights
+
+__all__ = [
+    "TorchFile",
+    "WeightsFile",
+    "convert_checkpoint",
+    "load_checkpoint",
+    "read_checkpoint",
+    "released_weights",
+    "save_compact_weights",
+]

@@ -1,0 +1,197 @@
+"""The path of a network for a budget of multiply-adds or milliseconds."""
+
+import json
+
+import numpy as np
+import pytest
+from tests.models.test_latency_table import SHAPE, Interpreter, make_network, make_table
+
+from keras_dsnet.export import best_path
+from keras_dsnet.models.path import resolve_path
+from keras_dsnet.runs.table import write_table
+from keras_dsnet.utils import UserError
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_network(routes=(0, 4, 8, 13))
+
+
+class TwoGates:
+    """What `best_path` asks of a network, here one of two gates."""
+
+    num_gates, num_widths, routes = 2, 4, (0, 1, 3)
+
+    def resolve_path(self, path):
+        return resolve_path(path, 2, 4)
+
+    def madds(self, path, input_shape=None):
+        first, second = self.resolve_path(path).gates if isinstance(path, int) else path
+        return 1000 + 100 * first + 90 * second
+
+
+def test_without_accuracies_the_most_madds_that_fit(network):
+    assert best_path(network, max_madds=network.madds(8)) == 8
+    assert best_path(network, max_madds=network.madds(8) - 1) == 7
+    assert best_path(network, max_madds=1e9) == 13
+
+
+def test_the_budget_in_milliseconds_is_of_the_median(network):
+    table = make_table(network, {0: 2.0, 4: 3.0, 8: 5.0, 13: 9.0})
+    assert best_path(network, max_latency_ms=5, latency_table=table) == 8
+    assert best_path(network, max_latency_ms=4.9, latency_table=table) == 4
+
+
+def test_a_wider_path_that_is_faster_is_taken(network):
+    table = make_table(network, {0: 2.0, 4: 6.0, 8: 4.0, 13: 9.0})
+    assert best_path(network, max_latency_ms=5, latency_table=table) == 8
+
+
+def test_both_limits_must_hold(network):
+    table = make_table(network, {0: 2.0, 4: 3.0, 8: 5.0, 13: 9.0})
+    limits = {"max_latency_ms": 5, "latency_table": table}
+    assert best_path(network, max_madds=network.madds(4), **limits) == 4
+    assert best_path(network, max_madds=network.madds(13), **limits) == 8
+
+
+def test_all_widths_that_were_timed_count_and_not_the_routes_only(network):
+    table = make_table(network, {0: 2.0, 4: 3.0, 6: 4.0})
+    assert best_path(network, max_latency_ms=100, latency_table=table) == 6
+    assert best_path(network, max_madds=network.madds(6)) == 6
+
+
+def test_what_an_interpreter_has_measured_is_taken(network):
+    measured = {0: 2.0, 4: 3.0, 8: 5.0}
+    assert best_path(network, max_latency_ms=4, latency_table=measured) == 4
+    assert best_path(network, max_latency_ms=4, latency_table=Interpreter(network, measured)) == 4
+    assert best_path(TwoGates(), max_latency_ms=4, latency_table={0: 2.0, 1: 3.0}) == (1, 1)
+    from_json = json.loads(json.dumps(measured))
+    assert best_path(network, max_latency_ms=4, latency_table=from_json) == 4
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({}, r"call `calibrate_latency\(\)`"),
+        ({0: 0.0}, "positive number of milliseconds.*0.0 for path 0"),
+        ({0: "3 ms"}, "positive number of milliseconds"),
+        ({14: 3.0}, "another network: `path` must be an int from 0 to 13"),
+        (7, "must be a LatencyTable or its file.*latency_table=7"),
+    ],
+)
+def test_latencies_that_do_not_fit_are_one_line(network, table, message):
+    with pytest.raises(ValueError, match=message) as error:
+        best_path(network, max_latency_ms=5, latency_table=table)
+    assert "\n" not in str(error.value)
+
+
+def test_the_tables_of_a_recipe_and_of_a_benchmark_are_read_from_files(network, tmp_path):
+    accuracies = {0: 0.5, 4: 0.7, 8: 0.6, 13: 0.8}
+    rows = [
+        {"path": path, "rho": 1.0, "madds": network.madds(path), "top1": top1}
+        for path, top1 in accuracies.items()
+    ]
+    rows.append({"path": "dynamic", "madds": 1.5e6, "top1": 0.99, "shares": [{0: 1.0}]})
+    write_table(rows, tmp_path, "paths")
+    make_table(network, {0: 2.0, 4: 3.0, 8: 5.0, 13: 9.0}).save(tmp_path / "phone.json")
+    tables = {"accuracy": tmp_path / "paths.json", "latency_table": str(tmp_path / "phone.json")}
+    assert best_path(network, max_latency_ms=5, **tables) == 4
+    assert best_path(network, max_latency_ms=10, **tables) == 13
+
+
+def test_equal_accuracies_take_fewer_madds(network):
+    rows = [{"path": path, "top1": top1} for path, top1 in {13: 0.7, 4: 0.7, 8: 0.7}.items()]
+    assert best_path(network, max_madds=1e9, accuracy=rows) == 4
+
+
+def test_a_path_without_an_accuracy_is_not_taken(network):
+    rows = [{"path": 0, "top1": 0.2}, {"path": 6, "top1": 0.9}, {"path": "largest", "top1": 0.9}]
+    assert best_path(network, max_madds=1e9, accuracy=rows) == 6
+    assert best_path(network, max_madds=network.madds(0), accuracy=rows) == 0
+
+
+def test_several_gates_give_a_width_for_each():
+    assert best_path(TwoGates(), max_madds=1395) == (3, 1)
+    assert best_path(TwoGates(), max_madds=1375) == (1, 3)
+    rows = [{"path": [0, 3], "top1": 0.7}, {"path": [3, 0], "top1": 0.8}, {"path": 1, "top1": 0.9}]
+    assert best_path(TwoGates(), max_madds=1395, accuracy=rows) == (1, 1)
+    table = make_table(TwoGates(), {(0, 3): 2.0, (3, 0): 3.0, (1, 1): 4.0})
+    limits = {"max_latency_ms": 3.5, "latency_table": table, "accuracy": rows}
+    assert best_path(TwoGates(), **limits) == (3, 0)
+
+
+def test_too_many_paths_need_a_table():
+    network = TwoGates()
+    network.num_gates, network.routes = 7, (0, 1, 2, 3)
+    with pytest.raises(ValueError, match="16384, too many to try: pass `accuracy`"):
+        best_path(network, max_madds=1e9)
+
+
+def test_what_is_returned_is_what_a_model_takes(network):
+    path = best_path(network, max_madds=network.madds(8))
+    assert type(path) is int
+    assert network(np.zeros((1, *SHAPE), "float32"), path=path).shape == (1, 10)
+
+
+def test_where_nothing_fits_the_cheapest_path_is_taken_with_a_warning(network):
+    table = make_table(network, {0: 2.25, 4: 1.75, 8: 5.0})
+    message = rf"cheapest, 0, is taken, which needs {network.madds(0)} MAdds.*max_madds=10$"
+    with pytest.warns(UserWarning, match=message):
+        assert best_path(network, max_madds=10) == 0
+    with pytest.warns(UserWarning, match=r"needs 1\.75 ms. Received: max_latency_ms=1$"):
+        assert best_path(network, max_latency_ms=1, latency_table=table) == 4
+    # Path 4 is fast enough, path 0 small enough: neither is both, and 0 goes less beyond.
+    assert network.madds(4) / network.madds(0) > 2.25 / 2
+    limits = {"max_latency_ms": 2, "max_madds": network.madds(0), "latency_table": table}
+    with pytest.warns(UserWarning, match=r"needs \d+ MAdds and 2\.25 ms"):
+        assert best_path(network, **limits) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "A budget is needed"),
+        ({"max_madds": 0}, "must be a positive number. Received: max_madds=0"),
+        ({"max_madds": float("nan")}, "must be a positive number"),
+        ({"max_latency_ms": "5"}, "must be a positive number. Received: max_latency_ms='5'"),
+        ({"max_latency_ms": 5}, "need each other"),
+        ({"max_madds": 5, "latency_table": "phone.json"}, "need each other"),
+    ],
+)
+def test_a_wrong_budget_is_refused_before_any_file_is_read(network, limits, message):
+    with pytest.raises(ValueError, match=message):
+        best_path(network, **limits)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "must be rows of `evaluate_paths`"),
+        ({"path": 0, "top1": 0.5}, "must be rows of `evaluate_paths`. Received: dict"),
+        ([{"path": 0, "accuracy": 0.5}], "must have path and top1 in every row"),
+        ([{"path": 0, "top1": 70.1}], "top1 from 0 to 1. Received: top1=70.1"),
+        ([{"path": 14, "top1": 0.7}], "is of another network: `path` must be an int from 0 to 13"),
+        ([{"path": 0, "top1": 0.7, "madds": 1}], "another network or image size: path 0 has 1"),
+    ],
+)
+def test_accuracies_that_do_not_fit_are_refused(network, rows, message):
+    with pytest.raises(ValueError, match=message):
+        best_path(network, max_madds=1e9, accuracy=rows)
+
+
+def test_an_accuracy_table_that_is_no_json_is_named(network, tmp_path):
+    (tmp_path / "paths.json").write_text("path,top1\n0,0.5\n")
+    with pytest.raises(UserError, match=r"accuracy table .*paths.json is not JSON"):
+        best_path(network, max_madds=1e9, accuracy=tmp_path / "paths.json")
+
+
+def test_a_model_of_any_image_size_needs_one(network):
+    open_network = make_network(input_shape=(None, None, 3))
+    with pytest.raises(ValueError, match="image's size"):
+        best_path(open_network, max_madds=1e9)
+    limit = network.madds(8)
+    assert best_path(open_network, max_madds=limit, input_shape=SHAPE) == 8
+    table = make_table(network, {4: 3.0})
+    assert best_path(open_network, max_latency_ms=5, latency_table=table) == 4
+    with pytest.raises(ValueError, match=r"of images of \(64, 48, 3\). Received: input_shape="):
+        best_path(open_network, max_latency_ms=5, latency_table=table, input_shape=(64, 64, 3))

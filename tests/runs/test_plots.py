@@ -1,0 +1,126 @@
+"""Pictures show what the numbers say, with axes that say what they are."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+from keras_dsnet.runs.plots import (
+    plot_accuracy_against_madds,
+    plot_training_curves,
+    plot_width_shares,
+)
+
+ROWS = [
+    {"path": 1, "rho": 0.8, "madds": 300_000_000, "top1": 0.8, "top5": 0.9},
+    {"path": 0, "rho": 0.35, "madds": 100_000_000, "top1": 0.7, "top5": 0.9},
+    {"path": 2, "rho": 1.2, "madds": 500_000_000, "top1": 0.85, "top5": 0.9},
+    {"path": "dynamic", "rho": None, "madds": 2.2e8, "top1": 0.82, "top5": 0.9},
+]
+LOG = """epoch,loss,widest_loss,val_top1_0,val_top1_10,val_top1_2,val_top1_dynamic
+1,4,2,,,,
+2,3,1,0.5,0.7,0.6,0.65
+3,2,0.5,,,,
+4,1,0.2,0.6,0.8,0.7,0.75
+"""
+
+
+def lines(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+
+
+def legend_words(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_static_widths_are_a_line_and_the_dynamic_network_a_point(tmp_path):
+    path = tmp_path / "accuracy.png"
+    figure = plot_accuracy_against_madds(ROWS, path, title="digits")
+    (axes,) = figure.axes
+    assert lines(axes) == {
+        "static sub-networks": [[100, 70], [300, 80], [500, 85]],
+        "dynamic network": [[220, 82]],
+    }
+    assert axes.get_xlabel() == "Multiply-adds per image (M MAdds)"
+    assert axes.get_ylabel() == "Top-1 accuracy (%)"
+    assert axes.get_title() == "digits"
+    assert legend_words(figure.legends[0]) == ["static sub-networks", "dynamic network"]
+    assert {text.get_text() for text in axes.texts} == {
+        r"$\rho$ = 0.35",
+        r"$\rho$ = 1.20",
+        "82.0 % at 220M",
+    }
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_networks_off_the_line_are_points_of_their_own(tmp_path):
+    rows = [*ROWS, ROWS[-1], {"path": "largest", "madds": 8e8, "top1": 0.86}]
+    (axes,) = plot_accuracy_against_madds(rows, tmp_path / "accuracy.png").axes
+    drawn = lines(axes)
+    assert drawn["largest"] == [[800, 86]]
+    assert drawn["dynamic network"] == [[220, 82]] * 2
+    assert len(drawn["static sub-networks"]) == 3
+
+
+def test_shares_stack_to_a_hundred_percent(tmp_path):
+    gates = [{0.25: 0.5, 1.0: 0.5}, {0.25: 0.02, 0.5: 0.98}]
+    figure = plot_width_shares(gates, tmp_path / "shares.png")
+    (axes,) = figure.axes
+    heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])
+    np.testing.assert_allclose(heights, [[50, 2], [0, 98], [50, 0]])
+    bottoms = np.array([[bar.get_y() for bar in bars] for bars in axes.containers])
+    np.testing.assert_allclose(bottoms, [[0, 0], [50, 2], [50, 100]])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["gate 1", "gate 2"]
+    assert axes.get_ylabel() == "Share of images (%)"
+    ratios = [rf"$\rho$ = {rho}" for rho in ("1.00", "0.50", "0.25")]
+    assert legend_words(axes.get_legend()) == ratios
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["50", "98", "50"]
+    assert (tmp_path / "shares.png").stat().st_size > 5_000
+
+
+def test_curves_show_every_width_and_loss(tmp_path):
+    (tmp_path / "log.csv").write_text(LOG)
+    figure = plot_training_curves(tmp_path / "log.csv", tmp_path / "curves.png")
+    accuracy, loss = figure.axes
+    assert lines(accuracy) == {
+        "width 10": [[2, 70], [4, 80]],
+        "width 2": [[2, 60], [4, 70]],
+        "width 0": [[2, 50], [4, 60]],
+        "dynamic": [[2, 65], [4, 75]],
+    }
+    assert legend_words(accuracy.get_legend()) == ["width 10", "width 2", "width 0", "dynamic"]
+    assert lines(loss) == {
+        "sum": [[1, 4], [2, 3], [3, 2], [4, 1]],
+        "widest": [[1, 2], [2, 1], [3, 0.5], [4, 0.2]],
+    }
+    assert accuracy.get_ylabel() == "Top-1 accuracy (%)"
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("Epoch", "Loss")
+    assert len({line.get_color() for line in accuracy.lines}) == 4
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_curves_without_an_evaluation_show_the_losses(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,loss\n1,2.5\n")
+    (axes,) = plot_training_curves(tmp_path / "log.csv", tmp_path / "curves.svg").axes
+    assert lines(axes) == {"sum": [[1, 2.5]]}
+    assert (tmp_path / "curves.svg").read_text().startswith("<?xml")
+
+
+def test_nothing_to_draw_is_refused_and_writes_nothing(tmp_path):
+    target = tmp_path / "plot.png"
+    with pytest.raises(ValueError, match="needs rows"):
+        plot_accuracy_against_madds([], target)
+    with pytest.raises(ValueError, match="needs gates"):
+        plot_width_shares([], target)
+    with pytest.raises(ValueError, match=r"log\.csv has no epochs"):
+        plot_training_curves(tmp_path / "log.csv", target)
+    assert not target.exists()
+
+
+def test_plots_leave_the_users_matplotlib_alone(tmp_path):
+    # Reading the backend through `rcParams[...]` would choose one.
+    before = {name: dict.__getitem__(matplotlib.rcParams, name) for name in matplotlib.rcParams}
+    plot_accuracy_against_madds(ROWS, tmp_path / "accuracy.png")
+    after = {name: dict.__getitem__(matplotlib.rcParams, name) for name in matplotlib.rcParams}
+    assert after == before
