@@ -29,13 +29,15 @@ class Preset:
     """Weights that have a name.
 
     Args:
-        file: path of the `.weights.h5` file, where it comes with the package.
-        url: of a checkpoint of the authors' code, which is downloaded on first use.
-        sha256: hexadecimal SHA-256 of the download; None: not known, and its tensors are checked
-            to be those of a trained network.
+        file: path of the `.weights.h5` file, if it comes with the package.
+        url: URL of a checkpoint of the authors' code, which is downloaded on first use.
+        sha256: hexadecimal SHA-256 of the file. None: unknown, and a download is only checked to
+            hold the tensors of a trained network.
         classes: int.
-        class_names: the name of each class, by its index, which the file does not say; None: not
-            known, or ImageNet's, which Keras knows.
+        class_names: tuple of str, the name of each class by its index, if the file does not hold
+            them. None: unknown, or those of ImageNet, which Keras knows.
+        accuracy: dictionary from a path (an int, or "dynamic" where the gates choose) to its top-1
+            accuracy, a fraction, on the test or validation images.
     """
 
     file: pathlib.Path | None = None
@@ -43,6 +45,21 @@ class Preset:
     sha256: str | None = None
     classes: int = 1000
     class_names: tuple | None = None
+    accuracy: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A configuration of stage II that the paper names: S, M or L.
+
+    Args:
+        routes: tuple of ints, the widths that the gates may choose. None: all.
+        loss_weights: tuple of three floats, the weights of the classification, complexity and SGS
+            losses (Eq. 12 of the paper).
+    """
+
+    routes: tuple | None = None
+    loss_weights: tuple = (1.0, 0.5, 1.0)
 
 
 def build_network(

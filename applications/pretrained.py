@@ -36,7 +36,9 @@ def pretrained_network(
         ValueError: an argument contradicts the weights.
     """
     config = file.config
-    spec = _free_options(file.path, _scaled(file.path, file.spec, options, scaling), options)
+    asked = _scaled_options(file.spec, options, scaling)
+    spec = _scaled(file.path, file.spec, options, asked, scaling)
+    spec = _free_options(file.path, spec, asked)
     shape = tuple(input_shape or config["input_shape"])
     has_top = config["include_top"]
     classes = config["classes"] if classes is None else classes
@@ -76,14 +78,32 @@ def pretrained_network(
     return part
 
 
-def _scaled(path, spec, options, scaling):
+def _scaled_options(spec, options, scaling):
+    """Returns the options with scaled channels, where these are the channels of the weights."""
+    channels = {key: scaling[key] for key in ("alpha", "front_alpha") if key in scaling}
+    if not channels or not {"stem", "stages"} & set(options):
+        return options
+    scaled = type(spec)(**_made(options)).scaled(**channels)
+    if _channels(scaled) != _channels(spec):
+        return options
+    return {n: getattr(scaled, n) if n in ("stem", "stages") else v for n, v in options.items()}
+
+
+def _scaled(path, spec, options, asked, scaling):
     """Returns the weights' spec, with the strides that the user asks for.
+
+    Args:
+        path: of the weights, for messages.
+        spec: of the weights.
+        options: fields of the spec that the user asks for, before scaling.
+        asked: the same after scaling.
+        scaling: arguments of `NetworkSpec.scaled`.
 
     Raises:
         ValueError: `scaling` gives other channels than the weights'.
     """
-    if "stages" in options:
-        other = dataclasses.replace(spec, stages=options["stages"])
+    if "stages" in asked:
+        other = dataclasses.replace(spec, stages=asked["stages"])
         spec = other if _channels(other) == _channels(spec) else spec
     own = {name: options[name] for name in spec.stride_fields if name in options}
     spec = dataclasses.replace(spec, **own)
@@ -112,7 +132,11 @@ def _made(options):
 
 def _channels(spec):
     """Returns what decides the shapes of a network's variables, but for its options."""
-    return spec.stem, [dataclasses.replace(stage, strides=1) for stage in spec.stages]
+    return spec.stem, _without_strides(spec.stages)
+
+
+def _without_strides(stages):
+    return [dataclasses.replace(stage, strides=1) for stage in stages]
 
 
 def _free_options(path, spec, options):
@@ -122,7 +146,11 @@ def _free_options(path, spec, options):
         ValueError: another option contradicts the weights.
     """
     for name, value in options.items():
-        if name not in _FREE and value != getattr(spec, name):
+        own = getattr(spec, name)
+        if name == "stages" and isinstance(value, tuple):
+            # `_scaled` has taken the strides.
+            value, own = _without_strides(value), _without_strides(own)
+        if name not in _FREE and value != own:
             raise ValueError(
                 f"The weights {path} are of a network with {name}={getattr(spec, name)!r}. "
                 f"Received: {name}={value!r}"
