@@ -14,6 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras_dsnet.export.tflite_model import builtin_code, pack, parse
 from keras_dsnet.utils import batches
 from keras_dsnet.utils.batches import image_batches
+from keras_dsnet.utils.private_names import calibrate_only, quantize_calibrated
 
 # What is traced in a name scope of this name stays in float in an int8 file.
 FLOAT_SCOPE = "kept_in_float"
@@ -76,7 +77,8 @@ def convert_traced(functions, quantize=None, samples=None):
         _configure(converter, quantize, samples and (lambda: _named_samples(samples)))
         in_float = quantize == "int8" and any(map(_has_float_scope, functions.values()))
         # Calibration alone: what must stay in float can only be told to the step after it.
-        converter._experimental_calibrate_only = in_float
+        if in_float:
+            calibrate_only(converter)
         try:
             with _quiet():
                 content = converter.convert()
@@ -93,14 +95,12 @@ def _has_float_scope(traced):
 
 def _quantize_rest(content):
     """Quantises a calibrated file but for the operators of `FLOAT_SCOPE`."""
-    from tensorflow.lite.python.convert import mlir_quantize
-
     names = set()
     for graph in parse(content).subgraphs:
         for operator in graph.operators:
             name = graph.tensors[operator.outputs[0]].name.decode()
             names |= {name} if FLOAT_SCOPE in name else set()
-    return mlir_quantize(content, denylisted_nodes=names)
+    return quantize_calibrated(content, names)
 
 
 def _named_samples(samples):

@@ -10,11 +10,13 @@ import operator
 import os
 import warnings
 
-from keras_dsnet.models.path import OFF_ROUTE_ROWS
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.argument_checks import read_json
 from keras_dsnet.utils.atomic_file import atomic_file
 
+# `training.evaluation.OFF_ROUTE_ROWS`, which this folder cannot import: the rows of
+# `evaluate_paths` that belong to no path of the routes.
+_OFF_ROUTE_ROWS = ("dynamic", "largest")
 _MOST_PATHS = 4096
 
 
@@ -202,7 +204,7 @@ def _read_accuracy(model, accuracy, input_shape):
     for row in rows:
         if not isinstance(row, dict) or not {"path", "top1"} <= set(row):
             raise UserError(f"{what} must have path and top1 in every row. Received: {row!r}")
-        if row["path"] in OFF_ROUTE_ROWS:
+        if row["path"] in _OFF_ROUTE_ROWS:
             continue
         if not isinstance(row["top1"], numbers.Real) or not 0 <= row["top1"] <= 1:
             raise UserError(f"{what} must have a top1 from 0 to 1. Received: top1={row['top1']!r}")

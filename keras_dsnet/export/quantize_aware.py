@@ -9,7 +9,6 @@ import tensorflow as tf
 from keras_dsnet.export.conversion import convert, labelled_batches
 from keras_dsnet.export.export_subnetwork import finish_file
 from keras_dsnet.export.options import check_network, check_shape, check_target
-from keras_dsnet.export.qat_model import legacy_model
 from keras_dsnet.utils import batches
 from keras_dsnet.utils.atomic_file import atomic_file
 
@@ -130,7 +129,7 @@ def _is_number(value):
 def _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose):
     """Returns the bytes of the file."""
     # Slow to import, and needed here alone.
-    from keras_dsnet.export.qat_model import fake_quantized
+    from keras_dsnet.export.qat_model import fake_quantized, legacy_model
 
     # Batch norm is folded before, not kept while the network is trained: so the kernels that are
     # rounded are those of the file. Kept, its statistics follow small batches of a rounded network:

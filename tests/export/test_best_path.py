@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from tests.models.test_latency_table import SHAPE, Interpreter, make_network, make_table
 
-from keras_dsnet.export import best_path
+from keras_dsnet.export import best_path, path_selection
 from keras_dsnet.models.path import resolve_path
 from keras_dsnet.runs.table import write_table
+from keras_dsnet.training import evaluation
 from keras_dsnet.utils import UserError
+from tests.export.test_latency_table import SHAPE, Interpreter, make_network, make_table
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +196,7 @@ def test_a_model_of_any_image_size_needs_one(network):
     assert best_path(open_network, max_latency_ms=5, latency_table=table) == 4
     with pytest.raises(ValueError, match=r"of images of \(64, 48, 3\). Received: input_shape="):
         best_path(open_network, max_latency_ms=5, latency_table=table, input_shape=(64, 64, 3))
+
+
+def test_the_rows_that_are_left_out_are_those_that_evaluation_writes():
+    assert path_selection._OFF_ROUTE_ROWS == evaluation.OFF_ROUTE_ROWS
