@@ -65,7 +65,7 @@ class OptimizerBuild:
     public method to override for this.
     """
 
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if self._distribute_strategy is not None and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.optimized_variables)
@@ -87,7 +87,7 @@ class CoupledWeightDecay:
     configuration would lose the value.
     """
 
-    def _apply_weight_decay(self, variables: Any) -> None:
+    def _apply_weight_decay(self, variables):
         pass
 
 

@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 from routed_networks import SHORT_SPEC, random_images, small_network
 
 from keras_dsnet.export import export_routed, export_subnetwork
-from keras_dsnet.export.conversion import LEAST_SCALE, _is_activation
+from keras_dsnet.export.conversion import LEAST_SCALE, is_activation
 from keras_dsnet.export.tflite_model import parse
 
 
@@ -27,7 +27,7 @@ def check(content, run, network, width):
         tensor
         for graph in model.subgraphs
         for tensor in graph.tensors
-        if _is_activation(tensor, model)
+        if is_activation(tensor, model)
     ]
     assert activations
     assert min(tensor.quantization.scale[0] for tensor in activations) >= 0.99 * LEAST_SCALE
