@@ -80,12 +80,14 @@ def quantize_aware(
     ```python
     import numpy as np
 
-    from keras_dsnet.applications import DSMobileNet
     from keras_dsnet.export import quantize_aware
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
 
-    model = DSMobileNet(input_shape=(32, 32, 3), classes=10)
-    images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
-    content = quantize_aware(model, 0, [(images, np.arange(8))], verbose=False)
+    spec = MobileNetSpec(stem=(4, 6), stages=(MobileNetStage(1, 2, (8, 16), gated=True),))
+    model = DynamicSlimmableNetwork(spec, (16, 16, 3), classes=5)
+    images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype("float32")
+    labels = np.zeros(8, "int32")
+    content = quantize_aware(model, "slimmest", [(images, labels)], verbose=False)
     ```
     """
     check_network(model)

@@ -136,7 +136,7 @@ def test_what_is_returned_is_what_a_model_takes(network):
 
 def test_where_nothing_fits_the_cheapest_path_is_taken_with_a_warning(network):
     table = make_table(network, {0: 2.25, 4: 1.75, 8: 5.0})
-    message = rf"cheapest, 0, is taken, which needs {network.madds(0)} MAdds.*max_madds=10$"
+    message = rf"cheapest, 0, is returned and needs {network.madds(0)} MAdds.*max_madds=10$"
     with pytest.warns(UserWarning, match=message):
         assert best_path(network, max_madds=10) == 0
     with pytest.warns(UserWarning, match=r"needs 1\.75 ms. Received: max_latency_ms=1$"):
