@@ -267,12 +267,21 @@ class LatencyTable:
 
     Example:
 
-    >>> rows = [{"path": [0], "madds": 132890144, "min_ms": 3.1, "median_ms": 3.2}]
-    >>> shape = (224, 224, 3)
-    >>> table = LatencyTable("Pixel 7", "LiteRT 2.3.0", 1, "ds_mobilenet", shape, 14, rows=rows)
-    >>> table.latency_ms(0)
-    3.2
-    >>> table.save("pixel7.json")
+    ```python
+    from keras_dsnet.export import LatencyTable
+
+    table = LatencyTable(
+        device="Pixel 7",
+        engine="LiteRT 2.3.0",
+        threads=1,
+        network="ds_mobilenet",
+        input_shape=(224, 224, 3),
+        num_widths=14,
+        rows=[{"path": [0], "madds": 132890144, "min_ms": 3.1, "median_ms": 3.2}],
+    )
+    assert table.latency_ms(0) == 3.2
+    table.save("pixel7.json")
+    ```
     """
 
     device: str
