@@ -27,7 +27,7 @@ QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 FLOAT_SCOPE = "kept_in_float"
 # More images change the ranges little and fill memory. A data set may also be endless.
 MOST_IMAGES = 500
-FEWEST_IMAGES = 8
+_FEWEST_IMAGES = 8
 # Augmented images and those of tests may leave the range of normalised pixels, up to this factor.
 _MOST_RANGES = 20
 # Images that cover a smaller share of the range of normalised pixels are warned of.
@@ -46,9 +46,8 @@ def convert(
     inputs: dict[str, tf.TensorSpec],
     quantize: str | None = None,
     samples: Callable | None = None,
-    name: str = "serving_default",
 ) -> bytes:
-    """Converts a function to a TFLite file with one signature.
+    """Converts a function to a TFLite file with one signature, "serving_default".
 
     Args:
         function: Function of tensors, by the names of `inputs`. It returns a dict of tensors. Its
@@ -60,7 +59,6 @@ def convert(
         samples: Function that returns an iterator of dicts of arrays, by the names of `inputs`. The
             ranges of activations are measured on them. Only for "int8", and not needed where the
             function rounds activations itself. Defaults to `None`.
-        name: Name of the signature. Defaults to "serving_default".
 
     Returns:
         The bytes of the file.
@@ -69,6 +67,7 @@ def convert(
         ValueError: If TFLite has no builtin operators for the function. The message is the first
             line of the converter's.
     """
+    name = "serving_default"
     traced = {name: trace(function, inputs)}
     return convert_traced(traced, quantize, {name: samples} if samples else None)
 
@@ -138,7 +137,7 @@ def convert_traced(
                 if has_float_operations:
                     content = quantize_calibrated(content, _outputs_in_float_scope(content))
         except Exception as error:
-            line = first_line(error)
+            line = _first_line(error)
             raise ValueError(f"TFLite cannot hold this network: {line}") from error
     return raise_scales(content) if quantize == "int8" else content
 
@@ -187,7 +186,7 @@ def _without_warnings():
             logger.setLevel(level)
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Returns the first line of a converter's message, without the location in the graph."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
     for line in lines:
@@ -259,7 +258,7 @@ def representative_images(
             "it has more.",
             stacklevel=stacklevel,
         )
-    if len(images) < FEWEST_IMAGES:
+    if len(images) < _FEWEST_IMAGES:
         warnings.warn(
             "The ranges of an int8 file that are measured on so few images may cut off the values "
             f"of other images; a hundred or more are right. Received: {len(images)} images in "
@@ -328,8 +327,8 @@ def _check_values(images, dtype, normalization, stacklevel):
         raise ValueError(f"`representative_data` must have {right}. {received}")
     if high - low < _LEAST_SHARE * (most - least):
         warnings.warn(
-            f"`representative_data` should have {right}; the ranges of an int8 file that are "
-            f"measured on less cut off what other images reach. {received}",
+            f"`representative_data` should have {right}. The ranges of an int8 file that are "
+            f"measured on less cut off the values of other images. {received}",
             stacklevel=stacklevel,
         )
 

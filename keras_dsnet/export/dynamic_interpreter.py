@@ -22,7 +22,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 METADATA_NAME = b"keras_dsnet"
-_FORMAT = 1
+# The version of the metadata, which an export writes.
+FORMAT = 1
 _FIELDS = ("input_shape", "input_type", "preprocessing", "num_widths", "routes")
 # No device has more cores, and LiteRT would start any number of threads.
 _MOST_THREADS = 1024
@@ -334,6 +335,6 @@ def read_metadata(content: bytes, filename: str | os.PathLike = "the file") -> d
     except ValueError as error:
         raise ValueError(f"{filename} is damaged: {error}") from error
     fields = set(metadata) if isinstance(metadata, dict) else set()
-    if not fields.issuperset(_FIELDS) or metadata.get("format") != _FORMAT:
+    if not fields.issuperset(_FIELDS) or metadata.get("format") != FORMAT:
         raise ValueError(f"{filename} is of another version of keras_dsnet; export it again")
     return metadata

@@ -13,9 +13,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.models import DynamicSlimmableNetwork
 
-LABELS_NAME = "labels.txt"
-METADATA_NAME = "TFLITE_METADATA"
-RUNTIME_NAME = "min_runtime_version"
+_LABELS_NAME = "labels.txt"
+_METADATA_NAME = "TFLITE_METADATA"
+_RUNTIME_NAME = "min_runtime_version"
 # For each type of routed file the oldest runtimes that run it correctly: TensorFlow and LiteRT.
 OLDEST_RUNTIMES = {
     None: ("2.14.0", "1.0.1"),
@@ -57,7 +57,7 @@ def add_runtime(model: schema.ModelT, quantize: str | None) -> None:
     """
     version = OLDEST_RUNTIMES[quantize][0]
     # Readers expect 16 bytes.
-    add_metadata(model, RUNTIME_NAME, version.encode().ljust(16, b"\0"))
+    add_metadata(model, _RUNTIME_NAME, version.encode().ljust(16, b"\0"))
 
 
 def describe(model: schema.ModelT, network: DynamicSlimmableNetwork, input_type: str) -> None:
@@ -77,7 +77,7 @@ def describe(model: schema.ModelT, network: DynamicSlimmableNetwork, input_type:
     image = builder.image(shape, input_type, network.normalization)
     results = [builder.result(name, name == "output" and has_labels(network)) for name in outputs]
     content = builder.finish(network.name, [image], results)
-    add_metadata(model, METADATA_NAME, content)
+    add_metadata(model, _METADATA_NAME, content)
 
 
 def has_labels(network: DynamicSlimmableNetwork) -> bool:
@@ -105,7 +105,7 @@ def with_labels(content: bytes, network: DynamicSlimmableNetwork) -> bytes:
         lines = "".join(f"{name}\n" for name in network.class_names)
         # An entry made from a `ZipInfo` has a constant date, so that equal networks make equal
         # files.
-        archive.writestr(zipfile.ZipInfo(LABELS_NAME), lines)
+        archive.writestr(zipfile.ZipInfo(_LABELS_NAME), lines)
     return file.getvalue()
 
 
@@ -150,7 +150,7 @@ class _MetadataBuilder:
         }
         if labelled:
             labels = {
-                0: self._string(LABELS_NAME),
+                0: self._string(_LABELS_NAME),
                 1: self._string("The class of each output, by its index"),
                 2: ("Int8", _AXIS_LABELS),
             }

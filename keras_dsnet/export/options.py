@@ -53,9 +53,8 @@ def check_options(
         )
     if quantize != "int8" and representative_data is not None:
         raise ValueError(
-            "`representative_data` is what the ranges of quantize='int8' are measured on; other "
-            "files do not use it. Received: `representative_data` with "
-            f"quantize={quantize!r}"
+            "`representative_data` is only for quantize='int8', whose ranges are measured on it. "
+            f"Received: `representative_data` with quantize={quantize!r}"
         )
     if not isinstance(input_type, str) or input_type not in INPUT_TYPES:
         raise ValueError(

@@ -119,7 +119,7 @@ def test_images_of_another_scale_are_refused_with_the_numbers(
     [(PIXELS / 127.5 - 1, "float32", IMAGENET), (PIXELS // 3, "uint8", IMAGENET)],
 )
 def test_images_of_little_contrast_are_warned_of(images, dtype, normalization):
-    with pytest.warns(UserWarning, match="cut off what other images reach. Received: 10 images"):
+    with pytest.warns(UserWarning, match="cut off the values of other images. Received: 10 images"):
         representative_images(images, SHAPE, dtype, normalization)
 
 
