@@ -117,7 +117,7 @@ def strategy_of_optimizer(
     return getattr(optimizer, "_distribution_strategy", default)
 
 
-def calibrate_only(converter: tf.lite.TFLiteConverter) -> None:
+def calibrate_only(converter: Any) -> None:
     """Makes a TFLite converter measure the ranges of activations without quantising.
 
     The public converter does both in one step, and cannot leave chosen operators in float.
