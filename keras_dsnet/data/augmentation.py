@@ -10,6 +10,7 @@ import math
 import tensorflow as tf
 
 from keras_dsnet.data.auto_augment import AUTO_AUGMENT_POLICIES, auto_augment
+from keras_dsnet.utils.private_names import flatten_layers, set_random_generator
 
 _VALUE_RANGE = (0, 255)
 
@@ -137,7 +138,7 @@ class _SeededLayers:
             tf.random.set_global_generator(tf.random.Generator.from_seed(0))
             self.layers = make(keras_cv.layers)
         for layer in self.layers:
-            for part in layer._flatten_layers():
+            for part in flatten_layers(layer):
                 self._make_stateless(part, keras_cv.core)
 
     def __call__(self, image, seed):
@@ -157,7 +158,7 @@ class _SeededLayers:
         return tf.ensure_shape(image, shape)
 
     def _make_stateless(self, layer, core):
-        layer._random_generator = self._draws
+        set_random_generator(layer, self._draws)
         # Images stay float32 under a mixed precision policy.
         layer.dtype_policy = "float32"
         for name, value in list(vars(layer).items()):

@@ -1,4 +1,4 @@
-"""Files for phones."""
+"""Export of networks to TFLite files for phones."""
 
 from keras_dsnet.export.dynamic_interpreter import DynamicInterpreter
 from keras_dsnet.export.export_routed import export_routed

@@ -1,4 +1,8 @@
-"""What a TFLite file says of itself, for apps: TFLite Metadata, labels, and the oldest runtime."""
+"""Metadata of TFLite files for apps.
+
+A file of this package carries TFLite Metadata, class names as `labels.txt`, and the oldest runtime
+that runs it correctly.
+"""
 
 import io
 import zipfile
@@ -7,10 +11,12 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-LABELS_NAME = "labels.txt"
-METADATA_NAME = "TFLITE_METADATA"
-RUNTIME_NAME = "min_runtime_version"
-# The oldest runtimes that run routed files of each type right: TensorFlow, and LiteRT.
+from keras_dsnet.models import DynamicSlimmableNetwork
+
+_LABELS_NAME = "labels.txt"
+_METADATA_NAME = "TFLITE_METADATA"
+_RUNTIME_NAME = "min_runtime_version"
+# For each type of routed file the oldest runtimes that run it correctly: TensorFlow and LiteRT.
 OLDEST_RUNTIMES = {
     None: ("2.14.0", "1.0.1"),
     "int8": ("2.14.0", "1.0.1"),
@@ -19,48 +25,50 @@ OLDEST_RUNTIMES = {
 }
 _IDENTIFIER = b"M001"
 _PARSER_VERSION = "1.0.0"
-# Values of TFLite Metadata's enumerations and unions, which have no Python package of their own.
+# Values of TFLite Metadata's enumerations and unions. No Python package has them.
 _RGB, _AXIS_LABELS = 1, 2
 _FEATURE_PROPERTIES, _IMAGE_PROPERTIES = 1, 2
 _NORMALIZATION_OPTIONS = 1
 
 
-def add_metadata(model, name, data):
-    """Adds bytes that an app can read; they replace those of the same name.
+def add_metadata(model: schema.ModelT, name: str, data: bytes) -> None:
+    """Adds a metadata entry, which replaces an entry of the same name.
 
     Args:
-        model: a `schema.ModelT`.
-        name: str.
-        data: bytes.
+        model: A `schema.ModelT`, which is changed.
+        name: Name of the entry.
+        data: Bytes of the entry.
     """
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(data, "uint8")
     entry = schema.MetadataT()
     entry.name, entry.buffer = name, len(model.buffers)
     model.buffers.append(buffer)
-    kept = [own for own in model.metadata or [] if _text(own.name) != name]
-    model.metadata = [*kept, entry]
+    others = [other for other in model.metadata or [] if _text(other.name) != name]
+    model.metadata = [*others, entry]
 
 
-def add_runtime(model, quantize):
-    """Adds the oldest version of TensorFlow's runtime that runs a routed file of a type right.
+def add_runtime(model: schema.ModelT, quantize: str | None) -> None:
+    """Adds the oldest version of TensorFlow's runtime that runs a routed file correctly.
 
     Args:
-        model: a `schema.ModelT`.
-        quantize: as the file was made.
+        model: A `schema.ModelT`, which is changed.
+        quantize: Quantisation of the file, as for `export_routed`.
     """
     version = OLDEST_RUNTIMES[quantize][0]
     # Readers expect 16 bytes.
-    add_metadata(model, RUNTIME_NAME, version.encode().ljust(16, b"\0"))
+    add_metadata(model, _RUNTIME_NAME, version.encode().ljust(16, b"\0"))
 
 
-def describe(model, network, input_type):
-    """Adds TFLite Metadata of the first graph: what goes in, and what comes out.
+def describe(model: schema.ModelT, network: DynamicSlimmableNetwork, input_type: str) -> None:
+    """Adds TFLite Metadata that describe the inputs and outputs of the first subgraph.
 
     Args:
-        model: a `schema.ModelT` whose first input is the image, and the first output the network's.
-        network: the `DynamicSlimmableNetwork`.
-        input_type: "float32": the metadata say how to normalise pixels; "uint8": raw pixels.
+        model: A `schema.ModelT`, which is changed. The first input of its first subgraph is the
+            image, and the first output is the network's output.
+        network: The `DynamicSlimmableNetwork`.
+        input_type: "float32" for metadata with the normalisation of pixels, or "uint8" for a file
+            that takes raw pixels.
     """
     graph = model.subgraphs[0]
     shape = [int(size) for size in graph.tensors[graph.inputs[0]].shape]
@@ -69,36 +77,36 @@ def describe(model, network, input_type):
     image = builder.image(shape, input_type, network.normalization)
     results = [builder.result(name, name == "output" and has_labels(network)) for name in outputs]
     content = builder.finish(network.name, [image], results)
-    add_metadata(model, METADATA_NAME, content)
+    add_metadata(model, _METADATA_NAME, content)
 
 
-def has_labels(network):
-    """Whether the outputs of a network are classes that have names."""
+def has_labels(network: DynamicSlimmableNetwork) -> bool:
+    """Returns whether the outputs of a network are classes with names."""
     return network.include_top and network.class_names is not None
 
 
-def with_labels(content, network):
-    """Returns the bytes of a TFLite file with the network's class names at its end.
+def with_labels(content: bytes, network: DynamicSlimmableNetwork) -> bytes:
+    """Appends the network's class names to a TFLite file.
 
-    They are a file `labels.txt` in a zip archive, a line for each class in the order of the
-    outputs, as tools that know TFLite Metadata look for it; runtimes read the model before it.
+    They are a file `labels.txt` in a zip archive, with a line for each class in the order of the
+    outputs. Tools for TFLite Metadata look for it there. Runtimes only read the model before it.
 
     Args:
-        content: bytes.
-        network: the `DynamicSlimmableNetwork`; without class names nothing is added.
+        content: Bytes of the file.
+        network: The `DynamicSlimmableNetwork`. If it has no class names, nothing is added.
+
+    Returns:
+        The bytes of the new file.
     """
     if not has_labels(network):
         return content
     file = io.BytesIO(content)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
-        # Without a date of its own, so that equal networks make equal files.
-        archive.writestr(zipfile.ZipInfo(LABELS_NAME), labels_text(network))
+        lines = "".join(f"{name}\n" for name in network.class_names)
+        # An entry made from a `ZipInfo` has a constant date, so that equal networks make equal
+        # files.
+        archive.writestr(zipfile.ZipInfo(_LABELS_NAME), lines)
     return file.getvalue()
-
-
-def labels_text(network):
-    """Returns the class names of a network as the text of a file, a line for each."""
-    return "".join(f"{name}\n" for name in network.class_names)
 
 
 def _text(name):
@@ -106,13 +114,16 @@ def _text(name):
 
 
 class _MetadataBuilder:
-    """Writes the tables of TFLite Metadata (metadata_schema.fbs); slots are its fields in order."""
+    """Writes the tables of TFLite Metadata.
+
+    The number of a slot is the position of a field in its table in metadata_schema.fbs.
+    """
 
     def __init__(self):
         self._builder = flatbuffers.Builder(1024)
 
     def image(self, shape, input_type, normalization):
-        """Returns the offset of what describes the image."""
+        """Writes the description of the image and returns its offset."""
         _, height, width, channels = shape
         size = self._table(2, {0: ("Uint32", width), 1: ("Uint32", height)})
         properties = self._table(2, {0: ("Int8", _RGB if channels == 3 else 2), 1: size})
@@ -132,14 +143,14 @@ class _MetadataBuilder:
         return self._table(7, fields)
 
     def result(self, name, labelled):
-        """Returns the offset of what describes an output."""
+        """Writes the description of an output and returns its offset."""
         fields = {
             0: self._string("probability" if labelled else name),
             3: self._content(_FEATURE_PROPERTIES, self._table(0, {})),
         }
         if labelled:
             labels = {
-                0: self._string(LABELS_NAME),
+                0: self._string(_LABELS_NAME),
                 1: self._string("The class of each output, by its index"),
                 2: ("Int8", _AXIS_LABELS),
             }
@@ -147,7 +158,7 @@ class _MetadataBuilder:
         return self._table(7, fields)
 
     def finish(self, name, inputs, outputs):
-        """Returns the bytes."""
+        """Returns the bytes of the metadata."""
         graph = {2: self._offsets(inputs), 3: self._offsets(outputs)}
         root = {
             0: self._string(name),
@@ -173,7 +184,12 @@ class _MetadataBuilder:
         return self._builder.EndVector()
 
     def _table(self, slots, fields):
-        """Writes a table: dict from slot to an offset, or to a type and a number."""
+        """Writes a table and returns its offset.
+
+        Args:
+            slots: Number of fields that the schema has.
+            fields: Dict from a slot to an offset, or to a tuple of a type and a number.
+        """
         self._builder.StartObject(slots)
         for slot, value in fields.items():
             if isinstance(value, tuple):

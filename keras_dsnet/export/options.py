@@ -1,17 +1,20 @@
-"""What every export checks before it begins."""
+"""Checks of an export's arguments, made before the work begins."""
 
 import errno
 import numbers
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 from keras_dsnet.export.conversion import QUANTIZATIONS
+from keras_dsnet.models import DynamicSlimmableNetwork
 
 INPUT_TYPES = ("float32", "uint8")
 
 
-def check_network(network):
+def check_network(network: Any) -> None:
     """Raises a ValueError unless `network` is a `DynamicSlimmableNetwork`."""
     if not hasattr(network, "slimming_gates"):
         raise ValueError(
@@ -20,15 +23,93 @@ def check_network(network):
         )
 
 
-def check_target(filename):
+def check_options(
+    network: DynamicSlimmableNetwork,
+    input_shape: Sequence[int] | None,
+    quantize: str | None,
+    representative_data: Any,
+    input_type: str,
+) -> tuple[int, int, int]:
+    """Checks the options that every export has, and returns the shape of the file's images.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        input_shape: `(height, width, 3)`, or `None` for the network's shape.
+        quantize: As for `convert`.
+        representative_data: As for `representative_images`, or `None`. Only its presence is checked
+            here.
+        input_type: One of `INPUT_TYPES`.
+
+    Returns:
+        `(height, width, 3)`.
+
+    Raises:
+        ValueError: If an option does not fit the network or another option.
+    """
+    if not isinstance(quantize, str | None) or quantize not in QUANTIZATIONS:
+        raise ValueError(
+            "`quantize` must be None, 'float16', 'dynamic' or 'int8'. "
+            f"Received: quantize={quantize!r}"
+        )
+    if quantize != "int8" and representative_data is not None:
+        raise ValueError(
+            "`representative_data` is only for quantize='int8', whose ranges are measured on it. "
+            f"Received: `representative_data` with quantize={quantize!r}"
+        )
+    if not isinstance(input_type, str) or input_type not in INPUT_TYPES:
+        raise ValueError(
+            f"`input_type` must be 'float32' or 'uint8'. Received: input_type={input_type!r}"
+        )
+    return check_shape(network, input_shape)
+
+
+def check_shape(
+    network: DynamicSlimmableNetwork, input_shape: Sequence[int] | None
+) -> tuple[int, int, int]:
+    """Returns the shape of the file's images.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        input_shape: `(height, width, 3)`, or `None` for the network's shape.
+
+    Returns:
+        `(height, width, 3)`.
+
+    Raises:
+        ValueError: If `input_shape` is not such a shape, the network takes images of another shape,
+            or the network takes images of any size and `input_shape` is `None`.
+    """
+    network_shape = tuple(network.input_shape[1:])
+    shape = network_shape if input_shape is None else input_shape
+    sides = tuple(shape) if isinstance(shape, (tuple, list)) and len(shape) == 3 else ()
+    if not sides or sides[-1] != 3 or not all(map(_is_side, sides)):
+        raise ValueError(
+            "A TFLite file has one image size, of RGB images: pass "
+            f"`input_shape=(height, width, 3)`. Received: input_shape={shape!r}"
+        )
+    if not all(side in (None, given) for side, given in zip(network_shape, sides)):
+        raise ValueError(
+            f"`input_shape` must be the network's, {network_shape}, where None means any size; "
+            f"build the network for another size first. Received: input_shape={input_shape!r}"
+        )
+    height, width, channels = map(int, sides)
+    return height, width, channels
+
+
+def _is_side(side):
+    is_int = isinstance(side, numbers.Integral) and not isinstance(side, bool)
+    return is_int and side > 0
+
+
+def check_target(filename: str | os.PathLike) -> None:
     """Raises an error unless a TFLite file can be written under a name.
 
     Args:
-        filename: path, ending in `.tflite`.
+        filename: Path of the file, ending in `.tflite`.
 
     Raises:
-        ValueError: it is no path, or has another ending.
-        OSError: it is a folder, its folder does not exist, or it must not be written to.
+        ValueError: If it is not a path, or has another ending.
+        OSError: If it is a folder, its folder does not exist, or the folder is not writable.
     """
     if not isinstance(filename, (str, os.PathLike)) or not os.fspath(filename):
         raise ValueError(
@@ -49,96 +130,27 @@ def check_target(filename):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
-def check_options(network, input_shape, quantize, representative_data, input_type):
-    """Returns the shape of the images of a file, having checked what was asked for.
+def warn_of_stale_gates(
+    network: DynamicSlimmableNetwork, routes: Sequence[int], stacklevel: int
+) -> None:
+    """Warns if the gates were not trained to choose among the routes of a file.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        input_shape: `(height, width, 3)`, or None: the network's.
-        quantize: as `convert` takes it.
-        representative_data: as `representative_images` takes it, or None.
-        input_type: one of `INPUT_TYPES`.
-
-    Returns:
-        A tuple of three ints.
-
-    Raises:
-        ValueError: one of them does not fit the network, or the others.
-    """
-    check_quantize(quantize)
-    if quantize != "int8" and representative_data is not None:
-        raise ValueError(
-            "`representative_data` is what the ranges of quantize='int8' are measured on; other "
-            "files do not use it. Received: `representative_data` with "
-            f"quantize={quantize!r}"
-        )
-    if not isinstance(input_type, str) or input_type not in INPUT_TYPES:
-        raise ValueError(
-            f"`input_type` must be 'float32' or 'uint8'. Received: input_type={input_type!r}"
-        )
-    return check_shape(network, input_shape)
-
-
-def check_quantize(quantize):
-    """Raises a ValueError unless `quantize` is one of `QUANTIZATIONS`."""
-    if not isinstance(quantize, str | None) or quantize not in QUANTIZATIONS:
-        raise ValueError(
-            "`quantize` must be None, 'float16', 'dynamic' or 'int8'. "
-            f"Received: quantize={quantize!r}"
-        )
-
-
-def check_shape(network, input_shape):
-    """Returns the shape of the images of a file: a tuple of three ints.
-
-    Args:
-        network: a `DynamicSlimmableNetwork`.
-        input_shape: `(height, width, 3)`, or None: the network's.
-
-    Raises:
-        ValueError: it is no such shape, the network's size is open and none was given, or the
-            network takes images of another one.
-    """
-    own = tuple(network.input_shape[1:])
-    shape = own if input_shape is None else input_shape
-    sides = tuple(shape) if isinstance(shape, (tuple, list)) and len(shape) == 3 else ()
-    if not sides or sides[-1] != 3 or not all(map(_is_side, sides)):
-        raise ValueError(
-            "A TFLite file has one image size, of RGB images: pass "
-            f"`input_shape=(height, width, 3)`. Received: input_shape={shape!r}"
-        )
-    if not all(side in (None, given) for side, given in zip(own, sides)):
-        raise ValueError(
-            f"`input_shape` must be the network's, {own}, where None stands for any size; build "
-            f"the network for another size first. Received: input_shape={input_shape!r}"
-        )
-    return tuple(map(int, sides))
-
-
-def warn_of_stale_gates(network, routes, stacklevel):
-    """Warns where the choices of a file would mean nothing.
-
-    Args:
-        network: a `DynamicSlimmableNetwork`.
-        routes: tuple of widths, of the file.
-        stacklevel: as of `warnings.warn`, counted from the caller.
+        network: A `DynamicSlimmableNetwork`.
+        routes: Candidate widths of the file.
+        stacklevel: As for `warnings.warn`, counted from the caller.
     """
     if not network.gates_trained:
         warnings.warn(
-            "The gate of this network is not trained: the file's own choices mean nothing; force a "
-            "width by the signature 'bounded', or train the gate with "
+            "The gate of this network is not trained, so the file's own choices mean nothing. "
+            "Force a width by the signature 'bounded', or train the gate with "
             "keras_dsnet.training.GateTrainer.",
             stacklevel=stacklevel + 1,
         )
     elif not set(routes) <= set(network.routes):
         warnings.warn(
-            f"The gate of this network was trained for the routes {network.routes}; the file may "
-            f"choose others, {routes}, whose scores may mean nothing. Train the gate with these "
+            f"The gate of this network was trained for the routes {network.routes}. The file may "
+            f"choose among {routes}, whose scores may mean nothing. Train the gate with these "
             "routes by keras_dsnet.training.GateTrainer.",
             stacklevel=stacklevel + 1,
         )
-
-
-def _is_side(side):
-    whole = isinstance(side, numbers.Integral) and not isinstance(side, bool)
-    return whole and side > 0

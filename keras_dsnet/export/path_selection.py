@@ -1,4 +1,4 @@
-"""Picks the best path within a budget of multiply-adds or of milliseconds on a device."""
+"""Choice of a network's path for a budget of multiply-adds or of milliseconds on a device."""
 
 import dataclasses
 import importlib.metadata
@@ -9,59 +9,76 @@ import numbers
 import operator
 import os
 import warnings
+from collections.abc import Sequence
 
-from keras_dsnet.models.path import OFF_ROUTE_ROWS
+from keras_dsnet.export.dynamic_interpreter import DynamicInterpreter
+from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.argument_checks import read_json
 from keras_dsnet.utils.atomic_file import atomic_file
 
+# Rows of `evaluate_paths` that belong to no path of the routes. `export` cannot import their names
+# from `training.evaluation`.
+_OFF_ROUTE_ROWS = ("dynamic", "largest")
 _MOST_PATHS = 4096
+# The version of the JSON file of a `LatencyTable`.
+_FORMAT = 1
+_TIMES = ("min_ms", "median_ms")
 
 
 def best_path(
-    model,
-    max_madds=None,
-    max_latency_ms=None,
-    latency_table=None,
-    accuracy=None,
-    input_shape=None,
-):
+    model: DynamicSlimmableNetwork,
+    max_madds: float | None = None,
+    max_latency_ms: float | None = None,
+    latency_table: "LatencyTable | DynamicInterpreter | dict | str | os.PathLike | None" = None,
+    accuracy: Sequence[dict] | str | os.PathLike | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+) -> int | tuple[int, ...]:
     """Returns the most accurate path of a network within a budget.
 
-    All widths of the network are looked at, whatever its `routes`, which are the choices of its
-    gates. With both limits a path must keep both. Equal accuracies: the path of fewer MAdds. Where
-    no path fits, the one that goes least beyond the budget is returned, the cheapest, with a
-    warning.
+    The candidates are all widths of the network, not only its `routes`, among which its gates
+    choose. With both limits a path must keep both. Of equally accurate paths the one with the
+    fewest MAdds is returned. If no path fits, the path that exceeds the budget by the smallest
+    factor is returned, with a warning.
 
     Args:
-        model: a `DynamicSlimmableNetwork`.
-        max_madds: the most multiply-adds of one image, as `model.madds` counts them.
-        max_latency_ms: the most milliseconds of one image, in the median of the benchmark; needs a
-            latency table.
-        latency_table: a `LatencyTable`, or the file of one that a benchmark saved; or a
-            `DynamicInterpreter` after `calibrate_latency()`, or its `latency_ms`, a dict from route
-            to milliseconds. A path that was not measured is not chosen.
-        accuracy: the JSON table of `evaluate_paths` that a recipe wrote, or its rows; a path that
-            has no row is not chosen. None: more multiply-adds count as more accurate.
-        input_shape: `(height, width, 3)` of the images, where the model leaves it open and there is
-            no latency table, which tells it.
+        model: A `DynamicSlimmableNetwork`.
+        max_madds: Maximum multiply-adds of one image, as `model.madds` counts them. Defaults to
+            `None`, which sets no limit.
+        max_latency_ms: Maximum latency of one image in milliseconds, compared with the median of
+            the benchmark. Needs a latency table. Defaults to `None`, which sets no limit.
+        latency_table: A `LatencyTable`; the path of the file of one, as a benchmark saves it; a
+            `DynamicInterpreter` after `calibrate_latency()`; or its `latency_ms`, a dict from route
+            to milliseconds. Only paths that were measured are candidates. Defaults to `None`.
+        accuracy: The rows that `evaluate_paths` returns, or the path of a JSON file of them, as a
+            recipe writes it. Only paths that have a row are candidates. Defaults to `None`, with
+            which a path with more MAdds counts as more accurate.
+        input_shape: `(height, width, 3)` of the images. Defaults to the shape of the latency table,
+            else of the model. Required if neither has one.
 
     Returns:
-        What `model(x, path=...)` takes: an int for one gate, a tuple of ints for several.
+        A path as `model(x, path=...)` takes it: an int for one gate, or a tuple of ints with a
+        width per gate for several.
 
     Raises:
-        ValueError: no limit, or tables that do not fit the model or cannot be read.
-        OSError: a table cannot be opened.
+        ValueError: If there is no limit, or a table cannot be read or does not fit the model.
+        OSError: If the file of a table cannot be opened.
 
     Example:
 
-    >>> table, accuracy = "pixel7.json", "runs/gates/tables/paths.json"
-    >>> best_path(model, max_latency_ms=5, latency_table=table, accuracy=accuracy)
+    ```python
+    from keras_dsnet.export import best_path
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
 
-    On the device, by what it has measured itself:
-
-    >>> interpreter = keras_dsnet.export.DynamicInterpreter("m.tflite")
-    >>> best_path(model, max_latency_ms=5, latency_table=interpreter.calibrate_latency())
+    spec = MobileNetSpec(stem=(4, 6), stages=(MobileNetStage(1, 2, (8, 12, 16), gated=True),))
+    model = DynamicSlimmableNetwork(spec, (16, 16, 3), classes=5)
+    assert best_path(model, max_madds=model.madds(1)) == 1
+    # Measured by `DynamicInterpreter.calibrate_latency()`.
+    latency_ms = {0: 1.5, 1: 2.5, 2: 4.0}
+    assert best_path(model, max_latency_ms=2.0, latency_table=latency_ms) == 0
+    accuracy = [{"path": 0, "top1": 0.6}, {"path": 1, "top1": 0.8}, {"path": 2, "top1": 0.7}]
+    assert best_path(model, max_madds=model.madds(2), accuracy=accuracy) == 1
+    ```
     """
     _check_limits(max_madds, max_latency_ms, latency_table)
     latency = None
@@ -75,7 +92,7 @@ def best_path(
     top1 = None if accuracy is None else _read_accuracy(model, accuracy, input_shape)
     paths = _candidates(model, latency, top1)
     madds = {path: model.madds(path, input_shape) for path in paths}
-    limits = []
+    limits: list[tuple] = []
     if max_madds is not None:
         limits.append(("max_madds", max_madds, madds, "MAdds"))
     if max_latency_ms is not None:
@@ -87,7 +104,7 @@ def best_path(
         )
         _warn_of_no_path(best, limits)
     elif top1 is None:
-        best = max(fitting, key=madds.get)
+        best = max(fitting, key=lambda path: madds[path])
     else:
         best = max(fitting, key=lambda path: (top1[path], -madds[path]))
     return best[0] if model.num_gates == 1 else best
@@ -108,7 +125,7 @@ def _check_limits(max_madds, max_latency_ms, latency_table):
 
 
 def _read_latency(model, table):
-    """Returns milliseconds by path, and the shape of the images or None where it is not known."""
+    """Returns a dict from path to milliseconds, and the images' shape, or None if not known."""
     if isinstance(getattr(table, "latency_ms", None), dict):
         _check_measured(table.latency_ms)
         table = LatencyTable.from_interpreter(table)
@@ -118,8 +135,8 @@ def _read_latency(model, table):
     if not isinstance(table, LatencyTable):
         if not isinstance(table, (str, os.PathLike)):
             raise ValueError(
-                "`latency_table` must be a LatencyTable or its file, or what a DynamicInterpreter "
-                f"has measured. Received: latency_table={table!r}"
+                "`latency_table` must be a LatencyTable or its file, a DynamicInterpreter, or the "
+                f"`latency_ms` of one. Received: latency_table={table!r}"
             )
         table = LatencyTable.load(table)
     table.check(model)
@@ -127,15 +144,14 @@ def _read_latency(model, table):
 
 
 def _check_measured(latency_ms):
-    """Raises a ValueError unless a dict has milliseconds."""
+    """Raises a ValueError unless every value of a dict is a latency."""
     if not latency_ms:
         raise ValueError(
             "`latency_table` has no latencies: call `calibrate_latency()` of the interpreter "
             "first. Received: latency_table={}"
         )
     for path, ms in latency_ms.items():
-        is_number = isinstance(ms, numbers.Real) and not isinstance(ms, bool)
-        if not is_number or not 0 < ms < math.inf:
+        if not _is_time(ms):
             raise ValueError(
                 "`latency_table` must have a positive number of milliseconds for each path. "
                 f"Received: {ms!r} for path {path!r}"
@@ -143,7 +159,7 @@ def _check_measured(latency_ms):
 
 
 def _measured_path(model, path):
-    # JSON makes strings of the widths that `DynamicInterpreter.latency_ms` has as keys.
+    # JSON turns the int keys of `DynamicInterpreter.latency_ms` into strings.
     path = int(path) if isinstance(path, str) and path.isdecimal() else path
     try:
         return model.resolve_path(path).gates
@@ -151,8 +167,43 @@ def _measured_path(model, path):
         raise ValueError(f"`latency_table` is of another network: {error}") from error
 
 
+def _read_accuracy(model, accuracy, input_shape):
+    """Returns a dict from path, a tuple of ints, to top-1 accuracy."""
+    if isinstance(accuracy, (str, os.PathLike)):
+        rows, name = read_json(accuracy, "accuracy table"), f"accuracy table {accuracy}"
+    else:
+        rows, name = accuracy, "`accuracy`"
+    if not isinstance(rows, (list, tuple)) or not rows:
+        raise UserError(f"{name} must be rows of `evaluate_paths`. Received: {type(rows).__name__}")
+    top1 = {}
+    for row in rows:
+        if not isinstance(row, dict) or not {"path", "top1"} <= set(row):
+            raise UserError(f"{name} must have path and top1 in every row. Received: {row!r}")
+        if row["path"] in _OFF_ROUTE_ROWS:
+            continue
+        if not isinstance(row["top1"], numbers.Real) or not 0 <= row["top1"] <= 1:
+            raise UserError(f"{name} must have a top1 from 0 to 1. Received: top1={row['top1']!r}")
+        top1[_evaluated_path(model, row, name, input_shape)] = row["top1"]
+    return top1
+
+
+def _evaluated_path(model, row, name, input_shape):
+    """Returns the path of a row, and checks that its MAdds are those of the model."""
+    try:
+        path = model.resolve_path(row["path"]).gates
+    except ValueError as error:
+        raise UserError(f"{name} is of another network: {error}") from error
+    madds = model.madds(path, input_shape)
+    if row.get("madds", madds) != madds:
+        raise UserError(
+            f"{name} is of another network or image size: path {row['path']} has {row['madds']} "
+            f"MAdds there, and {madds} in this model"
+        )
+    return path
+
+
 def _candidates(model, latency, top1):
-    """Returns the paths that the tables tell of, or all: tuples of ints."""
+    """Returns the paths that are in every given table, or all paths without a table."""
     gates, routes, widths = model.num_gates, model.routes, range(model.num_widths)
     tables = [table for table in (latency, top1) if table is not None]
     if tables:
@@ -176,7 +227,7 @@ def _candidates(model, latency, top1):
 
 
 def _warn_of_no_path(path, limits):
-    """Warns that no path fits, and says what the one that is taken needs."""
+    """Warns that no path fits, with the costs of the path that is returned instead."""
     shown = path[0] if len(path) == 1 else path
     needed = [
         f"{costs[path]:g} ms" if unit == "ms" else f"{costs[path]} MAdds"
@@ -184,80 +235,53 @@ def _warn_of_no_path(path, limits):
     ]
     received = ", ".join(f"{name}={limit!r}" for name, limit, _, _ in limits)
     warnings.warn(
-        f"No path fits: the cheapest, {shown}, is taken, which needs {' and '.join(needed)}. "
-        f"Received: {received}",
+        f"No path fits the budget. The cheapest, {shown}, is returned and needs "
+        f"{' and '.join(needed)}. Received: {received}",
         stacklevel=3,
     )
 
 
-def _read_accuracy(model, accuracy, input_shape):
-    """Returns the top-1 accuracy of each path of a table: dict from tuple of ints to float."""
-    if isinstance(accuracy, (str, os.PathLike)):
-        rows, what = read_json(accuracy, "accuracy table"), f"accuracy table {accuracy}"
-    else:
-        rows, what = accuracy, "`accuracy`"
-    if not isinstance(rows, (list, tuple)) or not rows:
-        raise UserError(f"{what} must be rows of `evaluate_paths`. Received: {type(rows).__name__}")
-    top1 = {}
-    for row in rows:
-        if not isinstance(row, dict) or not {"path", "top1"} <= set(row):
-            raise UserError(f"{what} must have path and top1 in every row. Received: {row!r}")
-        if row["path"] in OFF_ROUTE_ROWS:
-            continue
-        if not isinstance(row["top1"], numbers.Real) or not 0 <= row["top1"] <= 1:
-            raise UserError(f"{what} must have a top1 from 0 to 1. Received: top1={row['top1']!r}")
-        top1[_path_of_row(model, row, what, input_shape)] = row["top1"]
-    return top1
-
-
-def _path_of_row(model, row, what, input_shape):
-    """Returns the path of a row, of which the model must say the same multiply-adds."""
-    try:
-        path = model.resolve_path(row["path"]).gates
-    except ValueError as error:
-        raise UserError(f"{what} is of another network: {error}") from error
-    madds = model.madds(path, input_shape)
-    if row.get("madds", madds) != madds:
-        raise UserError(
-            f"{what} is of another network or image size: path {row['path']} has {row['madds']} "
-            f"MAdds there, and {madds} in this model"
-        )
-    return path
-
-
-_FORMAT = 1
-_TIMES = ("min_ms", "median_ms")
-
-
 @dataclasses.dataclass(frozen=True)
 class LatencyTable:
-    """The measured latency of every path of an exported network on one device.
+    """The measured latencies of an exported network's paths on one device.
 
-    A benchmark makes it from what it measured and saves it; `best_path` reads it.
+    A benchmark saves a table of its measurements, and `best_path` reads it. A table is of one
+    routed file, or of one file for each path. Several files of one type need a table each.
 
     Args:
-        device: name of the device.
-        engine: the runtime, with its version, such as "LiteRT 2.3.0, XNNPACK".
-        threads: int.
-        network: name of the network.
+        device: Name of the device.
+        engine: Name and version of the runtime, such as "LiteRT 2.3.0, XNNPACK".
+        threads: Number of threads.
+        network: Name of the network.
         input_shape: `(height, width, 3)` of the images.
-        num_widths: int, the widths of each gate.
-        quantize: of the file that was timed, as `model.export` takes it; None: float32.
-        layout: of that file, "shared" or "fast"; None: each path was a file of its own. A table is
-            of one file, or of one file for each path: two files of one type have a table each.
-        rows: list of dicts, one per path: "path", one width per gate; "madds", the multiply-adds of
-            one image, which show whether a network is the one that was timed; "min_ms" and
+        num_widths: Number of widths of each gate.
+        quantize: Quantisation of the file that was timed, as for `model.export`. Defaults to
+            `None`, which is float32.
+        layout: Layout of that file, "shared" or "fast". Defaults to `None`, for a file per path.
+        rows: List of dicts, one per path: "path", a list of one width per gate; "madds", the
+            multiply-adds of one image, by which `check` recognises the network; and "min_ms" and
             "median_ms" over the runs.
 
     Raises:
-        ValueError: something is missing, or has a value that no benchmark gives.
+        ValueError: If a field is missing or has a value that no benchmark gives.
 
     Example:
 
-    >>> rows = [{"path": [0], "madds": 132890144, "min_ms": 3.1, "median_ms": 3.2}]
-    >>> shape = (224, 224, 3)
-    >>> table = LatencyTable("Pixel 7", "LiteRT 2.3.0", 1, "ds_mobilenet", shape, 14, rows=rows)
-    >>> table.save("pixel7.json")
+    ```python
+    from keras_dsnet.export import LatencyTable
+
+    table = LatencyTable(
+        device="Pixel 7",
+        engine="LiteRT 2.3.0",
+        threads=1,
+        network="ds_mobilenet",
+        input_shape=(224, 224, 3),
+        num_widths=14,
+        rows=[{"path": [0], "madds": 132890144, "min_ms": 3.1, "median_ms": 3.2}],
+    )
+    assert table.latency_ms(0) == 3.2
+    table.save("pixel7.json")
+    ```
     """
 
     device: str
@@ -268,7 +292,7 @@ class LatencyTable:
     num_widths: int
     quantize: str | None = None
     layout: str | None = None
-    rows: tuple = ()
+    rows: Sequence[dict] = ()
 
     def __post_init__(self):
         for name in ("device", "engine", "network"):
@@ -278,7 +302,7 @@ class LatencyTable:
             if not _is_count(getattr(self, name)):
                 raise self._error(name, "must be a positive int")
         for name in ("quantize", "layout"):
-            # No name at all is a mistake for None.
+            # An empty name is a mistake for None.
             if not isinstance(getattr(self, name), str | None) or getattr(self, name) == "":
                 raise self._error(name, "must be a name or None")
         shape = self.input_shape if isinstance(self.input_shape, (tuple, list)) else ()
@@ -293,29 +317,29 @@ class LatencyTable:
         twice = [path for path in paths if paths.count(path) > 1]
         if twice:
             raise ValueError(
-                f"The path {list(twice[0])} has two rows; a path has one, and a second file "
-                f"another table. Received: {paths}"
+                f"The path {list(twice[0])} has two rows. A table has one row for each path; a "
+                f"second file needs another table. Received: {paths}"
             )
-        # A frozen dataclass is changed this way only.
+        # The only way to change a frozen dataclass.
         object.__setattr__(self, "input_shape", tuple(shape))
         object.__setattr__(self, "rows", rows)
 
-    def _error(self, name, what):
-        return ValueError(f"`{name}` {what}. Received: {name}={getattr(self, name)!r}")
+    def _error(self, name, right):
+        return ValueError(f"`{name}` {right}. Received: {name}={getattr(self, name)!r}")
 
     @property
-    def paths(self):
-        """The paths that were measured: tuples with a width per gate."""
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """The paths that were measured, each a tuple with a width per gate."""
         return tuple(row["path"] for row in self.rows)
 
-    def latency_ms(self, path):
+    def latency_ms(self, path: int | Sequence[int]) -> float:
         """Returns the median latency of a path, in milliseconds.
 
         Args:
-            path: int, the width at every gate, or a tuple with one per gate.
+            path: Width at every gate, or a tuple with a width per gate.
 
         Raises:
-            KeyError: it was not measured.
+            KeyError: If the path was not measured.
         """
         gates = len(self.rows[0]["path"])
         widths = tuple(path) if isinstance(path, (tuple, list)) else (path,) * gates
@@ -324,77 +348,50 @@ class LatencyTable:
                 return row["median_ms"]
         raise KeyError(f"no latency was measured of path {path!r} on {self.device}")
 
-    def check(self, model):
-        """Raises a ValueError unless `model` has the paths that were measured, of the same cost.
+    def check(self, model: DynamicSlimmableNetwork) -> None:
+        """Raises a ValueError unless a model has the measured paths, with the same MAdds.
 
         Args:
-            model: a `DynamicSlimmableNetwork`.
+            model: A `DynamicSlimmableNetwork`.
         """
-        table = f"The latency table of {self.network!r} on {self.device} is of another network"
+        problem = f"The latency table of {self.network!r} on {self.device} is of another network"
         gates = len(self.rows[0]["path"])
         expected, received = (gates, self.num_widths), (model.num_gates, model.num_widths)
         if expected != received:
             raise ValueError(
-                f"{table}: its gates and widths are {expected}. Received: a model of {received}"
+                f"{problem}: its gates and widths are {expected}. Received: a model of {received}"
             )
         for row in self.rows:
             madds = model.madds(row["path"], self.input_shape)
             if madds != row["madds"]:
                 raise ValueError(
-                    f"{table}: path {list(row['path'])} has {row['madds']} MAdds there. "
+                    f"{problem}: path {list(row['path'])} has {row['madds']} MAdds there. "
                     f"Received: a model with {madds} at {self.input_shape}"
                 )
 
-    def save(self, path):
-        """Writes the table as JSON, whole or not at all.
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the table as a JSON file, completely or not at all.
+
+        Args:
+            path: Path of the file.
 
         Raises:
-            OSError: it cannot be written; a file that was there before still is.
+            OSError: If the file cannot be written. An old file survives.
         """
         with atomic_file(path) as file:
             json.dump({"format": _FORMAT, **dataclasses.asdict(self)}, file, indent=2)
             file.write("\n")
 
     @classmethod
-    def from_interpreter(cls, interpreter, device="this device"):
-        """Returns the table of what a `DynamicInterpreter` has measured, one of one file.
+    def load(cls, path: str | os.PathLike) -> "LatencyTable":
+        """Reads a file that `save` wrote.
 
         Args:
-            interpreter: a `keras_dsnet.export.DynamicInterpreter`, after `calibrate_latency()`,
-                which keeps medians: they stand for the least time too.
-            device: its name.
+            path: Path of the file.
 
         Raises:
-            ValueError: nothing was measured.
-        """
-        if not interpreter.latency_ms:
-            raise ValueError("There are no latencies: call `calibrate_latency()` first.")
-        metadata = interpreter.metadata
-        madds = {tuple(row["path"]): row["madds"] for row in metadata["routes"]}
-        rows = [
-            {"path": path, "madds": madds[path], "min_ms": median, "median_ms": median}
-            for route, median in interpreter.latency_ms.items()
-            for path in [(route,) * interpreter.num_gates]
-        ]
-        return cls(
-            device=device,
-            engine=f"LiteRT {importlib.metadata.version('ai-edge-litert')}",
-            threads=interpreter.num_threads,
-            network=metadata["network"],
-            input_shape=tuple(metadata["input_shape"]),
-            num_widths=metadata["num_widths"],
-            quantize=metadata["quantize"],
-            layout=metadata["layout"],
-            rows=rows,
-        )
-
-    @classmethod
-    def load(cls, path):
-        """Reads what `save` wrote.
-
-        Raises:
-            OSError: the file cannot be opened.
-            UserError: it is not a latency table, or a damaged one.
+            OSError: If the file cannot be opened.
+            UserError: If the file is not a latency table or is damaged.
         """
         fields = read_json(path, "latency table")
         if not isinstance(fields, dict):
@@ -419,13 +416,50 @@ class LatencyTable:
         except ValueError as error:
             raise UserError(f"latency table {path}: {error}") from error
 
+    @classmethod
+    def from_interpreter(
+        cls, interpreter: DynamicInterpreter, device: str = "this device"
+    ) -> "LatencyTable":
+        """Returns the table of a `DynamicInterpreter`'s measurements.
+
+        The interpreter keeps medians only, so "min_ms" is the median too.
+
+        Args:
+            interpreter: A `DynamicInterpreter`, after `calibrate_latency()`.
+            device: Name of the device. Defaults to "this device".
+
+        Raises:
+            ValueError: If nothing was measured.
+        """
+        if not interpreter.latency_ms:
+            raise ValueError("There are no latencies: call `calibrate_latency()` first.")
+        metadata = interpreter.metadata
+        madds = {tuple(row["path"]): row["madds"] for row in metadata["routes"]}
+        rows = [
+            {"path": path, "madds": madds[path], "min_ms": median, "median_ms": median}
+            for route, median in interpreter.latency_ms.items()
+            for path in [(route,) * interpreter.num_gates]
+        ]
+        return cls(
+            device=device,
+            engine=f"LiteRT {importlib.metadata.version('ai-edge-litert')}",
+            threads=interpreter.num_threads,
+            network=metadata["network"],
+            input_shape=tuple(metadata["input_shape"]),
+            num_widths=metadata["num_widths"],
+            quantize=metadata["quantize"],
+            layout=metadata["layout"],
+            rows=rows,
+        )
+
 
 def _is_count(value):
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_time(value):
-    return isinstance(value, numbers.Real) and math.isfinite(value) and value > 0
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0
 
 
 def _checked_row(row, num_widths):

@@ -1,176 +1,202 @@
 """Quantisation-aware training of one sub-network."""
 
 import math
-import numbers
+import os
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_dsnet.export.conversion import convert, labelled_batches
+from keras_dsnet.export.conversion import convert
 from keras_dsnet.export.export_subnetwork import finish_file
 from keras_dsnet.export.options import check_network, check_shape, check_target
-from keras_dsnet.export.qat_model import legacy_model
-from keras_dsnet.utils import batches
+from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.utils.argument_checks import check_int, check_number
 from keras_dsnet.utils.atomic_file import atomic_file
+from keras_dsnet.utils.batches import batch_count, labelled_batches
 
 CALIBRATION_IMAGES = 512
 
 
 def quantize_aware(
-    model,
-    path,
-    dataset,
+    model: DynamicSlimmableNetwork,
+    path: Any,
+    dataset: Any,
     *,
-    epochs=1,
-    steps_per_epoch=None,
-    learning_rate=1e-4,
-    distillation=1.0,
-    temperature=4.0,
-    input_shape=None,
-    filename=None,
-    verbose=True,
-):
+    epochs: int = 1,
+    steps_per_epoch: int | None = None,
+    learning_rate: float = 1e-4,
+    distillation: float = 1.0,
+    temperature: float = 4.0,
+    input_shape: tuple[int, int, int] | None = None,
+    filename: str | os.PathLike | None = None,
+    verbose: bool = True,
+) -> bytes:
     """Fine-tunes one path for int8 and returns it as a TFLite file.
 
-    The sub-network computes with kernels and activations rounded as the file's, and learns to live
-    with it (tensorflow-model-optimization), by Adam with a cosine schedule. `model` stays what it
-    is. The file has builtin operators, batch 1, and one signature, "serving_default": `image`
-    float32 `[1, height, width, 3]`, preprocessed, to `output` float32 `[1, classes]`; in between
-    all is int8, but what TFLite cannot quantise, such as group normalisation.
+    In training the sub-network rounds its kernels and activations as the file will
+    (tensorflow-model-optimization), and adapts to that by Adam with a cosine schedule. `model` does
+    not change.
+
+    The file has builtin operators, a batch of 1 and one signature, "serving_default". It takes
+    `image`, float32 `[1, height, width, 3]`, preprocessed, and gives `output`, float32
+    `[1, classes]`. Everything in between is int8, except operators that TFLite cannot quantise,
+    such as group normalisation.
 
     Args:
-        model: a `DynamicSlimmableNetwork` with a classifier, which ends in a softmax or in logits.
-        path: as in a call of the network.
-        dataset: a `tf.data.Dataset` or another iterable of batches: images, float32
-            `[batch, height, width, 3]`, preprocessed and augmented as in training, and labels,
-            class numbers or probabilities, as `fit` takes them. The ranges of the activations are
-            measured on its first images, before.
-        epochs: int.
-        steps_per_epoch: int, batches per epoch; None: all of a data set that has a length. An epoch
-            goes on where the one before it ended.
-        learning_rate: float, of the first step.
-        distillation: float: the share of the float sub-network's probabilities in what is learned;
-            the rest are the labels. Labels help a network that was not trained to its end; the
-            file of one that was comes closest to it without them.
-        temperature: float: both networks' logits are divided by it where one learns from the other.
-            A network that fits its training images is all but certain of them: at 1 it teaches
-            little, and the steps are mostly noise.
-        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
-        filename: ending in `.tflite`, where to write the file too; an old one survives a failure.
-        verbose: bool: show a progress bar.
+        model: A `DynamicSlimmableNetwork` with a classifier that ends in a softmax or in logits.
+        path: The path to train, as in a call of the network.
+        dataset: A `tf.data.Dataset` or another iterable of batches, as `fit` takes them: float32
+            images `[batch, height, width, 3]`, preprocessed and augmented as in training, and class
+            numbers or probabilities as labels. The ranges of the activations are measured on its
+            first 512 images before the training.
+        epochs: Number of epochs. Each one continues where the one before it ended. Defaults to 1.
+        steps_per_epoch: Number of batches per epoch. Defaults to `None`, which takes the length of
+            the data set.
+        learning_rate: Learning rate of the first step. Defaults to 1e-4.
+        distillation: Weight of the loss against the float sub-network's probabilities, from 0 to 1.
+            The loss against the labels has the rest of the weight. Labels help a network that is
+            not fully trained. A fully trained network's file gets closest to the network without
+            them. Defaults to 1.
+        temperature: Both networks' logits are divided by this for the distillation. A network that
+            fits its training images is nearly certain of their classes, so at a temperature of 1
+            most of the gradient is noise. Defaults to 4.
+        input_shape: `(height, width, 3)` of the file's images. Defaults to the network's shape, and
+            is required if the network takes images of any size.
+        filename: Path ending in `.tflite`, to which the file is written too. An old file there
+            survives a failure. Defaults to `None`.
+        verbose: Whether to show a progress bar. Defaults to `True`.
 
     Returns:
         The bytes of the file.
 
     Raises:
-        ValueError: on an argument or a batch that does not fit, a network that cannot be quantised,
-            or a loss that is no number.
-        OSError: where the file cannot be written.
+        ValueError: If an argument or a batch does not fit, the network cannot be quantised, or the
+            loss becomes infinite or NaN.
+        OSError: If the file cannot be written.
+
+    Example:
+
+    ```python
+    import numpy as np
+
+    from keras_dsnet.export import quantize_aware
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+
+    spec = MobileNetSpec(stem=(4, 6), stages=(MobileNetStage(1, 2, (8, 16), gated=True),))
+    model = DynamicSlimmableNetwork(spec, (16, 16, 3), classes=5)
+    images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype("float32")
+    labels = np.zeros(8, "int32")
+    content = quantize_aware(model, "slimmest", [(images, labels)], verbose=False)
+    ```
     """
     check_network(model)
-    shape = _check_network(model, input_shape)
+    _check_classifier(model)
+    shape = check_shape(model, input_shape)
     path = model.resolve_path(path)
-    # What is no data set is named first.
-    batches.labelled_batches(dataset, shape, model.classes, 1)
-    steps = _check_training(
-        dataset, epochs, steps_per_epoch, learning_rate, distillation, temperature
-    )
+    # Raises if `dataset` is not a data set, and reads nothing yet.
+    labelled_batches(dataset, shape, model.classes, 1)
+    steps = _check_steps(dataset, epochs, steps_per_epoch)
+    check_number("learning_rate", learning_rate, "a positive number", lambda value: value > 0)
+    check_number("temperature", temperature, "a positive number", lambda value: value > 0)
+    check_number("distillation", distillation, "from 0 to 1", lambda value: 0 <= value <= 1)
     if filename is not None:
         check_target(filename)
-    # The first batch is looked at before the work starts.
-    next(labelled_batches(dataset, shape, model.classes, 1))
-    distill = (distillation, temperature)
-    content = _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose)
+    # Raises if the first batch does not fit, before the work starts.
+    next(_repeated_batches(dataset, shape, model.classes, 1))
+
+    # The import takes seconds.
+    from keras_dsnet.export.qat_model import fake_quantized, legacy_model
+
+    teacher = legacy_model(_logits_model(model, path), shape)
+    student = fake_quantized(teacher, _calibration_images(dataset, shape, model.classes))
+    step = _training_step(student, teacher, steps, learning_rate, distillation, temperature)
+    batches = _repeated_batches(dataset, shape, model.classes, steps)
+    _fine_tune(step, batches, steps, verbose)
+
+    def infer(image):
+        logits = student(image, training=False)
+        is_softmax = model.classifier_activation == "softmax"
+        return {"output": tf.nn.softmax(logits) if is_softmax else logits}
+
+    # The ranges are part of the graph, so the converter needs no images.
+    content = convert(infer, {"image": tf.TensorSpec((1, *shape))}, "int8")
+    content = finish_file(content, model)
     if filename is not None:
         with atomic_file(filename, "wb") as file:
             file.write(content)
     return content
 
 
-def _check_network(model, input_shape):
-    """Returns the shape of the images."""
+def _check_classifier(model):
     if not model.include_top or model.classifier_activation not in ("softmax", "linear"):
         top = model.classifier_activation if model.include_top else None
         raise ValueError(
             "Quantisation-aware training needs a network that ends in a softmax or in logits. "
             f"Received: include_top={model.include_top}, classifier_activation={top!r}"
         )
-    return check_shape(model, input_shape)
 
 
-def _check_training(dataset, epochs, steps_per_epoch, learning_rate, distillation, temperature):
-    """Returns the number of steps."""
-    counts = {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
-    for name, value in counts.items():
-        if name == "steps_per_epoch" and value is None:
-            continue
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be an int of at least 1. Received: {name}={value!r}")
-    for name, value in {"learning_rate": learning_rate, "temperature": temperature}.items():
-        if not _is_number(value) or not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}")
-    if not _is_number(distillation) or not 0 <= distillation <= 1:
-        raise ValueError(
-            f"`distillation` must be from 0 to 1. Received: distillation={distillation!r}"
-        )
+def _check_steps(dataset, epochs, steps_per_epoch):
+    """Returns the number of steps of all epochs."""
+    epochs = check_int("epochs", epochs, 1)
+    if steps_per_epoch is not None:
+        return epochs * check_int("steps_per_epoch", steps_per_epoch, 1)
+    steps_per_epoch = batch_count(dataset)
     if steps_per_epoch is None:
-        steps_per_epoch = batches.batch_count(dataset)
-        if steps_per_epoch is None:
-            raise ValueError(
-                "`dataset` has no length, or no end: pass `steps_per_epoch`. "
-                "Received: steps_per_epoch=None"
-            )
+        raise ValueError(
+            "`dataset` has no length, or no end: pass `steps_per_epoch`. "
+            "Received: steps_per_epoch=None"
+        )
     return epochs * steps_per_epoch
 
 
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def _repeated_batches(dataset, shape, classes, count):
+    """Yields `count` checked batches, and reads the data set again each time it ends."""
+    number = 0
+    while number < count:
+        first = number
+        for batch in labelled_batches(dataset, shape, classes, count - number):
+            number += 1
+            yield batch
+        if number == first:
+            raise ValueError(
+                f"`dataset` has no batches: it ended after {number}. An iterator can be read only "
+                "once: pass an iterable or a function that makes an iterator."
+            )
 
 
-def _quantize(model, path, dataset, shape, steps, learning_rate, distill, verbose):
-    """Returns the bytes of the file."""
-    # Slow to import, and needed here alone.
-    from keras_dsnet.export.qat_model import fake_quantized
+def _logits_model(model, path):
+    """Returns the sub-network of a path as a plain model without its softmax.
 
-    # Batch norm is folded before, not kept while the network is trained: so the kernels that are
-    # rounded are those of the file. Kept, its statistics follow small batches of a rounded network:
-    # on CIFAR-10 that alone, at a learning rate of zero, took the outputs further from the float
-    # network's, and training ended further from them than with batch norm folded.
+    Batch norm is folded before the training, so that the training rounds the kernels of the file.
+    Unfolded, its statistics would follow small batches of a rounded network. On CIFAR-10 that moved
+    the outputs away from the float network's even at a learning rate of zero, and training ended
+    further from them than with folded batch norm.
+    """
     plain = model.subnetwork(path, fold_batch_norm=True)
-    softmax = model.classifier_activation == "softmax"
-    if softmax:
-        plain = keras.Model(plain.input, plain.layers[-1].input)
-    teacher = legacy_model(plain, shape)
-    quantized = fake_quantized(teacher, _calibration_images(dataset, shape, model.classes))
-    training = labelled_batches(dataset, shape, model.classes, steps)
-    step = _training_step(quantized, teacher, steps, learning_rate, *distill)
-    _fine_tune(step, training, steps, verbose)
-
-    def infer(image):
-        logits = quantized(image, training=False)
-        return {"output": tf.nn.softmax(logits) if softmax else logits}
-
-    # No samples: the ranges are in the graph.
-    return finish_file(convert(infer, {"image": tf.TensorSpec((1, *shape))}, "int8"), model)
+    if model.classifier_activation == "softmax":
+        return keras.Model(plain.input, plain.layers[-1].input)
+    return plain
 
 
 def _calibration_images(dataset, shape, classes):
-    left = CALIBRATION_IMAGES
-    # One pass: a batch has an image or more.
-    for images, _ in batches.labelled_batches(dataset, shape, classes, CALIBRATION_IMAGES):
-        yield images[:left]
-        left -= len(images)
-        if left <= 0:
+    remaining = CALIBRATION_IMAGES
+    # A batch has one image or more, so this many batches are enough.
+    for images, _ in labelled_batches(dataset, shape, classes, CALIBRATION_IMAGES):
+        yield images[:remaining]
+        remaining -= len(images)
+        if remaining <= 0:
             return
 
 
-def _training_step(quantized, teacher, steps, learning_rate, distillation, temperature):
-    """Returns a function of images and labels that does a step and returns the loss."""
+def _training_step(student, teacher, steps, learning_rate, distillation, temperature):
+    """Returns a function of images and labels that takes a step and returns the loss."""
     import tf_keras
 
     schedule = tf_keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     optimizer = tf_keras.optimizers.Adam(schedule)
-    variables = quantized.trainable_variables
+    variables = student.trainable_variables
     optimizer.build(variables)
     cross_entropy = tf.nn.softmax_cross_entropy_with_logits
 
@@ -181,7 +207,7 @@ def _training_step(quantized, teacher, steps, learning_rate, distillation, tempe
             targets = tf.one_hot(labels, teacher.output_shape[-1])
         soft = teacher(images, training=False) if distillation else None
         with tf.GradientTape() as tape:
-            logits = quantized(images, training=True)
+            logits = student(images, training=True)
             losses = (1 - distillation) * cross_entropy(targets, logits)
             if distillation:
                 soft = tf.nn.softmax(soft / temperature)

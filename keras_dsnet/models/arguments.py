@@ -5,9 +5,9 @@ import operator
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_dsnet.models.preprocessing import is_dense
+from keras_dsnet.utils.private_names import in_layer_call
 
 POOLINGS = (None, "avg", "max")
 # Batch norm has no kernels for statistics of half precision.
@@ -193,7 +193,7 @@ def check_images(images, image_shape):
 
 def inside_a_call():
     """Whether a layer around the network is being called, whose `training` Keras hands down."""
-    return get_global_attribute("current_call_ctx") is not None
+    return in_layer_call()
 
 
 def refuse_training(training):

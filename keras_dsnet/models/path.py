@@ -6,10 +6,8 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 
-# Rows of `evaluate_paths` that are of no path of the routes: all routes, and a front of its own.
-OFF_ROUTE_ROWS = ("dynamic", "largest")
+from keras_dsnet.utils.private_names import in_symbolic_scope
 
 
 class Path(NamedTuple):

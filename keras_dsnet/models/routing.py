@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_dsnet.models.executors import SlicedExecutor
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.topology import split_sections
+from keras_dsnet.utils.private_names import in_stateless_scope
 
 
 class Router:

@@ -1,8 +1,8 @@
 """Pictures of a run: accuracy against MAdds, what the gates choose, and how training went."""
 
 import pathlib
-from keras_dsnet.models.path import OFF_ROUTE_ROWS
 from keras_dsnet.runs.callbacks import EVALUATION_PREFIX, read_log
+from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
 from keras_dsnet.utils.atomic_file import atomic_file
 
 

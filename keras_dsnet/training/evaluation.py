@@ -5,11 +5,14 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.models.path import OFF_ROUTE_ROWS
 from keras_dsnet.training.arguments import check_network, resolve_paths
 from keras_dsnet.utils.argument_checks import check_bool
 from keras_dsnet.utils.batch_checks import class_numbers
 from keras_dsnet.utils.batches import batch_count, labelled_batches
+
+# Names of the rows that belong to no path of the routes: the routed network, and the widest path
+# after the wide front.
+OFF_ROUTE_ROWS = ("dynamic", "largest")
 
 
 def evaluate_paths(

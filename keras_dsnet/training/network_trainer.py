@@ -16,6 +16,11 @@ from keras_dsnet.utils.batch_checks import (
     line_of_assertion,
 )
 from keras_dsnet.utils.batches import batch_count, check_steps, is_endless
+from keras_dsnet.utils.private_names import (
+    OptimizerBuild,
+    is_evaluated_by_fit,
+    strategy_of_optimizer,
+)
 
 # Arguments of `compile` that no step would use.
 _NOT_COMPILED = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -30,7 +35,7 @@ _ONE_SCOPE = (
 _NO_BATCH = "There must be an image or more to read. Received: {} without a batch"
 
 
-class NetworkTrainer(keras.Model):
+class NetworkTrainer(OptimizerBuild, keras.Model):
     """A model around a network, that optimizes some of its variables.
 
     A subclass has the steps, and `optimized_variables`.
@@ -91,7 +96,7 @@ class NetworkTrainer(keras.Model):
                 "statistics, as that of SupernetTrainer's teacher has. "
                 f"Received: optimizer={inner.name!r} with use_ema=True"
             )
-        created_in = getattr(inner, "_distribution_strategy", self._strategy)
+        created_in = strategy_of_optimizer(inner, self._strategy)
         if any(s is not self._strategy for s in (created_in, tf.distribute.get_strategy())):
             raise ValueError(_ONE_SCOPE.format("an optimizer or `compile` in another scope"))
         inner.exclude_from_weight_decay(var_list=self._undecayed_variables())
@@ -174,7 +179,7 @@ class NetworkTrainer(keras.Model):
             ValueError: on data that does not fit the network, as of `fit`.
         """
         # Within `fit` the data was looked at.
-        if not kwargs.get("_use_cached_eval_dataset"):
+        if not is_evaluated_by_fit(kwargs):
             options = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs).arguments
             self._check_data("x", _parts(options), options.get("steps"), "steps")
         done, self._batches_done = self._batches_done, 0
@@ -245,13 +250,6 @@ class NetworkTrainer(keras.Model):
         if self.test_function is None or force:
             super().make_test_function(force)
             self.test_function = self._in_one_line(self.test_function)
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # All is built but the optimizer. Keras would give it every trainable variable, and of
-        # several replicas average a batch, which fails where one has fewer images than another.
-        if self._distribute_strategy is not None and not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.optimized_variables)
 
     def _in_one_line(self, function, after=lambda: None):
         """Wraps a function of Keras that runs steps: a failed check of a batch is a ValueError."""

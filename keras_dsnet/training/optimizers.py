@@ -3,9 +3,11 @@
 import keras
 import tensorflow as tf
 
+from keras_dsnet.utils.private_names import CoupledWeightDecay, has_weight_decay, variable_index
+
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class L2SGD(keras.optimizers.SGD):
+class L2SGD(CoupledWeightDecay, keras.optimizers.SGD):
     """SGD with momentum and L2 weight decay: `weight_decay * w` is added to the gradient.
 
     Keras's own `weight_decay` is decoupled from the gradient (`w -= lr * weight_decay * w`); the
@@ -35,14 +37,11 @@ class L2SGD(keras.optimizers.SGD):
         if self.built:
             return
         super().build(variables)
-        decayed = self._use_weight_decay if self.weight_decay else lambda variable: False
-        self._is_decayed = [bool(decayed(variable)) for variable in variables]
-
-    def _apply_weight_decay(self, variables):
-        """The decoupled decay of Keras: not here."""
+        decays = bool(self.weight_decay)
+        self._is_decayed = [decays and has_weight_decay(self, variable) for variable in variables]
 
     def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
+        index = variable_index(self, variable)
         if self._is_decayed[index]:
             gradient = tf.cast(gradient, variable.dtype) + self.weight_decay * variable
         if not self.momentum or tf.distribute.get_strategy().num_replicas_in_sync > 1:

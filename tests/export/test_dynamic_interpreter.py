@@ -301,7 +301,7 @@ def test_a_file_that_is_not_a_routed_one_is_named(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other\.tflite"):
         DynamicInterpreter(filename)
     filename.write_text("no model")
-    with pytest.raises(ValueError, match=r"other\.tflite is no TFLite file"):
+    with pytest.raises(ValueError, match=r"other\.tflite is not a TFLite file"):
         DynamicInterpreter(filename)
     plain = parse(exported.content)
     plain.metadata = []

@@ -2,6 +2,8 @@
 
 import collections
 import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -185,6 +187,12 @@ def test_the_network_and_the_process_stay_what_they_were(trained):
     # tensorflow-model-optimization sets it, and makes another package of `tf.keras` by it.
     assert "TF_USE_LEGACY_KERAS" not in os.environ
     assert tf.keras.version() == keras.version()
+
+
+def test_export_loads_tf_keras_only_for_a_training():
+    code = "import sys, keras_dsnet.export; print({'tf_keras'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_labels_alone_are_learned_and_logits_stay_logits():

@@ -71,7 +71,7 @@ def failing_batches():
         ({"quantize": ["int8"]}, "quantize="),
         ({"quantize": True}, "quantize=True"),
         ({"input_type": None}, "input_type=None"),
-        ({"representative_data": IMAGES}, "`representative_data` is what .* with quantize=None"),
+        ({"representative_data": IMAGES}, "`representative_data` is only .* with quantize=None"),
         (
             {"quantize": "float16", "representative_data": IMAGES},
             "`representative_data` with quantize='float16'",
