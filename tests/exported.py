@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -13,7 +14,7 @@ KERNEL_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 
 
 class Exported:
-    """A network, its file, and what was printed and reported while it was made.
+    """A network, its file, and what was printed, logged and reported while it was made.
 
     Args:
         network: of `routed_networks`.
@@ -25,9 +26,9 @@ class Exported:
         self.network = network
         self.routes = options.get("routes") or network.routes
         self.filename = folder / "m.tflite"
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, logged_messages() as logged:
             self.report = network.export(self.filename, format="litert", **options)
-        self.printed = printed.getvalue()
+        self.printed, self.logged = printed.getvalue(), logged
         self.content = self.filename.read_bytes()
         self.model = parse(self.content)
         self.interpreter = Interpreter(model_path=str(self.filename))
@@ -96,6 +97,22 @@ class Exported:
             for o, name in self.operators(graph)
             if name == "MUL"
         )
+
+
+@contextlib.contextmanager
+def logged_messages():
+    """Collects the messages of the package's logger from the level INFO on in a list."""
+    logger, messages = logging.getLogger("keras_dsnet"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def kind_of(tensor):

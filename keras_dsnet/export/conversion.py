@@ -20,6 +20,11 @@ FLOAT_SCOPE = "kept_in_float"
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 
 
+def kept_in_float():
+    """Returns a context manager: operations traced within it stay in float in an int8 file."""
+    return tf.name_scope(FLOAT_SCOPE)
+
+
 def convert(function, inputs, quantize=None, samples=None, name="serving_default"):
     """Returns the bytes of a TFLite file with one signature.
 

@@ -4,14 +4,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.assembly import separate_buffers
 from keras_dsnet.export.block_executor import BlockExecutor
 from keras_dsnet.export.conversion import convert, representative_images
 from keras_dsnet.export.export_routed import TOLERANCE, largest_difference
 from keras_dsnet.export.graphs import normalise_pixels
 from keras_dsnet.export.metadata import describe, with_labels
 from keras_dsnet.export.options import check_network, check_options, check_target
-from keras_dsnet.export.tflite_model import pack, parse, tensor_index
+from keras_dsnet.export.tflite_model import pack, parse, separate_buffers
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.variants import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
@@ -105,8 +104,8 @@ def finish_file(content, network, input_type="float32"):
     (signature,) = model.signatureDefs
     graph = model.subgraphs[signature.subgraphIndex]
     # Some runtimes know inputs and outputs by the names of their tensors only.
-    for name, outputs in (("image", False), ("output", True)):
-        graph.tensors[tensor_index(signature, name, outputs)].name = name.encode()
+    for entry in (*signature.inputs, *signature.outputs):
+        graph.tensors[entry.tensorIndex].name = entry.name
     separate_buffers(model)
     describe(model, network, input_type)
     return with_labels(pack(model), network)

@@ -1,6 +1,8 @@
 """The routed file in float32: what it takes and gives, which routes it takes, what it holds."""
 
 import copy
+import json
+import re
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from exported import Exported, largest_difference
 from routed_networks import SIZE, random_images, small_network
 from tiny_families import tiny_network
 
+from keras_dsnet.export import graphs
 from keras_dsnet.export.export_routed import check_routed
 from keras_dsnet.export.partition import stored_weights
-from keras_dsnet.export.tflite_model import pack
+from keras_dsnet.export.tflite_model import operators_of, pack
 from keras_dsnet.models import MobileNetSpec, MobileNetStage
 
 IMAGES = random_images(24)
@@ -20,7 +23,7 @@ BOUNDS = {"min_width": ((1,), np.int32), "max_width": ((1,), np.int32)}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """All widths as routes, with the report printed."""
+    """All widths as routes, with the report logged."""
     return Exported(small_network(), tmp_path_factory.mktemp("shared"))
 
 
@@ -216,19 +219,41 @@ def test_the_report_says_what_the_file_holds(exported):
     assert report["shared"]["constants"] < report["shared"]["parts_apart"]
 
 
-def test_phases_and_a_report_are_printed_unless_it_is_not_verbose(shared, fast):
-    assert fast.printed == ""
-    lines = shared.printed.splitlines()
-    phases = [line.split("] ")[1] for line in lines if line.startswith("[")]
-    assert phases == [
+def test_phases_and_a_report_are_logged_unless_it_is_not_verbose(shared, fast):
+    assert fast.logged == []
+    *phases, report = shared.logged
+    assert all(re.match(r"\[ +\d+\.\d s\] ", phase) for phase in phases)
+    assert [phase.split("] ")[1] for phase in phases] == [
         "converting 5 graphs",
         "converted 5 of 5 graphs",
         "checking paths against the network",
     ]
-    assert lines[len(phases)].startswith(f"{shared.filename}: ")
-    rows = [line.split()[0] for line in lines[len(phases) + 2 : -1]]
+    assert report == shared.report.text()
+    lines = report.splitlines()
+    assert lines[0].startswith(f"{shared.filename}: ")
+    rows = [line.split()[0] for line in lines[2:-1]]
     assert rows == [str(route) for route in shared.routes]
     assert lines[-1].startswith("operators: CONV_2D ")
+
+
+def test_nothing_is_printed(shared, fast):
+    assert shared.printed == fast.printed == ""
+
+
+def test_the_report_is_json(shared):
+    assert json.loads(json.dumps(shared.report)) == shared.report
+
+
+def test_graphs_that_are_converted_one_by_one_make_the_same_file(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_CONSTANTS", 0)
+    apart = Exported(small_network(), tmp_path)
+    assert sum("converted " in message for message in apart.logged) == 5
+    names, wanted = ([g.name for g in own.model.subgraphs] for own in (apart, shared))
+    assert names == wanted
+    for one, other in zip(apart.model.subgraphs, shared.model.subgraphs):
+        assert operators_of(one, apart.model) == operators_of(other, shared.model)
+    for found, expected in zip(apart.choose(IMAGES[:4]), shared.choose(IMAGES[:4])):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_file_of_another_network_fails_the_check(shared):

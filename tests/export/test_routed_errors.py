@@ -212,18 +212,12 @@ def test_what_tflite_cannot_hold_is_its_first_line_and_the_old_file_survives(
 
 
 def test_what_the_check_refuses_is_not_written(network, filename, monkeypatch):
-    class Content:
-        def __init__(self, *args):
-            pass
-
-        def content(self):
-            return b"new"
-
     def check_routed(content, *args):
         raise ValueError(f"{content} differs")
 
-    monkeypatch.setattr(MODULE, "convert_parts", lambda *_: [])
-    monkeypatch.setattr(MODULE, "RoutedFile", Content)
+    monkeypatch.setattr(MODULE, "convert_parts", lambda *_: (None, None))
+    monkeypatch.setattr(MODULE, "assemble_file", lambda *_: None)
+    monkeypatch.setattr(MODULE, "pack", lambda _: b"new")
     monkeypatch.setattr(MODULE, "check_routed", check_routed)
     with pytest.raises(ValueError, match="b'new' differs"):
         network.export(filename, format="litert", verbose=False)
