@@ -37,6 +37,7 @@ from keras_dsnet.export.tflite_model import (
     parse,
     separate_buffers,
 )
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 
 BOUNDED = "bounded"
 SERVING = "serving_default"
@@ -51,7 +52,7 @@ def assemble_file(
     builder: ModelBuilder,
     graphs: RoutedGraphs,
     routes: Sequence[int],
-    network,
+    network: DynamicSlimmableNetwork,
     metadata: dict[str, Any],
 ) -> schema.ModelT:
     """Assembles the graphs of a routed network into one model.

@@ -73,10 +73,10 @@ class BlockExecutor(Executor):
         self.folded_with = folded_with or {}
         self.integer = integer
         self.float_norms = float_norms
-        self.scores = []
-        self._norms_after = {}
+        self.scores: list = []
+        self._norms_after: dict = {}
         # The step of the last convolution that this executor ran.
-        self._last = None
+        self._last: Step | None = None
 
     def run(self, steps: Sequence[Step], x: tuple) -> tuple:
         """Runs steps on the groups of an activation and returns the groups of the result."""
@@ -290,13 +290,13 @@ def split(x: Sequence, edges: Sequence[int]) -> tuple:
 
 def join(x: Sequence, edges: Sequence[int]) -> tuple:
     """Joins channel groups that are cut at these edges and at others."""
-    groups = [[] for _ in edges[1:]]
+    groups: list[list] = [[] for _ in edges[1:]]
     for group, end in zip(x, edges_of(x)[1:]):
         groups[bisect.bisect_left(edges, end) - 1].append(group)
     return tuple(tf.concat(parts, -1) if len(parts) > 1 else parts[0] for parts in groups)
 
 
-def regroup(x: Sequence, edges: Sequence[int]) -> tuple:
+def regroup(x: tuple, edges: Sequence[int]) -> tuple:
     """Returns an activation as channel groups with the given edges."""
     return x if edges_of(x) == edges else join(split(x, edges), edges)
 
@@ -309,7 +309,7 @@ def leading(x: Sequence, end: int) -> tf.Tensor:
 
 
 def add_blocks(
-    x: Sequence,
+    x: tuple,
     inputs: Sequence[int],
     edges: Sequence[int],
     term: Callable,

@@ -23,6 +23,7 @@ from keras_dsnet.export.options import (
 )
 from keras_dsnet.export.partition import LAYOUTS, group_ends_of, plan_sections
 from keras_dsnet.export.tflite_model import operators_of, pack
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.variants import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
@@ -34,7 +35,7 @@ _LOGGER = logging.getLogger("keras_dsnet")
 
 
 def export_routed(
-    network,
+    network: DynamicSlimmableNetwork,
     filename: str | os.PathLike,
     routes: Sequence[int] | None = None,
     quantize: str | None = None,
@@ -91,13 +92,14 @@ def export_routed(
     Example:
 
     ```python
-    import keras_dsnet
-    from keras_dsnet.export import DynamicInterpreter, export_routed
+    import numpy as np
     from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.export import DynamicInterpreter, export_routed
 
     model = DSMobileNet(weights=None, input_shape=(32, 32, 3), classes=10)
-    report = export_routed(model, "m.tflite", routes=(0, 13))
-    output, path = DynamicInterpreter("m.tflite").run(image)
+    report = export_routed(model, "m.tflite", routes=(0, 13), layout="fast")
+    print(report.text())
+    output, path = DynamicInterpreter("m.tflite").run(np.zeros((32, 32, 3), "float32"))
     ```
     """
     check_network(network)
@@ -178,7 +180,7 @@ def _metadata(network, routes, plans, shape, quantize, layout, input_type):
 
 def check_routed(
     content: bytes,
-    network,
+    network: DynamicSlimmableNetwork,
     routes: Sequence[int],
     shape: Sequence[int],
     input_type: str = "float32",

@@ -20,8 +20,10 @@ from keras_dsnet.export.conversion import convert_traced, trace
 from keras_dsnet.export.partition import SectionPlan
 from keras_dsnet.export.tflite_model import ImportedGraph, ModelBuilder, parse
 from keras_dsnet.models.costs import features_shape
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.path import Path
+from keras_dsnet.models.preprocessing import Normalization
 
 LOWEST = np.finfo("float32").min
 # A conversion begins when the graphs that wait for it have more bytes of constants than this.
@@ -122,7 +124,7 @@ class RoutedParts:
 
     def __init__(
         self,
-        network,
+        network: DynamicSlimmableNetwork,
         routes: Sequence[int],
         plans: Sequence[SectionPlan] | None = None,
         integer: bool = False,
@@ -303,7 +305,7 @@ def _run_after_first(executor, steps, x):
     return executor.run(steps[rest:], executor.regroup(steps[0], x))
 
 
-def normalise_pixels(image: tf.Tensor, normalization, integer: bool) -> tf.Tensor:
+def normalise_pixels(image: tf.Tensor, normalization: Normalization, integer: bool) -> tf.Tensor:
     """Normalises pixels by a depthwise convolution, which int8 supports for three channels.
 
     Args:
@@ -347,9 +349,11 @@ def convert_parts(
         Tuple of the `ModelBuilder` that imported the graphs, and `RoutedGraphs` of
         `ImportedGraph`s.
     """
-    builder, imported = ModelBuilder(), {}
+    builder = ModelBuilder()
+    imported: dict[Part, ImportedGraph] = {}
     running, takers = list(parts.running()), dict(parts.takers())
-    specs, given = {parts.front: parts.front.inputs}, collections.defaultdict(list)
+    specs = {parts.front: parts.front.inputs}
+    given: dict[Part, list] = collections.defaultdict(list)
     if images:
         given[parts.front].append([np.concatenate(images)])
     traced, samples = {}, {}

@@ -13,6 +13,7 @@ from typing import Any
 
 from keras_dsnet.layers import SlicedDepthwiseConv2D
 from keras_dsnet.models.costs import CostCounter
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.topology import entry_steps
 
@@ -78,7 +79,11 @@ class SectionPlan:
 
 
 def plan_sections(
-    network, routes: Sequence[int], shape: Sequence[int], layout: str, integer: bool = False
+    network: DynamicSlimmableNetwork,
+    routes: Sequence[int],
+    shape: Sequence[int],
+    layout: str,
+    integer: bool = False,
 ) -> tuple[SectionPlan, ...]:
     """Chooses the group ends of every route after every gate.
 
@@ -203,7 +208,7 @@ def cheapest_group_ends(weights: Mapping[int, int], weight_cost: float) -> dict:
         weights: dict from route, in ascending order, to the number of weights that it runs.
         weight_cost: float.
     """
-    ends = {}
+    ends: dict = {}
     for route, count in weights.items():
         options = [((), 0), *((ends[other], weights[other]) for other in ends)]
         cost = [len(extended) + weight_cost * (count - shared) for extended, shared in options]
@@ -355,7 +360,9 @@ class Survey:
     copied: int
 
 
-def survey_network(network, routes: Sequence[int], shape: Sequence[int]) -> Survey:
+def survey_network(
+    network: DynamicSlimmableNetwork, routes: Sequence[int], shape: Sequence[int]
+) -> Survey:
     """Walks every route through a network once and returns a `Survey`.
 
     Args:

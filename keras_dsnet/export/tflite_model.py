@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -141,7 +142,7 @@ class ModelBuilder:
             self._buffers[key] = append_buffer(self.model, data)
         return self._buffers[key]
 
-    def set_constant(self, tensor: schema.TensorT, values) -> None:
+    def set_constant(self, tensor: schema.TensorT, values: Any) -> None:
         """Makes an int32 or bool tensor a constant. `values` are broadcast to its shape."""
         kind = {TensorType.INT32: "int32", TensorType.BOOL: "bool"}[tensor.type]
         values = np.broadcast_to(np.array(values, kind), tuple(tensor.shape))
@@ -373,7 +374,8 @@ def separate_buffers(model: schema.ModelT) -> None:
     Args:
         model: `schema.ModelT`. It is changed.
     """
-    owners, copies = {}, {}
+    owners: dict = {}
+    copies: dict = {}
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = builtin_code(model.operatorCodes[operator.opcodeIndex])
