@@ -3,7 +3,7 @@
 The front becomes the main graph. At every gate it chooses a route, and it has an `IF` for each
 graph of the section that follows: one of them runs, and a subgraph without operators is the other
 branch of each `IF`, which leaves the outputs unchanged. The features of every width are separate
-tensors with their own shapes, so none is padded, and an `IF` passes tensors on without a copy. The
+tensors with different shapes, so none is padded, and an `IF` passes tensors on without a copy. The
 routes that a gate may choose are a mask: a constant in the signature "serving_default", computed
 from the bounds before everything else in "bounded".
 
@@ -238,7 +238,7 @@ class SectionCalls:
 
         Args:
             width: int.
-            arguments: tensor indices of what all graphs of this section are called with.
+            arguments: tensor indices of the arguments of all graphs of this section.
             before: `CalledGraphs` of the gate before.
         """
         rest = copy.deepcopy(self._rest[width])
@@ -269,11 +269,12 @@ class SectionCalls:
         """Returns the graph of the narrowest width after itself, which contains its entry."""
         rest = copy.deepcopy(self._rest[width])
         entry = self._entry(width, width, arguments, before.features[before.narrow])
-        graph, given = entry.graph, entry.outputs["features"]
-        for own, wanted in zip(given, rest.inputs["features"]):
+        graph = entry.graph
+        features = dict(zip(rest.inputs["features"], entry.outputs["features"]))
+        for wanted, index in features.items():
             # In int8 both scales have been measured, and may differ by a thousandth.
-            graph.tensors[own].quantization = rest.graph.tensors[wanted].quantization
-        moved = inline(graph, rest.graph, dict(zip(rest.inputs["features"], given)))
+            graph.tensors[index].quantization = rest.graph.tensors[wanted].quantization
+        moved = inline(graph, rest.graph, features)
         graph.outputs = [moved[index] for index in _outputs(rest)]
         graph.name = rest.graph.name + b"_narrow"
         return graph
@@ -281,10 +282,10 @@ class SectionCalls:
     def _entry(self, before, width, arguments, features):
         """Returns the entry of a pair of widths, which takes `features` out of `arguments`."""
         entry = copy.deepcopy(self._entries[before, width])
-        taken = dict(zip(features, entry.inputs["features"]))
+        inputs = dict(zip(features, entry.inputs["features"]))
         entry.graph.inputs = [
-            taken[index]
-            if index in taken
+            inputs[index]
+            if index in inputs
             else copy_tensor(entry.graph, self._main.tensors[index], "unused")
             for index in arguments
         ]
@@ -304,21 +305,20 @@ def _connect_quantized(builder, graphs):
     and a `DEQUANTIZE` before each output. Its option for int8 inputs and outputs would apply to the
     image, the scores and the output, too.
     """
-    for taker in graphs.running():
-        if "features" in taker.inputs:
-            features = taker.inputs["features"]
-            taker.inputs["features"] = [_skip_quantize(builder, taker, own) for own in features]
-    for giver, (taker, *_) in graphs.takers():
-        wanted = [taker.graph.tensors[index] for index in taker.inputs["features"]]
-        giver.outputs["features"] = [
-            _quantize_output(builder, giver.graph, index, tensor)
-            for index, tensor in zip(giver.outputs["features"], wanted)
+    for part in graphs.running():
+        if "features" in part.inputs:
+            features = part.inputs["features"]
+            part.inputs["features"] = [_skip_quantize(builder, part.graph, i) for i in features]
+    for producer, (consumer, *_) in graphs.consumers():
+        wanted = [consumer.graph.tensors[index] for index in consumer.inputs["features"]]
+        producer.outputs["features"] = [
+            _quantize_output(builder, producer.graph, index, tensor)
+            for index, tensor in zip(producer.outputs["features"], wanted)
         ]
 
 
-def _skip_quantize(builder, taker, index):
+def _skip_quantize(builder, graph, index):
     """Removes the `QUANTIZE` after an input if only it reads the input; returns the new input."""
-    graph = taker.graph
     readers = [operator for operator in graph.operators if index in operator.inputs]
     if len(readers) == 1 and is_operator(readers[0], Builtin.QUANTIZE, builder.model):
         graph.operators.remove(readers[0])
@@ -343,37 +343,36 @@ def _quantize_output(builder, graph, index, wanted):
         result = copy_tensor(graph, wanted, "quantized")
         add_operator(graph, quantize, [index], [result])
         return result
-    (own,) = makers[0].inputs
+    (int8_output,) = makers[0].inputs
     if not any(index in op.inputs for op in graph.operators):
         graph.operators.remove(makers[0])
-    if _is_same_quantization(graph.tensors[own], wanted):
-        return own
-    makers = [operator for operator in graph.operators if own in operator.outputs]
-    readers = [operator for operator in graph.operators if own in operator.inputs]
+    if _is_same_quantization(graph.tensors[int8_output], wanted):
+        return int8_output
+    makers = [operator for operator in graph.operators if int8_output in operator.outputs]
+    readers = [operator for operator in graph.operators if int8_output in operator.inputs]
     rescales = any(
         is_operator(maker, kind, builder.model) for maker in makers for kind in _RESCALING
     )
     if rescales and not readers:
-        graph.tensors[own].quantization = copy.deepcopy(wanted.quantization)
-        return own
+        graph.tensors[int8_output].quantization = copy.deepcopy(wanted.quantization)
+        return int8_output
     result = copy_tensor(graph, wanted, "requantized")
-    add_operator(graph, quantize, [own], [result])
+    add_operator(graph, quantize, [int8_output], [result])
     return result
 
 
 def _is_same_quantization(tensor, other):
     """Returns whether two int8 tensors have one zero point and, but for rounding, one scale."""
-    own, others = tensor.quantization, other.quantization
-    scale, wanted = float(own.scale[0]), float(others.scale[0])
-    same_zero = int(own.zeroPoint[0]) == int(others.zeroPoint[0])
-    return same_zero and abs(scale - wanted) <= 1e-3 * wanted
+    scale, wanted = (float(each.quantization.scale[0]) for each in (tensor, other))
+    zero, wanted_zero = (int(each.quantization.zeroPoint[0]) for each in (tensor, other))
+    return zero == wanted_zero and abs(scale - wanted) <= 1e-3 * wanted
 
 
 def force_route(content: bytes, path: int | Sequence[int]) -> bytes:
     """Returns a routed file whose signature "serving_default" always takes one path.
 
-    The masks of what its gates may choose, constants in that signature, allow only that path. Every
-    operator runs as before, those of the gates included.
+    The masks of the routes that the gates may choose, constants in that signature, allow only that
+    path. Every operator still runs, those of the gates included.
 
     Args:
         content: bytes of the file.

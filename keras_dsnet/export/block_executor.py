@@ -321,9 +321,9 @@ def add_blocks(
         x: input channels, in groups with any edges.
         inputs: edges at which the kernel's input channels are cut.
         edges: edges at which the kernel's output channels are cut.
-        term: function `term(group, in_channels, out_channels, is_first)`. It returns what an input
-            group adds to some output channels. Both ranges are pairs of begin and end. The first
-            term of an output adds the bias.
+        term: function `term(group, in_channels, out_channels, is_first)`. It returns the
+            part of an input group in the sum of some output channels. Both ranges are pairs of
+            begin and end. The first term of an output adds the bias.
         widening: float, the layer's largest number of outputs divided by its largest number of
             inputs, so that all routes decide alike. Defaults to None: the groups of inputs and
             outputs do not end at the same routes.
@@ -346,7 +346,7 @@ def _grid(groups, edges, term):
     inputs = list(zip(groups, itertools.pairwise(edges_of(groups))))
     outputs = []
     for out in itertools.pairwise(edges):
-        terms = [term(group, own, out, not index) for index, (group, own) in enumerate(inputs)]
+        terms = [term(group, rows, out, not place) for place, (group, rows) in enumerate(inputs)]
         outputs.append((_total(terms), len(terms) > 1))
     return outputs
 
@@ -362,7 +362,7 @@ def _rows(x, groups, edges, term):
         end = inputs[place + 1]
         terms = [term(leading(x, end), (0, end), out, True)]
         wider = zip(groups[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
-        terms += [term(group, own, out, False) for group, own in wider]
+        terms += [term(group, rows, out, False) for group, rows in wider]
         outputs.append((_total(terms), len(terms) > 1))
     return outputs
 
@@ -373,9 +373,9 @@ def _columns(groups, edges, term):
     Joining the narrow outputs costs little, and there are fewer operators.
     """
     terms = []
-    for place, own in enumerate(itertools.pairwise(edges_of(groups))):
+    for place, rows in enumerate(itertools.pairwise(edges_of(groups))):
         outs = ((0, edges[place + 1]), *itertools.pairwise(edges[place + 1 :]))
-        parts = [term(groups[place], own, out, not place) for out in outs]
+        parts = [term(groups[place], rows, out, not place) for out in outs]
         terms.append(join(parts, (0, edges[-1]))[0])
     return [(_total(terms), len(terms) > 1)]
 
@@ -419,7 +419,7 @@ def fold_groups(
     rows = folded_with if len(folded_with) == groups else [*folded_with, row][:1] * groups
     scales = {each: scale_and_offset(layer, each, channels)[0] for each in rows}
     shared = np.concatenate(
-        [scales[each][slice(*own)] for each, own in zip(rows, itertools.pairwise(edges))]
+        [scales[each][slice(*group)] for each, group in zip(rows, itertools.pairwise(edges))]
     )
     # Both scales have the same gamma, which may be zero.
     safe = np.where(shared == 0, 1, shared)

@@ -48,7 +48,7 @@ def export_routed(
     """Writes a network as one TFLite file whose gates choose a path for every image.
 
     The file has only builtin operators, batch size 1, and two signatures over the same graphs.
-    "serving_default" takes `image` and gives `output` `[1, classes]` and `path` int32
+    "serving_default" takes `image` and returns `output` `[1, classes]` and `path` int32
     `[num_gates]`. "bounded" also takes `min_width` and `max_width`, int32 `[num_gates]`: each gate
     chooses its best-scored route within its bounds, and equal bounds force a width. Every path of
     the routes can be taken. Tensors have the names of the signatures. The size of the image and the
@@ -125,7 +125,7 @@ def export_routed(
     content = with_labels(pack(model), network)
     log("checking paths against the network")
     differences = check_routed(content, network, routes, shape, input_type, quantize)
-    # The file is opened last, so an export that is killed leaves nothing behind.
+    # The file is opened last, so a killed export leaves no file.
     with atomic_file(filename, "wb") as target:
         target.write(content)
     report = RoutedReport(filename, content, model, _rows(network, plans, shape, differences))
@@ -149,7 +149,7 @@ def _log_nothing(phase):
 
 
 def _metadata(network, routes, plans, shape, quantize, layout, input_type):
-    """Returns what `DynamicInterpreter` reads in the file."""
+    """Returns the metadata that `DynamicInterpreter` reads from the file."""
     return {
         "format": 1,
         "network": network.name,
@@ -251,9 +251,9 @@ def largest_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
 
 
 class RoutedReport(dict):
-    """Report of a routed file: its size, its routes, its operators, and what the routes share.
+    """Report of a routed file, a dict for JSON.
 
-    It is a dict for JSON with the keys
+    It has the keys:
 
     - "bytes": int, size of the file.
     - "routes": list with a dict for each path that was checked. "path" is an int, or a tuple with
@@ -261,8 +261,8 @@ class RoutedReport(dict):
       channels the channel groups end, for each span of layers between two strides; "difference" the
       largest difference of the file's outputs from the network's, where 1 is their largest value.
     - "operators": dict from the name of an operator to its count over all subgraphs.
-    - "shared": dict. "constants" is the size of all constants in bytes, "parts_apart" what it would
-      be if every subgraph had its own copies.
+    - "shared": dict. "constants" is the size of all constants in bytes, "parts_apart" the
+      size if every subgraph had separate copies.
 
     Args:
         filename: path of the file.

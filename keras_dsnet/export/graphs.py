@@ -1,6 +1,6 @@
 """The TFLite graphs that a routed file is assembled from.
 
-`RoutedParts` gives the functions that the file needs, `convert_parts` turns them into TFLite
+`RoutedParts` defines the functions that a file needs, and `convert_parts` converts them to TFLite
 graphs. Both return `RoutedGraphs`, which know the place of each graph in the file.
 """
 
@@ -43,15 +43,21 @@ class SectionGraphs:
     entries: dict
     rest: dict
 
+    def map(self, function: Callable) -> "SectionGraphs":
+        """Returns the results of a function of each graph, in the places of the graphs."""
+        return SectionGraphs(
+            entries={widths: function(graph) for widths, graph in self.entries.items()},
+            rest={width: function(graph) for width, graph in self.rest.items()},
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class RoutedGraphs:
     """The graphs of a routed file: a `Part` each before conversion, then an `ImportedGraph` each.
 
     The front ends with the first gate. A section follows each gate, with a graph for every width.
-    From the second section on the first convolutions depend on the width before, too, so they have
-    graphs of their own for every pair of widths. So every path can be taken, and there is no graph
-    per path.
+    From the second section on, the first convolutions depend on the width before, too, so they have
+    separate graphs for every pair of widths. Every path can be taken without a graph per path.
 
     Args:
         front: the graph from the image to the first gate.
@@ -72,24 +78,25 @@ class RoutedGraphs:
             yield from section.entries.values()
             yield from section.rest.values()
 
-    def takers(self) -> Iterator[tuple[Any, list]]:
-        """Yields each graph that gives features, with those that take them."""
+    def consumers(self) -> Iterator[tuple[Any, list]]:
+        """Yields each graph that has features as outputs, with the graphs that take them."""
         yield self.front, list(self.sections[0].rest.values())
         for section, following in itertools.zip_longest(self.sections, self.sections[1:]):
             for (_, width), entry in section.entries.items():
                 yield entry, [section.rest[width]]
             if following:
                 for width, rest in section.rest.items():
-                    yield rest, [own for (b, _), own in following.entries.items() if b == width]
+                    entries = following.entries.items()
+                    yield rest, [entry for (before, _), entry in entries if before == width]
 
     def map(self, function: Callable) -> "RoutedGraphs":
         """Returns the results of a function of each graph, in the places of the graphs."""
-        sections = tuple(
-            SectionGraphs(*({key: function(own) for key, own in side.items()} for side in sides))
-            for sides in ((section.entries, section.rest) for section in self.sections)
+        return RoutedGraphs(
+            front=function(self.front),
+            sections=tuple(section.map(function) for section in self.sections),
+            allow=function(self.allow),
+            choices=tuple(map(function, self.choices)),
         )
-        choices = tuple(map(function, self.choices))
-        return RoutedGraphs(function(self.front), sections, function(self.allow), choices)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -351,32 +358,33 @@ def convert_parts(
     """
     builder = ModelBuilder()
     imported: dict[Part, ImportedGraph] = {}
-    running, takers = list(parts.running()), dict(parts.takers())
+    running, consumers = list(parts.running()), dict(parts.consumers())
     specs = {parts.front: parts.front.inputs}
-    given: dict[Part, list] = collections.defaultdict(list)
+    # For int8, the arrays that each producer of a part's features has made.
+    measured: dict[Part, list] = collections.defaultdict(list)
     if images:
-        given[parts.front].append([np.concatenate(images)])
+        measured[parts.front].append([np.concatenate(images)])
     traced, samples = {}, {}
     for number, part in enumerate(running, start=1):
         inputs = _flatten(specs.pop(part))
         traced[part] = trace(_flat(part.function), inputs)
         results = None
         if images:
-            arrays = _take_turns(given.pop(part))
+            arrays = _take_turns(measured.pop(part))
             samples[part] = _samples(inputs, arrays)
-            results = _run(part, inputs, arrays) if part in takers else None
-        for taker in takers.get(part, ()):
-            specs[taker] = _features_specs(traced[part])
+            results = _run(part, inputs, arrays) if part in consumers else None
+        for consumer in consumers.get(part, ()):
+            specs[consumer] = _features_specs(traced[part])
             if images:
-                given[taker].append(results)
+                measured[consumer].append(results)
         if number == len(running) or sum(map(_constant_bytes, traced.values())) > MOST_CONSTANTS:
             imported |= _convert(builder, traced, quantize, samples)
             log(f"converted {number} of {len(running)} graphs")
             traced, samples = {}, {}
     choosing = (parts.allow, *parts.choices)
     imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in choosing})
-    for own in imported.values():
-        restore_multiplications(own.graph, builder)
+    for converted in imported.values():
+        restore_multiplications(converted.graph, builder)
     return builder, parts.map(imported.__getitem__)
 
 
@@ -385,14 +393,12 @@ def _convert(builder, traced, quantize=None, samples=None):
     content = convert_traced(
         {part.name: function for part, function in traced.items()},
         quantize,
-        {part.name: own for part, own in samples.items()} if samples else None,
+        {part.name: own_samples for part, own_samples in samples.items()} if samples else None,
     )
     graphs = builder.import_model(parse(content))
-    found = {part: graphs[part.name] for part in traced}
-    return {
-        part: ImportedGraph(own.graph, _nest(own.inputs), _nest(own.outputs))
-        for part, own in found.items()
-    }
+    for converted in graphs.values():
+        converted.inputs, converted.outputs = _nest(converted.inputs), _nest(converted.outputs)
+    return {part: graphs[part.name] for part in traced}
 
 
 def _flat(function):
@@ -409,7 +415,7 @@ def _flatten(tensors):
     flat = {}
     for name, value in tensors.items():
         if isinstance(value, tuple):
-            flat |= {f"{name}_{index}": own for index, own in enumerate(value)}
+            flat |= {f"{name}_{index}": element for index, element in enumerate(value)}
         else:
             flat[name] = value
     return flat
@@ -423,9 +429,9 @@ def _nest(tensors):
             tuples[match[1]][int(match[2])] = value
         else:
             nested[name] = value
-    return nested | {
-        name: tuple(own[index] for index in sorted(own)) for name, own in tuples.items()
-    }
+    for name, elements in tuples.items():
+        nested[name] = tuple(elements[index] for index in sorted(elements))
+    return nested
 
 
 def _features_specs(traced):

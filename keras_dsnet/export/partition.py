@@ -70,7 +70,7 @@ class SectionPlan:
 
     def _by_layer(self, entry):
         """Returns a dict from layer to the group ends of all routes."""
-        # The rest of the section joins what the entry gives to the groups of its first span.
+        # The rest of the section joins the entry's outputs to the groups of its first span.
         found = dict.fromkeys(self.entry_layers, self.entry if entry else self.group_ends[0])
         found |= dict.fromkeys(self.pooled_layers, self.pooled)
         for layers, ends in zip(self.layers, self.group_ends):
@@ -389,25 +389,28 @@ def survey_network(
                 _add_convs(spans[section], section, counter.convs, entry_layers[section], route)
                 copied += counter.copied if route != routes[-1] else 0
         madds = counter.madds + counter.pooling
-        for span in itertools.chain.from_iterable(own.values() for own in spans.values()):
+        for span in _all_spans(spans):
             for elements in (span.outputs, span.inputs, span.entry_outputs):
                 if route in elements:
                     elements[route] /= madds
-    found = [span for own in spans.values() for span in own.values()]
-    return Survey(found, entry_layers, pooled_layers, counter.parameters, copied)
+    return Survey(_all_spans(spans), entry_layers, pooled_layers, counter.parameters, copied)
+
+
+def _all_spans(spans):
+    return [span for of_section in spans.values() for span in of_section.values()]
 
 
 def _add_convs(spans, section, convs, entry_layers, route):
-    """Adds what one route runs in a section to its spans, a dict by the size of the outputs."""
+    """Adds a route's convolutions in a section to its spans, a dict by the size of the outputs."""
     first = [conv for conv in convs if conv.layer in entry_layers]
     rest = [conv for conv in convs if conv.layer not in entry_layers]
     # A section that is only an entry has a span without convolutions.
     for size in dict.fromkeys([conv.outputs[:2] for conv in rest] or [None]):
-        own = [conv for conv in rest if conv.outputs[:2] == size]
+        same_size = [conv for conv in rest if conv.outputs[:2] == size]
         span = spans.setdefault(size, Span(section))
-        span.layers = [conv.layer for conv in own]
-        span.weights[route], span.outputs[route] = _totals(own)
-        span.inputs[route] = math.prod(own[0].inputs) if own else 0
+        span.layers = [conv.layer for conv in same_size]
+        span.weights[route], span.outputs[route] = _totals(same_size)
+        span.inputs[route] = math.prod(same_size[0].inputs) if same_size else 0
     if first:
         span = next(iter(spans.values()))
         span.entry_weights[route], span.entry_outputs[route] = _totals(first)

@@ -205,7 +205,7 @@ class ModelBuilder:
         Args:
             graph: `schema.SubGraphT`, the caller.
             condition: int, tensor index of a bool.
-            arguments: tensor indices of what both subgraphs take.
+            arguments: tensor indices of the inputs of both subgraphs.
             branches: the subgraph index if the condition holds, and the one if it does not.
 
         Returns:
@@ -229,8 +229,8 @@ class ModelBuilder:
 
         Args:
             graph: `schema.SubGraphT`, the caller.
-            arguments: tensor indices of what all callees take. The last one is an int32, the number
-                of the subgraph to call.
+            arguments: tensor indices of the inputs of all callees. The last one is an int32, the
+                number of the subgraph to call.
             callees: dict from number, in ascending order, to the index of a subgraph.
             likely: int, the number that is compared first. Defaults to None: all numbers are
                 equally deep in the tree.
@@ -363,7 +363,7 @@ def inline(
 
 
 def separate_buffers(model: schema.ModelT) -> None:
-    """Gives quantised operators buffers that identify what XNNPACK packs for them.
+    """Gives quantised operators buffers that identify their packed weights.
 
     XNNPACK packs an operator's weights, bias and scales together, and its weight cache identifies
     the packed result by the buffers of weights and bias only. Operators that share both buffers but
