@@ -29,7 +29,7 @@ def test_a_section_takes_the_features_of_every_width_before_it(parts):
     for producer, consumers in parts.consumers():
         for consumer in consumers:
             producers.setdefault(consumer, []).append(producer)
-    before = {width: parts.front for width in ROUTES}
+    before = dict.fromkeys(ROUTES, parts.front)
     for section in parts.sections:
         for (width_before, _), entry in section.entries.items():
             assert producers[entry] == [before[width_before]]
