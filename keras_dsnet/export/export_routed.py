@@ -97,7 +97,7 @@ def export_routed(
     from keras_dsnet.export import DynamicInterpreter, export_routed
 
     model = DSMobileNet(weights=None, input_shape=(32, 32, 3), classes=10)
-    report = export_routed(model, "m.tflite", routes=(0, 13), layout="fast")
+    report = export_routed(model, "m.tflite", routes=(0, 1))
     print(report.text())
     output, path = DynamicInterpreter("m.tflite").run(np.zeros((32, 32, 3), "float32"))
     ```

@@ -1,4 +1,4 @@
-"""Plans of channel groups: each can be run, gives the network's outputs, and counts its weights."""
+"""Tests that plans keep to their limits and give the network's outputs."""
 
 import dataclasses
 import itertools
@@ -45,12 +45,12 @@ def large():
 def test_a_span_is_what_lies_between_two_strides(efficientnet):
     first, second = survey_network(efficientnet, ROUTES, SHAPE).spans
     names = [[layer.name.split("_", 1)[1] for layer in span.layers] for span in (first, second)]
-    # Blocks 3 and 4 at 4x4, block 5 from its stride on.
+    # Blocks 3 and 4 have outputs of 4x4. The second span begins with the stride of block 5.
     assert names[0] == ["3_project", "4_expand", "4_project", "5_expand"]
     assert names[1] == ["5_project", "conv"]
     assert first.weights[2] == 8 * 16 + 16 * 32 + 32 * 16 + 16 * 32
     assert second.weights == {0: 16 * 8 + 8 * 20, 1: 24 * 16 + 16 * 20, 2: 32 * 24 + 24 * 20}
-    # Elements for each multiply-add of the path.
+    # Element counts are normalised by the MAdds of the path.
     madds = efficientnet.madds(2, SHAPE)
     assert first.outputs[2] == 16 * (16 + 32 + 16 + 32) / madds
     assert second.inputs[2] == 4 * 32 / madds
@@ -76,7 +76,7 @@ def test_convolutions_that_see_the_width_before_are_no_part_of_a_span():
     spans = survey_network(tiny_network(TINY_RESNET), ROUTES, SHAPE).spans
     assert [span.section for span in spans] == [1, 2, 3]
     assert [span.has_entry for span in spans] == [False, True, True]
-    # Branch and shortcut: 96 channels to 24 and to 96.
+    # The branch maps 96 channels to 24, the shortcut 96 to 96.
     assert spans[1].entry_weights[2] == 96 * 24 + 96 * 96
     assert spans[1].weights[2] == 9 * 24 * 24 + 24 * 96
 
@@ -132,7 +132,7 @@ def test_several_gates_hold_no_more_than_their_layout(monkeypatch):
 
 
 def run_plan(network, plan, route, images):
-    """Runs a route as a file with this plan does, in TensorFlow."""
+    """Runs a route in TensorFlow as a file with this plan runs it."""
     parts = {part.name: part for part in RoutedParts(network, ROUTES, (plan,)).graphs().running()}
     rest = parts[f"route_{route}"].function
     outputs = [rest(parts["front"].function(image[None])["features"]) for image in images]
@@ -183,7 +183,7 @@ def test_a_section_of_several_gates_may_have_several_spans():
 
 
 def weights_of(*widths):
-    """Weights that grow with the square of the channels, as those of pointwise convolutions."""
+    """Returns weights that grow with the square of the channels, as pointwise kernels do."""
     return {width: (224 + 32 * width) ** 2 for width in widths}
 
 
@@ -194,7 +194,7 @@ SETS = [
     weights_of(0, 4, 9, 13),
     weights_of(0, 1, 2, 3),
     weights_of(*range(14)),
-    # Steps of very different size.
+    # These steps have very different sizes.
     {0: 10, 1: 11, 2: 1000, 3: 1001},
 ]
 
@@ -235,7 +235,7 @@ def test_the_dearer_a_weight_the_fewer_are_stored_and_the_more_is_cut():
 def test_weights_are_counted_once_where_routes_begin_with_the_same_cuts():
     weights = {0: 10, 1: 20, 2: 50}
     assert stored_weights(weights, {0: (0,), 1: (0, 1), 2: (0, 1, 2)}) == 50
-    # The blocks of route 1 are of no use to route 2, nor the other way round.
+    # Routes 1 and 2 cannot use the blocks of each other.
     assert stored_weights(weights, {0: (0,), 1: (0, 1), 2: (0, 2)}) == 60
     assert stored_weights(weights, {0: (0,), 1: (1,), 2: (0, 2)}) == 70
 
@@ -243,7 +243,7 @@ def test_weights_are_counted_once_where_routes_begin_with_the_same_cuts():
 def test_the_share_of_channels_counts_groups_in_the_same_way():
     assert stored_share({0: (0,), 1: (0, 1), 2: (0, 1, 2)}) == 1
     assert stored_share({0: (0,), 1: (1,), 2: (2,)}) == 2
-    # One channel of route 0, one more of route 1, two of route 2 alone.
+    # One channel of route 0, one more of route 1, and two that only route 2 has.
     assert stored_share({0: (0,), 1: (0, 1), 2: (0, 2)}) == pytest.approx(4 / 3)
 
 

@@ -1,4 +1,4 @@
-"""Models built by hand: the subgraphs that a tree of `IF` calls, and separate buffers."""
+"""Tests a tree of `IF`s in a model built by hand, and separate buffers."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def empty_graph(name):
 
 
 def adding(builder, value):
-    """Adds a graph of `x` and a number that returns `x + value`; returns its place."""
+    """Adds a subgraph of `x` and a number that computes `x + value`; returns its index."""
     graph = empty_graph(f"add_{value}")
     graph.inputs = [add_tensor(graph, "x", TensorType.INT32, [2])]
     graph.inputs.append(add_tensor(graph, "number", TensorType.INT32, []))
@@ -48,7 +48,7 @@ def adding(builder, value):
 
 
 def built(numbers, likely):
-    """Returns a file whose signature calls, by number, one of as many graphs, and its model."""
+    """Returns a file whose signature calls one of several graphs by number, and its model."""
     builder, main = ModelBuilder(), empty_graph("main")
     builder.add_subgraph(main)
     places = {number: adding(builder, 10 * number) for number in numbers}
@@ -78,19 +78,19 @@ def test_the_likely_graph_is_called_without_going_down_the_tree():
         assert operators_of(main, model) == ["EQUAL", "IF"]
         options = main.operators[1].builtinOptions
         assert model.subgraphs[options.thenSubgraphIndex].name.decode() == f"add_{10 * likely}"
-        # The others are two levels below, not three.
+        # The others are two levels further down, not three.
         below = model.subgraphs[options.elseSubgraphIndex]
         assert operators_of(below, model) == ["LESS", "IF"]
 
 
 def convolutions(image):
-    """One kernel on two inputs of different scales."""
+    """Applies one kernel to two inputs with different scales."""
     first = tf.nn.conv2d(image, KERNEL, 1, "SAME")
     return {"output": first + tf.nn.conv2d(tf.nn.relu(30.0 * image), KERNEL, 1, "SAME")}
 
 
 def products(image):
-    """One matrix without a bias, the same way."""
+    """Applies one matrix without a bias to two inputs with different scales."""
     rows = tf.reshape(image, (1, -1))[:, :27]
     matrix = KERNEL.reshape(27, 4)
     return {"output": tf.matmul(rows, matrix) + tf.matmul(tf.nn.relu(30.0 * rows), matrix)}
@@ -98,7 +98,7 @@ def products(image):
 
 @pytest.fixture(scope="module", params=[convolutions, products])
 def contents(request):
-    """The bytes of a file as it was converted, and with buffers of their own."""
+    """Returns the bytes of a converted file without and with separate buffers."""
     samples = [{"image": image[None]} for image in IMAGES]
     inputs = {"image": tf.TensorSpec((1, SIZE, SIZE, 3))}
     content = convert(request.param, inputs, "int8", lambda: iter(samples))
@@ -108,7 +108,7 @@ def contents(request):
 
 
 def pairs(content):
-    """The buffers of weights and bias of each operator that has weights."""
+    """Returns the buffers of weights and bias of each operator that has weights."""
     model = parse(content)
     (graph,) = model.subgraphs
     return [
