@@ -60,9 +60,9 @@ def assemble_file(
     Args:
         builder: `ModelBuilder` that imported the graphs.
         graphs: `RoutedGraphs` of `ImportedGraph`s. They are changed.
-        routes: tuple of candidate widths, ascending.
+        routes: Tuple of candidate widths, ascending.
         network: `DynamicSlimmableNetwork`, which TFLite Metadata describe.
-        metadata: dict for JSON, which `DynamicInterpreter` reads; `input_type` and `quantize` are
+        metadata: Dict for JSON, which `DynamicInterpreter` reads; `input_type` and `quantize` are
             among its keys.
 
     Returns:
@@ -140,11 +140,11 @@ class CalledGraphs:
     """The graphs that the main graph calls after a gate, in the order of their numbers.
 
     Args:
-        number: tensor index of the number of the graph that runs.
-        narrow: int, number of the graph for images that took the narrowest width at every gate.
-        widths: list of the graphs' widths.
-        features: list with the tensor indices of each graph's features.
-        results: list with the tensor index of each graph's scores of the next gate, or output.
+        number: Tensor index of the number of the graph that runs.
+        narrow: Integer, number of the graph for images that took the narrowest width at every gate.
+        widths: List of the graphs' widths.
+        features: List with the tensor indices of each graph's features.
+        results: List with the tensor index of each graph's scores of the next gate, or output.
     """
 
     number: int
@@ -183,8 +183,8 @@ class SectionCalls:
         """Adds the calls after the first gate.
 
         Args:
-            position: tensor index of the chosen position among the routes.
-            features: tensor indices of the front's features.
+            position: Tensor index of the chosen position among the routes.
+            features: Tensor indices of the front's features.
         """
         for rest in self._rest.values():
             rest.graph.inputs, rest.graph.outputs = list(rest.inputs["features"]), _outputs(rest)
@@ -195,7 +195,7 @@ class SectionCalls:
         """Adds the calls after a later gate.
 
         Args:
-            position: tensor index of the chosen position among the routes.
+            position: Tensor index of the chosen position among the routes.
             before: `CalledGraphs` of the gate before.
         """
         routes = [*self._rest]
@@ -237,8 +237,8 @@ class SectionCalls:
         """Returns the graph of a width, which begins with a tree of its entries.
 
         Args:
-            width: int.
-            arguments: tensor indices of the arguments of all graphs of this section.
+            width: Integer.
+            arguments: Tensor indices of the arguments of all graphs of this section.
             before: `CalledGraphs` of the gate before.
         """
         rest = copy.deepcopy(self._rest[width])
@@ -332,7 +332,7 @@ def _quantize_output(builder, graph, index, wanted):
     Args:
         builder: `ModelBuilder`.
         graph: `schema.SubGraphT`. It is changed.
-        index: tensor index of an output of the graph, in float.
+        index: Tensor index of an output of the graph, in float.
         wanted: `schema.TensorT`, the input of the next graph.
     """
     if wanted.type != TensorType.INT8 or graph.tensors[index].type == TensorType.INT8:
@@ -375,11 +375,11 @@ def force_route(content: bytes, path: int | Sequence[int]) -> bytes:
     path. Every operator still runs, those of the gates included.
 
     Args:
-        content: bytes of the file.
-        path: int, a width for every gate, or a sequence with one per gate.
+        content: Bytes of the file.
+        path: Integer, a width for every gate, or a sequence with one per gate.
 
     Raises:
-        ValueError: if a width is not a route of the file, if there are more or fewer widths than
+        ValueError: If a width is not a route of the file, if there are more or fewer widths than
             gates, or if the file is from an earlier version.
     """
     metadata = read_metadata(content)

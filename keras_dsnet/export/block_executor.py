@@ -43,20 +43,20 @@ class BlockExecutor(Executor):
 
     Args:
         path: `Path` of Python ints.
-        group_ends: dict from layer to an ascending tuple of widths; the last one is the path's. For
+        group_ends: Dict from layer to an ascending tuple of widths; the last one is the path's. For
             a convolution they are the group ends of its inputs and outputs. For a layer on pooled
             features they are those of its inputs. Defaults to None: every layer has one group, as
             have layers that are missing in the dict.
-        integer: bool. `True` makes kernels for an int8 file. Its blocks are rounded to what int8
+        integer: Boolean. `True` makes kernels for an int8 file. Its blocks are rounded to what int8
             can hold before they are scaled, so every route quantises to the same integers with
             different scales, and the ratio of the scales needs no operator. Defaults to `False`.
-        folded_with: dict from layer to the widths whose statistics its groups are folded with.
+        folded_with: Dict from layer to the widths whose statistics its groups are folded with.
             Defaults to None: the path's statistics, as for layers that are missing in the dict.
-        float_norms: bool. `True` keeps group normalisation in float in an int8 file. Defaults to
+        float_norms: Boolean. `True` keeps group normalisation in float in an int8 file. Defaults to
             `True`.
 
     Attributes:
-        scores: list of the slimming heads' outputs `[1, choices]`, in the order of the heads. It is
+        scores: List of the slimming heads' outputs `[1, choices]`, in the order of the heads. It is
             filled while steps run.
     """
 
@@ -318,13 +318,13 @@ def add_blocks(
     """Sums blocks in the order that suits the shape of a kernel.
 
     Args:
-        x: input channels, in groups with any edges.
-        inputs: edges at which the kernel's input channels are cut.
-        edges: edges at which the kernel's output channels are cut.
-        term: function `term(group, in_channels, out_channels, is_first)`. It returns the
+        x: Input channels, in groups with any edges.
+        inputs: Edges at which the kernel's input channels are cut.
+        edges: Edges at which the kernel's output channels are cut.
+        term: Function `term(group, in_channels, out_channels, is_first)`. It returns the
             part of an input group in the sum of some output channels. Both ranges are pairs of
             begin and end. The first term of an output adds the bias.
-        widening: float, the layer's largest number of outputs divided by its largest number of
+        widening: Float, the layer's largest number of outputs divided by its largest number of
             inputs, so that all routes decide alike. Defaults to None: the groups of inputs and
             outputs do not end at the same routes.
 
@@ -402,12 +402,12 @@ def fold_groups(
 
     Args:
         layer: `SwitchableBatchNormalization`.
-        row: int, row of the path's statistics.
-        folded_with: for each group the row that it is folded with. Where the number of groups
+        row: Integer, row of the path's statistics.
+        folded_with: For each group the row that it is folded with. Where the number of groups
             differs, as for a layer that is not cut, all groups are folded with the first row given.
             Empty: with the path's row.
-        edges: edges of the groups.
-        bias: array `[channels]` that is added before the norm, or None.
+        edges: Edges of the groups.
+        bias: Array `[channels]` that is added before the norm, or None.
 
     Returns:
         Tuple `(scale, bias, ratio)` of arrays `[channels]`. If `y` is what the unscaled kernels
@@ -436,8 +436,8 @@ def multiply_channels(x: tf.Tensor, ratio: np.ndarray, is_sum: bool) -> tf.Tenso
 
     Args:
         x: `[1, height, width, channels]`.
-        ratio: array `[channels]`.
-        is_sum: bool, whether `x` is the output of an addition, which nothing folds into.
+        ratio: Array `[channels]`.
+        is_sum: Boolean, whether `x` is the output of an addition, which nothing folds into.
     """
     if np.all(ratio == 1):
         return x
@@ -492,8 +492,8 @@ def group_norm(layer: SlicedGroupNormalization, x: tf.Tensor, first: int, last: 
     Args:
         layer: `SlicedGroupNormalization`.
         x: `[1, height, width, last - first]`.
-        first: int, the layer's channel that is the first of `x`.
-        last: int, the end of the channels.
+        first: Integer, the layer's channel that is the first of `x`.
+        last: Integer, the end of the channels.
     """
     size = layer.channels_per_group
     if first % size or (last - first) % size:

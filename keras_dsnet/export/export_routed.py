@@ -60,9 +60,9 @@ def export_routed(
 
     Args:
         network: `DynamicSlimmableNetwork`.
-        filename: path of the file, which must end in `.tflite`. An existing file survives a failed
+        filename: Path of the file, which must end in `.tflite`. An existing file survives a failed
             export.
-        routes: tuple of ints, candidate widths in ascending order. Defaults to the network's
+        routes: Tuple of ints, candidate widths in ascending order. Defaults to the network's
             routes. A warning is given if the gates were not trained for them.
         quantize: None for float32, "float16" for float16 weights, "dynamic" for int8 weights, or
             "int8" for int8 weights and activations, which needs `representative_data`. Defaults to
@@ -71,23 +71,23 @@ def export_routed(
             routes add up, and a few of them twice where that saves most time. "fast" stores whole
             convolutions for each route, with several gates up to twice the widest path's weights,
             and shares the rest. Defaults to "shared".
-        representative_data: only for "int8", a `tf.data.Dataset`, array, generator or other
+        representative_data: Only for "int8", a `tf.data.Dataset`, array, generator or other
             iterable of images or batches of images as the file takes them, or a function that
             returns one. It may be endless. Every route is measured on its first 500 images.
         input_shape: `(height, width, 3)`. Defaults to the network's input shape; required if that
             is open.
         input_type: "float32" for preprocessed images, or "uint8" for raw pixels, which the file
             normalises by the network's `normalization`. Defaults to "float32".
-        verbose: bool. `True` logs each phase and a report at the level INFO of the logger
+        verbose: Boolean. `True` logs each phase and a report at the level INFO of the logger
             "keras_dsnet". Defaults to `True`.
 
     Returns:
         `RoutedReport`, a dict.
 
     Raises:
-        ValueError: if routes, options or images do not fit, if TFLite cannot hold the network, or
+        ValueError: If routes, options or images do not fit, if TFLite cannot hold the network, or
             if the outputs of a float32 file differ from the network's by more than 1e-4.
-        OSError: if the file cannot be written.
+        OSError: If the file cannot be written.
 
     Example:
 
@@ -190,21 +190,21 @@ def check_routed(
     """Compares the outputs of a routed file with those of the network.
 
     Args:
-        content: bytes of the file.
+        content: Bytes of the file.
         network: `DynamicSlimmableNetwork`.
-        routes: tuple of widths. The paths are those of `checked_paths`.
+        routes: Tuple of widths. The paths are those of `checked_paths`.
         shape: `(height, width, 3)`.
         input_type: "float32" or "uint8". Defaults to "float32".
-        quantize: str or None, as of `export_routed`. Only a float32 file must agree. Defaults to
+        quantize: String or None, as of `export_routed`. Only a float32 file must agree. Defaults to
             None.
-        images: int, number of random images to run. Defaults to 2.
+        images: Integer, number of random images to run. Defaults to 2.
 
     Returns:
         Dict from path, a tuple with one width per gate, to the largest difference, where 1 is the
         largest output of the network.
 
     Raises:
-        ValueError: if a forced path is not taken, or if a float32 file differs by more than 1e-4.
+        ValueError: If a forced path is not taken, or if a float32 file differs by more than 1e-4.
     """
     from ai_edge_litert.interpreter import Interpreter
 
@@ -265,10 +265,10 @@ class RoutedReport(dict):
       size if every subgraph had separate copies.
 
     Args:
-        filename: path of the file.
-        content: bytes of the file.
+        filename: Path of the file.
+        content: Bytes of the file.
         model: `schema.ModelT` of the file.
-        rows: list, the value of "routes".
+        rows: List, the value of "routes".
     """
 
     def __init__(

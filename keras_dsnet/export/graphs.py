@@ -35,9 +35,9 @@ class SectionGraphs:
     """The graphs of one section: of the layers between two gates, or after the last gate.
 
     Args:
-        entries: dict from `(width before, width)` to the graph of the first convolutions. It is
+        entries: Dict from `(width before, width)` to the graph of the first convolutions. It is
             empty for the first section, which has the same channels before it at every width.
-        rest: dict from width to the graph of the other layers.
+        rest: Dict from width to the graph of the other layers.
     """
 
     entries: dict
@@ -60,10 +60,10 @@ class RoutedGraphs:
     separate graphs for every pair of widths. Every path can be taken without a graph per path.
 
     Args:
-        front: the graph from the image to the first gate.
-        sections: tuple with a `SectionGraphs` for each gate.
-        allow: the graph that turns the bounds of the gates into masks.
-        choices: tuple with the graph that chooses a route, for each gate.
+        front: The graph from the image to the first gate.
+        sections: Tuple with a `SectionGraphs` for each gate.
+        allow: The graph that turns the bounds of the gates into masks.
+        choices: Tuple with the graph that chooses a route, for each gate.
     """
 
     front: Any
@@ -104,10 +104,10 @@ class Part:
     """A function that becomes a graph of a routed file.
 
     Args:
-        name: str, unique name of the graph.
-        function: function of the inputs by name. It returns a dict of tensors and tuples of
+        name: String, unique name of the graph.
+        function: Function of the inputs by name. It returns a dict of tensors and tuples of
             tensors.
-        inputs: dict of `tf.TensorSpec`, or None: the only input is `features`, a tuple of tensors
+        inputs: Dict of `tf.TensorSpec`, or None: the only input is `features`, a tuple of tensors
             that other parts give.
     """
 
@@ -121,11 +121,12 @@ class RoutedParts:
 
     Args:
         network: `DynamicSlimmableNetwork`.
-        routes: tuple of candidate widths, ascending.
-        plans: tuple with a `SectionPlan` for each gate. Defaults to None, with which the functions
+        routes: Tuple of candidate widths, ascending.
+        plans: Tuple with a `SectionPlan` for each gate. Defaults to None, with which the functions
             of the sections cannot be called.
-        integer: bool, whether the file is int8. Defaults to `False`.
-        raw: bool, whether images are uint8 pixels, which the front normalises. Defaults to `False`.
+        integer: Boolean, whether the file is int8. Defaults to `False`.
+        raw: Boolean, whether images are uint8 pixels, which the front normalises. Defaults to
+            `False`.
         shape: `(height, width, 3)`. Defaults to the network's.
     """
 
@@ -220,9 +221,9 @@ class RoutedParts:
         """Chooses a route at a gate.
 
         Args:
-            gate: int.
+            gate: Integer.
             scores: `[1, choices]`.
-            allowed: bool `[routes]`.
+            allowed: Boolean tensor `[routes]`.
 
         Returns:
             Dict of `position`, the index of the chosen one among the routes, int32 `[1]`.
@@ -265,8 +266,8 @@ class RoutedParts:
         """Returns the executor of sections at the given widths.
 
         Args:
-            widths: dict from section to width.
-            entry: int, the section of which only the first convolutions will run, or None.
+            widths: Dict from section to width.
+            entry: Integer, the section of which only the first convolutions will run, or None.
         """
         sections = range(1, self._network.num_gates + 1)
         path = (0, *(widths.get(section, 0) for section in sections))
@@ -318,7 +319,7 @@ def normalise_pixels(image: tf.Tensor, normalization: Normalization, integer: bo
     Args:
         image: uint8 `[1, height, width, 3]`.
         normalization: `Normalization`.
-        integer: bool, whether the file is int8.
+        integer: Boolean, whether the file is int8.
 
     Returns:
         float32 tensor `[1, height, width, 3]`.
@@ -346,11 +347,11 @@ def convert_parts(
 
     Args:
         parts: `RoutedGraphs` of `Part`s.
-        quantize: str or None, as of `convert`.
-        images: for "int8", list of arrays `[1, height, width, 3]`. The ranges of a part are
+        quantize: String or None, as of `convert`.
+        images: For "int8", list of arrays `[1, height, width, 3]`. The ranges of a part are
             measured on the features that earlier parts make of each image; where several parts give
             its features, they take turns.
-        log: function that is called with a message after each conversion.
+        log: Function that is called with a message after each conversion.
 
     Returns:
         Tuple of the `ModelBuilder` that imported the graphs, and `RoutedGraphs` of

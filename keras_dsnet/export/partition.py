@@ -34,12 +34,12 @@ class SectionPlan:
     """The group ends of every layer after one gate.
 
     Args:
-        group_ends: tuple with the group ends of each `Span` of the section.
-        layers: tuple with the convolutions of each `Span`, themselves tuples.
-        entry_layers: tuple of the section's first convolutions, which see the width before.
-        entry: group ends of the outputs of these.
-        pooled_layers: tuple of the gates and dense layers, which take pooled features.
-        pooled: group ends of the inputs of these, whose sums cost nothing.
+        group_ends: Tuple with the group ends of each `Span` of the section.
+        layers: Tuple with the convolutions of each `Span`, themselves tuples.
+        entry_layers: Tuple of the section's first convolutions, which see the width before.
+        entry: Group ends of the outputs of these.
+        pooled_layers: Tuple of the gates and dense layers, which take pooled features.
+        pooled: Group ends of the inputs of these, whose sums cost nothing.
     """
 
     group_ends: tuple
@@ -53,8 +53,8 @@ class SectionPlan:
         """Returns a dict from layer to the group ends of a route, for a `BlockExecutor`.
 
         Args:
-            route: int.
-            entry: bool. `True` for an executor of only the section's first convolutions, `False`
+            route: Integer.
+            entry: Boolean. `True` for an executor of only the section's first convolutions, `False`
                 for one of the rest. Defaults to `False`.
         """
         return {layer: ends[route] for layer, ends in self._by_layer(entry).items()}
@@ -63,8 +63,8 @@ class SectionPlan:
         """Returns a dict from layer to the routes that its groups are folded with.
 
         Args:
-            route: int.
-            entry: bool, as of `of_layers`.
+            route: Integer.
+            entry: Boolean, as of `of_layers`.
         """
         return {layer: folded_routes(ends, route) for layer, ends in self._by_layer(entry).items()}
 
@@ -93,10 +93,10 @@ def plan_sections(
 
     Args:
         network: `DynamicSlimmableNetwork`.
-        routes: tuple of candidate widths, ascending.
+        routes: Tuple of candidate widths, ascending.
         shape: `(height, width, 3)`.
         layout: "shared" or "fast".
-        integer: bool, whether the plan is for an int8 file. Defaults to `False`.
+        integer: Boolean, whether the plan is for an int8 file. Defaults to `False`.
 
     Returns:
         Tuple with a `SectionPlan` for each gate.
@@ -205,8 +205,8 @@ def cheapest_group_ends(weights: Mapping[int, int], weight_cost: float) -> dict:
     """Returns the group ends of lowest cost: 1 per cut, `weight_cost` per stored weight.
 
     Args:
-        weights: dict from route, in ascending order, to the number of weights that it runs.
-        weight_cost: float.
+        weights: Dict from route, in ascending order, to the number of weights that it runs.
+        weight_cost: Float.
     """
     ends: dict = {}
     for route, count in weights.items():
@@ -222,8 +222,8 @@ def stored_weights(weights: Mapping[int, int], group_ends: Mapping) -> int:
     """Returns the number of weights that a file stores.
 
     Args:
-        weights: dict from route to the number of weights that it runs.
-        group_ends: of all routes.
+        weights: Dict from route to the number of weights that it runs.
+        group_ends: Group ends of all routes.
     """
     kept = set(group_ends.values())
     kept |= {ends[:end] for ends in kept for end in range(1, len(ends))}
@@ -238,8 +238,8 @@ def folded_routes(group_ends: Mapping, route: int) -> tuple[int, ...]:
     has less time.
 
     Args:
-        group_ends: of all routes.
-        route: int.
+        group_ends: Group ends of all routes.
+        route: Integer.
     """
     found = []
     for end in range(1, len(group_ends[route]) + 1):
@@ -283,14 +283,14 @@ class Span:
     pass over them is the cost of one cut.
 
     Args:
-        section: int.
-        layers: list of the convolutions, except those that see the width before.
-        weights: number of weights of the kernels.
-        outputs: number of elements of their outputs.
-        inputs: number of elements of the first one's input.
-        entry_weights: number of weights of the convolutions that see the width before. Empty
+        section: Integer.
+        layers: List of the convolutions, except those that see the width before.
+        weights: Number of weights of the kernels.
+        outputs: Number of elements of their outputs.
+        inputs: Number of elements of the first one's input.
+        entry_weights: Number of weights of the convolutions that see the width before. Empty
             where the span does not begin with such.
-        entry_outputs: number of elements of the outputs of these.
+        entry_outputs: Number of elements of the outputs of these.
     """
 
     section: int
@@ -344,13 +344,13 @@ class Survey:
     """What one walk of each route through a network finds.
 
     Args:
-        spans: list of the `Span`s after the first gate, in the order in which they run.
-        entry_layers: dict from section to its first convolutions, where they see the width before.
-        pooled_layers: dict from section to its gates and dense layers.
-        parameters: int, the parameters of the widest path.
-        copied: int, the weights after the first gate that are stored for every route in addition to
-            the widest: the depthwise kernels that routes do not share, and the biases and ratios
-            where batch norm is folded.
+        spans: List of the `Span`s after the first gate, in the order in which they run.
+        entry_layers: Dict from section to its first convolutions, where they see the width before.
+        pooled_layers: Dict from section to its gates and dense layers.
+        parameters: Integer, the parameters of the widest path.
+        copied: Integer, the weights after the first gate that are stored for every route in
+            addition to the widest: the depthwise kernels that routes do not share, and the biases
+            and ratios where batch norm is folded.
     """
 
     spans: list
@@ -367,7 +367,7 @@ def survey_network(
 
     Args:
         network: `DynamicSlimmableNetwork`.
-        routes: tuple of candidate widths, ascending.
+        routes: Tuple of candidate widths, ascending.
         shape: `(height, width, 3)`.
     """
     sections = dict(enumerate(network.sections))
@@ -435,9 +435,9 @@ class _SurveyCounter(CostCounter):
     """Counts the costs of a route and collects the layers of each section on the way.
 
     Attributes:
-        convs: list of the `_Conv`s of the current section.
-        pooled: list of the current section's layers on pooled features.
-        copied: int, number of weights of the current section that no two routes share.
+        convs: List of the `_Conv`s of the current section.
+        pooled: List of the current section's layers on pooled features.
+        copied: Integer, number of weights of the current section that no two routes share.
     """
 
     def start_section(self):

@@ -58,8 +58,8 @@ class ImportedGraph:
 
     Args:
         graph: `schema.SubGraphT`.
-        inputs: dict from the name of an input to its tensor index.
-        outputs: dict from the name of an output to its tensor index.
+        inputs: Dict from the name of an input to its tensor index.
+        outputs: Dict from the name of an output to its tensor index.
     """
 
     graph: schema.SubGraphT
@@ -71,7 +71,7 @@ class ModelBuilder:
     """Builds a model out of the subgraphs of other models, with each equal buffer stored once.
 
     Attributes:
-        model: the `schema.ModelT` that is being built.
+        model: The `schema.ModelT` that is being built.
     """
 
     def __init__(self):
@@ -180,8 +180,8 @@ class ModelBuilder:
         Args:
             graph: `schema.SubGraphT`.
             name: "EQUAL" or "LESS".
-            index: int, tensor index of a single int32.
-            value: int.
+            index: Integer, tensor index of a single int32.
+            value: Integer.
 
         Returns:
             The tensor index of the condition.
@@ -204,9 +204,9 @@ class ModelBuilder:
 
         Args:
             graph: `schema.SubGraphT`, the caller.
-            condition: int, tensor index of a bool.
-            arguments: tensor indices of the inputs of both subgraphs.
-            branches: the subgraph index if the condition holds, and the one if it does not.
+            condition: Integer, tensor index of a bool.
+            arguments: Tensor indices of the inputs of both subgraphs.
+            branches: The subgraph index if the condition holds, and the one if it does not.
 
         Returns:
             List of the tensor indices of the outputs.
@@ -229,10 +229,10 @@ class ModelBuilder:
 
         Args:
             graph: `schema.SubGraphT`, the caller.
-            arguments: tensor indices of the inputs of all callees. The last one is an int32, the
+            arguments: Tensor indices of the inputs of all callees. The last one is an int32, the
                 number of the subgraph to call.
-            callees: dict from number, in ascending order, to the index of a subgraph.
-            likely: int, the number that is compared first. Defaults to None: all numbers are
+            callees: Dict from number, in ascending order, to the index of a subgraph.
+            likely: Integer, the number that is compared first. Defaults to None: all numbers are
                 equally deep in the tree.
 
         Returns:
@@ -345,7 +345,7 @@ def inline(
     Args:
         graph: `schema.SubGraphT`.
         other: `schema.SubGraphT`. Its tensors and operators are reused, not copied.
-        inputs: dict from tensor indices of `other` to the tensors of `graph` that replace them.
+        inputs: Dict from tensor indices of `other` to the tensors of `graph` that replace them.
 
     Returns:
         Dict from tensor indices of `other` to those of `graph`.
