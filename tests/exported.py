@@ -1,7 +1,8 @@
-"""A routed file in the hands of a test."""
+"""Exports a network and gives tests access to the routed file."""
 
 import contextlib
 import io
+import logging
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -13,7 +14,7 @@ KERNEL_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 
 
 class Exported:
-    """A network, its file, and what was printed and reported while it was made.
+    """A network, its routed file, the report, and the output that the export printed and logged.
 
     Args:
         network: of `routed_networks`.
@@ -25,45 +26,45 @@ class Exported:
         self.network = network
         self.routes = options.get("routes") or network.routes
         self.filename = folder / "m.tflite"
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as printed, logged_messages() as logged:
             self.report = network.export(self.filename, format="litert", **options)
-        self.printed = printed.getvalue()
+        self.printed, self.logged = printed.getvalue(), logged
         self.content = self.filename.read_bytes()
         self.model = parse(self.content)
         self.interpreter = Interpreter(model_path=str(self.filename))
-        # Of the first span; most networks here have one.
+        # Those of the first span. Most networks of the tests have only one.
         self.cuts = {row["path"]: tuple(row["cuts"][0]) for row in self.report["routes"]}
 
     def choose(self, images):
-        """Runs "serving_default": `(outputs, widths)`."""
+        """Runs "serving_default" and returns `(outputs, widths)`."""
         return _run(self.interpreter.get_signature_runner("serving_default"), images)
 
     def bounded(self, images, low, high):
-        """Runs "bounded": `(outputs, widths)`."""
+        """Runs "bounded" and returns `(outputs, widths)`."""
         bounds = {"min_width": np.array([low], "int32"), "max_width": np.array([high], "int32")}
         return _run(self.interpreter.get_signature_runner("bounded"), images, **bounds)
 
     def main(self, signature):
-        """The graph that a signature runs."""
+        """Returns the graph that a signature runs."""
         key = signature.encode()
         (entry,) = [s for s in self.model.signatureDefs if s.signatureKey == key]
         return self.model.subgraphs[entry.subgraphIndex]
 
     def branch(self, route):
-        """The graph of one route."""
+        """Returns the graph of a route."""
         return self.graph(f"route_{self.routes.index(route)}")
 
     def graph(self, name):
-        """The graph of a name."""
+        """Returns the graph with a name."""
         (graph,) = [graph for graph in self.model.subgraphs if graph.name == name.encode()]
         return graph
 
     def operators(self, graph):
-        """Pairs of a graph's operators and their names."""
+        """Returns pairs of a graph's operators and their names."""
         return list(zip(graph.operators, operators_of(graph, self.model)))
 
     def kernels(self, graph, pooled=True):
-        """The sizes in bytes of a branch's kernels, by their buffers; not the depthwise ones.
+        """Returns a dict from buffer to the bytes of a branch's kernels, except depthwise ones.
 
         Without `pooled` also not those of layers on pooled features, which are cut otherwise.
         """
@@ -77,7 +78,7 @@ class Exported:
         return {buffer: len(self.model.buffers[buffer].data) for buffer in buffers}
 
     def partitions(self, graph):
-        """The outputs of each part of a graph that XNNPACK takes when the graph is run alone."""
+        """Returns the outputs of each part that XNNPACK runs when only this graph is run."""
         alone = parse(self.content)
         alone.subgraphs = [own for own in alone.subgraphs if own.name == graph.name]
         alone.signatureDefs = []
@@ -87,7 +88,7 @@ class Exported:
         return [set(op["outputs"]) for op in details if op["op_name"] == "DELEGATE"]
 
     def multiplications_by_constants(self, graph):
-        """How many MUL operators have a constant factor."""
+        """Returns the number of MUL operators with a constant factor."""
         return sum(
             any(
                 self.model.buffers[graph.tensors[index].buffer].data is not None
@@ -98,14 +99,30 @@ class Exported:
         )
 
 
+@contextlib.contextmanager
+def logged_messages():
+    """Collects the messages of the package's logger from the level INFO on in a list."""
+    logger, messages = logging.getLogger("keras_dsnet"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def kind_of(tensor):
-    """The name of a tensor's type."""
+    """Returns the name of a tensor's type."""
     kinds = vars(schema.TensorType).items()
     return next(name for name, value in kinds if name.isupper() and value == tensor.type)
 
 
 def largest_difference(outputs, expected):
-    """The largest difference, where 1 is the largest expected value."""
+    """Returns the largest difference, where 1 is the largest expected value."""
     expected = np.asarray(expected)
     assert outputs.shape == expected.shape
     return np.abs(outputs - expected).max() / np.abs(expected).max()

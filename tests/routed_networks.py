@@ -19,14 +19,14 @@ SPEC = MobileNetSpec(
     ),
     attention_ratio=0.5,
 )
-# A block before the gate and one behind it, for tests to which more blocks would tell nothing new.
+# One block before the gate and one after it, for tests that more blocks would only slow down.
 SHORT_SPEC = dataclasses.replace(
     SPEC, stages=(SPEC.stages[0], dataclasses.replace(SPEC.stages[1], blocks=1))
 )
 
 
 def small_network(classes=5, dtype=None, input_shape=(SIZE, SIZE, 3), seed=0, **options):
-    """Returns a network with random variables, statistics different per width, a gate that counts.
+    """Returns a network with random variables, whose statistics differ between widths.
 
     Args:
         classes: int.
@@ -53,7 +53,7 @@ def spread_choices(network):
     """Gives the slimming head weights with which `random_images` choose about equally often."""
     (gate,) = network.slimming_gates
     images = keras.ops.cast(random_images(64), network.compute_dtype)
-    # All steps of the front but the gate.
+    # All steps of the front except the gate.
     features = SlicedExecutor(network.resolve_path(0)).run(network.sections[0][:-1], images)
     pooled = as_numpy(features).mean((1, 2))
     encoder = (gate.w1, gate.b1) if gate.share_encoder else (gate.w1_slimming, gate.b1_slimming)
@@ -69,7 +69,7 @@ def spread_choices(network):
 
 
 def odd_gammas(network):
-    """Gives a third of the channels of every batch norm a gamma of zero, another one below it."""
+    """Sets gamma to zero in a third of all channels, and below zero in another third."""
     for variable in network.variables:
         if variable.name == "gamma":
             values = as_numpy(variable)

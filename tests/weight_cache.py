@@ -5,7 +5,7 @@ import pytest
 
 
 def run_compiled(filename, images, cache="", signature="serving_default", **bounds):
-    """Runs images along a signature: outputs and paths.
+    """Runs images with a signature and returns outputs and paths.
 
     Args:
         filename: of the TFLite file.
@@ -38,7 +38,7 @@ def run_compiled(filename, images, cache="", signature="serving_default", **boun
 
 
 def assert_same_with_cache(filename, images, folder, paths, atol=0.0):
-    """Compares outputs and paths with the cache and without: both signatures, each path forced."""
+    """Asserts that the cache changes no outputs or paths, with the gates free and forced."""
     runs = [("serving_default", {})]
     runs += [("bounded", {"min_width": path, "max_width": path}) for path in paths]
     for number, (signature, bounds) in enumerate(runs):

@@ -1,169 +1,150 @@
-"""Assembles the graphs of a routed network into one TFLite file."""
+"""Assembly of a routed TFLite file from its graphs.
+
+The front becomes the main graph. At every gate it chooses a route, and it has an `IF` for each
+graph of the section that follows: one of them runs, and a subgraph without operators is the other
+branch of each `IF`, which leaves the outputs unchanged. The features of every width are separate
+tensors with different shapes, so none is padded, and an `IF` passes tensors on without a copy. The
+routes that a gate may choose are a mask: a constant in the signature "serving_default", computed
+from the bounds before everything else in "bounded".
+
+`IF`s are not nested along the path: LiteRT re-prepares every subgraph reachable from an `IF` on
+each run, and along the paths that is nearly the whole file.
+"""
 
 import copy
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.dynamic_interpreter import METADATA_NAME, read_metadata, routes_of
+from keras_dsnet.export.graphs import RoutedGraphs, SectionGraphs
 from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
 from keras_dsnet.export.tflite_model import (
-    FileBuilder,
+    Builtin,
+    ModelBuilder,
     TensorType,
+    add_operator,
     add_tensor,
-    builtin_code,
+    append_buffer,
     copy_tensor,
-    give_quantized,
     inline,
-    multiply_directly,
+    is_operator,
     pack,
     parse,
-    take_quantized,
+    separate_buffers,
 )
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 
 BOUNDED = "bounded"
 SERVING = "serving_default"
 BOUNDS = ("min_width", "max_width")
+# Masks of the routes that a gate may choose are tensors of these names, counted from 1.
+_MASK = "allowed_{}"
+# These operators write their outputs with any scale, so the scale may be changed.
+_RESCALING = (Builtin.CONV_2D, Builtin.DEPTHWISE_CONV_2D, Builtin.FULLY_CONNECTED)
 
 
-class RoutedFile:
-    """A TFLite file whose main graph calls, behind every gate, the graph of the chosen width.
-
-    Each part was converted as a graph with a signature of its own. Here the front becomes the main
-    graph. It chooses at every gate, and has an `IF` for each graph of what follows: one of them
-    runs, and a graph without operators stands for each of the others, which leaves its outputs
-    alone. The features of every width are tensors of their own shapes, so none is padded, and an
-    `IF` hands tensors on without a copy; see `RoutedSection`. What a gate may choose is a mask over
-    the routes: in "serving_default" a constant, in "bounded" what it makes of its bounds before all
-    else.
-
-    Why not one `IF` in the other, along the path: what an `IF` can reach is prepared anew whenever
-    it runs, and along the paths that is nearly the whole file.
+def assemble_file(
+    builder: ModelBuilder,
+    graphs: RoutedGraphs,
+    routes: Sequence[int],
+    network: DynamicSlimmableNetwork,
+    metadata: dict[str, Any],
+) -> schema.ModelT:
+    """Assembles the graphs of a routed network into one model.
 
     Args:
-        parts: list of `RoutedPart`, each before those that take its features.
-        choices: list of `RoutedPart`: the bounds, then the choice of each gate.
-        contents: list of bytes: files with a signature for each of them.
-        routes: tuple of widths.
-        network: the `DynamicSlimmableNetwork`.
-        metadata: what the file says of itself, for JSON; `input_type` and `quantize` among it.
+        builder: `ModelBuilder` that imported the graphs.
+        graphs: `RoutedGraphs` of `ImportedGraph`s. They are changed.
+        routes: Tuple of candidate widths, ascending.
+        network: `DynamicSlimmableNetwork`, which TFLite Metadata describe.
+        metadata: Dict for JSON, which `DynamicInterpreter` reads; `input_type` and `quantize` are
+            among its keys.
+
+    Returns:
+        `schema.ModelT`.
     """
+    model = builder.model
+    _connect_quantized(builder, graphs)
+    main = graphs.front.graph
+    # An interpreter that asks for no signature runs subgraph 0, which will be "serving_default".
+    model.subgraphs = [None, main]
+    masks = [
+        add_tensor(main, _MASK.format(gate), TensorType.BOOL, [len(routes)])
+        for gate in range(1, len(graphs.choices) + 1)
+    ]
+    output, path = _add_gates(builder, graphs, masks, routes)
+    main.inputs, main.outputs = [graphs.front.inputs["image"]], [output, path]
+    # Some runtimes identify outputs only by the names of their tensors.
+    for name, index in zip(("output", "path"), main.outputs):
+        main.tensors[index].name = name.encode()
+    serving = copy.deepcopy(main)
+    for mask in masks:
+        builder.set_constant(serving.tensors[mask], True)
+    _prepend_bounds(main, graphs.allow, masks)
+    model.subgraphs[0] = serving
+    for subgraph, key in enumerate((SERVING, BOUNDED)):
+        graph = model.subgraphs[subgraph]
+        graph.name = key.encode()
+        inputs = dict(zip(("image", *BOUNDS), graph.inputs))
+        builder.add_signature(key, subgraph, inputs, dict(zip(("output", "path"), graph.outputs)))
+    separate_buffers(model)
+    add_metadata(model, METADATA_NAME.decode(), json.dumps(metadata).encode())
+    describe(model, network, metadata["input_type"])
+    add_runtime(model, metadata["quantize"])
+    return model
 
-    def __init__(self, parts, choices, contents, routes, network, metadata):
-        self._file = FileBuilder()
-        self._parts = parts
-        self._taken = {}
-        for content in contents:
-            self._taken |= self._file.take(parse(content))
-        for taken in self._taken.values():
-            multiply_directly(taken.graph, self.model, self._file.builtin("MUL"))
-        # Subgraph 0 is what an interpreter runs that asks for no signature.
-        self._file.model.subgraphs = [None, self._taken["front"].graph]
-        self._routes = routes
-        self._connect()
-        self._build(*choices)
-        separate_buffers(self.model)
-        add_metadata(self.model, METADATA_NAME.decode(), json.dumps(metadata).encode())
-        describe(self.model, network, metadata["input_type"])
-        add_runtime(self.model, metadata["quantize"])
 
-    @property
-    def model(self):
-        """The file as a `schema.ModelT`."""
-        return self._file.model
+def _add_gates(builder, graphs, masks, routes):
+    """Adds the choice of every gate and the calls of the section after it to the main graph.
 
-    def content(self):
-        """Returns the bytes of the file."""
-        return pack(self._file.model)
+    Returns:
+        Tuple of the tensor indices of the network's output and of the path.
+    """
+    main, scores = graphs.front.graph, graphs.front.outputs["scores"]
+    called, positions = None, []
+    for choice, section, mask in zip(graphs.choices, graphs.sections, masks):
+        arguments = {choice.inputs["scores"]: scores, choice.inputs["allowed"]: mask}
+        position = inline(main, choice.graph, arguments)[choice.outputs["position"]]
+        positions.append(position)
+        calls = SectionCalls(builder, main, section)
+        if called is None:
+            called = calls.add_first(position, graphs.front.outputs["features"])
+        else:
+            called = calls.add(position, called)
+        results = builder.concatenate(main, called.results)
+        scores = builder.gather(main, results, called.number)
+    widths = builder.add_constant(main, routes)
+    # The last "scores" are the network's output.
+    return scores, builder.gather(main, widths, builder.concatenate(main, positions))
 
-    def _connect(self):
-        """Lets graphs take and give int8 features as they are."""
-        for part in self._parts[1:]:
-            taken = self._taken[part.name]
-            taken.features = [
-                take_quantized(taken.graph, index, self.model) for index in taken.features
-            ]
-        for part in self._parts:
-            if part.next:
-                taken, following = self._taken[part.name], self._taken[part.next[0]]
-                taken.results = [
-                    give_quantized(
-                        taken.graph,
-                        index,
-                        following.graph.tensors[wanted],
-                        self.model,
-                        self._file.builtin("QUANTIZE"),
-                    )
-                    for index, wanted in zip(taken.results, following.features)
-                ]
 
-    def _build(self, bounds, *choices):
-        front = self._taken["front"]
-        main, scores = front.graph, front.outputs["scores"]
-        allowed = {
-            name: add_tensor(main, name, TensorType.BOOL, [len(self._routes)])
-            # Not in the order of the signature, where gate 10 is before gate 2.
-            for name in (f"allowed_{gate}" for gate in range(1, len(choices) + 1))
-        }
-        called, positions = None, []
-        for gate, (choice, mask) in enumerate(zip(choices, allowed.values()), start=1):
-            chosen = self._taken[choice.name]
-            taken = {chosen.inputs["scores"]: scores, chosen.inputs["allowed"]: mask}
-            position = inline(main, chosen.graph, taken)[chosen.outputs["position"]]
-            positions.append(position)
-            parts = [part for part in self._parts if part.section == gate]
-            section = RoutedSection(self._file, main, parts, self._taken)
-            if gate == 1:
-                called = section.call_first(position, front.results)
-            else:
-                called = section.call(position, called)
-            results = self._file.concat(main, called.results)
-            scores = self._file.gather(main, results, called.number)
-        main.inputs, main.outputs = [front.inputs["image"]], [scores, self._path(main, positions)]
-        # Some runtimes know outputs by the names of their tensors only.
-        for name, index in zip(("output", "path"), main.outputs):
-            main.tensors[index].name = name.encode()
-        serving = copy.deepcopy(main)
-        for index in allowed.values():
-            self._file.set_constant(serving.tensors[index], True)
-        self._bound(main, self._taken[bounds.name], allowed)
-        self.model.subgraphs[0] = serving
-        for subgraph, graph, key in ((0, serving, SERVING), (1, main, BOUNDED)):
-            graph.name = key.encode()
-            names = dict(zip(("image", *BOUNDS), graph.inputs))
-            self._file.add_signature(
-                key, subgraph, names, dict(zip(("output", "path"), graph.outputs))
-            )
-
-    def _path(self, main, positions):
-        """Adds operators that make widths of places among the routes; returns the path."""
-        routes = self._file.constant(main, self._routes)
-        return self._file.gather(main, routes, self._file.concat(main, positions))
-
-    def _bound(self, main, bounds, allowed):
-        """Lets the main graph begin with what its bounds allow."""
-        taken = {bounds.outputs[name]: index for name, index in allowed.items()}
-        for name in BOUNDS:
-            index = add_tensor(main, name, TensorType.INT32, [len(allowed)])
-            taken[bounds.inputs[name]] = index
-            main.inputs.append(index)
-        operators, main.operators = main.operators, []
-        inline(main, bounds.graph, taken)
-        main.operators += operators
+def _prepend_bounds(main, allow, masks):
+    """Makes the bounds inputs of the main graph, which then begins by computing the masks."""
+    tensors = dict(zip(allow.outputs["allowed"], masks))
+    for name in BOUNDS:
+        index = add_tensor(main, name, TensorType.INT32, [len(masks)])
+        tensors[allow.inputs[name]] = index
+        main.inputs.append(index)
+    operators, main.operators = main.operators, []
+    inline(main, allow.graph, tensors)
+    main.operators += operators
 
 
 @dataclasses.dataclass(frozen=True)
 class CalledGraphs:
-    """What the main graph has of the graphs behind a gate, in the order of their numbers.
+    """The graphs that the main graph calls after a gate, in the order of their numbers.
 
     Args:
-        number: index of the number of the graph that runs.
-        narrow: number of the graph of the images that took the narrowest width at every gate.
-        widths: of each graph.
-        features: for each graph the indices of the features that it gives.
-        results: for each graph the index of the next gate's scores, or of the output.
+        number: Tensor index of the number of the graph that runs.
+        narrow: Integer, number of the graph for images that took the narrowest width at every gate.
+        widths: List of the graphs' widths.
+        features: List with the tensor indices of each graph's features.
+        results: List with the tensor index of each graph's scores of the next gate, or output.
     """
 
     number: int
@@ -173,56 +154,49 @@ class CalledGraphs:
     results: list
 
 
-class RoutedSection:
-    """Adds a graph for every width behind a gate, and an `IF` for each of them to the main graph.
+class SectionCalls:
+    """Adds a subgraph for every width after a gate, and an `IF` for each to the main graph.
 
-    A graph that sees the width before begins with the tree of `IF`s that runs the layers of that
-    pair of widths; the first asks whether the width has stayed the same.
+    A subgraph that depends on the width before begins with a tree of `IF`s, which runs the
+    section's entry for that pair of widths. The first `IF` asks whether the width has stayed the
+    same.
 
-    From the second gate on, images that took the narrowest width at every gate have a graph of
-    their own, which has these layers in itself: what the tree costs counts most on the shortest
-    path. The file holds the constants once; XNNPACK packs one more copy of the narrowest kernels.
+    From the second gate on, images that took the narrowest width at every gate have another
+    subgraph, which contains the entry: the tree costs most on the shortest path. The file stores
+    the constants once, but XNNPACK packs one more copy of the narrowest kernels.
 
-    Graphs are numbered by the places of their widths; the one for narrow images comes last.
+    Subgraphs are numbered by the positions of their widths; the one for narrow images comes last.
 
     Args:
-        file: a `FileBuilder`.
-        main: the main graph.
-        parts: list of the `RoutedPart` of this section.
-        taken: dict from the name of a part to its `TakenGraph`.
+        builder: `ModelBuilder`.
+        main: `schema.SubGraphT`, the main graph.
+        section: `SectionGraphs` of `ImportedGraph`s.
     """
 
-    def __init__(self, file, main, parts, taken):
-        self._file = file
+    def __init__(self, builder: ModelBuilder, main: schema.SubGraphT, section: SectionGraphs):
+        self._builder = builder
         self._main = main
-        self._rest = {p.width: taken[p.name] for p in parts if p.before is None}
-        self._entries = {(p.before, p.width): taken[p.name] for p in parts if p.before is not None}
+        self._rest = section.rest
+        self._entries = section.entries
 
-    def call_first(self, position, features):
-        """Adds the calls behind the first gate.
+    def add_first(self, position: int, features: Sequence[int]) -> CalledGraphs:
+        """Adds the calls after the first gate.
 
         Args:
-            position: index of the place among the routes that is chosen here.
-            features: indices of what the front gives.
-
-        Returns:
-            A `CalledGraphs`.
+            position: Tensor index of the chosen position among the routes.
+            features: Tensor indices of the front's features.
         """
-        graphs = []
-        for taken in self._rest.values():
-            taken.graph.inputs, taken.graph.outputs = list(taken.features), _outputs(taken)
-            graphs.append(taken.graph)
+        for rest in self._rest.values():
+            rest.graph.inputs, rest.graph.outputs = list(rest.inputs["features"]), _outputs(rest)
+        graphs = [rest.graph for rest in self._rest.values()]
         return self._call(graphs, position, features, [*self._rest], narrow=0)
 
-    def call(self, position, before):
-        """Adds the calls behind a later gate.
+    def add(self, position: int, before: CalledGraphs) -> CalledGraphs:
+        """Adds the calls after a later gate.
 
         Args:
-            position: index of the place among the routes that is chosen here.
-            before: the `CalledGraphs` of the gate before.
-
-        Returns:
-            A `CalledGraphs`.
+            position: Tensor index of the chosen position among the routes.
+            before: `CalledGraphs` of the gate before.
         """
         routes = [*self._rest]
         arguments = [*(index for groups in before.features for index in groups), before.number]
@@ -235,226 +209,191 @@ class RoutedSection:
         return self._call([*graphs, narrow], number, arguments, widths, narrow=len(routes))
 
     def _call(self, graphs, number, arguments, widths, narrow):
-        """Adds an `IF` for each graph; the other side leaves its outputs alone."""
+        """Adds an `IF` for each graph, whose other branch leaves the outputs unchanged."""
         features, results = [], []
         for place, graph in enumerate(graphs):
-            condition = self._file.compare(self._main, "EQUAL", number, place)
-            sides = self._file.add_graph(graph), self._file.idle(graph)
-            outputs = self._file.add_if(self._main, condition, arguments, sides)
+            condition = self._builder.compare(self._main, "EQUAL", number, place)
+            branches = self._builder.add_subgraph(graph), self._builder.add_noop_subgraph(graph)
+            outputs = self._builder.add_if(self._main, condition, arguments, branches)
             features.append(outputs[:-1])
             results.append(outputs[-1])
         return CalledGraphs(number, narrow, widths, features, results)
 
     def _number(self, position, before):
-        """Returns the index of the number of the graph to run: by the graph before and the place.
+        """Returns the tensor index of the number of the graph to run.
 
-        It is the place itself, but for images that stay narrow.
+        The number is the position of the width, except for images that stay narrow.
         """
         count = len(self._rest)
         table = [*range(count)] * len(before.widths)
         table[before.narrow * count] = count
-        rows = self._file.constant(self._main, range(0, len(table), count))
-        row = self._file.gather(self._main, rows, before.number)
-        index = self._file.add_numbers(self._main, row, position)
-        return self._file.gather(self._main, self._file.constant(self._main, table), index)
+        rows = self._builder.add_constant(self._main, range(0, len(table), count))
+        row = self._builder.gather(self._main, rows, before.number)
+        index = self._builder.add_sum(self._main, row, position)
+        numbers = self._builder.add_constant(self._main, table)
+        return self._builder.gather(self._main, numbers, index)
 
     def _graph(self, width, arguments, before):
         """Returns the graph of a width, which begins with a tree of its entries.
 
         Args:
-            width: int.
-            arguments: indices of what all graphs of this section are called with.
-            before: the `CalledGraphs` of the gate before.
+            width: Integer.
+            arguments: Tensor indices of the arguments of all graphs of this section.
+            before: `CalledGraphs` of the gate before.
         """
-        taken = copy.deepcopy(self._rest[width])
-        graph, operators = taken.graph, taken.graph.operators
-        places, same = {}, None
-        for number, own_width in enumerate(before.widths):
+        rest = copy.deepcopy(self._rest[width])
+        graph, operators = rest.graph, rest.graph.operators
+        callees, same = {}, None
+        for number, width_before in enumerate(before.widths):
             if number == before.narrow and width == min(self._rest):
-                continue  # Narrow images that stay so have a graph of their own.
-            entry = self._entry(own_width, width, arguments, before.features[number])
-            entry.graph.outputs = list(entry.results)
-            # The last graph before, of narrow images, is none of those that have a width each.
+                continue  # Another graph runs images that stay narrow.
+            entry = self._entry(width_before, width, arguments, before.features[number])
+            entry.graph.outputs = list(entry.outputs["features"])
+            # The last one before, of narrow images, repeats a width.
             if number == len(self._rest):
                 entry.graph.name += b"_narrow"
-            elif own_width == width:
+            elif width_before == width:
                 same = number
-            places[number] = self._file.add_graph(entry.graph)
+            callees[number] = self._builder.add_subgraph(entry.graph)
         graph.inputs = [copy_tensor(graph, self._main.tensors[i], "before") for i in arguments]
-        graph.outputs, graph.operators = _outputs(taken), []
-        outputs = self._file.add_tree(graph, graph.inputs, places, likely=same)
-        # The entry's operators first, then those that read what it gives.
-        renamed = dict(zip(taken.features, outputs))
+        graph.outputs, graph.operators = _outputs(rest), []
+        outputs = self._builder.add_if_tree(graph, graph.inputs, callees, likely=same)
+        # The entries run first, then the operators that read their outputs.
+        renamed = dict(zip(rest.inputs["features"], outputs))
         for operator in operators:
             operator.inputs = [renamed.get(index, index) for index in operator.inputs]
         graph.operators += operators
         return graph
 
     def _narrow_graph(self, width, arguments, before):
-        """Returns the graph of the narrowest width behind itself, entry and all."""
-        taken = copy.deepcopy(self._rest[width])
+        """Returns the graph of the narrowest width after itself, which contains its entry."""
+        rest = copy.deepcopy(self._rest[width])
         entry = self._entry(width, width, arguments, before.features[before.narrow])
         graph = entry.graph
-        for given, wanted in zip(entry.results, taken.features):
-            # As if handed on: in int8 both have been measured, and may differ by a thousandth.
-            graph.tensors[given].quantization = taken.graph.tensors[wanted].quantization
-        places = inline(graph, taken.graph, dict(zip(taken.features, entry.results)))
-        graph.outputs = [places[index] for index in _outputs(taken)]
-        graph.name = taken.graph.name + b"_narrow"
+        features = dict(zip(rest.inputs["features"], entry.outputs["features"]))
+        for wanted, index in features.items():
+            # In int8 both scales have been measured, and may differ by a thousandth.
+            graph.tensors[index].quantization = rest.graph.tensors[wanted].quantization
+        moved = inline(graph, rest.graph, features)
+        graph.outputs = [moved[index] for index in _outputs(rest)]
+        graph.name = rest.graph.name + b"_narrow"
         return graph
 
-    def _entry(self, before, width, arguments, groups):
-        """Returns the entry of a pair of widths, called with `arguments`, `groups` among them."""
+    def _entry(self, before, width, arguments, features):
+        """Returns the entry of a pair of widths, which takes `features` out of `arguments`."""
         entry = copy.deepcopy(self._entries[before, width])
-        own = dict(zip(groups, entry.features))
+        inputs = dict(zip(features, entry.inputs["features"]))
         entry.graph.inputs = [
-            own[index]
-            if index in own
+            inputs[index]
+            if index in inputs
             else copy_tensor(entry.graph, self._main.tensors[index], "unused")
             for index in arguments
         ]
         return entry
 
 
-def _outputs(taken):
-    """Returns the indices of what a graph gives: its features, then the scores or the output."""
-    return [*taken.results, taken.outputs["output" if "output" in taken.outputs else "scores"]]
+def _outputs(rest):
+    """Returns the tensor indices of a graph's features, then of its scores or the output."""
+    features = rest.outputs.get("features", ())
+    return [*features, rest.outputs["output" if "output" in rest.outputs else "scores"]]
 
 
-def force_route(content, path):
-    """Returns a routed file whose signature "serving_default" always takes one path.
+def _connect_quantized(builder, graphs):
+    """Makes graphs pass int8 features to each other without conversions to float.
 
-    What its gates may choose, constants in that signature, becomes that path. Every operator runs
-    as before, the gate's among them.
+    The converter gives every graph float inputs and outputs: it adds a `QUANTIZE` after each input
+    and a `DEQUANTIZE` before each output. Its option for int8 inputs and outputs would apply to the
+    image, the scores and the output, too.
+    """
+    for part in graphs.running():
+        if "features" in part.inputs:
+            features = part.inputs["features"]
+            part.inputs["features"] = [_skip_quantize(builder, part.graph, i) for i in features]
+    for producer, (consumer, *_) in graphs.consumers():
+        wanted = [consumer.graph.tensors[index] for index in consumer.inputs["features"]]
+        producer.outputs["features"] = [
+            _quantize_output(builder, producer.graph, index, tensor)
+            for index, tensor in zip(producer.outputs["features"], wanted)
+        ]
+
+
+def _skip_quantize(builder, graph, index):
+    """Removes the `QUANTIZE` after an input if only it reads the input; returns the new input."""
+    readers = [operator for operator in graph.operators if index in operator.inputs]
+    if len(readers) == 1 and is_operator(readers[0], Builtin.QUANTIZE, builder.model):
+        graph.operators.remove(readers[0])
+        return readers[0].outputs[0]
+    return index
+
+
+def _quantize_output(builder, graph, index, wanted):
+    """Returns the index of an output as the next graph takes it.
 
     Args:
-        content: bytes of the file.
-        path: int, a width for every gate, or a sequence with one per gate.
+        builder: `ModelBuilder`.
+        graph: `schema.SubGraphT`. It is changed.
+        index: Tensor index of an output of the graph, in float.
+        wanted: `schema.TensorT`, the input of the next graph.
+    """
+    if wanted.type != TensorType.INT8 or graph.tensors[index].type == TensorType.INT8:
+        return index
+    quantize = builder.builtin("QUANTIZE")
+    makers = [operator for operator in graph.operators if index in operator.outputs]
+    if not makers or not is_operator(makers[0], Builtin.DEQUANTIZE, builder.model):
+        result = copy_tensor(graph, wanted, "quantized")
+        add_operator(graph, quantize, [index], [result])
+        return result
+    (int8_output,) = makers[0].inputs
+    if not any(index in op.inputs for op in graph.operators):
+        graph.operators.remove(makers[0])
+    if _is_same_quantization(graph.tensors[int8_output], wanted):
+        return int8_output
+    makers = [operator for operator in graph.operators if int8_output in operator.outputs]
+    readers = [operator for operator in graph.operators if int8_output in operator.inputs]
+    rescales = any(
+        is_operator(maker, kind, builder.model) for maker in makers for kind in _RESCALING
+    )
+    if rescales and not readers:
+        graph.tensors[int8_output].quantization = copy.deepcopy(wanted.quantization)
+        return int8_output
+    result = copy_tensor(graph, wanted, "requantized")
+    add_operator(graph, quantize, [int8_output], [result])
+    return result
+
+
+def _is_same_quantization(tensor, other):
+    """Returns whether two int8 tensors have one zero point and, but for rounding, one scale."""
+    scale, wanted = (float(each.quantization.scale[0]) for each in (tensor, other))
+    zero, wanted_zero = (int(each.quantization.zeroPoint[0]) for each in (tensor, other))
+    return zero == wanted_zero and abs(scale - wanted) <= 1e-3 * wanted
+
+
+def force_route(content: bytes, path: int | Sequence[int]) -> bytes:
+    """Returns a routed file whose signature "serving_default" always takes one path.
+
+    The masks of the routes that the gates may choose, constants in that signature, allow only that
+    path. Every operator still runs, those of the gates included.
+
+    Args:
+        content: Bytes of the file.
+        path: Integer, a width for every gate, or a sequence with one per gate.
 
     Raises:
-        ValueError: a width is no route of the file, there are more or fewer widths than gates, or
-            the file is of an earlier version.
+        ValueError: If a width is not a route of the file, if there are more or fewer widths than
+            gates, or if the file is from an earlier version.
     """
     metadata = read_metadata(content)
     routes, gates = np.array(routes_of(metadata)), len(metadata["routes"][0]["path"])
     model = parse(content)
-    (serving,) = (s for s in model.signatureDefs if s.signatureKey == b"serving_default")
+    (serving,) = (s for s in model.signatureDefs if s.signatureKey == SERVING.encode())
     tensors = {t.name.decode(): t for t in model.subgraphs[serving.subgraphIndex].tensors}
-    if "allowed_1" not in tensors:
+    if _MASK.format(1) not in tensors:
         raise ValueError("The file is of an earlier version of keras_dsnet; export it again")
     if np.size(path) not in (1, gates):
         raise ValueError(f"The file has {gates} gates. Received: {path}")
     for gate, width in enumerate(np.broadcast_to(path, gates), start=1):
-        tensor = tensors[f"allowed_{gate}"]
         if width not in routes:
             raise ValueError(f"The routes of the file are {[*map(int, routes)]}. Received: {path}")
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer((routes == width).tobytes(), "uint8")
-        tensor.buffer = len(model.buffers)
-        model.buffers.append(buffer)
+        mask = np.frombuffer((routes == width).tobytes(), "uint8")
+        tensors[_MASK.format(gate)].buffer = append_buffer(model, mask)
     return pack(model)
-
-
-_PACKED = (
-    schema.BuiltinOperator.CONV_2D,
-    schema.BuiltinOperator.DEPTHWISE_CONV_2D,
-    schema.BuiltinOperator.FULLY_CONNECTED,
-)
-_QUANTIZED = (schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT4)
-
-
-def separate_buffers(model):
-    """Gives operators of quantised weights buffers that identify what XNNPACK packs of them.
-
-    XNNPACK packs weights, bias and scales of an operator together, and its weight cache knows what
-    it has packed by the buffers of weights and bias only. Operators that share both buffers but not
-    the scales would get the values of the one that was packed first. Each of them gets a buffer of
-    its own here: of its bias, which is small. One without a bias gets a bias of zeros. Operators on
-    floats are left as they are: their buffers say all that is packed.
-
-    Args:
-        model: a `schema.ModelT`, which is changed.
-    """
-    owners, copies = {}, {}
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = builtin_code(model.operatorCodes[operator.opcodeIndex])
-            if code not in _PACKED or len(operator.inputs) < 2:
-                continue
-            weights = graph.tensors[operator.inputs[1]]
-            if weights.type not in _QUANTIZED or not _is_constant(model, weights):
-                continue
-            bias = _bias(graph, operator)
-            if bias is not None and not _is_constant(model, bias):
-                continue
-            pair = weights.buffer, bias.buffer if bias is not None else 0
-            packed = code, *_scales(graph, operator)
-            if owners.setdefault(pair, packed) == packed:
-                continue
-            if (pair, packed) not in copies:
-                zeros = np.zeros(4 * _channels(weights, code), "uint8")
-                data = zeros if bias is None else model.buffers[bias.buffer].data
-                copies[pair, packed] = _add_buffer(model, data)
-            if bias is None:
-                operator.inputs = [*operator.inputs[:2], _zero_bias(graph, operator, code)]
-            _replace_bias(graph, operator, copies[pair, packed])
-
-
-def _bias(graph, operator):
-    """Returns the tensor of an operator's bias, or None."""
-    has_bias = len(operator.inputs) > 2 and operator.inputs[2] >= 0
-    return graph.tensors[operator.inputs[2]] if has_bias else None
-
-
-def _is_constant(model, tensor):
-    data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) > 0
-
-
-def _scales(graph, operator):
-    """Returns what an operator's packed weights depend on beside weights and bias."""
-    tensors = [graph.tensors[index] for index in (*operator.inputs[:2], operator.outputs[0])]
-    steps = []
-    for tensor in tensors:
-        own = tensor.quantization
-        scale = () if own is None or own.scale is None else tuple(map(float, own.scale))
-        zero = () if own is None or own.zeroPoint is None else tuple(map(int, own.zeroPoint))
-        steps.append((tensor.type, scale, zero))
-    return (tuple(map(int, tensors[1].shape)), *steps)
-
-
-def _add_buffer(model, data):
-    buffer = schema.BufferT()
-    buffer.data = data
-    model.buffers.append(buffer)
-    return len(model.buffers) - 1
-
-
-def _channels(weights, code):
-    """Returns how many values a bias has; zeros are the same bytes in int32 and float32."""
-    return int(weights.shape[-1 if code == schema.BuiltinOperator.DEPTHWISE_CONV_2D else 0])
-
-
-def _zero_bias(graph, operator, code):
-    """Adds the tensor of a bias; returns its index."""
-    features, weights = (graph.tensors[index] for index in operator.inputs[:2])
-    is_float = features.type == schema.TensorType.FLOAT32
-    kind = schema.TensorType.FLOAT32 if is_float else schema.TensorType.INT32
-    index = add_tensor(graph, "bias", kind, [_channels(weights, code)])
-    if not is_float:
-        steps = schema.QuantizationParametersT()
-        scale = np.asarray(features.quantization.scale) * np.asarray(weights.quantization.scale)
-        steps.scale, steps.zeroPoint = scale.astype("float32"), np.zeros(len(scale), "int64")
-        graph.tensors[index].quantization = steps
-    return index
-
-
-def _replace_bias(graph, operator, buffer):
-    """Gives an operator a bias that is the same, of another buffer."""
-    index = operator.inputs[2]
-    # Its tensor may be that of other operators too.
-    if sum(list(other.inputs).count(index) for other in graph.operators) > 1:
-        graph.tensors.append(copy.copy(graph.tensors[index]))
-        index = len(graph.tensors) - 1
-        operator.inputs = [*operator.inputs[:2], index]
-    graph.tensors[index].buffer = buffer

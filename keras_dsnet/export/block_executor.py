@@ -1,90 +1,100 @@
-"""Runs one route on channel blocks, so that a file holds every weight once for all routes.
+"""Executor of one route on channel blocks, with which a file holds every weight once.
 
-An activation is a tuple of channel groups, tensors `[1, height, width, channels]`. Kernels are cut
+An activation is a tuple of channel groups, tensors `[1, height, width, channels]`. The edges of the
+groups are the channels at which they begin, followed by the end of the last one. Kernels are cut
 along the groups into blocks, and a convolution sums the blocks that lead to each group.
 """
 
 import bisect
 import contextlib
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
-from keras_dsnet.export.conversion import FLOAT_SCOPE
+from keras_dsnet.export.conversion import kept_in_float
 from keras_dsnet.export.partition import shares_depthwise
+from keras_dsnet.export.tflite_model import Builtin, ModelBuilder, TensorType, is_operator
+from keras_dsnet.layers import SlicedGroupNormalization, SwitchableBatchNormalization
 from keras_dsnet.layers.sliced_conv2d import tf_padding
 from keras_dsnet.models.executors import activate
+from keras_dsnet.models.path import Path
 from keras_dsnet.models.subnetwork import as_numpy, foldable_norms, scale_and_offset
-from keras_dsnet.models.topology import Executor
+from keras_dsnet.models.topology import Executor, Step
 
+# A kernel widens from this ratio of outputs to inputs on; it pays to join groups of its input.
+WIDENING = 2
+# A kernel narrows up to this ratio of outputs to inputs; it pays to join groups of its output.
+NARROWING = 0.5
 INT8_MAX = 127
 
 
 class BlockExecutor(Executor):
     """Runs steps over tuples of channel groups, with kernels cut into blocks of constants.
 
-    A route of cuts `(r1, ..., rn)` has the groups `[0, c(r1))`, `[c(r1), c(r2))`, ... of channels;
-    a convolution is a sum over the groups of its input for every group of its output; `add_blocks`
-    joins some groups of kernels that widen or narrow. Routes that share leading cuts have leading
-    blocks in common, as equal constants, which a TFLite file holds once. Batch norm has statistics
-    per width, and would make the kernels of every width different: see `fold_groups`.
+    A route with the group ends `(r1, ..., rn)` has the channel groups `[0, c(r1))`,
+    `[c(r1), c(r2))`, ..., where `c` gives a layer's channels at a width. A convolution computes
+    each group of its output as a sum over the groups of its input; `add_blocks` joins some groups
+    of kernels that widen or narrow. Routes whose group ends begin alike have their first blocks in
+    common, as equal constants, which a TFLite file stores once. Batch norm has statistics per width
+    and would make the kernels of every width different; see `fold_groups`.
 
     Args:
-        path: a `Path` of Python ints.
-        cuts: dict from layer to an ascending tuple of widths, the last one the path's; a layer that
-            is not there is not cut. Cuts of a convolution are those of its inputs and outputs, and
-            cuts of a layer on pooled features are those of its inputs, which cost nearly nothing.
-        integer: bool: make kernels for an int8 file. There the ratio of the scales is no operation:
-            the blocks are rounded to what int8 holds before they are scaled, so that every route
-            quantises to the same numbers, with scales of its own.
-        rows: dict from layer to the widths whose statistics its groups are folded with; a layer
-            that is not there takes the path's own.
-        float_norms: bool: keep group normalisation in float in an int8 file.
+        path: `Path` of Python ints.
+        group_ends: Dict from layer to an ascending tuple of widths; the last one is the path's. For
+            a convolution they are the group ends of its inputs and outputs. For a layer on pooled
+            features they are those of its inputs. Defaults to None: every layer has one group, as
+            have layers that are missing in the dict.
+        integer: Boolean. `True` makes kernels for an int8 file. Its blocks are rounded to what int8
+            can hold before they are scaled, so every route quantises to the same integers with
+            different scales, and the ratio of the scales needs no operator. Defaults to `False`.
+        folded_with: Dict from layer to the widths whose statistics its groups are folded with.
+            Defaults to None: the path's statistics, as for layers that are missing in the dict.
+        float_norms: Boolean. `True` keeps group normalisation in float in an int8 file. Defaults to
+            `True`.
 
     Attributes:
-        scores: the slimming heads' outputs `[1, choices]`, in order, filled while running.
+        scores: List of the slimming heads' outputs `[1, choices]`, in the order of the heads. It is
+            filled while steps run.
     """
 
-    def __init__(self, path, cuts=None, integer=False, rows=None, float_norms=True):
+    def __init__(
+        self,
+        path: Path,
+        group_ends: Mapping | None = None,
+        integer: bool = False,
+        folded_with: Mapping | None = None,
+        float_norms: bool = True,
+    ):
         self.path = path
-        self.cuts = cuts or {}
-        self.rows = rows or {}
+        self.group_ends = group_ends or {}
+        self.folded_with = folded_with or {}
         self.integer = integer
         self.float_norms = float_norms
-        self.scores = []
-        self._norm_behind = {}
-        # The step of the last convolution that was run here.
-        self._last = None
+        self.scores: list = []
+        self._norms_after: dict = {}
+        # The step of the last convolution that this executor ran.
+        self._last: Step | None = None
 
-    def run(self, steps, x):
-        self._norm_behind.update(foldable_norms(steps))
+    def run(self, steps: Sequence[Step], x: tuple) -> tuple:
+        """Runs steps on the groups of an activation and returns the groups of the result."""
+        self._norms_after.update(foldable_norms(steps))
         return super().run(steps, x)
 
-    def run_first(self, steps, x):
-        """Runs the first of some steps, a convolution, with what is folded into it."""
+    def run_first(self, steps: Sequence[Step], x: tuple) -> tuple:
+        """Runs only the first of some steps, a convolution, with its folded norm."""
         self._last = None
-        self._norm_behind.update(foldable_norms(steps))
+        self._norms_after.update(foldable_norms(steps))
         return super().run(steps[:1], x)
 
-    def regroup(self, step, x):
-        """Joins the outputs of a convolution that were cut more finely than by this executor."""
+    def regroup(self, step: Step, x: tuple) -> tuple:
+        """Joins the outputs of a convolution that another executor cut more finely."""
         return regroup(x, self._edges(step, step.layer.filters))
 
-    def _cuts(self, step):
-        return self.cuts.get(step.layer, (self.path.widths[step.section],))
-
-    def _edges(self, step, options):
-        """Returns where the groups of a layer's channels begin, and where the last one ends."""
-        if len(options) == 1:
-            return (0, options[0])
-        return (0, *(options[width] for width in self._cuts(step)))
-
-    def _row(self, step):
-        """Returns the path's row of batch-norm statistics."""
-        return self.path.statistics[step.section]
-
-    def conv(self, step, x):
+    def conv(self, step: Step, x: tuple) -> tuple:
+        """Runs a convolution as sums of blocks."""
         layer = step.layer
         padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
 
@@ -92,147 +102,170 @@ class BlockExecutor(Executor):
             return tf.nn.conv2d(group, tf.constant(kernel), layer.strides, padding)
 
         widening, inputs = None, edges_of(x)
-        # Behind a gate the input is cut at the widths before it.
+        # The first convolution after a gate takes groups that end at the widths before the gate.
         if self._last and self._last.section == step.section:
             widening = layer.kernel.shape[-1] / layer.kernel.shape[-2]
-            # Behind a stride it may be cut otherwise.
+            # After a stride, the group ends of the input may differ from the layer's.
             inputs = self._edges(step, self._last.layer.filters)
         self._last = step
         kernel = as_numpy(layer.kernel)
         return self._blocks(step, x, layer.filters, kernel, convolve, inputs, widening)
 
-    def dense(self, step, x):
+    def depthwise(self, step: Step, x: tuple) -> tuple:
+        """Runs a depthwise convolution on every group."""
+        layer, folded_with = step.layer, ()
+        if self._last and shares_depthwise(layer, x[0].shape[1:3]):
+            x = regroup(x, self._edges(self._last, self._last.layer.filters))
+            folded_with = self.folded_with.get(self._last.layer, ())
+        edges = edges_of(x)
+        kernel = as_numpy(layer.kernel)[:, :, : edges[-1], 0]
+        bias = None if layer.bias is None else as_numpy(layer.bias)[: edges[-1]]
+        scale, bias, ratio = self._fold(step, folded_with, edges, bias)
+        kernel = (_round_to_int8(kernel) if self.integer else kernel) * scale
+        padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
+        strides = (1, layer.strides, layer.strides, 1)
+        outputs = []
+        for group, channels in zip(x, itertools.pairwise(edges)):
+            group_kernel = tf.constant(kernel[:, :, slice(*channels), None])
+            y = tf.nn.depthwise_conv2d(group, group_kernel, strides, padding)
+            y = y if bias is None else y + (bias / ratio)[slice(*channels)]
+            outputs.append(multiply_channels(y, ratio[slice(*channels)], is_sum=False))
+        return tuple(outputs)
+
+    def dense(self, step: Step, x: tuple) -> tuple:
+        """Runs a dense layer as a sum of blocks."""
+
         def multiply(group, kernel):
             return tf.matmul(group, tf.constant(kernel))
 
-        # Behind a section's entry alone the groups are those of its cuts.
+        # Without a convolution in this section, the groups are those of the section before.
         if self._last:
             x = split(x, self._edges(step, self._last.layer.filters))
         kernel = as_numpy(step.layer.kernel)
         return self._blocks(step, x, step.layer.units, kernel, multiply, edges_of(x))
 
-    def _blocks(self, step, x, options, kernel, operation, inputs, widening=None):
-        """Sums `operation(input group, block)` over the groups of the input, for each output."""
-        edges = self._edges(step, options)
-        bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
-        scale, bias, ratio = self._folded(step, self.rows.get(step.layer, ()), edges, bias)
-
-        def term(group, own, out, first):
-            block = kernel[..., slice(*own), slice(*out)]
-            block = _rounded(block) if self.integer else block
-            result = operation(group, block * scale[slice(*out)])
-            # A convolution adds its bias for free; behind the ratio it would cost.
-            return result + (bias / ratio)[slice(*out)] if first and bias is not None else result
-
-        outputs = add_blocks(x, inputs, edges, term, widening)
-        groups = edges_of([total for total, _ in outputs])
-        return tuple(
-            multiply_channels(total, ratio[slice(*own)], is_sum)
-            for (total, is_sum), own in zip(outputs, itertools.pairwise(groups))
-        )
-
-    def _folded(self, step, rows, edges, bias):
-        """Returns what `fold_groups` gives for the norm behind a step; without one, all ones."""
-        if step.layer not in self._norm_behind:
-            ones = np.ones(edges[-1], "float32")
-            return ones, bias, ones
-        norm = self._norm_behind[step.layer].layer
-        return fold_groups(norm, self._row(step), () if self.integer else rows, edges, bias)
-
-    def depthwise(self, step, x):
-        layer, rows = step.layer, ()
-        if self._last and shares_depthwise(layer, x[0].shape[1:3]):
-            x = regroup(x, self._edges(self._last, self._last.layer.filters))
-            rows = self.rows.get(self._last.layer, ())
-        edges = edges_of(x)
-        kernel = as_numpy(layer.kernel)[:, :, : edges[-1], 0]
-        bias = None if layer.bias is None else as_numpy(layer.bias)[: edges[-1]]
-        scale, bias, ratio = self._folded(step, rows, edges, bias)
-        kernel = (_rounded(kernel) if self.integer else kernel) * scale
-        padding = tf_padding(layer.padding, layer.kernel_size, layer.strides)
-        strides = (1, layer.strides, layer.strides, 1)
-        outputs = []
-        for group, own in zip(x, itertools.pairwise(edges)):
-            own_kernel = tf.constant(kernel[:, :, slice(*own), None])
-            y = tf.nn.depthwise_conv2d(group, own_kernel, strides, padding)
-            y = y if bias is None else y + (bias / ratio)[slice(*own)]
-            outputs.append(multiply_channels(y, ratio[slice(*own)], is_sum=False))
-        return tuple(outputs)
-
-    def norm(self, step, x):
+    def norm(self, step: Step, x: tuple) -> tuple:
+        """Runs a norm on every group; batch norm is already folded into the kernels before it."""
         if step.is_batch_norm:
             return tuple(activate(step.activation, group) for group in x)
-        # Statistics of an image span more than the 255 steps of int8; see `group_norm`.
-        with tf.name_scope(FLOAT_SCOPE) if self.float_norms else contextlib.nullcontext():
+        # The statistics of an image span more than the 255 steps of int8; see `group_norm`.
+        with kept_in_float() if self.float_norms else contextlib.nullcontext():
             edges = itertools.pairwise(edges_of(x))
-            normalised = [group_norm(step.layer, group, *own) for group, own in zip(x, edges)]
+            normalised = [
+                group_norm(step.layer, group, *channels) for group, channels in zip(x, edges)
+            ]
             return tuple(activate(step.activation, group) for group in normalised)
 
-    def gate(self, step, x):
+    def gate(self, step: Step, x: tuple) -> tuple:
+        """Runs a gate: keeps the scores of its slimming head and applies its attention."""
         layer, edges = step.layer, edges_of(x)
         pooled = tuple(tf.reduce_mean(group, (1, 2), keepdims=True) for group in x)
         pooled = split(pooled, self._edges(step, layer.channels))
         hidden = None
         if layer.w1 is not None:
-            hidden = self._encode(pooled, layer.w1, layer.b1)
+            hidden = _encode(pooled, layer.w1, layer.b1)
         if step.is_slimming_gate:
-            own = hidden
+            code = hidden
             if not layer.share_encoder:
-                own = self._encode(pooled, layer.w1_slimming, layer.b1_slimming)
-            scores = tf.nn.conv2d(own, as_numpy(layer.w2)[None, None], 1, "VALID")
-            # XNNPACK takes no slice that drops axes.
+                code = _encode(pooled, layer.w1_slimming, layer.b1_slimming)
+            scores = tf.nn.conv2d(code, as_numpy(layer.w2)[None, None], 1, "VALID")
+            # XNNPACK does not support a slice that drops axes.
             self.scores.append(tf.reshape(scores, (1, -1)))
         if not layer.attention:
             return x
         weights, bias = as_numpy(layer.w3), as_numpy(layer.b3)
         logits = []
-        for own in itertools.pairwise(edges_of(pooled)):
-            head = tf.constant(weights[None, None, :, slice(*own)])
-            logits.append(tf.nn.conv2d(hidden, head, 1, "VALID") + bias[slice(*own)])
+        for channels in itertools.pairwise(edges_of(pooled)):
+            head = tf.constant(weights[None, None, :, slice(*channels)])
+            logits.append(tf.nn.conv2d(hidden, head, 1, "VALID") + bias[slice(*channels)])
         tanh = layer.attention == "tanh"
         return tuple(
-            group * (1.0 + tf.tanh(own) if tanh else tf.sigmoid(own))
-            for group, own in zip(x, join(logits, edges))
+            group * (1.0 + tf.tanh(logit) if tanh else tf.sigmoid(logit))
+            for group, logit in zip(x, join(logits, edges))
         )
 
-    def _encode(self, pooled, weights, bias):
-        """Returns the hidden vector `[1, 1, 1, hidden]`: a 1x1 convolution takes its bias along."""
-        weights, total = as_numpy(weights), None
-        for group, own in zip(pooled, itertools.pairwise(edges_of(pooled))):
-            block = tf.constant(weights[None, None, slice(*own)])
-            term = tf.nn.conv2d(group, block, 1, "VALID")
-            total = term + as_numpy(bias) if total is None else total + term
-        return tf.nn.relu(total)
-
-    def max_pool(self, step, x):
-        # The layer itself would cast to the precision of the network.
+    def max_pool(self, step: Step, x: tuple) -> tuple:
+        """Runs a max pooling on every group."""
+        # The Keras layer would cast to the precision of the network.
         size, strides = step.layer.pool_size, step.layer.strides
         return tuple(tf.nn.max_pool2d(group, size, strides, "SAME") for group in x)
 
-    def pool(self, step, x):
+    def pool(self, step: Step, x: tuple) -> tuple:
+        """Runs a global average pooling on every group."""
         return tuple(tf.reduce_mean(group, (1, 2)) for group in x)
 
-    def global_max_pool(self, step, x):
+    def global_max_pool(self, step: Step, x: tuple) -> tuple:
+        """Runs a global max pooling on every group."""
         return tuple(tf.reduce_max(group, (1, 2)) for group in x)
 
-    def dropout(self, step, x):
+    def dropout(self, step: Step, x: tuple) -> tuple:
+        """Returns the groups unchanged, since nothing is dropped at inference."""
         return x
 
-    def residual(self, step, x):
+    def residual(self, step: Step, x: tuple) -> tuple:
+        """Runs shortcut and branch, which have the same last convolution before them."""
         last = self._last
         shortcut = self.run(step.shortcut, x)
         self._last = last
         return self.add(step, self.run(step.branch, x), shortcut)
 
-    def add(self, step, x, shortcut):
+    def add(self, step: Step, x: tuple, shortcut: tuple) -> tuple:
+        """Adds the groups of a shortcut to those of a branch."""
         shortcut = regroup(shortcut, edges_of(x))
         return tuple(activate(step.activation, a + b) for a, b in zip(x, shortcut))
 
+    def _edges(self, step, options):
+        """Returns the edges of a layer's channel groups, for one of its channel options."""
+        if len(options) == 1:
+            return (0, options[0])
+        ends = self.group_ends.get(step.layer, (self.path.widths[step.section],))
+        return (0, *(options[width] for width in ends))
 
-def _rounded(block):
-    """Rounds a block to 255 steps per output channel, as TFLite's int8 does, so it loses nothing.
+    def _blocks(self, step, x, options, kernel, operation, inputs, widening=None):
+        """Sums `operation(input group, block)` over the groups of the input, for each output."""
+        edges = self._edges(step, options)
+        bias = None if step.layer.bias is None else as_numpy(step.layer.bias)[: edges[-1]]
+        folded_with = self.folded_with.get(step.layer, ())
+        scale, bias, ratio = self._fold(step, folded_with, edges, bias)
 
-    The largest entry of a channel is 127 steps whatever the channel is scaled by, so TFLite finds
+        def term(group, in_channels, out_channels, is_first):
+            out = slice(*out_channels)
+            block = kernel[..., slice(*in_channels), out]
+            block = _round_to_int8(block) if self.integer else block
+            result = operation(group, block * scale[out])
+            # A convolution adds its bias for free; after the ratio it would be an operator.
+            return result + (bias / ratio)[out] if is_first and bias is not None else result
+
+        outputs = add_blocks(x, inputs, edges, term, widening)
+        groups = edges_of([total for total, _ in outputs])
+        return tuple(
+            multiply_channels(total, ratio[slice(*channels)], is_sum)
+            for (total, is_sum), channels in zip(outputs, itertools.pairwise(groups))
+        )
+
+    def _fold(self, step, folded_with, edges, bias):
+        """Returns what `fold_groups` gives for the norm after a step, or ones without a norm."""
+        if step.layer not in self._norms_after:
+            ones = np.ones(edges[-1], "float32")
+            return ones, bias, ones
+        norm, row = self._norms_after[step.layer].layer, self.path.statistics[step.section]
+        return fold_groups(norm, row, () if self.integer else folded_with, edges, bias)
+
+
+def _encode(pooled, weights, bias):
+    """Returns a hidden vector `[1, 1, 1, hidden]` by 1x1 convolutions, which add its bias."""
+    weights, total = as_numpy(weights), None
+    for group, channels in zip(pooled, itertools.pairwise(edges_of(pooled))):
+        block = tf.constant(weights[None, None, slice(*channels)])
+        term = tf.nn.conv2d(group, block, 1, "VALID")
+        total = term + as_numpy(bias) if total is None else total + term
+    return tf.nn.relu(total)
+
+
+def _round_to_int8(block):
+    """Rounds a block to 255 steps per output channel as TFLite does, so int8 loses nothing more.
+
+    The largest entry of a channel is 127 steps whatever factor scales the channel, so TFLite finds
     the same integers for every route.
     """
     largest = np.abs(block).max(tuple(range(block.ndim - 1)))
@@ -240,63 +273,64 @@ def _rounded(block):
     return (np.round(block / step) * step).astype("float32")
 
 
-def edges_of(x):
-    """Returns where the groups of an activation begin, and where the last one ends."""
+def edges_of(x: Sequence) -> tuple[int, ...]:
+    """Returns the edges of an activation's channel groups."""
     return (0, *itertools.accumulate(int(group.shape[-1]) for group in x))
 
 
-def split(x, edges):
-    """Cuts groups of channels at those of these edges that lie inside of them."""
+def split(x: Sequence, edges: Sequence[int]) -> tuple:
+    """Cuts channel groups at those of the given edges that lie inside of them."""
     pieces = []
     for group, (first, last) in zip(x, itertools.pairwise(edges_of(x))):
         inner = [0, *(end - first for end in edges if first < end < last), last - first]
-        cut = [group[..., slice(*own)] for own in itertools.pairwise(inner)]
+        cut = [group[..., slice(*channels)] for channels in itertools.pairwise(inner)]
         pieces += cut if len(cut) > 1 else [group]
     return tuple(pieces)
 
 
-def join(x, edges):
-    """Joins groups of channels that are cut more finely than at these edges."""
-    groups = [[] for _ in edges[1:]]
+def join(x: Sequence, edges: Sequence[int]) -> tuple:
+    """Joins channel groups that are cut at these edges and at others."""
+    groups: list[list] = [[] for _ in edges[1:]]
     for group, end in zip(x, edges_of(x)[1:]):
         groups[bisect.bisect_left(edges, end) - 1].append(group)
     return tuple(tf.concat(parts, -1) if len(parts) > 1 else parts[0] for parts in groups)
 
 
-def regroup(x, edges):
-    """Returns the channels in groups with these edges."""
+def regroup(x: tuple, edges: Sequence[int]) -> tuple:
+    """Returns an activation as channel groups with the given edges."""
     return x if edges_of(x) == edges else join(split(x, edges), edges)
 
 
-def leading(x, end):
-    """Returns the channels before `end`, where a group ends, or which lies in the only group."""
+def leading(x: Sequence, end: int) -> tf.Tensor:
+    """Returns the first `end` channels. A group must end there unless there is only one group."""
     if len(x) == 1:
         return split(x, (end,))[0]
     return join(x[: edges_of(x).index(end)], (0, end))[0]
 
 
-# Outputs per input from which on it pays to join groups of the input, and up to which to join those
-# of the output.
-WIDENING = 2
-NARROWING = 0.5
-
-
-def add_blocks(x, inputs, edges, term, widening=None):
-    """Sums blocks in the way that suits a kernel.
+def add_blocks(
+    x: tuple,
+    inputs: Sequence[int],
+    edges: Sequence[int],
+    term: Callable,
+    widening: float | None = None,
+) -> list[tuple[tf.Tensor, bool]]:
+    """Sums blocks in the order that suits the shape of a kernel.
 
     Args:
-        x: channels of the input, in groups of any edges.
-        inputs: where the groups begin that the kernel is cut at, and where the last one ends.
-        edges: the same of the output.
-        term: function that returns what a group, the input channels `own`, adds to the output
-            channels `out`, both pairs of begin and end: `term(group, own, out, first)`. The `first`
-            term of an output brings the bias.
-        widening: most outputs for each of the most inputs, the same at every route, where the
-            groups of both end at the same routes; None: they do not.
+        x: Input channels, in groups with any edges.
+        inputs: Edges at which the kernel's input channels are cut.
+        edges: Edges at which the kernel's output channels are cut.
+        term: Function `term(group, in_channels, out_channels, is_first)`. It returns the
+            part of an input group in the sum of some output channels. Both ranges are pairs of
+            begin and end. The first term of an output adds the bias.
+        widening: Float, the layer's largest number of outputs divided by its largest number of
+            inputs, so that all routes decide alike. Defaults to None: the groups of inputs and
+            outputs do not end at the same routes.
 
     Returns:
-        List of the groups of the output, each with whether it is a sum. A kernel that narrows gives
-        one group.
+        List with a pair for each group of the output: the group, and whether it is a sum. A kernel
+        that narrows gives one group.
     """
     groups = regroup(x, inputs)
     if widening and len(edges) > 2:
@@ -307,38 +341,20 @@ def add_blocks(x, inputs, edges, term, widening=None):
     return _grid(groups, edges, term)
 
 
-def multiply_channels(x, ratio, is_sum):
-    """Multiplies each channel with its own factor, where one is not 1.
-
-    Args:
-        x: `[1, height, width, channels]`.
-        ratio: array `[channels]`.
-        is_sum: bool: what gives `x` is an addition.
-    """
-    if np.all(ratio == 1):
-        return x
-    if is_sum:
-        return x * ratio
-    # TFLite would put a multiplication into the kernel of the one convolution before it, and the
-    # file would hold that kernel once per route. A depthwise convolution of one tap stays apart;
-    # in the file it is a multiplication again, see `multiply_directly`.
-    return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
-
-
 def _grid(groups, edges, term):
-    """A block for each group of the input and of the output."""
+    """Uses a block for each pair of an input group and an output group."""
     inputs = list(zip(groups, itertools.pairwise(edges_of(groups))))
     outputs = []
     for out in itertools.pairwise(edges):
-        terms = [term(group, own, out, not index) for index, (group, own) in enumerate(inputs)]
+        terms = [term(group, rows, out, not place) for place, (group, rows) in enumerate(inputs)]
         outputs.append((_total(terms), len(terms) > 1))
     return outputs
 
 
 def _rows(x, groups, edges, term):
-    """A block from all inputs of a route to its last group, for kernels that widen.
+    """Uses a block from all inputs of a route to its last group, for kernels that widen.
 
-    Inputs are joined, which costs little, and there are fewer of the wide partial sums.
+    Joining the narrow inputs costs little, and there are fewer of the wide partial sums.
     """
     inputs = edges_of(groups)
     outputs = []
@@ -346,20 +362,20 @@ def _rows(x, groups, edges, term):
         end = inputs[place + 1]
         terms = [term(leading(x, end), (0, end), out, True)]
         wider = zip(groups[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
-        terms += [term(group, own, out, False) for group, own in wider]
+        terms += [term(group, rows, out, False) for group, rows in wider]
         outputs.append((_total(terms), len(terms) > 1))
     return outputs
 
 
 def _columns(groups, edges, term):
-    """A block from the last inputs of a route to all of its outputs, for kernels that narrow.
+    """Uses a block from the last inputs of a route to all its outputs, for kernels that narrow.
 
-    Outputs are joined, which costs little, and there are fewer operators.
+    Joining the narrow outputs costs little, and there are fewer operators.
     """
     terms = []
-    for place, own in enumerate(itertools.pairwise(edges_of(groups))):
+    for place, rows in enumerate(itertools.pairwise(edges_of(groups))):
         outs = ((0, edges[place + 1]), *itertools.pairwise(edges[place + 1 :]))
-        parts = [term(groups[place], own, out, not place) for out in outs]
+        parts = [term(groups[place], rows, out, not place) for out in outs]
         terms.append(join(parts, (0, edges[-1]))[0])
     return [(_total(terms), len(terms) > 1)]
 
@@ -371,56 +387,119 @@ def _total(terms):
     return total
 
 
-def fold_groups(layer, row, rows, edges, bias):
-    """Splits a batch norm into what goes into kernels and what is left for behind them.
+def fold_groups(
+    layer: SwitchableBatchNormalization,
+    row: int,
+    folded_with: Sequence[int],
+    edges: Sequence[int],
+    bias: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Splits a batch norm into a scale of the kernels and a ratio that multiplies their outputs.
 
-    Batch norm has statistics per width. A group of channels is folded with those of one of the
-    routes that share its kernels; each of the others multiplies what the group gives with the ratio
-    of the two scales.
+    Batch norm has statistics per width. A channel group is folded with those of one of the routes
+    that share its kernels. Each other route multiplies the group's outputs with the ratio of its
+    scale to that one.
 
     Args:
-        layer: a `SwitchableBatchNormalization`.
-        row: int: the row of the route's own statistics.
-        rows: for each group the row that it is folded with. If the channels are in other groups,
-            such as those of a layer that is not cut, all are folded as the first one would be;
-            empty: with the route's own.
-        edges: where the groups begin, and where the last one ends.
-        bias: array `[channels]` that is added before the norm, or None.
+        layer: `SwitchableBatchNormalization`.
+        row: Integer, row of the path's statistics.
+        folded_with: For each group the row that it is folded with. Where the number of groups
+            differs, as for a layer that is not cut, all groups are folded with the first row given.
+            Empty: with the path's row.
+        edges: Edges of the groups.
+        bias: Array `[channels]` that is added before the norm, or None.
 
     Returns:
-        `(scale, bias, ratio)`, arrays `[channels]`: kernels are scaled, and the norm of what they
-        gave before, `y`, with its bias is `y * scale * ratio + bias`.
+        Tuple `(scale, bias, ratio)` of arrays `[channels]`. If `y` is what the unscaled kernels
+        give without their bias, the norm gives `y * scale * ratio + bias`.
     """
     channels, groups = edges[-1], len(edges) - 1
     scale, offset = scale_and_offset(layer, row, channels)
     bias = offset if bias is None else offset + bias * scale
-    rows = rows if len(rows) == groups else [*rows, row][:1] * groups
+    rows = folded_with if len(folded_with) == groups else [*folded_with, row][:1] * groups
     scales = {each: scale_and_offset(layer, each, channels)[0] for each in rows}
     shared = np.concatenate(
-        [scales[each][slice(*own)] for each, own in zip(rows, itertools.pairwise(edges))]
+        [scales[each][slice(*group)] for each, group in zip(rows, itertools.pairwise(edges))]
     )
     # Both scales have the same gamma, which may be zero.
     safe = np.where(shared == 0, 1, shared)
     return shared, bias, np.where(shared == 0, 1, scale / safe).astype("float32")
 
 
-def group_norm(layer, x, first, last):
-    """Normalises a group of channels; see `SlicedGroupNormalization`.
+def multiply_channels(x: tf.Tensor, ratio: np.ndarray, is_sum: bool) -> tf.Tensor:
+    """Multiplies each channel by a factor, unless all factors are 1.
 
-    A tensor of five axes, one for the groups, would leave XNNPACK, and its mean over so many values
-    would lose digits. Here the mean of every channel comes first; a grouped 1x1 convolution of ones
-    turns those of a group into its mean, and hands it to each of its channels.
+    TFLite's converter would fold a multiplication into the kernel of the only convolution before
+    it, and the file would store that kernel once per route. So the product of a convolution is
+    written as a depthwise convolution with one tap, which the converter keeps.
+    `restore_multiplications` turns it back in the converted graph.
 
     Args:
-        layer: a `SlicedGroupNormalization`.
+        x: `[1, height, width, channels]`.
+        ratio: Array `[channels]`.
+        is_sum: Boolean, whether `x` is the output of an addition, which nothing folds into.
+    """
+    if np.all(ratio == 1):
+        return x
+    if is_sum:
+        return x * ratio
+    return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
+
+
+def restore_multiplications(graph: schema.SubGraphT, builder: ModelBuilder) -> None:
+    """Turns the depthwise convolutions of `multiply_channels` into `MUL` operators.
+
+    The numbers stay the same and take less time: XNNPACK pads one tap to three.
+
+    Args:
+        graph: `schema.SubGraphT`, converted. It is changed.
+        builder: `ModelBuilder` that imported the graph.
+    """
+    model, multiply = builder.model, builder.builtin("MUL")
+    for operator in graph.operators:
+        if is_operator(operator, Builtin.DEPTHWISE_CONV_2D, model) and _is_product(
+            operator, graph, model
+        ):
+            options = schema.MulOptionsT()
+            options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
+            operator.builtinOptions = options
+            operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
+            operator.opcodeIndex, operator.inputs = multiply, operator.inputs[:2]
+
+
+def _is_product(operator, graph, model):
+    """Returns whether a depthwise convolution multiplies channels by floats and adds zeros."""
+    options = operator.builtinOptions
+    kernel, bias = (graph.tensors[index] for index in operator.inputs[1:])
+    taps = (*kernel.shape[1:3], options.strideH, options.strideW, options.depthMultiplier)
+    if kernel.type != TensorType.FLOAT32 or set(map(int, taps)) != {1}:
+        return False
+    # Weights in float16 pass a DEQUANTIZE.
+    makers = [maker for maker in graph.operators if operator.inputs[2] in maker.outputs]
+    bias = graph.tensors[makers[0].inputs[0]] if makers else bias
+    zeros = model.buffers[bias.buffer].data
+    return zeros is not None and not np.any(zeros)
+
+
+def group_norm(layer: SlicedGroupNormalization, x: tf.Tensor, first: int, last: int) -> tf.Tensor:
+    """Normalises some channels of an activation; see `SlicedGroupNormalization`.
+
+    XNNPACK does not support a tensor of five axes, one of them for the norm's groups, and a mean
+    over that many values would lose digits. So each channel is averaged first. A grouped 1x1
+    convolution of ones then averages the channels of each group and returns the mean to each of
+    its channels.
+
+    Args:
+        layer: `SlicedGroupNormalization`.
         x: `[1, height, width, last - first]`.
-        first: int: the layer's channel that is the first of `x`.
-        last: int: the end of its channels.
+        first: Integer, the layer's channel that is the first of `x`.
+        last: Integer, the end of the channels.
     """
     size = layer.channels_per_group
     if first % size or (last - first) % size:
         raise ValueError(
-            f"Channels {first} to {last} of layer '{layer.name}' are no whole groups of {size}"
+            f"Layer '{layer.name}' normalises groups of {size} channels; a channel group must hold "
+            f"whole ones. Received: channels {first} to {last}"
         )
     average = tf.constant(np.full((1, 1, size, last - first), 1 / size, "float32"))
     gamma, beta = (as_numpy(v)[first:last] for v in (layer.gamma, layer.beta))
@@ -433,43 +512,3 @@ def group_norm(layer, x, first, last):
 
 def _over_groups(moments, average):
     return tf.nn.conv2d(moments, average, 1, "VALID")
-
-
-def enter(executor, steps, x):
-    """Runs the convolutions that a section begins with.
-
-    Args:
-        executor: a `BlockExecutor`, whose cuts are those of the entry's outputs.
-        steps: of the section.
-        x: the groups of its input.
-
-    Returns:
-        The groups of all that the rest of the section needs: those of the shortcut last.
-    """
-    first = steps[0]
-    branches = (first.branch, first.shortcut) if first.kind == "residual" else (steps,)
-    return tuple(group for branch in branches for group in executor.run_first(branch, x))
-
-
-def leave(executor, steps, x, groups):
-    """Runs the rest of a section, from what `enter` gives.
-
-    Args:
-        executor: a `BlockExecutor`.
-        steps: of the section.
-        x: what `enter` gives.
-        groups: int: how many groups each of its convolutions has.
-    """
-    first = steps[0]
-    if first.kind != "residual":
-        return _go_on(executor, steps, x)
-    branch = _go_on(executor, first.branch, x[:groups])
-    shortcut = _go_on(executor, first.shortcut, x[groups:])
-    return executor.run(steps[1:], executor.add(first, branch, shortcut))
-
-
-def _go_on(executor, steps, x):
-    """Runs the steps behind a convolution; its norm still runs on the groups of the entry."""
-    norms = 1 + (len(steps) > 1 and steps[1].kind == "norm")
-    x = executor.run(steps[1:norms], x)
-    return executor.run(steps[norms:], executor.regroup(steps[0], x))

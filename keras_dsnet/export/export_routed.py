@@ -1,15 +1,20 @@
-"""Writes a network with all its routes as one TFLite file."""
+"""Export of a network with all its routes as one TFLite file."""
 
 import collections
+import logging
+import os
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
-from keras_dsnet.export.assembly import RoutedFile
+from keras_dsnet.export.assembly import assemble_file
 from keras_dsnet.export.conversion import representative_images
-from keras_dsnet.export.graphs import RoutedParts, convert_choices, convert_parts
+from keras_dsnet.export.dynamic_interpreter import FORMAT
+from keras_dsnet.export.graphs import RoutedParts, convert_parts
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
 from keras_dsnet.export.options import (
     check_network,
@@ -17,64 +22,86 @@ from keras_dsnet.export.options import (
     check_target,
     warn_of_stale_gates,
 )
-from keras_dsnet.export.partition import LAYOUTS, cuts_of, plan_sections
-from keras_dsnet.export.tflite_model import operators_of
+from keras_dsnet.export.partition import LAYOUTS, group_ends_of, plan_sections
+from keras_dsnet.export.tflite_model import operators_of, pack
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.variants import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
+# The largest difference of a float32 file's outputs from the network's, where 1 is their largest
+# value.
+TOLERANCE = 1e-4
+_LOGGER = logging.getLogger("keras_dsnet")
+
 
 def export_routed(
-    network,
-    filename,
-    routes=None,
-    quantize=None,
-    layout="shared",
-    representative_data=None,
-    input_shape=None,
-    input_type="float32",
-    verbose=True,
-):
+    network: DynamicSlimmableNetwork,
+    filename: str | os.PathLike,
+    routes: Sequence[int] | None = None,
+    quantize: str | None = None,
+    layout: str = "shared",
+    representative_data: Any = None,
+    input_shape: Sequence[int] | None = None,
+    input_type: str = "float32",
+    verbose: bool = True,
+) -> "RoutedReport":
     """Writes a network as one TFLite file whose gates choose a path for every image.
 
-    The file has builtin operators only, batch 1, and two signatures over the same graphs:
-    "serving_default", `image` to `output` `[1, classes]` and `path` int32 `[num_gates]`; and
-    "bounded", which takes `min_width` and `max_width` too, int32 `[num_gates]`: each gate chooses
-    its best-scored route within its own, and equal bounds force a width. Every path of the routes
-    can be taken. Tensors have the names of the signatures. The image's size and the batch cannot be
-    changed by resizing tensors.
+    The file has only builtin operators, batch size 1, and two signatures over the same graphs.
+    "serving_default" takes `image` and returns `output` `[1, classes]` and `path` int32
+    `[num_gates]`. "bounded" also takes `min_width` and `max_width`, int32 `[num_gates]`: each gate
+    chooses its best-scored route within its bounds, and equal bounds force a width. Every path of
+    the routes can be taken. Tensors have the names of the signatures. The size of the image and the
+    batch size cannot be changed by resizing tensors.
 
-    The file has TFLite Metadata, and the network's class names, in the order of the outputs, in a
-    file `labels.txt` at its end. The oldest runtimes that run it right are TensorFlow Lite 2.14 and
-    LiteRT 1.0.1; with "float16" 2.19 and 1.1.1, with "dynamic" 2.19 and 1.1.2.
+    The file contains TFLite Metadata and, in a file `labels.txt` at its end, the network's class
+    names in the order of the outputs. The oldest runtimes that run it correctly are TensorFlow Lite
+    2.14 and LiteRT 1.0.1; with "float16" they are 2.19 and 1.1.1, with "dynamic" 2.19 and 1.1.2.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        filename: of the file, ending in `.tflite`; an old one survives a failure.
-        routes: candidate widths, ascending; None: the network's. Gates that were not trained for
-            them are warned of.
-        quantize: None, "float16" (weights), "dynamic" (int8 weights), or "int8": weights and
-            activations; needs `representative_data`.
-        layout: "shared": one copy of the weights, cut into blocks that routes add up, and a few of
-            them twice where that saves most time; "fast": each route has whole convolutions of its
-            own, with several gates up to twice the widest path's weights, and the rest shared.
-        representative_data: for "int8" only: a `tf.data.Dataset`, array, generator or other
-            iterable of images, or of batches of them, as the file takes them, or a function that
-            returns one; it may be endless. Every route is measured on its first 500 images.
-        input_shape: `(height, width, 3)`, where the network leaves it open; None: the network's.
-        input_type: "float32": preprocessed images; "uint8": raw pixels, which the file normalises
-            by the network's `normalization`.
-        verbose: bool: print a line per phase and a report.
+        network: `DynamicSlimmableNetwork`.
+        filename: Path of the file, which must end in `.tflite`. An existing file survives a failed
+            export.
+        routes: Tuple of ints, candidate widths in ascending order. Defaults to the network's
+            routes. A warning is given if the gates were not trained for them.
+        quantize: None for float32, "float16" for float16 weights, "dynamic" for int8 weights, or
+            "int8" for int8 weights and activations, which needs `representative_data`. Defaults to
+            None.
+        layout: "shared" or "fast". "shared" stores one copy of the weights, cut into blocks that
+            routes add up, and a few of them twice where that saves most time. "fast" stores whole
+            convolutions for each route, with several gates up to twice the widest path's weights,
+            and shares the rest. Defaults to "shared".
+        representative_data: Only for "int8", a `tf.data.Dataset`, array, generator or other
+            iterable of images or batches of images as the file takes them, or a function that
+            returns one. It may be endless. Every route is measured on its first 500 images.
+        input_shape: `(height, width, 3)`. Defaults to the network's input shape; required if that
+            is open.
+        input_type: "float32" for preprocessed images, or "uint8" for raw pixels, which the file
+            normalises by the network's `normalization`. Defaults to "float32".
+        verbose: Boolean. `True` logs each phase and a report at the level INFO of the logger
+            "keras_dsnet". Defaults to `True`.
 
     Returns:
-        Dict: "bytes", "routes" (for each path that was checked its MAdds, the cuts of each span of
-        layers between two strides, and the largest difference of the file's outputs from the
-        network's, where 1 is their largest value), "operators", "shared".
+        `RoutedReport`, a dict.
 
     Raises:
-        ValueError: on routes, options or images that do not fit, a network that TFLite cannot hold,
-            or a float32 file whose outputs differ by more than 1e-4.
-        OSError: where the file cannot be written.
+        ValueError: If routes, options or images do not fit, if TFLite cannot hold the network, or
+            if the outputs of a float32 file differ from the network's by more than 1e-4.
+        OSError: If the file cannot be written.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.export import DynamicInterpreter, export_routed
+
+    model = DSMobileNet(weights=None, input_shape=(32, 32, 3), classes=10)
+    report = export_routed(model, "m.tflite", routes=(0, 1))
+    print(report.text())
+    output, path = DynamicInterpreter("m.tflite").run(np.zeros((32, 32, 3), "float32"))
+    ```
     """
     check_network(network)
     routes = check_routes(network.routes if routes is None else routes, network.num_widths)
@@ -89,39 +116,43 @@ def export_routed(
             representative_data, shape, input_type, network.normalization
         )
     warn_of_stale_gates(network, routes, stacklevel=2)
-    say = _teller(verbose)
+    log = _logger_of_phases() if verbose else _log_nothing
     plans = plan_sections(network, routes, shape, layout, integer)
-    parts = RoutedParts(network, routes, plans, integer, input_type == "uint8")
-    runs, choices = list(parts.parts()), list(parts.choices())
-    say(f"converting {len(runs)} graphs")
-    image = tf.TensorSpec((1, *shape), tf.as_dtype(input_type))
-    scores = [gate.w2.shape[1] for gate in network.slimming_gates]
-    contents = convert_parts(runs, image, quantize, images, say)
-    contents.append(convert_choices(choices, scores, len(routes)))
-    file = RoutedFile(
-        runs,
-        choices,
-        contents,
-        routes,
-        network,
-        _metadata(network, routes, plans, shape, quantize, layout, input_type),
-    )
-    content = with_labels(file.content(), network)
-    say("checking paths against the network")
+    parts = RoutedParts(network, routes, plans, integer, input_type == "uint8", shape).graphs()
+    log(f"converting {len(list(parts.running()))} graphs")
+    builder, graphs = convert_parts(parts, quantize, images, log)
+    metadata = _metadata(network, routes, plans, shape, quantize, layout, input_type)
+    model = assemble_file(builder, graphs, routes, network, metadata)
+    content = with_labels(pack(model), network)
+    log("checking paths against the network")
     differences = check_routed(content, network, routes, shape, input_type, quantize)
-    # Opened last, so that an export that is killed leaves nothing.
+    # The file is opened last, so a killed export leaves no file.
     with atomic_file(filename, "wb") as target:
         target.write(content)
-    report = RoutedReport(network, file.model, content, plans, shape, differences)
+    report = RoutedReport(filename, content, model, _rows(network, plans, shape, differences))
     if verbose:
-        print(report.text(filename), flush=True)
-    return report.as_dict()
+        _LOGGER.info(report.text())
+    return report
+
+
+def _logger_of_phases():
+    """Returns a function that logs a phase with the seconds since the export began."""
+    start = time.perf_counter()
+
+    def log(phase):
+        _LOGGER.info(f"[{time.perf_counter() - start:5.1f} s] {phase}")
+
+    return log
+
+
+def _log_nothing(phase):
+    pass
 
 
 def _metadata(network, routes, plans, shape, quantize, layout, input_type):
-    """Returns what the file says of itself."""
+    """Returns the metadata that `DynamicInterpreter` reads from the file."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "network": network.name,
         "input_shape": list(shape),
         "input_type": input_type,
@@ -141,49 +172,44 @@ def _metadata(network, routes, plans, shape, quantize, layout, input_type):
             {
                 "path": [route] * network.num_gates,
                 "madds": network.madds(route, shape),
-                "cuts": cuts_of(plans, [route] * network.num_gates),
+                "cuts": group_ends_of(plans, [route] * network.num_gates),
             }
             for route in routes
         ],
     }
 
 
-def _teller(verbose):
-    """Returns a function that prints a phase, and how long the export has run."""
-    start = time.perf_counter()
-
-    def say(phase):
-        if verbose:
-            print(f"[{time.perf_counter() - start:5.1f} s] {phase}", flush=True)
-
-    return say
-
-
-TOLERANCE = 1e-4
-
-
-def check_routed(content, network, routes, shape, input_type="float32", quantize=None, images=2):
-    """Returns how far each route's outputs are from the network's; 1 is their largest value.
+def check_routed(
+    content: bytes,
+    network: DynamicSlimmableNetwork,
+    routes: Sequence[int],
+    shape: Sequence[int],
+    input_type: str = "float32",
+    quantize: str | None = None,
+    images: int = 2,
+) -> dict[tuple[int, ...], float]:
+    """Compares the outputs of a routed file with those of the network.
 
     Args:
-        content: bytes of the file.
-        network: a `DynamicSlimmableNetwork`.
-        routes: tuple of widths. With several gates every uniform path is run, and one on which each
-            gate takes another width than the one before it.
+        content: Bytes of the file.
+        network: `DynamicSlimmableNetwork`.
+        routes: Tuple of widths. The paths are those of `checked_paths`.
         shape: `(height, width, 3)`.
-        input_type: "float32" or "uint8".
-        quantize: as the file was made; only a float32 file must agree.
-        images: int: how many random images to run.
+        input_type: "float32" or "uint8". Defaults to "float32".
+        quantize: String or None, as of `export_routed`. Only a float32 file must agree. Defaults to
+            None.
+        images: Integer, number of random images to run. Defaults to 2.
 
     Returns:
-        Dict from path, one width per gate, to the difference.
+        Dict from path, a tuple with one width per gate, to the largest difference, where 1 is the
+        largest output of the network.
 
     Raises:
-        ValueError: where a forced route is not taken, or a float32 file differs by more than 1e-4.
+        ValueError: If a forced path is not taken, or if a float32 file differs by more than 1e-4.
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    # Lower precision differs by its own rounding.
+    # Lower precision would differ by its own rounding.
     network = with_dtype(network, "float32")
     runner = Interpreter(model_content=content).get_signature_runner("bounded")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
@@ -209,76 +235,95 @@ def check_routed(content, network, routes, shape, input_type="float32", quantize
     return differences
 
 
-def checked_paths(routes, num_gates):
-    """Returns the paths that are run: the uniform ones first."""
+def checked_paths(routes: Sequence[int], num_gates: int) -> list[tuple[int, ...]]:
+    """Returns the paths on which a file is checked.
+
+    These are the uniform paths, and with several gates a last one on which each gate takes another
+    width than the gate before it.
+    """
     uniform = [(route,) * num_gates for route in routes]
     mixed = tuple(routes[gate % len(routes)] for gate in range(num_gates))
     return list(dict.fromkeys([*uniform, mixed]))
 
 
-def largest_difference(outputs, expected):
-    """Returns the largest difference, where 1 is the largest expected value."""
+def largest_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference of two arrays, where 1 is the largest expected value."""
     return float(np.abs(outputs - expected).max() / max(np.abs(expected).max(), 1e-12))
 
 
-class RoutedReport:
-    """Size, routes, operators of a routed file, and what its routes share.
+class RoutedReport(dict):
+    """Report of a routed file, a dict for JSON.
+
+    It has the keys:
+
+    - "bytes": int, size of the file.
+    - "routes": list with a dict for each path that was checked. "path" is an int, or a tuple with
+      one width per gate; "madds" the path's multiply-adds; "cuts" a list with the routes at whose
+      channels the channel groups end, for each span of layers between two strides; "difference" the
+      largest difference of the file's outputs from the network's, where 1 is their largest value.
+    - "operators": dict from the name of an operator to its count over all subgraphs.
+    - "shared": dict. "constants" is the size of all constants in bytes, "parts_apart" the
+      size if every subgraph had separate copies.
 
     Args:
-        network: the `DynamicSlimmableNetwork`.
-        model: the file as a `schema.ModelT`.
-        content: its bytes.
-        plans: for each gate a `SectionPlan`.
-        shape: `(height, width, 3)`.
-        differences: dict from path to the difference from the network's outputs.
+        filename: Path of the file.
+        content: Bytes of the file.
+        model: `schema.ModelT` of the file.
+        rows: List, the value of "routes".
     """
 
-    def __init__(self, network, model, content, plans, shape, differences):
-        self._bytes = len(content)
-        self._routes = [
-            {
-                "path": path[0] if len(path) == 1 else path,
-                "madds": network.madds(path, shape),
-                "cuts": cuts_of(plans, path),
-                "difference": difference,
-            }
-            for path, difference in differences.items()
-        ]
-        counts = collections.Counter()
+    def __init__(
+        self, filename: str | os.PathLike, content: bytes, model: schema.ModelT, rows: list[dict]
+    ):
+        counts: collections.Counter = collections.Counter()
         for graph in model.subgraphs:
             counts.update(operators_of(graph, model))
-        self._operators = dict(counts.most_common())
-        self._constants = sum(
-            len(buffer.data) for buffer in model.buffers if buffer.data is not None
+        super().__init__(
+            bytes=len(content),
+            routes=rows,
+            operators=dict(counts.most_common()),
+            shared={
+                "constants": sum(_size(buffer) for buffer in model.buffers),
+                "parts_apart": sum(_constant_bytes(graph, model) for graph in model.subgraphs),
+            },
         )
-        self._apart = sum(_constants(graph, model) for graph in model.subgraphs)
+        self.filename = filename
 
-    def as_dict(self):
-        """Returns the report for JSON; sizes are in bytes."""
-        return {
-            "bytes": self._bytes,
-            "routes": self._routes,
-            "operators": self._operators,
-            "shared": {"constants": self._constants, "parts_apart": self._apart},
-        }
-
-    def text(self, filename):
-        """Returns the report in words."""
-        width = max(4, *(len(str(row["path"])) for row in self._routes))
+    def text(self) -> str:
+        """Returns the report as a table for people."""
+        shared = self["shared"]
+        width = max(4, *(len(str(row["path"])) for row in self["routes"]))
         lines = [
-            f"{filename}: {self._bytes / 1e6:.2f} MB, of which {self._constants / 1e6:.2f} MB are "
-            f"constants; its graphs apart have {self._apart / 1e6:.2f} MB",
+            f"{self.filename}: {self['bytes'] / 1e6:.2f} MB, of which "
+            f"{shared['constants'] / 1e6:.2f} MB are constants; separate subgraphs would have "
+            f"{shared['parts_apart'] / 1e6:.2f} MB of them",
             f"{'path':<{width}}     MAdds  difference  channel groups end at the channels of",
         ]
-        for row in self._routes:
-            cuts = ", ".join(map(str, row["cuts"]))
+        for row in self["routes"]:
+            ends = ", ".join(map(str, row["cuts"]))
             madds, difference = row["madds"] / 1e6, row["difference"]
-            lines.append(f"{row['path']!s:<{width}} {madds:8.2f}M  {difference:10.1e}  {cuts}")
-        operators = ", ".join(f"{name} {count}" for name, count in self._operators.items())
+            lines.append(f"{row['path']!s:<{width}} {madds:8.2f}M  {difference:10.1e}  {ends}")
+        operators = ", ".join(f"{name} {count}" for name, count in self["operators"].items())
         return "\n".join([*lines, f"operators: {operators}"])
 
 
-def _constants(graph, model):
-    """Returns the bytes of all constants of a graph."""
-    buffers = (model.buffers[index].data for index in {tensor.buffer for tensor in graph.tensors})
-    return sum(len(data) for data in buffers if data is not None)
+def _rows(network, plans, shape, differences):
+    """Returns the value of a report's "routes"."""
+    return [
+        {
+            "path": path[0] if len(path) == 1 else path,
+            "madds": network.madds(path, shape),
+            "cuts": group_ends_of(plans, path),
+            "difference": difference,
+        }
+        for path, difference in differences.items()
+    ]
+
+
+def _size(buffer):
+    return 0 if buffer.data is None else len(buffer.data)
+
+
+def _constant_bytes(graph, model):
+    """Returns the size of all constants of a subgraph."""
+    return sum(_size(model.buffers[index]) for index in {tensor.buffer for tensor in graph.tensors})

@@ -7,14 +7,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.assembly import separate_buffers
 from keras_dsnet.export.block_executor import BlockExecutor
 from keras_dsnet.export.conversion import convert, representative_images
 from keras_dsnet.export.export_routed import TOLERANCE, largest_difference
 from keras_dsnet.export.graphs import normalise_pixels
 from keras_dsnet.export.metadata import describe, with_labels
 from keras_dsnet.export.options import check_network, check_options, check_target
-from keras_dsnet.export.tflite_model import pack, parse
+from keras_dsnet.export.tflite_model import pack, parse, separate_buffers
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.variants import with_dtype

@@ -1,76 +1,195 @@
-"""The TFLite graphs that a routed file is assembled from."""
+"""The TFLite graphs that a routed file is assembled from.
 
+`RoutedParts` defines the functions that a file needs, and `convert_parts` converts them to TFLite
+graphs. Both return `RoutedGraphs`, which know the place of each graph in the file.
+"""
+
+import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.block_executor import BlockExecutor, enter, leave
+from keras_dsnet.export.block_executor import BlockExecutor, restore_multiplications
 from keras_dsnet.export.conversion import convert_traced, trace
+from keras_dsnet.export.partition import SectionPlan
+from keras_dsnet.export.tflite_model import ImportedGraph, ModelBuilder, parse
 from keras_dsnet.models.costs import features_shape
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.path import Path
+from keras_dsnet.models.preprocessing import Normalization
 
 LOWEST = np.finfo("float32").min
+# A conversion begins when the graphs that wait for it have more bytes of constants than this.
+MOST_CONSTANTS = 6e7
 
 
 @dataclasses.dataclass(frozen=True)
-class RoutedPart:
+class SectionGraphs:
+    """The graphs of one section: of the layers between two gates, or after the last gate.
+
+    Args:
+        entries: Dict from `(width before, width)` to the graph of the first convolutions. It is
+            empty for the first section, which has the same channels before it at every width.
+        rest: Dict from width to the graph of the other layers.
+    """
+
+    entries: dict
+    rest: dict
+
+    def map(self, function: Callable) -> "SectionGraphs":
+        """Returns the results of a function of each graph, in the places of the graphs."""
+        return SectionGraphs(
+            entries={widths: function(graph) for widths, graph in self.entries.items()},
+            rest={width: function(graph) for width, graph in self.rest.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutedGraphs:
+    """The graphs of a routed file: a `Part` each before conversion, then an `ImportedGraph` each.
+
+    The front ends with the first gate. A section follows each gate, with a graph for every width.
+    From the second section on, the first convolutions depend on the width before, too, so they have
+    separate graphs for every pair of widths. Every path can be taken without a graph per path.
+
+    Args:
+        front: The graph from the image to the first gate.
+        sections: Tuple with a `SectionGraphs` for each gate.
+        allow: The graph that turns the bounds of the gates into masks.
+        choices: Tuple with the graph that chooses a route, for each gate.
+    """
+
+    front: Any
+    sections: tuple
+    allow: Any
+    choices: tuple
+
+    def running(self) -> Iterator:
+        """Yields the graphs that run layers, each after those whose features it takes."""
+        yield self.front
+        for section in self.sections:
+            yield from section.entries.values()
+            yield from section.rest.values()
+
+    def consumers(self) -> Iterator[tuple[Any, list]]:
+        """Yields each graph that has features as outputs, with the graphs that take them."""
+        yield self.front, list(self.sections[0].rest.values())
+        for section, following in itertools.zip_longest(self.sections, self.sections[1:]):
+            for (_, width), entry in section.entries.items():
+                yield entry, [section.rest[width]]
+            if following:
+                for width, rest in section.rest.items():
+                    entries = following.entries.items()
+                    yield rest, [entry for (before, _), entry in entries if before == width]
+
+    def map(self, function: Callable) -> "RoutedGraphs":
+        """Returns the results of a function of each graph, in the places of the graphs."""
+        return RoutedGraphs(
+            front=function(self.front),
+            sections=tuple(section.map(function) for section in self.sections),
+            allow=function(self.allow),
+            choices=tuple(map(function, self.choices)),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
     """A function that becomes a graph of a routed file.
 
     Args:
-        name: str, of the graph.
-        section: int.
-        function: of `features`, a tuple of tensors; the front's of `image`. Returns a dict:
-            `features`, a tuple of tensors, or, of the last section, `output`; and `scores` where a
-            gate follows. For what choices take and return see `RoutedParts`.
-        before: width of the section before, for the layers that see it; None: for all others.
-        width: of the section; None: of the front and of choices, which have none.
-        next: names of the parts that take the features.
+        name: String, unique name of the graph.
+        function: Function of the inputs by name. It returns a dict of tensors and tuples of
+            tensors.
+        inputs: Dict of `tf.TensorSpec`, or None: the only input is `features`, a tuple of tensors
+            that other parts give.
     """
 
     name: str
-    section: int
     function: Callable
-    before: int | None = None
-    width: int | None = None
-    next: tuple = ()
+    inputs: dict | None = None
 
 
 class RoutedParts:
-    """What a routed file is made of, for one network.
-
-    The front ends with the first gate. What follows a gate is a section, and there is a graph for
-    each width of it. From the second section on, the first layers see the width before, too: the
-    section's entry has a graph for every pair of widths, and the rest of it one for every width.
-    So every path can be taken, and no graph is there for a path.
+    """The functions of a routed file, for one network.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        routes: tuple of candidate widths, ascending.
-        plans: for each gate a `SectionPlan`; for the front alone, and choices, None will do.
-        integer: bool: for an int8 file.
-        raw: bool: images are uint8 pixels, which the front normalises.
+        network: `DynamicSlimmableNetwork`.
+        routes: Tuple of candidate widths, ascending.
+        plans: Tuple with a `SectionPlan` for each gate. Defaults to None, with which the functions
+            of the sections cannot be called.
+        integer: Boolean, whether the file is int8. Defaults to `False`.
+        raw: Boolean, whether images are uint8 pixels, which the front normalises. Defaults to
+            `False`.
+        shape: `(height, width, 3)`. Defaults to the network's.
     """
 
-    def __init__(self, network, routes, plans=None, integer=False, raw=False):
+    def __init__(
+        self,
+        network: DynamicSlimmableNetwork,
+        routes: Sequence[int],
+        plans: Sequence[SectionPlan] | None = None,
+        integer: bool = False,
+        raw: bool = False,
+        shape: Sequence[int] | None = None,
+    ):
         self._network = network
         self._routes = routes
         self._plans = plans
         self._integer = integer
         self._raw = raw
+        self._shape = shape or network.input_shape[1:]
 
-    def front(self, image):
+    def graphs(self) -> RoutedGraphs:
+        """Returns the `Part`s, in their places."""
+        num_gates, num_routes = self._network.num_gates, len(self._routes)
+        image = tf.TensorSpec((1, *self._shape), tf.uint8 if self._raw else tf.float32)
+        bound = tf.TensorSpec((num_gates,), tf.int32)
+        mask = tf.TensorSpec((num_routes,), tf.bool)
+        choices = []
+        for gate, layer in enumerate(self._network.slimming_gates):
+            scores = tf.TensorSpec((1, layer.w2.shape[1]))
+            inputs = {"scores": scores, "allowed": mask}
+            choose = functools.partial(self.choose, gate)
+            choices.append(Part(f"choose_{gate + 1}", choose, inputs))
+        return RoutedGraphs(
+            front=Part("front", self.front, {"image": image}),
+            sections=tuple(self._section(section) for section in range(1, num_gates + 1)),
+            allow=Part("allow", self.allow, {"min_width": bound, "max_width": bound}),
+            choices=tuple(choices),
+        )
+
+    def _section(self, section):
+        """Returns the `Part`s of a section."""
+        # The graphs of one gate are `route_0`, ..., those of several gates `gate_2_route_0`, ...
+        prefix = "" if self._network.num_gates == 1 else f"gate_{section}_"
+        entries, rest = {}, {}
+        for place, width in enumerate(self._routes):
+            run = functools.partial(self._run_rest, section, width)
+            rest[width] = Part(f"{prefix}route_{place}", run)
+        if section > 1:
+            pairs = itertools.product(enumerate(self._routes), repeat=2)
+            for (place_before, before), (place, width) in pairs:
+                run = functools.partial(self._run_entry, section, before, width)
+                name = f"{prefix}route_{place_before}_to_{place}"
+                entries[before, width] = Part(name, run)
+        return SectionGraphs(entries, rest)
+
+    def front(self, image: tf.Tensor) -> dict:
         """Runs everything up to the first gate, and the gate.
 
         Args:
-            image: `[1, height, width, 3]`: float32, preprocessed; or raw, uint8.
+            image: `[1, height, width, 3]`, float32 and preprocessed, or uint8 if `raw`.
 
         Returns:
-            Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, and `scores`.
+            Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, and `scores`
+            `[1, choices]`.
         """
         if self._raw:
             image = normalise_pixels(image, self._network.normalization, self._integer)
@@ -78,14 +197,17 @@ class RoutedParts:
         features = executor.run(self._network.sections[0], (image,))
         return {"features": features, "scores": executor.scores[0]}
 
-    def allow(self, min_width, max_width):
-        """Returns which routes each gate may choose: `allowed_1`, ..., bool `[routes]`.
+    def allow(self, min_width: tf.Tensor, max_width: tf.Tensor) -> dict:
+        """Computes which routes each gate may choose.
 
-        Bounds that hold no route allow the nearest route above, else the widest.
+        Bounds without a route between them allow the nearest route above, else the widest.
 
         Args:
             min_width: int32 `[num_gates]`.
             max_width: int32 `[num_gates]`.
+
+        Returns:
+            Dict of `allowed`, a tuple with a mask, bool `[routes]`, for each gate.
         """
         low, high = min_width[:, None], max_width[:, None]
         routes = tf.constant(self._routes, tf.int32)
@@ -93,98 +215,74 @@ class RoutedParts:
         below = tf.reduce_sum(tf.cast(routes < low, tf.int32), 1, keepdims=True)
         nearest = tf.range(len(self._routes)) == tf.minimum(below, len(self._routes) - 1)
         allowed = tf.where(tf.reduce_any(allowed, 1, keepdims=True), allowed, nearest)
-        names = [f"allowed_{gate + 1}" for gate in range(self._network.num_gates)]
-        return dict(zip(names, tf.unstack(allowed, self._network.num_gates)))
+        return {"allowed": tuple(tf.unstack(allowed, self._network.num_gates))}
 
-    def choose(self, gate, scores, allowed):
-        """Returns what a gate chooses: `position` among the routes, int32 `[1]`.
+    def choose(self, gate: int, scores: tf.Tensor, allowed: tf.Tensor) -> dict:
+        """Chooses a route at a gate.
 
         Args:
-            gate: int.
+            gate: Integer.
             scores: `[1, choices]`.
-            allowed: bool `[routes]`.
+            allowed: Boolean tensor `[routes]`.
+
+        Returns:
+            Dict of `position`, the index of the chosen one among the routes, int32 `[1]`.
         """
         layer = self._network.slimming_gates[gate]
         scores = layer.route_scores(tf.cast(scores, tf.float32), self._routes)
         scores = tf.where(allowed, scores, LOWEST)
         return {"position": tf.argmax(scores, 1, output_type=tf.int32)}
 
-    def parts(self):
-        """Yields every `RoutedPart` that runs layers, each before those that take its features."""
-        yield RoutedPart("front", 0, self.front, next=self._names(1))
-        for section in range(1, self._network.num_gates + 1):
-            if section > 1:
-                for before, width in itertools.product(self._routes, self._routes):
-                    yield self._entry(section, before, width)
-            for width in self._routes:
-                yield self._rest(section, width)
+    def _run_entry(self, section, before, width, features):
+        """Runs the first convolutions of a section on the features of the width before.
 
-    def choices(self):
-        """Yields the `RoutedPart` of the bounds, then for every gate the one that chooses."""
-        yield RoutedPart("allow", 0, self.allow)
-        for gate in range(self._network.num_gates):
-            yield RoutedPart(f"choose_{gate + 1}", gate, functools.partial(self.choose, gate))
+        Returns:
+            Dict of `features`: the groups of all that the rest of the section needs. Those of a
+            shortcut come last.
+        """
+        executor = self._executor({section - 1: before, section: width}, entry=section)
+        steps = self._network.sections[section]
+        groups = [executor.run_first(branch, features) for branch in _branches(steps)]
+        return {"features": tuple(itertools.chain.from_iterable(groups))}
 
-    def _names(self, section, before=None):
-        """Returns the names of the parts that a section begins with, behind a width."""
-        return tuple(self._name(section, width, before) for width in self._routes)
+    def _run_rest(self, section, width, features):
+        """Runs the layers of a section, after its entry if it has one.
 
-    def _name(self, section, width, before=None):
-        """Returns `route_0` with one gate, else `gate_2_route_0` or `gate_2_route_1_to_0`."""
-        place = self._routes.index(width)
-        name = f"route_{place}"
-        if before is not None:
-            name = f"route_{self._routes.index(before)}_to_{place}"
-        return name if self._network.num_gates == 1 else f"gate_{section}_{name}"
+        Returns:
+            Dict of `features` and the `scores` of the next gate, or of `output`.
+        """
+        executor = self._executor({section: width})
+        steps = self._network.sections[section]
+        if section == 1:
+            features = executor.run(steps, features)
+        else:
+            groups = len(self._plans[section - 1].entry[width])
+            features = _run_after_entry(executor, steps, features, groups)
+        if section == self._network.num_gates:
+            return {"output": self._output(features)}
+        return {"features": features, "scores": executor.scores[0]}
 
     def _executor(self, widths, entry=None):
-        """Returns what runs sections at these widths; the others are not run.
+        """Returns the executor of sections at the given widths.
 
         Args:
-            widths: dict from section to width.
-            entry: the section whose first convolutions are run alone; None: none.
+            widths: Dict from section to width.
+            entry: Integer, the section of which only the first convolutions will run, or None.
         """
         sections = range(1, self._network.num_gates + 1)
         path = (0, *(widths.get(section, 0) for section in sections))
-        cuts, rows = {}, {}
+        group_ends, folded_with = {}, {}
         for section, width in widths.items():
-            plan, steps = self._plans[section - 1], self._network.sections[section]
-            cuts |= plan.of_layers(steps, width, section == entry)
-            rows |= plan.rows_of_layers(steps, width, section == entry)
-        return BlockExecutor(Path(path, path), cuts, self._integer, rows)
-
-    def _entry(self, section, before, after):
-        def run(features):
-            executor = self._executor({section - 1: before, section: after}, section)
-            return {"features": enter(executor, self._network.sections[section], features)}
-
-        name = self._name(section, after, before)
-        return RoutedPart(name, section, run, before, after, (self._name(section, after),))
-
-    def _rest(self, section, width):
-        network = self._network
-        last = section == network.num_gates
-
-        def run(features):
-            executor = self._executor({section: width})
-            steps = network.sections[section]
-            if section == 1:
-                features = executor.run(steps, features)
-            else:
-                groups = len(self._plans[section - 1].entry[width])
-                features = leave(executor, steps, features, groups)
-            if last:
-                return {"output": self._output(features)}
-            return {"features": features, "scores": executor.scores[0]}
-
-        following = () if last else self._names(section + 1, width)
-        return RoutedPart(self._name(section, width), section, run, None, width, following)
+            plan = self._plans[section - 1]
+            group_ends |= plan.of_layers(width, section == entry)
+            folded_with |= plan.folded_with(width, section == entry)
+        return BlockExecutor(Path(path, path), group_ends, self._integer, folded_with)
 
     def _output(self, features):
         network = self._network
         if network.include_top:
             return activate(network.classifier_activation, features[0])
-        # Every branch of a file has outputs of the same shape.
+        # Both branches of an `IF` must have outputs of one shape.
         widest = network.resolve_path((self._routes[-1],) * network.num_gates)
         shape = features_shape(network.sections, widest, network.input_shape[1:])
         missing = shape[-1] - sum(group.shape[-1] for group in features)
@@ -192,20 +290,43 @@ class RoutedParts:
         return tf.pad(features, [[0, 0]] * (features.shape.rank - 1) + [[0, missing]])
 
 
-def normalise_pixels(image, normalization, integer):
-    """Normalises pixels by a depthwise convolution, which int8 has for three channels too.
+def _branches(steps):
+    """Returns the lists of steps that begin with a convolution of the section's entry."""
+    first = steps[0]
+    return (first.branch, first.shortcut) if first.kind == "residual" else (steps,)
+
+
+def _run_after_entry(executor, steps, features, groups):
+    """Runs a section without its first convolutions, which gave `groups` channel groups each."""
+    first = steps[0]
+    if first.kind != "residual":
+        return _run_after_first(executor, steps, features)
+    branch = _run_after_first(executor, first.branch, features[:groups])
+    shortcut = _run_after_first(executor, first.shortcut, features[groups:])
+    return executor.run(steps[1:], executor.add(first, branch, shortcut))
+
+
+def _run_after_first(executor, steps, x):
+    """Runs all steps but the first, a convolution. Its norm still runs on the entry's groups."""
+    rest = 1 + (len(steps) > 1 and steps[1].kind == "norm")
+    x = executor.run(steps[1:rest], x)
+    return executor.run(steps[rest:], executor.regroup(steps[0], x))
+
+
+def normalise_pixels(image: tf.Tensor, normalization: Normalization, integer: bool) -> tf.Tensor:
+    """Normalises pixels by a depthwise convolution, which int8 supports for three channels.
 
     Args:
         image: uint8 `[1, height, width, 3]`.
-        normalization: a `Normalization`.
-        integer: bool: for an int8 file.
+        normalization: `Normalization`.
+        integer: Boolean, whether the file is int8.
 
     Returns:
-        float32 of the same shape.
+        float32 tensor `[1, height, width, 3]`.
     """
     image = tf.cast(image, tf.float32)
     if integer:
-        # Pixels are int8 as they are: one step each.
+        # With a scale of 1 the pixels lose nothing in int8.
         image = tf.quantization.fake_quant_with_min_max_args(image, 0, 255)
     std = np.array(normalization.std, "float32")
     offset = -np.array(normalization.mean, "float32") / std
@@ -213,120 +334,141 @@ def normalise_pixels(image, normalization, integer):
     return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
 
 
-# Bytes of constants behind which a conversion begins.
-MOST_CONSTANTS = 6e7
+def convert_parts(
+    parts: RoutedGraphs,
+    quantize: str | None = None,
+    images: Sequence[np.ndarray] | None = None,
+    log: Callable = lambda message: None,
+) -> tuple[ModelBuilder, RoutedGraphs]:
+    """Converts every part to a TFLite graph.
 
-
-def convert_parts(parts, image, quantize=None, images=None, say=print):
-    """Returns files that hold a signature, and a graph, for each part: a list of bytes.
-
-    One conversion of many graphs takes half the time of many conversions of one, and many times the
-    memory of its constants.
+    Converting graphs together halves the time but multiplies peak memory, so batches are capped by
+    the bytes of their constants.
 
     Args:
-        parts: list of `RoutedPart`, each before those that take its features.
-        image: `tf.TensorSpec` of the image.
-        quantize: as `convert` takes it.
-        images: for "int8", list of arrays `[1, height, width, 3]`. A part is measured on what those
-            before it make of each of them; where there are several, they take turns.
-        say: function that is told how far it is.
+        parts: `RoutedGraphs` of `Part`s.
+        quantize: String or None, as of `convert`.
+        images: For "int8", list of arrays `[1, height, width, 3]`. The ranges of a part are
+            measured on the features that earlier parts make of each image; where several parts give
+            its features, they take turns.
+        log: Function that is called with a message after each conversion.
+
+    Returns:
+        Tuple of the `ModelBuilder` that imported the graphs, and `RoutedGraphs` of
+        `ImportedGraph`s.
     """
-    shapes, results, traced, samples, contents = {}, {}, {}, {}, []
-    for place, part in enumerate(parts, start=1):
-        function, inputs = part.function, {"image": image}
-        own = [np.concatenate(images)] if images else []
-        if part.name in shapes:
-            function, inputs = _with_tuple(function), _features_specs(shapes.pop(part.name))
-            own = _turns(results.pop(part.name)) if images else []
-        traced[part.name] = trace(_flat(function), inputs)
+    builder = ModelBuilder()
+    imported: dict[Part, ImportedGraph] = {}
+    running, consumers = list(parts.running()), dict(parts.consumers())
+    specs = {parts.front: parts.front.inputs}
+    # For int8, the arrays that each producer of a part's features has made.
+    measured: dict[Part, list] = collections.defaultdict(list)
+    if images:
+        measured[parts.front].append([np.concatenate(images)])
+    traced, samples = {}, {}
+    for number, part in enumerate(running, start=1):
+        inputs = _flatten(specs.pop(part))
+        traced[part] = trace(_flat(part.function), inputs)
+        results = None
         if images:
-            samples[part.name] = _samples(inputs, own)
-            given = _run(function, inputs, own) if part.next else None
-        for following in part.next:
-            shapes[following] = _features_shapes(traced[part.name])
+            arrays = _take_turns(measured.pop(part))
+            samples[part] = _samples(inputs, arrays)
+            results = _run(part, inputs, arrays) if part in consumers else None
+        for consumer in consumers.get(part, ()):
+            specs[consumer] = _features_specs(traced[part])
             if images:
-                results.setdefault(following, []).append(given)
-        if place == len(parts) or sum(map(_constants, traced.values())) > MOST_CONSTANTS:
-            contents.append(convert_traced(traced, quantize, samples or None))
-            say(f"converted {place} of {len(parts)} graphs")
+                measured[consumer].append(results)
+        if number == len(running) or sum(map(_constant_bytes, traced.values())) > MOST_CONSTANTS:
+            imported |= _convert(builder, traced, quantize, samples)
+            log(f"converted {number} of {len(running)} graphs")
             traced, samples = {}, {}
-    return contents
+    choosing = (parts.allow, *parts.choices)
+    imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in choosing})
+    for converted in imported.values():
+        restore_multiplications(converted.graph, builder)
+    return builder, parts.map(imported.__getitem__)
 
 
-def convert_choices(parts, scores, routes):
-    """Returns a file with a signature, and a graph, for the bounds and each gate's choice: bytes.
-
-    Args:
-        parts: list of `RoutedPart`, the bounds first.
-        scores: list of how many scores each slimming head gives.
-        routes: int: how many routes there are.
-    """
-    bounds, *choices = parts
-    bound = tf.TensorSpec((len(choices),), tf.int32)
-    traced = {bounds.name: trace(bounds.function, {"min_width": bound, "max_width": bound})}
-    for part, count in zip(choices, scores):
-        inputs = {"scores": tf.TensorSpec((1, count)), "allowed": tf.TensorSpec((routes,), tf.bool)}
-        traced[part.name] = trace(part.function, inputs)
-    return convert_traced(traced)
+def _convert(builder, traced, quantize=None, samples=None):
+    """Converts traced parts together; returns a dict from `Part` to `ImportedGraph`."""
+    content = convert_traced(
+        {part.name: function for part, function in traced.items()},
+        quantize,
+        {part.name: own_samples for part, own_samples in samples.items()} if samples else None,
+    )
+    graphs = builder.import_model(parse(content))
+    for converted in graphs.values():
+        converted.inputs, converted.outputs = _nest(converted.inputs), _nest(converted.outputs)
+    return {part: graphs[part.name] for part in traced}
 
 
-def _constants(traced):
-    """Returns how many bytes the constants of a graph have."""
+def _flat(function):
+    """Returns a function whose arguments and results are flat, as those of a signature must be."""
+
+    def run(**tensors):
+        return _flatten(function(**_nest(tensors)))
+
+    return run
+
+
+def _flatten(tensors):
+    """Replaces each tuple in a dict by entries `name_0`, `name_1`, ...; see `_nest`."""
+    flat = {}
+    for name, value in tensors.items():
+        if isinstance(value, tuple):
+            flat |= {f"{name}_{index}": element for index, element in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nest(tensors):
+    """Undoes `_flatten`."""
+    nested, tuples = {}, collections.defaultdict(dict)
+    for name, value in tensors.items():
+        if match := re.fullmatch(r"(.+)_(\d+)", name):
+            tuples[match[1]][int(match[2])] = value
+        else:
+            nested[name] = value
+    for name, elements in tuples.items():
+        nested[name] = tuple(elements[index] for index in sorted(elements))
+    return nested
+
+
+def _features_specs(traced):
+    """Returns the inputs of a part that takes the features of a traced one."""
+    features = _nest(traced.structured_outputs)["features"]
+    return {"features": tuple(tf.TensorSpec(group.shape) for group in features)}
+
+
+def _constant_bytes(traced):
+    """Returns the number of bytes of a traced function's constants."""
     operations = traced.graph.get_operations()
     tensors = [operation.outputs[0] for operation in operations if operation.type == "Const"]
     return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in tensors)
 
 
-def _features_specs(shapes):
-    return {f"features_{index}": tf.TensorSpec(shape) for index, shape in enumerate(shapes)}
-
-
-def _features_shapes(traced):
-    """Returns the shapes of the features that a part gives."""
-    own = traced.structured_outputs
-    count = sum(name.startswith("features") for name in own)
-    return [own[f"features_{index}"].shape for index in range(count)]
-
-
-def _with_tuple(function):
-    """Returns the function of `features_0`, `features_1`, ... that a part is of a tuple of them."""
-
-    def run(**tensors):
-        return function(tuple(tensors[f"features_{index}"] for index in range(len(tensors))))
-
-    return run
-
-
-def _flat(function):
-    """Returns a function whose results have no tuple in them: `features_0`, `features_1`, ..."""
-
-    def run(**tensors):
-        results = dict(function(**tensors))
-        groups = results.pop("features", ())
-        return results | {f"features_{index}": group for index, group in enumerate(groups)}
-
-    return run
-
-
-def _samples(inputs, own):
-    """Returns what yields the inputs of a part, image by image."""
+def _samples(inputs, arrays):
+    """Returns a function that yields the inputs of a part, image by image."""
 
     def samples():
-        for index in range(len(own[0])):
-            yield {name: array[index : index + 1] for name, array in zip(inputs, own)}
+        for index in range(len(arrays[0])):
+            yield {name: array[index : index + 1] for name, array in zip(inputs, arrays)}
 
     return samples
 
 
-def _run(function, inputs, own):
+def _run(part, inputs, arrays):
     """Returns the features that a part makes of all images, as arrays."""
-    # Not traced: TensorFlow's graph optimiser ends the process on some of these graphs.
-    tensors = {name: tf.constant(array) for name, array in zip(inputs, own)}
-    return [group.numpy() for group in function(**tensors)["features"]]
+    # Not traced: TensorFlow's graph optimiser crashes the process on some of these graphs.
+    tensors = {name: tf.constant(array) for name, array in zip(inputs, arrays)}
+    return [group.numpy() for group in part.function(**_nest(tensors))["features"]]
 
 
-def _turns(results):
-    """Takes every image from one of several callers, in turn."""
+def _take_turns(results):
+    """Takes the inputs of every image from one of several parts, in turn."""
+    if len(results) == 1:
+        return results[0]
     count = len(results[0][0])
     return [
         np.stack([results[index % len(results)][group][index] for index in range(count)])

@@ -1,53 +1,475 @@
-"""TFLite models as objects: read, extended by graphs and operators, written."""
+"""TFLite models as Python objects.
+
+A file is parsed into a `schema.ModelT`, changed or built from parts of others by a `ModelBuilder`,
+and packed again. Subgraphs, tensors, buffers and operator codes are referred to by their indices,
+as in the file.
+"""
 
 import copy
 import dataclasses
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-IDENTIFIER = b"TFL3"
+TensorType = schema.TensorType
+Builtin = schema.BuiltinOperator
+
+_IDENTIFIER = b"TFL3"
+# XNNPACK packs the weights of these operators, in these types.
+_PACKED_OPERATORS = (Builtin.CONV_2D, Builtin.DEPTHWISE_CONV_2D, Builtin.FULLY_CONNECTED)
+_PACKED_TYPES = (TensorType.INT8, TensorType.UINT8, TensorType.INT4)
 
 
-def parse(content):
+def parse(content: bytes) -> schema.ModelT:
     """Returns the bytes of a TFLite file as a `schema.ModelT`."""
     return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
 
 
-def pack(model):
+def pack(model: schema.ModelT) -> bytes:
     """Returns a `schema.ModelT` as the bytes of a TFLite file."""
     builder = _SharingBuilder(1024)
-    builder.Finish(model.Pack(builder), IDENTIFIER)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
 
 
-def tensor_index(signature, name, outputs=False):
-    """Returns the index of a signature's input or output tensor in its subgraph."""
-    maps = signature.outputs if outputs else signature.inputs
-    return next(entry.tensorIndex for entry in maps if entry.name.decode() == name)
-
-
-def operators_of(graph, model):
+def operators_of(graph: schema.SubGraphT, model: schema.ModelT) -> list[str]:
     """Returns the names of a subgraph's operators, in order."""
-    names = {
-        value: name for name, value in vars(schema.BuiltinOperator).items() if name[0].isupper()
-    }
+    names = {value: name for name, value in vars(Builtin).items() if name[0].isupper()}
     return [names[builtin_code(model.operatorCodes[op.opcodeIndex])] for op in graph.operators]
 
 
-def builtin_code(code):
-    """Returns the builtin operator of an operator code; old files have it in a small field."""
+def builtin_code(code: schema.OperatorCodeT) -> int:
+    """Returns the builtin operator of an operator code. Old files store it in a smaller field."""
     return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
-class _SharingBuilder(flatbuffers.Builder):
-    """Writes equal vectors of numbers once, but for the contents of buffers.
+def is_operator(operator: schema.OperatorT, builtin: int, model: schema.ModelT) -> bool:
+    """Returns whether an operator of a model is the given builtin operator."""
+    return builtin_code(model.operatorCodes[operator.opcodeIndex]) == builtin
 
-    Every tensor of an int8 file has scales and zero points for each of its channels, and blocks cut
-    from one kernel have many in common; quantised files of many routes shrink by a tenth. Buffers
-    stay apart, since runtimes tell them apart by their addresses; see `separate_buffers`.
+
+@dataclasses.dataclass
+class ImportedGraph:
+    """A subgraph of a converted file, with the tensors that its signature names.
+
+    Args:
+        graph: `schema.SubGraphT`.
+        inputs: Dict from the name of an input to its tensor index.
+        outputs: Dict from the name of an output to its tensor index.
+    """
+
+    graph: schema.SubGraphT
+    inputs: dict
+    outputs: dict
+
+
+class ModelBuilder:
+    """Builds a model out of the subgraphs of other models, with each equal buffer stored once.
+
+    Attributes:
+        model: The `schema.ModelT` that is being built.
+    """
+
+    def __init__(self):
+        self._buffers = {}
+        self._op_codes = {}
+        self.model = schema.ModelT()
+        self.model.version = 3
+        self.model.description = b"keras_dsnet"
+        self.model.operatorCodes, self.model.buffers = [], [schema.BufferT()]
+        self.model.subgraphs, self.model.signatureDefs = [], []
+        self.model.metadata = []
+
+    def import_model(self, model: schema.ModelT) -> dict[str, ImportedGraph]:
+        """Adds the buffers and operator codes of a model, and adapts its subgraphs to them.
+
+        The subgraphs are not added yet, since the caller may change, copy or inline them first.
+
+        Args:
+            model: `schema.ModelT` with a signature for every subgraph. It is changed.
+
+        Returns:
+            Dict from signature key to `ImportedGraph`.
+        """
+        op_codes = [self.add_op_code(code) for code in model.operatorCodes]
+        buffers = [self._import_buffer(buffer) for buffer in model.buffers]
+        imported = {}
+        for signature in model.signatureDefs:
+            graph = model.subgraphs[signature.subgraphIndex]
+            graph.name = signature.signatureKey
+            for operator in graph.operators:
+                operator.opcodeIndex = op_codes[operator.opcodeIndex]
+            for tensor in graph.tensors:
+                tensor.buffer = buffers[tensor.buffer]
+                # TensorFlow's names of operations take more bytes than the rest of a tensor.
+                tensor.name = b""
+            inputs, outputs = (
+                {entry.name.decode(): entry.tensorIndex for entry in side}
+                for side in (signature.inputs, signature.outputs)
+            )
+            for name, index in [*inputs.items(), *outputs.items()]:
+                graph.tensors[index].name = name.encode()
+            imported[graph.name.decode()] = ImportedGraph(graph, inputs, outputs)
+        return imported
+
+    def _import_buffer(self, buffer):
+        return 0 if buffer.data is None or len(buffer.data) == 0 else self.add_buffer(buffer.data)
+
+    def add_op_code(self, code: schema.OperatorCodeT) -> int:
+        """Adds an operator code unless an equal one is there, and returns its index."""
+        key = (builtin_code(code), code.version, code.customCode)
+        if key not in self._op_codes:
+            self._op_codes[key] = len(self.model.operatorCodes)
+            self.model.operatorCodes.append(code)
+        return self._op_codes[key]
+
+    def builtin(self, name: str) -> int:
+        """Returns the index of the operator code of a builtin operator, such as "ADD"."""
+        code = schema.OperatorCodeT()
+        code.builtinCode = getattr(Builtin, name)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        return self.add_op_code(code)
+
+    def add_buffer(self, data: np.ndarray) -> int:
+        """Adds a buffer of bytes unless an equal one is there, and returns its index."""
+        data = np.asarray(data, "uint8")
+        key = hashlib.sha256(data.tobytes()).digest()
+        if key not in self._buffers:
+            self._buffers[key] = append_buffer(self.model, data)
+        return self._buffers[key]
+
+    def set_constant(self, tensor: schema.TensorT, values: Any) -> None:
+        """Makes an int32 or bool tensor a constant. `values` are broadcast to its shape."""
+        kind = {TensorType.INT32: "int32", TensorType.BOOL: "bool"}[tensor.type]
+        values = np.broadcast_to(np.array(values, kind), tuple(tensor.shape))
+        tensor.buffer = self.add_buffer(np.frombuffer(values.tobytes(), "uint8"))
+
+    def add_constant(self, graph: schema.SubGraphT, values: Sequence[int]) -> int:
+        """Adds a constant int32 vector to a subgraph and returns its tensor index."""
+        index = add_tensor(graph, "constant", TensorType.INT32, [len(values)])
+        self.set_constant(graph.tensors[index], values)
+        return index
+
+    def add_subgraph(self, graph: schema.SubGraphT) -> int:
+        """Adds a subgraph and returns its index."""
+        self.model.subgraphs.append(graph)
+        return len(self.model.subgraphs) - 1
+
+    def add_noop_subgraph(self, graph: schema.SubGraphT) -> int:
+        """Adds a subgraph without operators and returns its index.
+
+        It has the inputs and outputs of `graph`, and never writes its outputs: it is the branch of
+        an `IF` that does nothing.
+        """
+        noop = schema.SubGraphT()
+        noop.name = graph.name + b"_not_taken"
+        noop.tensors, noop.operators = [], []
+        noop.inputs, noop.outputs = (
+            [copy_tensor(noop, graph.tensors[index], "") for index in side]
+            for side in (graph.inputs, graph.outputs)
+        )
+        return self.add_subgraph(noop)
+
+    def compare(self, graph: schema.SubGraphT, name: str, index: int, value: int) -> int:
+        """Adds a comparison of an int32 tensor with a value.
+
+        Args:
+            graph: `schema.SubGraphT`.
+            name: "EQUAL" or "LESS".
+            index: Integer, tensor index of a single int32.
+            value: Integer.
+
+        Returns:
+            The tensor index of the condition.
+        """
+        constant = add_tensor(graph, "place", TensorType.INT32, [])
+        self.set_constant(graph.tensors[constant], value)
+        condition = add_tensor(graph, "condition", TensorType.BOOL, graph.tensors[index].shape)
+        options = {"EQUAL": schema.EqualOptionsT, "LESS": schema.LessOptionsT}[name]()
+        self._add(graph, name, [index, constant], [condition], options)
+        return condition
+
+    def add_if(
+        self,
+        graph: schema.SubGraphT,
+        condition: int,
+        arguments: Sequence[int],
+        branches: tuple[int, int],
+    ) -> list[int]:
+        """Adds an `IF` that calls one of two subgraphs.
+
+        Args:
+            graph: `schema.SubGraphT`, the caller.
+            condition: Integer, tensor index of a bool.
+            arguments: Tensor indices of the inputs of both subgraphs.
+            branches: The subgraph index if the condition holds, and the one if it does not.
+
+        Returns:
+            List of the tensor indices of the outputs.
+        """
+        callee = self.model.subgraphs[branches[0]]
+        outputs = [copy_tensor(graph, callee.tensors[index], "") for index in callee.outputs]
+        options = schema.IfOptionsT()
+        options.thenSubgraphIndex, options.elseSubgraphIndex = branches
+        self._add(graph, "IF", [condition, *arguments], outputs, options)
+        return outputs
+
+    def add_if_tree(
+        self,
+        graph: schema.SubGraphT,
+        arguments: Sequence[int],
+        callees: Mapping[int, int],
+        likely: int | None = None,
+    ) -> list[int]:
+        """Adds operators that call one of several subgraphs: a balanced tree of `IF`.
+
+        Args:
+            graph: `schema.SubGraphT`, the caller.
+            arguments: Tensor indices of the inputs of all callees. The last one is an int32, the
+                number of the subgraph to call.
+            callees: Dict from number, in ascending order, to the index of a subgraph.
+            likely: Integer, the number that is compared first. Defaults to None: all numbers are
+                equally deep in the tree.
+
+        Returns:
+            List of the tensor indices of the outputs.
+        """
+        numbers = list(callees)
+        if likely is None:
+            middle = (len(numbers) + 1) // 2
+            halves = numbers[:middle], numbers[middle:] or numbers
+            condition = self.compare(graph, "LESS", arguments[-1], halves[1][0])
+        else:
+            halves = [likely], [number for number in numbers if number != likely] or numbers
+            condition = self.compare(graph, "EQUAL", arguments[-1], likely)
+        then, otherwise = (
+            self._tree_subgraph(graph, arguments, {number: callees[number] for number in half})
+            for half in halves
+        )
+        return self.add_if(graph, condition, arguments, (then, otherwise))
+
+    def _tree_subgraph(self, caller, arguments, callees):
+        """Returns the index of a subgraph that calls one of the callees, or of the only one."""
+        if len(callees) == 1:
+            return next(iter(callees.values()))
+        graph = schema.SubGraphT()
+        graph.name = caller.name + f"_from_{'_'.join(map(str, callees))}".encode()
+        graph.tensors, graph.operators = [], []
+        graph.inputs = [copy_tensor(graph, caller.tensors[index], "") for index in arguments]
+        graph.outputs = self.add_if_tree(graph, graph.inputs, callees)
+        return self.add_subgraph(graph)
+
+    def concatenate(self, graph: schema.SubGraphT, indices: Sequence[int]) -> int:
+        """Concatenates tensors `[1, ...]` of one shape; returns the output's tensor index."""
+        if len(indices) == 1:
+            return indices[0]
+        output = copy_tensor(graph, graph.tensors[indices[0]], "joined")
+        graph.tensors[output].shape = [len(indices), *graph.tensors[output].shape[1:]]
+        self._add(graph, "CONCATENATION", list(indices), [output], schema.ConcatenationOptionsT())
+        return output
+
+    def gather(self, graph: schema.SubGraphT, index: int, rows: int) -> int:
+        """Gathers rows of a tensor by an int32 tensor; returns the output's tensor index."""
+        output = copy_tensor(graph, graph.tensors[index], "picked")
+        shape = list(graph.tensors[rows].shape)
+        graph.tensors[output].shape = shape + list(graph.tensors[output].shape[1:])
+        self._add(graph, "GATHER", [index, rows], [output], schema.GatherOptionsT())
+        return output
+
+    def add_sum(self, graph: schema.SubGraphT, first: int, second: int) -> int:
+        """Adds two tensors of one shape; returns the output's tensor index."""
+        output = copy_tensor(graph, graph.tensors[first], "sum")
+        self._add(graph, "ADD", [first, second], [output], schema.AddOptionsT())
+        return output
+
+    def _add(self, graph, name, inputs, outputs, options):
+        operator = add_operator(graph, self.builtin(name), inputs, outputs)
+        kind = type(options).__name__.removesuffix("T")
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+        operator.builtinOptions = options
+
+    def add_signature(
+        self, key: str, subgraph: int, inputs: Mapping[str, int], outputs: Mapping[str, int]
+    ) -> None:
+        """Adds a signature of a subgraph. Inputs and outputs map names to tensor indices."""
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = key.encode(), subgraph
+        signature.inputs, signature.outputs = (
+            [_tensor_map(name, index) for name, index in side.items()] for side in (inputs, outputs)
+        )
+        self.model.signatureDefs.append(signature)
+
+
+def _tensor_map(name, index):
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name.encode(), index
+    return entry
+
+
+def add_tensor(graph: schema.SubGraphT, name: str, kind: int, shape: Iterable[int]) -> int:
+    """Adds a tensor without values to a subgraph and returns its index."""
+    tensor = schema.TensorT()
+    tensor.name, tensor.type, tensor.shape, tensor.buffer = name.encode(), kind, list(shape), 0
+    tensor.hasRank = True
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def copy_tensor(graph: schema.SubGraphT, tensor: schema.TensorT, name: str) -> int:
+    """Adds a tensor with the type, shape and quantization of another; returns its index."""
+    tensor = copy.deepcopy(tensor)
+    tensor.name, tensor.buffer = name.encode(), 0
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def add_operator(
+    graph: schema.SubGraphT, op_code: int, inputs: list[int], outputs: list[int]
+) -> schema.OperatorT:
+    """Adds an operator at the end of a subgraph and returns it."""
+    operator = schema.OperatorT()
+    operator.opcodeIndex, operator.inputs, operator.outputs = op_code, inputs, outputs
+    graph.operators.append(operator)
+    return operator
+
+
+def inline(
+    graph: schema.SubGraphT, other: schema.SubGraphT, inputs: Mapping[int, int]
+) -> dict[int, int]:
+    """Appends the tensors and operators of another subgraph to a subgraph.
+
+    Args:
+        graph: `schema.SubGraphT`.
+        other: `schema.SubGraphT`. Its tensors and operators are reused, not copied.
+        inputs: Dict from tensor indices of `other` to the tensors of `graph` that replace them.
+
+    Returns:
+        Dict from tensor indices of `other` to those of `graph`.
+    """
+    moved = dict(inputs)
+    for index, tensor in enumerate(other.tensors):
+        if index not in moved:
+            moved[index] = len(graph.tensors)
+            graph.tensors.append(tensor)
+    for operator in other.operators:
+        operator.inputs = [moved.get(index, index) for index in operator.inputs]
+        operator.outputs = [moved[index] for index in operator.outputs]
+        graph.operators.append(operator)
+    return moved
+
+
+def separate_buffers(model: schema.ModelT) -> None:
+    """Gives quantised operators buffers that identify their packed weights.
+
+    XNNPACK packs an operator's weights, bias and scales together, and its weight cache identifies
+    the packed result by the buffers of weights and bias only. Operators that share both buffers but
+    have other scales would get the values of the first one packed. Each of them gets a separate
+    buffer for its bias here, which is small; an operator without a bias gets a bias of zeros.
+    Operators with float weights are left unchanged: their buffers identify all that is packed.
+
+    Args:
+        model: `schema.ModelT`. It is changed.
+    """
+    owners: dict = {}
+    copies: dict = {}
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            code = builtin_code(model.operatorCodes[operator.opcodeIndex])
+            if code not in _PACKED_OPERATORS or len(operator.inputs) < 2:
+                continue
+            weights = graph.tensors[operator.inputs[1]]
+            if weights.type not in _PACKED_TYPES or not _is_constant(model, weights):
+                continue
+            bias = _bias(graph, operator)
+            if bias is not None and not _is_constant(model, bias):
+                continue
+            pair = weights.buffer, bias.buffer if bias is not None else 0
+            packed = code, *_scales(graph, operator)
+            if owners.setdefault(pair, packed) == packed:
+                continue
+            if (pair, packed) not in copies:
+                zeros = np.zeros(4 * _bias_size(weights, code), "uint8")
+                data = zeros if bias is None else model.buffers[bias.buffer].data
+                copies[pair, packed] = append_buffer(model, data)
+            if bias is None:
+                operator.inputs = [*operator.inputs[:2], _add_zero_bias(graph, operator, code)]
+            _replace_bias(graph, operator, copies[pair, packed])
+
+
+def _bias(graph, operator):
+    """Returns the tensor of an operator's bias, or None."""
+    has_bias = len(operator.inputs) > 2 and operator.inputs[2] >= 0
+    return graph.tensors[operator.inputs[2]] if has_bias else None
+
+
+def _is_constant(model, tensor):
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def _scales(graph, operator):
+    """Returns everything but weights and bias that the packed weights depend on."""
+    tensors = [graph.tensors[index] for index in (*operator.inputs[:2], operator.outputs[0])]
+    steps = []
+    for tensor in tensors:
+        quantization = tensor.quantization
+        scale, zero = (), ()
+        if quantization is not None:
+            scale = () if quantization.scale is None else tuple(map(float, quantization.scale))
+            zero = () if quantization.zeroPoint is None else tuple(map(int, quantization.zeroPoint))
+        steps.append((tensor.type, scale, zero))
+    return (tuple(map(int, tensors[1].shape)), *steps)
+
+
+def append_buffer(model: schema.ModelT, data: np.ndarray) -> int:
+    """Appends a buffer of bytes, which may equal another one, and returns its index."""
+    buffer = schema.BufferT()
+    buffer.data = data
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def _bias_size(weights, code):
+    """Returns the number of values of a bias. Zeros are the same bytes in int32 and float32."""
+    return int(weights.shape[-1 if code == Builtin.DEPTHWISE_CONV_2D else 0])
+
+
+def _add_zero_bias(graph, operator, code):
+    """Adds the tensor of a bias and returns its index."""
+    features, weights = (graph.tensors[index] for index in operator.inputs[:2])
+    is_float = features.type == TensorType.FLOAT32
+    kind = TensorType.FLOAT32 if is_float else TensorType.INT32
+    index = add_tensor(graph, "bias", kind, [_bias_size(weights, code)])
+    if not is_float:
+        quantization = schema.QuantizationParametersT()
+        scale = np.asarray(features.quantization.scale) * np.asarray(weights.quantization.scale)
+        quantization.scale = scale.astype("float32")
+        quantization.zeroPoint = np.zeros(len(scale), "int64")
+        graph.tensors[index].quantization = quantization
+    return index
+
+
+def _replace_bias(graph, operator, buffer):
+    """Moves an operator's bias, whose values are equal, to another buffer."""
+    index = operator.inputs[2]
+    # Other operators may have the same tensor.
+    if sum(list(other.inputs).count(index) for other in graph.operators) > 1:
+        graph.tensors.append(copy.copy(graph.tensors[index]))
+        index = len(graph.tensors) - 1
+        operator.inputs = [*operator.inputs[:2], index]
+    graph.tensors[index].buffer = buffer
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes equal vectors of numbers once, except for the contents of buffers.
+
+    Every tensor of an int8 file has scales and zero points for each of its channels, and blocks of
+    one kernel have many of them in common: quantised files of many routes shrink by a tenth.
+    Buffers stay separate because runtimes identify them by their addresses; see `separate_buffers`.
     """
 
     def __init__(self, size):
@@ -61,377 +483,3 @@ class _SharingBuilder(flatbuffers.Builder):
         if key not in self._written:
             self._written[key] = super().CreateNumpyVector(x)
         return self._written[key]
-
-
-@dataclasses.dataclass
-class TakenGraph:
-    """A graph that was taken over, and which of its tensors its signature names.
-
-    Args:
-        graph: a `schema.SubGraphT`.
-        inputs: dict from name to index.
-        outputs: the same.
-        features: indices of the inputs `features_0`, `features_1`, ...
-        results: indices of the outputs of these names.
-    """
-
-    graph: schema.SubGraphT
-    inputs: dict
-    outputs: dict
-    features: list
-    results: list
-
-
-class FileBuilder:
-    """Holds the buffers, operator codes and graphs of a file; stores equal buffers once.
-
-    Attributes:
-        model: the file as a `schema.ModelT`.
-    """
-
-    def __init__(self):
-        self._buffers = {}
-        self._codes = {}
-        self.model = schema.ModelT()
-        self.model.version = 3
-        self.model.description = b"keras_dsnet"
-        self.model.operatorCodes, self.model.buffers = [], [schema.BufferT()]
-        self.model.subgraphs, self.model.signatureDefs = [], []
-        self.model.metadata = []
-
-    def take(self, model):
-        """Takes over buffers and operator codes of a file, not yet its graphs.
-
-        Returns:
-            Dict from signature to its `TakenGraph`.
-        """
-        codes = [self._code(code) for code in model.operatorCodes]
-        buffers = [self._taken(buffer) for buffer in model.buffers]
-        taken = {}
-        for signature in model.signatureDefs:
-            graph = model.subgraphs[signature.subgraphIndex]
-            graph.name = signature.signatureKey
-            for operator in graph.operators:
-                operator.opcodeIndex = codes[operator.opcodeIndex]
-            for tensor in graph.tensors:
-                tensor.buffer = buffers[tensor.buffer]
-                # Names of steps of TensorFlow's graph, longer than all the rest of a tensor.
-                tensor.name = b""
-            sides = [
-                {entry.name.decode(): entry.tensorIndex for entry in side}
-                for side in (signature.inputs, signature.outputs)
-            ]
-            for names in sides:
-                for name, index in names.items():
-                    graph.tensors[index].name = name.encode()
-            taken[graph.name.decode()] = TakenGraph(graph, *sides, *map(_numbered, sides))
-        return taken
-
-    def _taken(self, buffer):
-        return 0 if buffer.data is None or len(buffer.data) == 0 else self._buffer(buffer.data)
-
-    def _code(self, code):
-        key = (builtin_code(code), code.version, code.customCode)
-        if key not in self._codes:
-            self._codes[key] = len(self.model.operatorCodes)
-            self.model.operatorCodes.append(code)
-        return self._codes[key]
-
-    def builtin(self, name):
-        """Returns the code of a builtin operator."""
-        code = schema.OperatorCodeT()
-        code.builtinCode = getattr(schema.BuiltinOperator, name)
-        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-        return self._code(code)
-
-    def _buffer(self, data):
-        data = np.asarray(data, "uint8")
-        key = hashlib.sha256(data.tobytes()).digest()
-        if key not in self._buffers:
-            self._buffers[key] = len(self.model.buffers)
-            buffer = schema.BufferT()
-            buffer.data = data
-            self.model.buffers.append(buffer)
-        return self._buffers[key]
-
-    def set_constant(self, tensor, values):
-        """Gives an int32 or bool tensor values, or one value throughout."""
-        kind = {TensorType.INT32: "int32", TensorType.BOOL: "bool"}[tensor.type]
-        values = np.broadcast_to(np.array(values, kind), tuple(tensor.shape))
-        tensor.buffer = self._buffer(np.frombuffer(values.tobytes(), "uint8"))
-
-    def constant(self, graph, values):
-        """Adds a tensor of int32 numbers; returns its index."""
-        index = add_tensor(graph, "constant", TensorType.INT32, [len(values)])
-        self.set_constant(graph.tensors[index], values)
-        return index
-
-    def add_graph(self, graph):
-        """Adds a graph; returns its place."""
-        self.model.subgraphs.append(graph)
-        return len(self.model.subgraphs) - 1
-
-    def idle(self, graph):
-        """Adds a graph of the same inputs and outputs without operators; returns its place."""
-        other = schema.SubGraphT()
-        other.name = graph.name + b"_not_taken"
-        other.tensors, other.operators = [], []
-        other.inputs, other.outputs = (
-            [copy_tensor(other, graph.tensors[index], "") for index in side]
-            for side in (graph.inputs, graph.outputs)
-        )
-        return self.add_graph(other)
-
-    def compare(self, graph, kind, index, value):
-        """Adds a comparison, "EQUAL" or "LESS", of one int32; returns the condition."""
-        constant = add_tensor(graph, "place", TensorType.INT32, [])
-        self.set_constant(graph.tensors[constant], value)
-        condition = add_tensor(graph, "condition", TensorType.BOOL, graph.tensors[index].shape)
-        options = {"EQUAL": schema.EqualOptionsT, "LESS": schema.LessOptionsT}[kind]()
-        self._add(graph, kind, [index, constant], [condition], options)
-        return condition
-
-    def add_if(self, graph, condition, arguments, sides):
-        """Adds an operator that calls one of two graphs; returns its outputs."""
-        callee = self.model.subgraphs[sides[0]]
-        outputs = [copy_tensor(graph, callee.tensors[index], "") for index in callee.outputs]
-        options = schema.IfOptionsT()
-        options.thenSubgraphIndex, options.elseSubgraphIndex = sides
-        self._add(graph, "IF", [condition, *arguments], outputs, options)
-        return outputs
-
-    def add_tree(self, graph, arguments, places, likely=None):
-        """Adds operators that call one of several graphs: a balanced tree of `IF`.
-
-        Args:
-            graph: the caller.
-            arguments: indices of its tensors that all of them take; the last is the int32 number of
-                the graph to call.
-            places: dict from number, ascending, to the place of a graph.
-            likely: number of a graph that is called without going down the tree; None: none.
-
-        Returns:
-            The indices of the outputs.
-        """
-        numbers = list(places)
-        if likely is None:
-            middle = (len(numbers) + 1) // 2
-            halves = numbers[:middle], numbers[middle:] or numbers
-            condition = self.compare(graph, "LESS", arguments[-1], halves[1][0])
-        else:
-            halves = [likely], [number for number in numbers if number != likely] or numbers
-            condition = self.compare(graph, "EQUAL", arguments[-1], likely)
-        sides = [
-            self._branch(graph, arguments, {number: places[number] for number in half})
-            for half in halves
-        ]
-        return self.add_if(graph, condition, arguments, sides)
-
-    def _branch(self, caller, arguments, places):
-        """Returns the place of a graph that calls one of several: that graph, or a new one."""
-        if len(places) == 1:
-            return next(iter(places.values()))
-        graph = schema.SubGraphT()
-        graph.name = caller.name + f"_from_{'_'.join(map(str, places))}".encode()
-        graph.tensors, graph.operators = [], []
-        graph.inputs = [copy_tensor(graph, caller.tensors[index], "") for index in arguments]
-        graph.outputs = self.add_tree(graph, graph.inputs, places)
-        return self.add_graph(graph)
-
-    def concat(self, graph, indices):
-        """Adds an operator that joins tensors `[1, ...]` of a shape; returns its output."""
-        if len(indices) == 1:
-            return indices[0]
-        output = copy_tensor(graph, graph.tensors[indices[0]], "joined")
-        graph.tensors[output].shape = [len(indices), *graph.tensors[output].shape[1:]]
-        self._add(graph, "CONCATENATION", list(indices), [output], schema.ConcatenationOptionsT())
-        return output
-
-    def gather(self, graph, index, positions):
-        """Adds an operator that takes rows of a tensor; returns its output `[positions, ...]`."""
-        output = copy_tensor(graph, graph.tensors[index], "picked")
-        rows = list(graph.tensors[positions].shape)
-        graph.tensors[output].shape = rows + list(graph.tensors[output].shape[1:])
-        self._add(graph, "GATHER", [index, positions], [output], schema.GatherOptionsT())
-        return output
-
-    def add_numbers(self, graph, first, second):
-        """Adds an operator that adds two tensors of a shape; returns its output."""
-        output = copy_tensor(graph, graph.tensors[first], "sum")
-        self._add(graph, "ADD", [first, second], [output], schema.AddOptionsT())
-        return output
-
-    def _add(self, graph, name, inputs, outputs, options):
-        operator = add_operator(graph, self.builtin(name), inputs, outputs)
-        kind = type(options).__name__.removesuffix("T")
-        operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
-        operator.builtinOptions = options
-
-    def add_signature(self, key, subgraph, inputs, outputs):
-        """Adds a signature; inputs and outputs are dicts from name to index."""
-        signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = key.encode(), subgraph
-        signature.inputs, signature.outputs = (
-            [_named(name, index) for name, index in side.items()] for side in (inputs, outputs)
-        )
-        self.model.signatureDefs.append(signature)
-
-
-def _numbered(names):
-    count = sum(name.startswith("features") for name in names)
-    return [names[f"features_{index}"] for index in range(count)]
-
-
-def _named(name, index):
-    entry = schema.TensorMapT()
-    entry.name, entry.tensorIndex = name.encode(), index
-    return entry
-
-
-TensorType = schema.TensorType
-Builtin = schema.BuiltinOperator
-# What writes its outputs in steps of any size, so that these may be changed.
-_SCALING = (Builtin.CONV_2D, Builtin.DEPTHWISE_CONV_2D, Builtin.FULLY_CONNECTED)
-
-
-def add_tensor(graph, name, kind, shape):
-    """Adds a tensor without values; returns its index."""
-    tensor = schema.TensorT()
-    tensor.name, tensor.type, tensor.shape, tensor.buffer = name.encode(), kind, list(shape), 0
-    tensor.hasRank = True
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
-def copy_tensor(graph, tensor, name):
-    """Adds a tensor of the type, shape and scale of another one; returns its index."""
-    tensor = copy.deepcopy(tensor)
-    tensor.name, tensor.buffer = name.encode(), 0
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
-def add_operator(graph, code, inputs, outputs):
-    """Adds an operator at the end; returns it."""
-    operator = schema.OperatorT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = code, inputs, outputs
-    graph.operators.append(operator)
-    return operator
-
-
-def inline(graph, other, inputs):
-    """Adds the tensors and operators of another graph at the end of a graph.
-
-    Args:
-        graph: a `schema.SubGraphT`.
-        other: the same.
-        inputs: dict from the inputs of `other` to the tensors of `graph` that take their places.
-
-    Returns:
-        Dict from the indices of tensors in `other` to those in `graph`.
-    """
-    places = dict(inputs)
-    for index, tensor in enumerate(other.tensors):
-        if index not in places:
-            places[index] = len(graph.tensors)
-            graph.tensors.append(tensor)
-    for operator in other.operators:
-        operator.inputs = [places.get(index, index) for index in operator.inputs]
-        operator.outputs = [places[index] for index in operator.outputs]
-        graph.operators.append(operator)
-    return places
-
-
-def take_quantized(graph, index, model):
-    """Lets a graph take an input in int8 if all it does is to make int8 of it.
-
-    Args:
-        graph: a `schema.SubGraphT`.
-        index: of the input's tensor.
-        model: the file, for its operator codes.
-
-    Returns:
-        The index of the tensor that is the input now.
-    """
-    readers = [operator for operator in graph.operators if index in operator.inputs]
-    if len(readers) == 1 and _is(readers[0], Builtin.QUANTIZE, model):
-        graph.operators.remove(readers[0])
-        return readers[0].outputs[0]
-    return index
-
-
-def give_quantized(graph, index, wanted, model, quantize):
-    """Returns the index of a tensor of a graph as the next graph takes it.
-
-    Args:
-        graph: a `schema.SubGraphT`.
-        index: of a float tensor; int8 ones become floats for the outside of a converted graph.
-        wanted: the next graph's tensor.
-        model: the file, for its operator codes.
-        quantize: int: the code of an operator QUANTIZE.
-    """
-    if wanted.type != TensorType.INT8 or graph.tensors[index].type == TensorType.INT8:
-        return index
-    makers = [operator for operator in graph.operators if index in operator.outputs]
-    if not makers or not _is(makers[0], Builtin.DEQUANTIZE, model):
-        result = copy_tensor(graph, wanted, "quantized")
-        add_operator(graph, quantize, [index], [result])
-        return result
-    (own,) = makers[0].inputs
-    if not any(index in op.inputs for op in graph.operators):
-        graph.operators.remove(makers[0])
-    if _same_steps(graph.tensors[own], wanted):
-        return own
-    makers = [operator for operator in graph.operators if own in operator.outputs]
-    readers = [operator for operator in graph.operators if own in operator.inputs]
-    if makers and not readers and any(_is(makers[0], kind, model) for kind in _SCALING):
-        graph.tensors[own].quantization = copy.deepcopy(wanted.quantization)
-        return own
-    result = copy_tensor(graph, wanted, "requantized")
-    add_operator(graph, quantize, [own], [result])
-    return result
-
-
-def multiply_directly(graph, model, multiplication):
-    """Makes a `MUL` of every depthwise convolution in float that has one tap and adds nothing.
-
-    The numbers stay the same, and it takes less time: XNNPACK fills one tap up to three.
-
-    Args:
-        graph: a `schema.SubGraphT`.
-        model: the file, for its operator codes and buffers.
-        multiplication: int: the code of an operator MUL.
-    """
-    for operator in graph.operators:
-        if _is(operator, Builtin.DEPTHWISE_CONV_2D, model) and _only_scales(operator, graph, model):
-            options = schema.MulOptionsT()
-            options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
-            operator.builtinOptions = options
-            operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
-            operator.opcodeIndex, operator.inputs = multiplication, operator.inputs[:2]
-
-
-def _only_scales(operator, graph, model):
-    """Whether a depthwise convolution multiplies each channel with one float, and adds zero."""
-    options = operator.builtinOptions
-    kernel, bias = (graph.tensors[index] for index in operator.inputs[1:])
-    taps = (*kernel.shape[1:3], options.strideH, options.strideW, options.depthMultiplier)
-    if kernel.type != TensorType.FLOAT32 or set(map(int, taps)) != {1}:
-        return False
-    # Weights in float16 pass a DEQUANTIZE.
-    makers = [maker for maker in graph.operators if operator.inputs[2] in maker.outputs]
-    bias = graph.tensors[makers[0].inputs[0]] if makers else bias
-    zeros = model.buffers[bias.buffer].data
-    return zeros is not None and not np.any(zeros)
-
-
-def _same_steps(tensor, other):
-    """Whether two int8 tensors agree; measured on the same images, they do but for rounding."""
-    own, others = tensor.quantization, other.quantization
-    scale, wanted = float(own.scale[0]), float(others.scale[0])
-    same_zero = int(own.zeroPoint[0]) == int(others.zeroPoint[0])
-    return same_zero and abs(scale - wanted) <= 1e-3 * wanted
-
-
-def _is(operator, builtin, model):
-    return builtin_code(model.operatorCodes[operator.opcodeIndex]) == builtin

@@ -1,6 +1,8 @@
-"""The routed file in float32: what it takes and gives, which routes it takes, what it holds."""
+"""Tests a routed float32 file: its signatures, its routes, its graphs and its report."""
 
 import copy
+import json
+import re
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from exported import Exported, largest_difference
 from routed_networks import SIZE, random_images, small_network
 from tiny_families import tiny_network
 
+from keras_dsnet.export import graphs
 from keras_dsnet.export.export_routed import check_routed
 from keras_dsnet.export.partition import stored_weights
-from keras_dsnet.export.tflite_model import pack
+from keras_dsnet.export.tflite_model import operators_of, pack
 from keras_dsnet.models import MobileNetSpec, MobileNetStage
 
 IMAGES = random_images(24)
@@ -20,13 +23,13 @@ BOUNDS = {"min_width": ((1,), np.int32), "max_width": ((1,), np.int32)}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """All widths as routes, with the report printed."""
+    """A file with all widths as routes, whose export logged its report."""
     return Exported(small_network(), tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="module")
 def fast(tmp_path_factory):
-    """Two routes that are not the network's."""
+    """A file with two routes that differ from the network's."""
     options = {"layout": "fast", "routes": (0, 2), "verbose": False}
     return Exported(small_network(), tmp_path_factory.mktemp("fast"), **options)
 
@@ -37,12 +40,12 @@ def exported(request):
 
 
 def scores_of(network, images):
-    """The gate's scores, float32 `[batch, num_widths]`."""
+    """Returns the gate's scores, float32 `[batch, num_widths]`."""
     return network.run_section(0, None, (0, 0), images)[1].numpy()
 
 
 def width_within(scores, routes, low, high):
-    """The rule of the bounds, for one image."""
+    """Returns the width that one image takes within bounds."""
     within = [route for route in routes if low <= route <= high]
     if within:
         return max(within, key=lambda route: scores[route])
@@ -51,7 +54,7 @@ def width_within(scores, routes, low, high):
 
 
 def if_targets(exported, graph):
-    """The subgraphs that the IF operators of a graph point at."""
+    """Returns the subgraph indices of the branches of each IF of a graph."""
     options = [op.builtinOptions for op, name in exported.operators(graph) if name == "IF"]
     return [(o.thenSubgraphIndex, o.elseSubgraphIndex) for o in options]
 
@@ -112,7 +115,7 @@ def test_both_signatures_run_the_same_branches(exported):
         targets = {index for pair in if_targets(exported, waiting.pop()) for index in pair}
         waiting += [exported.model.subgraphs[index] for index in targets - seen]
         seen |= targets
-    # Every graph but the two of the signatures, so none is there for one of them alone.
+    # All graphs except those of the two signatures: no graph serves only one signature.
     assert seen == set(range(2, len(exported.model.subgraphs)))
     assert {exported.branch(route).name for route in exported.routes} <= {
         exported.model.subgraphs[index].name for index in seen
@@ -140,7 +143,7 @@ def test_a_shared_file_holds_each_weight_once(shared):
     stored = sum({k: size for kernels in own for k, size in kernels.items()}.values())
     assert stored == stored_weights(dict(zip(shared.routes, weights)), shared.cuts)
     assert stored <= 1.04 * weights[-1]
-    # The kernels of the slimmest route are whole, and every other route runs them too.
+    # The kernels of the slimmest route are not cut, and every other route runs them, too.
     assert all(set(own[0]) <= set(kernels) for kernels in own)
 
 
@@ -161,7 +164,7 @@ def test_a_depthwise_kernel_behind_one_that_narrows_is_there_once(tmp_path):
         tensors = [graph.tensors[index[1]] for index in inputs]
         own.append({t.buffer for t in tensors if list(t.shape[1:3]) == [3, 3]})
     assert exported.cuts[2] == (0, 1, 2)
-    # Two of the third stage, the later one behind the kernel; a wider route has one group more.
+    # The two kernels of the third stage. A wider route has one group more of each.
     assert [len(kernels) for kernels in own] == [2, 4, 6]
     assert own[0] < own[1] < own[2]
 
@@ -175,7 +178,7 @@ def test_a_fast_file_has_whole_convolutions_and_shares_what_pooled_features_take
     front, first, second = (stage.channels[0] for stage in fast.network.spec.stages)
     assert sum(whole.values()) == 4 * (front * first + first * first + first * second)
     assert not set(whole) & set(fast.kernels(wide))
-    # The rest of the slimmest route is the beginning of the wider one's.
+    # The other kernels of the slimmest route are the first blocks of the wider one.
     assert set(fast.kernels(slim)) - set(whole) < set(fast.kernels(wide))
 
 
@@ -216,19 +219,41 @@ def test_the_report_says_what_the_file_holds(exported):
     assert report["shared"]["constants"] < report["shared"]["parts_apart"]
 
 
-def test_phases_and_a_report_are_printed_unless_it_is_not_verbose(shared, fast):
-    assert fast.printed == ""
-    lines = shared.printed.splitlines()
-    phases = [line.split("] ")[1] for line in lines if line.startswith("[")]
-    assert phases == [
+def test_phases_and_a_report_are_logged_unless_it_is_not_verbose(shared, fast):
+    assert fast.logged == []
+    *phases, report = shared.logged
+    assert all(re.match(r"\[ +\d+\.\d s\] ", phase) for phase in phases)
+    assert [phase.split("] ")[1] for phase in phases] == [
         "converting 5 graphs",
         "converted 5 of 5 graphs",
         "checking paths against the network",
     ]
-    assert lines[len(phases)].startswith(f"{shared.filename}: ")
-    rows = [line.split()[0] for line in lines[len(phases) + 2 : -1]]
+    assert report == shared.report.text()
+    lines = report.splitlines()
+    assert lines[0].startswith(f"{shared.filename}: ")
+    rows = [line.split()[0] for line in lines[2:-1]]
     assert rows == [str(route) for route in shared.routes]
     assert lines[-1].startswith("operators: CONV_2D ")
+
+
+def test_nothing_is_printed(shared, fast):
+    assert shared.printed == fast.printed == ""
+
+
+def test_the_report_is_json(shared):
+    assert json.loads(json.dumps(shared.report)) == shared.report
+
+
+def test_graphs_that_are_converted_one_by_one_make_the_same_file(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_CONSTANTS", 0)
+    apart = Exported(small_network(), tmp_path)
+    assert sum("converted " in message for message in apart.logged) == 5
+    names, wanted = ([g.name for g in own.model.subgraphs] for own in (apart, shared))
+    assert names == wanted
+    for one, other in zip(apart.model.subgraphs, shared.model.subgraphs):
+        assert operators_of(one, apart.model) == operators_of(other, shared.model)
+    for found, expected in zip(apart.choose(IMAGES[:4]), shared.choose(IMAGES[:4])):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_file_of_another_network_fails_the_check(shared):

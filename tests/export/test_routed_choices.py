@@ -1,4 +1,4 @@
-"""What the gates of a routed file choose within bounds, against a search by hand."""
+"""Tests the choices of the gates of a routed file within bounds."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def exported(network, tmp_path_factory):
 
 
 def expected(low, high, routes):
-    """Which routes bounds allow, looked for one by one."""
+    """Returns for each route whether the bounds allow it."""
     within = [low <= route <= high for route in routes]
     if not any(within):
         above = [place for place, route in enumerate(routes) if route >= low]
@@ -43,11 +43,12 @@ def expected(low, high, routes):
 def test_bounds_allow_what_lies_within_or_the_nearest_above(network, routes):
     allow = tf.function(RoutedParts(network, routes).allow, [BOUND, BOUND])
     for low, high in itertools.product(range(-1, 4), repeat=2):
-        # Every gate has bounds of its own.
+        # Every gate has different bounds.
         bounds = [(low, high), (0, 2), (high, low)]
         results = allow(*(tf.constant(side) for side in zip(*bounds)))
-        assert list(results) == ["allowed_1", "allowed_2", "allowed_3"]
-        for own, result in zip(bounds, results.values()):
+        assert list(results) == ["allowed"]
+        assert len(results["allowed"]) == 3
+        for own, result in zip(bounds, results["allowed"]):
             assert result.numpy().tolist() == expected(*own, routes), own
 
 
@@ -64,12 +65,12 @@ def test_the_best_score_of_those_allowed_is_chosen(network, routes):
 
 
 def test_a_gate_that_is_free_chooses_in_few_operators(exported):
-    """LiteRT runs each outside of XNNPACK; bounds become masks once, where there are any."""
+    """LiteRT runs these outside of XNNPACK, so bounds become masks once, and only in "bounded"."""
     serving, bounded = (exported.main(key) for key in ("serving_default", "bounded"))
     kinds = [name for _, name in exported.operators(serving)]
     first = kinds.index("IF")
     front = kinds.index("SELECT_V2")
-    # Two routes of three: the scores of those are gathered.
+    # The scores of two routes of three are gathered.
     assert kinds[front - 1 : first] == ["GATHER", "SELECT_V2", "ARG_MAX", "EQUAL"]
     assert kinds.count("SELECT_V2") == kinds.count("ARG_MAX") == 3
     others = [name for _, name in exported.operators(bounded)]
@@ -94,7 +95,7 @@ def test_a_file_without_masks_is_of_an_earlier_version(exported):
 
 
 def test_each_of_ten_gates_has_its_own_bounds(tmp_path):
-    """By name, the tenth comes before the second."""
+    """In the alphabetical order of names, the tenth comes before the second."""
     stages = (ResNetStage(1, 1, (8, 16)),) * 10
     exported = Exported(tiny_network(ResNetSpec(stem=(8,), stages=stages)), tmp_path, verbose=False)
     path, image = (0, 1, 1, 0, 1, 0, 0, 1, 0, 0), tiny_images(1)

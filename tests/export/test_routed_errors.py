@@ -1,4 +1,4 @@
-"""What a routed export refuses, and that it does so before it converts, and leaves old files."""
+"""Tests that exports refuse bad input before they convert, and keep old files."""
 
 import importlib
 
@@ -22,7 +22,7 @@ def network():
 
 @pytest.fixture
 def filename(tmp_path):
-    """An old file."""
+    """The path of an old file."""
     filename = tmp_path / "m.tflite"
     filename.write_bytes(b"old")
     return filename
@@ -34,14 +34,14 @@ def no_conversion(monkeypatch):
 
 
 def with_value(value):
-    """Images of which one holds a value that is no number."""
+    """Returns images of which one holds the given value."""
     images = IMAGES.copy()
     images[1, 2, 3, 0] = value
     return images
 
 
 def failing_batches():
-    """Images that are found wrong late."""
+    """Yields images of which only the last have a wrong shape."""
     yield IMAGES
     yield IMAGES[:, :8]
 
@@ -184,7 +184,7 @@ def test_an_export_that_is_killed_leaves_nothing(network, filename, monkeypatch)
     monkeypatch.setattr(MODULE, "check_routed", check_routed)
     with pytest.raises(KeyboardInterrupt):
         network.export(filename, format="litert", routes=(0,), verbose=False)
-    # At the last moment before the file is written.
+    # The check is the last step before the file is written.
     assert seen == ["m.tflite"]
 
 
@@ -212,18 +212,12 @@ def test_what_tflite_cannot_hold_is_its_first_line_and_the_old_file_survives(
 
 
 def test_what_the_check_refuses_is_not_written(network, filename, monkeypatch):
-    class Content:
-        def __init__(self, *args):
-            pass
-
-        def content(self):
-            return b"new"
-
     def check_routed(content, *args):
         raise ValueError(f"{content} differs")
 
-    monkeypatch.setattr(MODULE, "convert_parts", lambda *_: [])
-    monkeypatch.setattr(MODULE, "RoutedFile", Content)
+    monkeypatch.setattr(MODULE, "convert_parts", lambda *_: (None, None))
+    monkeypatch.setattr(MODULE, "assemble_file", lambda *_: None)
+    monkeypatch.setattr(MODULE, "pack", lambda _: b"new")
     monkeypatch.setattr(MODULE, "check_routed", check_routed)
     with pytest.raises(ValueError, match="b'new' differs"):
         network.export(filename, format="litert", verbose=False)

@@ -1,4 +1,4 @@
-"""The routed file of several gates: every path, its bounds, what is stored once, int8."""
+"""Tests the routed file of several gates: its paths, bounds, graphs, constants, and int8."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def int8(network, tmp_path_factory):
 
 
 def run_path(exported, images, path):
-    """Runs "bounded" with bounds that leave one path: outputs and the paths taken."""
+    """Runs "bounded" with bounds that leave one path; returns outputs and paths."""
     runner = exported.interpreter.get_signature_runner("bounded")
     bound = np.array(path, "int32")
     results = [runner(image=i[None], min_width=bound, max_width=bound) for i in images]
@@ -105,7 +105,7 @@ def test_there_is_no_graph_per_path_and_no_padding(exported):
     rest = {f"gate_{gate}_route_{place}" for gate in (1, 2, 3) for place in (0, 1)}
     rest |= {"gate_2_route_0_narrow", "gate_3_route_0_narrow"}
     entries = {f"gate_{gate}_route_{a}_to_{b}" for gate in (2, 3) for a in (0, 1) for b in (0, 1)}
-    # Behind the first gate, the narrowest width is that of narrow images.
+    # After the first gate, all images with the narrowest width are narrow images.
     entries = entries - {"gate_2_route_0_to_0"} | {"gate_3_route_0_to_1_narrow"}
     trees = {"gate_3_route_1_from_0_2"}
     idle = {f"{name}_not_taken" for name in rest}
@@ -125,7 +125,7 @@ def test_an_image_that_stays_narrow_meets_no_graph_within_a_graph(exported):
             for end in ("_narrow", "")
         )
         assert "IF" in [name for _, name in usual]
-        # What the tree calls: the first convolution, and that of the shortcut.
+        # The tree calls the first convolution and that of the shortcut.
         entry = exported.operators(exported.graph("gate_3_route_0_to_0"))
         expected = [name for _, name in usual if name not in ("IF", "EQUAL", "LESS")]
         assert sorted(name for _, name in apart) == sorted(expected + [name for _, name in entry])
@@ -141,7 +141,7 @@ def test_constants_are_stored_once(exported):
 
 
 def test_norms_are_operators_that_xnnpack_takes(exported):
-    # It has no tensors of five axes.
+    # It does not support tensors of five axes.
     for graph in exported.model.subgraphs:
         for operator, name in exported.operators(graph):
             shapes = [graph.tensors[index].shape for index in (*operator.inputs,) if index >= 0]

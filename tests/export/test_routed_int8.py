@@ -1,4 +1,4 @@
-"""The routed file in int8: nothing is left in float, weights stay shared, routes stay right."""
+"""Tests a routed int8 file: its operators are int8, its weights shared, its outputs close."""
 
 import itertools
 
@@ -21,8 +21,8 @@ INT8 = {"quantize": "int8", "routes": ROUTES, "verbose": False}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Channels of gamma zero and below are among what branches share."""
-    # Batches, with labels that nobody asked for.
+    """A file whose branches share channels with gammas of zero and below."""
+    # Batches may have labels, which are ignored.
     batches = [(CALIBRATION[:20], np.zeros(20)), (CALIBRATION[20:], np.zeros(12))]
     network = odd_gammas(small_network())
     folder = tmp_path_factory.mktemp("int8")
@@ -37,7 +37,7 @@ def fast(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """A file that takes pixels."""
+    """A file that takes raw pixels."""
     options = {**INT8, "routes": (1,), "input_type": "uint8", "representative_data": PIXELS}
     return Exported(small_network(), tmp_path_factory.mktemp("raw"), **options)
 
@@ -48,7 +48,7 @@ def exported(request):
 
 
 def assert_near(exported, images, inputs=None):
-    """Compares every route with the network: near its own path, far from every other one."""
+    """Asserts that every route is close to the same path of the network and to no other."""
     for route in exported.routes:
         outputs, widths = exported.bounded(images if inputs is None else inputs, route, route)
         assert set(widths) == {route}
@@ -62,7 +62,7 @@ def assert_near(exported, images, inputs=None):
 
 
 def float_outputs(exported, graph):
-    """The names of the operators that have float outputs."""
+    """Returns the names of the operators that have float outputs."""
     return [
         name
         for operator, name in exported.operators(graph)
@@ -84,7 +84,7 @@ def test_it_chooses_mostly_what_the_network_chooses(exported):
 
 
 def test_bounds_hold_for_images_whose_scores_int8_cannot_tell_apart(exported):
-    # Among these is the least score, and others below it.
+    # Some of these images have the lowest score that int8 can hold, or lower ones.
     images = np.concatenate([CALIBRATION, 5 * IMAGES, 20 * CALIBRATION])
     for route in exported.routes:
         _, widths = exported.bounded(images, route, route)
@@ -95,7 +95,7 @@ def test_bounds_hold_for_images_whose_scores_int8_cannot_tell_apart(exported):
 
 def test_everything_but_inputs_and_outputs_is_int8(exported):
     main = exported.main("serving_default")
-    # The choice is made on scores in float; every graph gives the output in float.
+    # Gates choose by float scores, and every graph has a float output.
     assert set(float_outputs(exported, main)) <= CHOICE | {"IF"}
     for route in exported.routes:
         graph = exported.branch(route)
@@ -110,7 +110,7 @@ def test_ratios_of_batch_norm_are_in_the_scales_and_no_operators(exported):
     graphs = [exported.branch(route) for route in exported.routes]
     assert [exported.multiplications_by_constants(graph) for graph in graphs] == [0] * len(graphs)
     names = [[name for _, name in exported.operators(graph)] for graph in graphs]
-    # The slimmest route has no cut: a kernel is one convolution. Additions are of partial sums.
+    # The slimmest route is not cut, so each of its kernels is one convolution.
     blocks = len(exported.cuts[ROUTES[0]])
     assert blocks == 1
     for route, own in zip(exported.routes, names):
@@ -133,7 +133,7 @@ def test_pixels_go_in_as_they_are(raw):
     (image,) = raw.interpreter.get_input_details()
     assert image["dtype"] == np.uint8
     main = raw.main("serving_default")
-    # Pixels become int8 by a cast and one quantisation; the normalisation is int8 already.
+    # A cast and one quantisation make pixels int8, so the normalisation runs in int8.
     assert [name for _, name in raw.operators(main)][:3] == [
         "CAST",
         "QUANTIZE",

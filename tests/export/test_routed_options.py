@@ -1,4 +1,4 @@
-"""Routed files of other networks, other number formats, other inputs; other formats than TFLite."""
+"""Tests routed files of other networks, number formats and inputs, and Keras's formats."""
 
 import dataclasses
 import sys
@@ -36,7 +36,7 @@ def test_a_scalar_head_a_sigmoid_and_encoders_apart(tmp_path):
     outputs, widths = exported.choose(images)
     np.testing.assert_array_equal(widths, network.route(images)[:, 0])
     assert set(widths) == {0, 1, 3}
-    # Logits, not probabilities.
+    # These are logits, not probabilities.
     assert (outputs < 0).any()
 
 
@@ -70,7 +70,7 @@ def test_raw_pixels_equal_preprocessing_outside(tmp_path):
     assert image["dtype"] == np.uint8
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), "uint8")
     outputs, widths = exported.choose(pixels)
-    # One route, which every image takes.
+    # Every image takes the only route.
     assert set(widths) == {1}
     assert largest_difference(outputs, network(preprocess_input(pixels), path=1)) <= 1e-4
 
@@ -82,7 +82,7 @@ def test_weights_in_float16_or_int8_give_nearly_the_networks_outputs(tmp_path, q
     outputs, _ = exported.choose(IMAGES)
     assert largest_difference(outputs, network(IMAGES, path=3)) < 0.02
     graph = exported.branch(3)
-    # The converter leaves kernels of less than 1024 weights as they are in "dynamic".
+    # With "dynamic" the converter keeps kernels with fewer than 1024 weights in float.
     assert kind in {kind_of(t) for t in graph.tensors if np.prod(t.shape) == 48 * 32}
     (image,) = exported.interpreter.get_input_details()
     assert image["dtype"] == np.float32
@@ -96,7 +96,7 @@ def test_ratios_in_float16_are_multiplications_that_xnnpack_takes(tmp_path):
         graph = exported.branch(route)
         operators = exported.operators(graph)
         assert exported.partitions(graph) == [set(graph.outputs)]
-        # Each depthwise convolution of the network has a group for each cut, and no more.
+        # Each depthwise convolution of the network is one operator per channel group.
         depthwise = [name for _, name in operators].count("DEPTHWISE_CONV_2D")
         assert depthwise == 2 * len(exported.cuts[route])
         factors = {index for op, name in operators if name == "DEQUANTIZE" for index in op.outputs}
@@ -108,7 +108,7 @@ def test_ratios_in_float16_are_multiplications_that_xnnpack_takes(tmp_path):
 def test_a_saved_model_routes_too(tmp_path):
     network = small_network(spec=SHORT_SPEC)
     network.routes = (0, 3)
-    # Not called before: the shape of its images is known all the same.
+    # The network was not called before, but the shape of its images is known.
     network.export(tmp_path / "saved", format="tf_saved_model", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.serve(IMAGES), network(IMAGES), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Sums of blocks: equal to the whole product, and routes have the blocks of narrower ones."""
+"""Tests that sums of blocks equal the whole product and that routes share their blocks."""
 
 import itertools
 
@@ -14,7 +14,7 @@ ENDS = {4.0: ((2, 3, 5), (8, 12, 20)), 0.25: ((8, 12, 20), (2, 3, 5)), 1.0: ((4,
 
 
 def run(widening, groups, cut=True):
-    """Multiplies with the first groups: result, what is expected, blocks, and outputs."""
+    """Multiplies by blocks; returns the result, the expected one, the blocks and the groups."""
     inputs, outputs = ((0, *ends[:groups]) for ends in ENDS[widening])
     kernel = np.random.default_rng(1).normal(size=(20, 20)).astype("float32")
     values = GENERATOR.normal(size=(1, 2, 2, inputs[-1])).astype("float32")
