@@ -17,7 +17,7 @@ from keras_dsnet.models import MobileNetStage, Normalization
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.atomic_file import temporary_path
 from keras_dsnet.weights import convert_checkpoint, read_checkpoint
-from keras_dsnet.weights.__main__ import main as convert_main
+from keras_dsnet.weights.__main__ import write_weights
 from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
 from keras_dsnet.weights.released_weights import cache_folder, released_weights
 from keras_dsnet.weights.weights_file import check_trained
@@ -279,15 +279,19 @@ def test_a_checkpoint_of_the_authors_code(checkpoint):
         DSMobileNet(weights=checkpoint, ema=True)
 
 
+def run_module(folder, module, *arguments):
+    """Runs `python -m MODULE ARGUMENTS...`."""
+    program = folder / "program.py"
+    program.write_text(f"import runpy; runpy.run_module({module!r}, None, '__main__', True)")
+    return run_program(program, *arguments)
+
+
 def test_the_converter(checkpoint, tmp_path, tmp_path_factory):
     target = tmp_path / "net.weights.h5"
-    # python -m keras_dsnet.checkpoints
-    program = tmp_path_factory.mktemp("converter") / "program.py"
-    program.write_text(
-        "import runpy; runpy.run_module('keras_dsnet.checkpoints', None, '__main__', True)"
-    )
-    result = run_program(program, checkpoint, target)
+    folder = tmp_path_factory.mktemp("converter")
+    result = run_module(folder, "keras_dsnet.checkpoints", checkpoint, target)
     assert result.returncode == 0, result.stderr
+    assert "`python -m keras_dsnet.checkpoints` is deprecated" in result.stderr
     assert "20 classes, routes (0, 1, 2, 3)" in result.stdout
     model = DSMobileNet(weights=checkpoint, input_shape=(32, 32, 3))
     converted = DSMobileNet(weights=target, input_shape=(32, 32, 3))
@@ -296,10 +300,28 @@ def test_the_converter(checkpoint, tmp_path, tmp_path_factory):
     assert [path.name for path in tmp_path.iterdir()] == ["net.weights.h5"]
 
 
-@pytest.mark.parametrize("argv", [["x"], ["x", "a.pth"], ["x", "a", "b", "c"]])
-def test_the_converter_wants_two_files(argv):
+@pytest.mark.parametrize("files", [[], ["a.pth"], ["a", "b", "c"]])
+def test_the_converter_wants_two_files(files):
     with pytest.raises(UserError, match="usage"):
-        convert_main(argv)
+        write_weights(files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--help"], 0, "python -m keras_dsnet.weights SOURCE.keras TARGET.weights.h5 --float16"),
+        (["--emma", "a.pth", "a.weights.h5"], 1, "error: Unknown command line flag 'emma'"),
+        (["--float16", "a.pth", "a.weights.h5"], 1, "error: --float16 is for a .keras file"),
+        (["none.pth", "a.weights.h5"], 1, "error: No such file or directory: none.pth"),
+        (["none.keras", "a.weights.h5"], 1, "error: File not found"),
+    ],
+)
+def test_mistakes_in_the_command_of_the_converter(tmp_path, arguments, code, line):
+    result = run_module(tmp_path, "keras_dsnet.weights", *arguments)
+    assert result.returncode == code
+    assert line in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error: ") == code
 
 
 def test_the_converter_leaves_nothing_half_written(checkpoint, tmp_path):
