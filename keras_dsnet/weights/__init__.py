@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' PyTorch code, read without PyTorch, and files of weights."""
+"""Weights in files: checkpoints of the authors' PyTorch code, read without PyTorch, included."""
 
 from keras_dsnet.weights.ds_mbnet import load_checkpoint, read_checkpoint
 from keras_dsnet.weights.released_weights import released_weights

@@ -19,8 +19,7 @@ from keras_dsnet.utils.atomic_file import temporary_path
 from keras_dsnet.weights import convert_checkpoint, read_checkpoint
 from keras_dsnet.weights.__main__ import write_weights
 from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
-from keras_dsnet.weights.released_weights import cache_folder, released_weights
-from keras_dsnet.weights.weights_file import check_trained
+from keras_dsnet.weights.released_weights import cache_folder, check_trained, released_weights
 
 HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")

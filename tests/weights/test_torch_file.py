@@ -149,7 +149,7 @@ def _rewrite_pickle(path, change):
         # Strides (12, 4, 1) made (99, 4, 1).
         (b"K\x0cK\x04K\x01\x87", b"KcK\x04K\x01\x87", "reaches beyond its storage"),
         # An object remembered at a place so far that a list up to there would fill the memory.
-        (b"q\x00", b"r\xff\xff\xff\xff", "remembers an object at the place 4294967295"),
+        (b"q\x00", b"r\xff\xff\xff\xff", "stores an object at the memo index 4294967295"),
     ],
 )
 def test_huge_and_impossible_sizes(tmp_path, write_torch_file, old, new, message):
@@ -175,7 +175,7 @@ def test_operations_that_no_checkpoint_uses(tmp_path, opcode):
     path = tmp_path / "x.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x04" + opcode + b"os\nsystem\n.")
-    with pytest.raises(UserError, match=r"operation|not whole"):
+    with pytest.raises(UserError, match=r"operation|incomplete"):
         read(path)
 
 
@@ -249,7 +249,7 @@ def test_a_compressed_file_is_refused_before_it_grows(tmp_path, write_torch_file
         (b"<!DOCTYPE html><html>Not Found</html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not a file of torch.save"),
         (pickle.dumps(1, 2) * 3, "not one of torch.save"),
-        (b"\x80\x02", "not whole"),
+        (b"\x80\x02", "incomplete"),
     ],
 )
 def test_other_files(tmp_path, data, message):
