@@ -90,7 +90,7 @@ class TorchFile:
             ) from error
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def _read(self):

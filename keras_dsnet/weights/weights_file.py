@@ -171,7 +171,7 @@ def convert_checkpoint(
     """
     target = _checked_target(target)
     file = WeightsFile(source, ema)
-    if check is not None:
+    if check is not None and file.tensors is not None:
         check(file.tensors)
     model = DynamicSlimmableNetwork.from_config(file.config)
     file.load(model)
