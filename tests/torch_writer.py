@@ -124,3 +124,18 @@ def torch_name():
 def torch_call():
     """Stands for a call inside a pickle: (function, *arguments)."""
     return _Call
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A checkpoint of the full DS-MBNet for 20 classes, with random weights."""
+    from keras_dsnet.applications import DSMobileNet
+
+    from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
+
+    generator = np.random.default_rng(0)
+    state = collections.OrderedDict(
+        (name, generator.uniform(0.5, 1.5, target.shape).astype("float32"))
+        for name, target in mobilenet_tensors(DSMobileNet(attention="sigmoid", classes=20)).items()
+    )
+    return _write(tmp_path_factory.mktemp("release") / "net.pth.tar", {"state_dict": state})
