@@ -42,8 +42,8 @@ class ClassListing:
 
     def __init__(self, classes: dict[str, pathlib.Path], root: pathlib.Path) -> None:
         self.files: list[tuple[str, int]] = []
-        self._skipped = collections.defaultdict(list)
-        self._owners = {}
+        self._skipped: dict[str, list[str]] = collections.defaultdict(list)
+        self._owners: dict[tuple[int, int], str] = {}
         self._root_ids = _ancestors(root)
         for label, (name, folder) in enumerate(classes.items()):
             self.files += [(path, label) for path in self._images_of(name, folder)]
@@ -134,7 +134,7 @@ def subfolders(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
             if readable_name(name) != name:
                 raise ValueError(
                     f"the name of folder {readable_name(entry.path)} must be UTF-8, because "
-                    f"classes are called by it. Received: {os.fsencode(entry.name)!r}"
+                    f"classes are named after it. Received: {os.fsencode(entry.name)!r}"
                 )
             if len(name.splitlines()) > 1 or not name.strip():
                 raise ValueError(

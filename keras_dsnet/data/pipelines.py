@@ -90,7 +90,7 @@ def training_pipeline(
         )
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more. Received: {start_step}")
-    image_size = as_size(image_size)
+    size = as_size(image_size)
     steps = source.steps_per_epoch(batch_size)
     if hflip is None:
         hflip = source.mirrorable and augmentation != "none"
@@ -102,14 +102,14 @@ def training_pipeline(
         color_jitter=color_jitter,
         random_erasing=random_erasing,
     )
-    fits = source.image_shape is not None and source.image_shape[:2] == image_size
+    fits = source.image_shape is not None and source.image_shape[:2] == size
     if isinstance(source, ArraySource) and fits and augmentation != "imagenet" and not policies:
         batches = _gathered_batches(source, batch_size, seed, start_step, padding, hflip)
     else:
         crop = _inception_crop if augmentation == "imagenet" else _no_crop
-        prepare = _example_function(source, image_size, seed, crop, padding, hflip, policies)
+        prepare = _example_function(source, size, seed, crop, padding, hflip, policies)
         examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
-        examples = source.map_examples(examples, prepare, (*image_size, 3), replace_unreadable=True)
+        examples = source.map_examples(examples, prepare, (*size, 3), replace_unreadable=True)
         batches = examples.batch(batch_size, drop_remainder=True)
     return batches.map(
         lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels),
@@ -199,17 +199,17 @@ def evaluation_pipeline(
     print(len(list(dataset)))  # 4 batches of the 360 test images
     ```
     """
-    image_size = as_size(image_size)
+    size = as_size(image_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1]. Received: {crop_fraction}")
 
     def prepare(stored, label):
-        return whole_image(source, stored, image_size, crop_fraction), label
+        return whole_image(source, stored, size, crop_fraction), label
 
     dataset = source.map_examples(
-        source.ordered_examples(), prepare, (*image_size, 3), replace_unreadable=False
+        source.ordered_examples(), prepare, (*size, 3), replace_unreadable=False
     )
     dataset = dataset.batch(batch_size).map(
         lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels)

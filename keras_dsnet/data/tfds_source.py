@@ -81,36 +81,6 @@ def load_tfds(
     return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable, spec)
 
 
-def is_tfds_name(name: str) -> bool:
-    """Returns whether TFDS has a data set of this name.
-
-    The name may include a configuration and a version, as in `"mnist_corrupted/fog:1.0.0"`.
-    """
-    import tensorflow_datasets as tfds
-
-    known = tfds.list_builders(with_community_datasets=False)
-    return re.split("[/:]", name)[0] in known
-
-
-def _image_and_label(name, features):
-    import tensorflow_datasets as tfds
-
-    by_name = dict(features.items())
-    image, label = by_name.get("image"), by_name.get("label")
-    if (
-        isinstance(image, tfds.features.Image)
-        and image.np_dtype == np.uint8
-        and image.shape[-1] in (1, 3)
-        and isinstance(label, tfds.features.ClassLabel)
-        and label.num_classes
-    ):
-        return image, label
-    raise ValueError(
-        f"data set '{name}' must have an 'image' (8 bits, gray or RGB) and a class 'label' among "
-        f"its features. Received: {', '.join(sorted(by_name))}"
-    )
-
-
 def _prepared_builder(name, data_dir):
     import tensorflow_datasets as tfds
 
@@ -163,6 +133,25 @@ def _how_to_prepare(builder, name, data_dir):
     return f"data set '{name}' is not prepared in {place}: {how}, or pass another data_dir"
 
 
+def _image_and_label(name, features):
+    import tensorflow_datasets as tfds
+
+    by_name = dict(features.items())
+    image, label = by_name.get("image"), by_name.get("label")
+    if (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and image.shape[-1] in (1, 3)
+        and isinstance(label, tfds.features.ClassLabel)
+        and label.num_classes
+    ):
+        return image, label
+    raise ValueError(
+        f"data set '{name}' must have an 'image' (8 bits, gray or RGB) and a class 'label' among "
+        f"its features. Received: {', '.join(sorted(by_name))}"
+    )
+
+
 def _default_split(builder, name, split, lengths):
     candidates = ("train",) if split == "train" else ("test", "validation")
     for candidate in candidates:
@@ -199,6 +188,17 @@ def _read_all(builder, spec, count, shape):
         labels[start:stop] = batch_labels
         start = stop
     return images, labels
+
+
+def is_tfds_name(name: str) -> bool:
+    """Returns whether TFDS has a data set of this name.
+
+    The name may include a configuration and a version, as in `"mnist_corrupted/fog:1.0.0"`.
+    """
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    return re.split("[/:]", name)[0] in known
 
 
 class RecordSource(ImageSource):
