@@ -24,11 +24,10 @@ from keras_dsnet.models.arguments import (
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.predictions import check_class_names, decode_predictions
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
-from keras_dsnet.weights import WeightsFile, released_weights
+from keras_dsnet.weights import Preset, WeightsFile
 
 __all__ = [
     "CIFAR10_CLASSES",
-    "Preset",
     "Variant",
     "build_network",
     "decode_predictions",
@@ -77,30 +76,6 @@ _SHARED_ARGUMENTS = {
 }
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Weights that have a name.
-
-    Args:
-        file: Path of the `.weights.h5` file, if it comes with the package.
-        url: URL of a checkpoint of the authors' code, which is downloaded on first use.
-        sha256: Hexadecimal SHA-256 of the file. None if it is unknown; a download is then only
-            checked to hold the tensors of a trained network.
-        classes: Int, number of classes.
-        class_names: Tuple of str, the name of each class by its index, if the file does not hold
-            them. None if they are unknown, or those of ImageNet, which Keras knows.
-        accuracy: Dict that maps a path (an int, or "dynamic" if the gates choose) to its top-1
-            accuracy on the test or validation images, as a fraction.
-    """
-
-    file: pathlib.Path | None = None
-    url: str | None = None
-    sha256: str | None = None
-    classes: int = 1000
-    class_names: tuple | None = None
-    accuracy: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +216,7 @@ def _open_weights(family, weights, presets, ema):
         return None
     if isinstance(weights, str) and weights in presets:
         preset = presets[weights]
-        path = preset.file or released_weights(preset.url, preset.sha256, preset.classes)
-        return WeightsFile(path, ema, class_names=preset.class_names)
+        return WeightsFile(preset.filepath(), ema, class_names=preset.class_names)
     if weights in ("imagenet", "cifar10"):
         raise ValueError(
             f"There are no {weights!r} weights of {family}: train the network and pass the path of "

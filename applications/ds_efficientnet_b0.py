@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 from keras_dsnet.applications.build_network import (
-    Preset,
     Variant,
     build_network,
     decode_predictions,
@@ -13,6 +12,7 @@ from keras_dsnet.applications.build_network import (
 )
 
 from keras_dsnet.models import DynamicSlimmableNetwork, EfficientNetSpec, Normalization
+from keras_dsnet.weights import Preset
 
 __all__ = ["DSEfficientNetB0", "decode_predictions", "preprocess_input"]
 

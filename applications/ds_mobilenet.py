@@ -6,7 +6,6 @@ from typing import Any
 
 from keras_dsnet.applications.build_network import (
     CIFAR10_CLASSES,
-    Preset,
     Variant,
     build_network,
     decode_predictions,
@@ -15,6 +14,7 @@ from keras_dsnet.applications.build_network import (
 )
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, Normalization
+from keras_dsnet.weights import Preset
 
 __all__ = ["DSMobileNet", "decode_predictions", "preprocess_input"]
 

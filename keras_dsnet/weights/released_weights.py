@@ -1,5 +1,6 @@
-"""The supernet that the authors released, converted once into Keras's cache."""
+"""Weights that have a name, such as the supernet that the authors released."""
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -16,6 +17,43 @@ from keras_dsnet.weights.weights_file import convert_checkpoint
 _MAX_WEIGHT, _MAX_STATISTIC = 1e4, 1e12
 
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Weights that have a name. Either `file` or `url` is set.
+
+    Args:
+        file: Path of the `.weights.h5` file, if it comes with the package.
+        url: URL of a checkpoint of the authors' code, which is downloaded on first use.
+        sha256: Hexadecimal SHA-256 of the file. None if it is unknown; a download is then only
+            checked to hold the tensors of a trained network.
+        classes: Int, number of classes.
+        class_names: Tuple of str, the name of each class by its index, if the file does not hold
+            them. None if they are unknown, or those of ImageNet, which Keras knows.
+        accuracy: Dict that maps a path (an int, or "dynamic" if the gates choose) to its top-1
+            accuracy on the test or validation images, as a fraction.
+    """
+
+    file: pathlib.Path | None = None
+    url: str | None = None
+    sha256: str | None = None
+    classes: int = 1000
+    class_names: tuple | None = None
+    accuracy: dict = dataclasses.field(default_factory=dict)
+
+    def filepath(self) -> pathlib.Path:
+        """Returns the path of the weights file; see `released_weights` for downloads.
+
+        Raises:
+            ValueError: Neither `file` nor `url` is set.
+            UserError: The checkpoint cannot be downloaded or converted.
+        """
+        if self.file is not None:
+            return self.file
+        if self.url is None:
+            raise ValueError(f"A preset needs a `file` or a `url`. Received: {self}")
+        return released_weights(self.url, self.sha256, self.classes)
 
 
 def released_weights(

@@ -4,11 +4,11 @@ import inspect
 
 import numpy as np
 import pytest
-from keras_dsnet.applications import DSEfficientNetB0, DSMobileNet, DSResNet50, build_network
+from keras_dsnet.applications import DSEfficientNetB0, DSMobileNet, DSResNet50
 
 from keras_dsnet.models import MobileNetStage, Normalization
 from keras_dsnet.utils import UserError
-from keras_dsnet.weights import read_checkpoint
+from keras_dsnet.weights import Preset, read_checkpoint
 
 HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
@@ -160,7 +160,7 @@ def test_arguments_are_checked_before_a_download(arguments, message, monkeypatch
     def download(*_):
         pytest.fail("the download began")
 
-    monkeypatch.setattr(build_network, "released_weights", download)
+    monkeypatch.setattr(Preset, "filepath", download)
     with pytest.raises(ValueError, match=message) as caught:
         DSMobileNet(weights="imagenet", **arguments)
     assert "\n" not in str(caught.value)
