@@ -83,6 +83,19 @@ class FileSource(ImageSource):
     def ordered_examples(self) -> tf.data.Dataset:
         return tf.data.Dataset.range(self.num_examples).map(self._example_function())
 
+    def _example_function(self):
+        """Returns a function from an index to `(stored_image, label)`."""
+        # File names are bytes, because on Linux they need not be valid text.
+        paths = tf.constant([os.fsencode(path) for path in self.paths])
+        labels = tf.constant(self.labels, tf.int32)
+        if self.orientations is None:
+            return lambda index: (tf.gather(paths, index), tf.gather(labels, index))
+        orientations = tf.constant(self.orientations, tf.int32)
+        return lambda index: (
+            (tf.gather(paths, index), tf.gather(orientations, index)),
+            tf.gather(labels, index),
+        )
+
     def decode(
         self, stored: tf.Tensor, window_of: Callable[[tf.Tensor], tf.Tensor] | None = None
     ) -> tf.Tensor:
@@ -126,6 +139,22 @@ class FileSource(ImageSource):
             return images
         return images.concatenate(self._summary(images.element_spec, unreadable_paths))
 
+    def _report(self, path, unreadable_paths):
+        """Logs an unreadable file once, or raises the error for it."""
+        try:
+            decode_image(tf.io.read_file(path))
+        except tf.errors.OpError as error:
+            line = unreadable(os.fsdecode(path))
+            if self._on_bad_image == "raise":
+                raise UserError(line) from error
+            if path not in unreadable_paths:
+                _log.warning("%s; skipped", line)
+            unreadable_paths[path] = True
+            return np.True_
+        raise RuntimeError(
+            f"image {readable_name(os.fsdecode(path))} can be read, but preparing it failed"
+        )
+
     def _summary(self, element_spec, unreadable_paths):
         """Returns a dataset without examples that logs the files left out when it is reached."""
 
@@ -155,40 +184,11 @@ class FileSource(ImageSource):
                 some_names(paths),
             )
 
-    def _example_function(self):
-        """Returns a function from an index to `(stored_image, label)`."""
-        # File names are bytes, because on Linux they need not be valid text.
-        paths = tf.constant([os.fsencode(path) for path in self.paths])
-        labels = tf.constant(self.labels, tf.int32)
-        if self.orientations is None:
-            return lambda index: (tf.gather(paths, index), tf.gather(labels, index))
-        orientations = tf.constant(self.orientations, tf.int32)
-        return lambda index: (
-            (tf.gather(paths, index), tf.gather(orientations, index)),
-            tf.gather(labels, index),
-        )
-
-    def _report(self, path, unreadable_paths):
-        """Logs an unreadable file once, or raises the error for it."""
-        try:
-            decode_image(tf.io.read_file(path))
-        except tf.errors.OpError as error:
-            line = unreadable(os.fsdecode(path))
-            if self._on_bad_image == "raise":
-                raise UserError(line) from error
-            if path not in unreadable_paths:
-                _log.warning("%s; skipped", line)
-            unreadable_paths[path] = True
-            return np.True_
-        raise RuntimeError(
-            f"image {readable_name(os.fsdecode(path))} can be read, but preparing it failed"
-        )
-
 
 def unreadable(path, problem=None):
     """Returns the message for a file that cannot be decoded."""
     if problem is None:
-        problem = "expected a whole JPEG, PNG, BMP, GIF or WebP file"
+        problem = "expected a complete JPEG, PNG, BMP, GIF or WebP file"
         if not pathlib.Path(path).exists():
             problem = "the file does not exist any more"
     return f"image {readable_name(path)} cannot be read: {problem}"

@@ -1,4 +1,4 @@
-"""The constructors with weights: what the weights determine, and what an argument may change."""
+"""The constructors with weights, and the arguments that may differ from the weights."""
 
 import inspect
 
@@ -106,7 +106,7 @@ def test_pooled_features_of_weights(small, tmp_path):
     assert (pooled.routes, pooled.gates_trained) == (model.routes, True)
     other = DSMobileNet(weights=path, include_top=False, classes=3)
     assert (other.classes, other.routes, other.gates_trained) == (3, model.routes, True)
-    # From a file of features to pooled ones, and to a classifier, which is a new one.
+    # A file of features gives pooled features, or a network with a new classifier.
     features.save_weights(tmp_path / "features.weights.h5")
     again = DSMobileNet(weights=tmp_path / "features.weights.h5", include_top=False, pooling="avg")
     np.testing.assert_array_equal(again(IMAGES, path=3), pooled(IMAGES, path=3))
@@ -183,7 +183,7 @@ def test_another_number_of_classes_loads_all_but_the_classifier(small, caplog):
     for variable in loaded.variables:
         if not variable.path.startswith("classifier"):
             np.testing.assert_array_equal(variable, before[variable.path])
-    # A gate that was trained for other classes, and its routes, are no choice for these.
+    # The gate and its routes were trained for other classes.
     assert (loaded.routes, loaded.gates_trained) == (tuple(range(14)), False)
     assert "all 14 widths are routes" in message
 

@@ -1,3 +1,5 @@
+"""Augmentations of training images: what they change, and that a seed determines them."""
+
 import pathlib
 
 import keras

@@ -1,4 +1,4 @@
-"""Which folders are the splits, which are the classes, and what is refused."""
+"""The split folders and class folders of a data set, and layouts that are rejected."""
 
 import pytest
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Images and labels in memory, and what is refused among them."""
+"""Images and labels in memory, and those that are rejected."""
 
 import numpy as np
 import pytest

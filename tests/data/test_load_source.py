@@ -1,3 +1,5 @@
+"""Data sets opened by name or by folder."""
+
 import sys
 
 import numpy as np

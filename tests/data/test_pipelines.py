@@ -31,7 +31,7 @@ def _assert_equal(left, right):
 
 
 def _image_numbers(images):
-    """Which images of `array_source` a batch of unaugmented ones shows."""
+    """Returns the indices of the images in a batch of `array_source` without augmentation."""
     return np.rint(images[:, 0, 0, 0] * 255 / 5).astype(int)
 
 
@@ -119,7 +119,7 @@ def test_images_of_another_size_are_resized(array_source):
 
 
 def _share_mirrored(source, **settings):
-    # The images of `array_source` rise from left to right.
+    # The pixels of `array_source` increase from left to right.
     ((images, _),) = _batches(source, 1, batch_size=50, **settings)
     return np.mean(images[:, 0, 0, 0] > images[:, 0, -1, 0])
 
@@ -185,7 +185,7 @@ def test_every_image_comes_once_in_order_with_a_smaller_last_batch(array_source,
 
 
 def test_the_centre_is_cropped_where_images_are_resized(to_float):
-    # A frame of one colour, one eighth of the image wide, is cropped away at a fraction of 0.75.
+    # A fraction of 0.75 crops away a border that is one eighth of the image wide.
     image = np.full((1, 64, 96, 3), 200, np.uint8)
     image[:, 8:56, 24:72] = 50
     source = ArraySource("framed", image, [0], 1)

@@ -1,4 +1,4 @@
-"""Checkpoints into networks: names, averages, and everything that does not fit."""
+"""Checkpoints loaded into networks: names, averages, and tensors that do not fit."""
 
 import collections
 

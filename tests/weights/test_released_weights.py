@@ -1,4 +1,4 @@
-"""The supernet that the authors released: fetched once, converted once, kept in the cache."""
+"""The supernet that the authors released, downloaded and converted once into the cache."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def release(checkpoint, cache, monkeypatch):
-    """Makes a local file the release."""
+    """Makes a local file the released checkpoint."""
     preset = dataclasses.replace(PRESETS["imagenet"], url=checkpoint.as_uri(), classes=20)
     monkeypatch.setitem(PRESETS, "imagenet", preset)
     return checkpoint
@@ -144,7 +144,7 @@ def test_a_broken_download_never_stays(checkpoint, cache, tmp_path, data):
     with pytest.raises(UserError, match=r"net\.pth\.tar"):
         released_weights(broken.as_uri())
     assert not list(cache.iterdir())
-    # What a killed download left behind is not taken for the file either.
+    # The remains of a download that was killed are not used as the file either.
     temporary_path(cache / "net.pth.tar").write_bytes(b"half")
     assert released_weights(checkpoint.as_uri()).exists()
     assert {path.name for path in cache.iterdir()} == {"net.pth.tar", "net.weights.h5"}
@@ -157,7 +157,7 @@ def test_downloads_at_the_same_time_do_not_disturb_each_other(checkpoint, cache,
         path = download(*arguments, **options)
         monkeypatch.setattr(keras.utils, "get_file", download)
         with monkeypatch.context() as patch:
-            # A process that runs as long as this one.
+            # The writer is a process that runs as long as this one.
             patch.setattr(os, "getpid", os.getppid)
             released_weights(url)
         return path
