@@ -1,9 +1,13 @@
-"""The constructor shared by all applications: arguments, scaling, weights."""
+"""The constructor that all applications share."""
 
 import dataclasses
+import inspect
 import logging
 import os
 import pathlib
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,33 +24,58 @@ from keras_dsnet.models.arguments import (
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.predictions import check_class_names, decode_predictions
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
-from keras_dsnet.weights import WeightsFile, released_weights
+from keras_dsnet.weights import Preset, WeightsFile
 
-_LEAST_SIDE = 32
+__all__ = [
+    "CIFAR10_CLASSES",
+    "Variant",
+    "build_network",
+    "decode_predictions",
+    "preprocess_input",
+    "with_shared_arguments",
+]
 
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+_DEFAULT_SHAPE, _DEFAULT_CLASSES = (224, 224, 3), 1000
+_MIN_SIDE = 32
+# Fields of a spec that change no variable.
+_FREE_FIELDS = ("dropout", "synchronized")
+# The part of a constructor's docstring that is the same for all networks.
+_SHARED_ARGUMENTS = {
+    "input_shape": "Tuple `(height, width, 3)` in pixels, with sides of at least 32. Height and "
+    "width may be None. Defaults to the shape that the weights were trained with, or to "
+    "`(224, 224, 3)` without weights.",
+    "classes": "Int, number of classes. With another number than that of the weights, all weights "
+    "but the classifier are loaded, all widths become routes, and the gates count as untrained; a "
+    "log line reports it. Defaults to that of the weights, or to 1000 without weights.",
+    "include_top": "Bool, whether the network ends with the classifier. Defaults to True.",
+    "classifier_activation": "Name of a Keras activation, or None for logits. Defaults to "
+    '`"softmax"`.',
+    "output_stride": "Int, the height of the image divided by that of the last features: 32, 16 or "
+    "8. Small images need 16 or 8. Defaults to 32, or to that of the weights.",
+    "name": "Str, name of the network.",
+    "dtype": 'Dtype or dtype policy, such as `"mixed_bfloat16"`. Defaults to the global policy of '
+    "Keras.",
+    "pooling": '`"avg"` or `"max"` to average the last features over height and width, or to take '
+    "their maximum. Requires `include_top=False`. Defaults to None, which returns the features.",
+    "class_names": "Sequence of str, one name per class in index order. Defaults to the "
+    "names stored with the weights.",
+    "normalization": "`keras_dsnet.models.Normalization` that `network.preprocess_input` applies. "
+    "Defaults to that of the weights, or to ImageNet's mean and standard deviation.",
+}
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Weights that have a name.
-
-    Args:
-        file: path of the `.weights.h5` file, if it comes with the package.
-        url: URL of a checkpoint of the authors' code, which is downloaded on first use.
-        sha256: hexadecimal SHA-256 of the file. None: unknown, and a download is only checked to
-            hold the tensors of a trained network.
-        classes: int.
-        class_names: tuple of str, the name of each class by its index, if the file does not hold
-            them. None: unknown, or those of ImageNet, which Keras knows.
-        accuracy: dictionary from a path (an int, or "dynamic" where the gates choose) to its top-1
-            accuracy, a fraction, on the test or validation images.
-    """
-
-    file: pathlib.Path | None = None
-    url: str | None = None
-    sha256: str | None = None
-    classes: int = 1000
-    class_names: tuple | None = None
-    accuracy: dict = dataclasses.field(default_factory=dict)
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +83,8 @@ class Variant:
     """A configuration of stage II that the paper names: S, M or L.
 
     Args:
-        routes: tuple of ints, the widths that the gates may choose. None: all.
-        loss_weights: tuple of three floats, the weights of the classification, complexity and SGS
+        routes: Tuple of ints, the widths that the gates may choose. None for all.
+        loss_weights: Tuple of three floats, the weights of the classification, complexity and SGS
             losses (Eq. 12 of the paper).
     """
 
@@ -63,79 +92,56 @@ class Variant:
     loss_weights: tuple = (1.0, 0.5, 1.0)
 
 
-def build_network(
-    family,
-    spec_class,
-    weights=None,
-    input_shape=None,
-    classes=None,
-    include_top=True,
-    classifier_activation="softmax",
-    alpha=None,
-    output_stride=None,
-    front_alpha=None,
-    strides=None,
-    routes=None,
-    name=None,
-    dtype=None,
-    pooling=None,
-    class_names=None,
-    normalization=None,
-    presets=None,
-    ema=None,
-    **options,
-):
+def build_network(  # noqa: D417
+    family: str,
+    spec_class: type,
+    presets: Mapping[str, Preset],
+    *,
+    weights: str | os.PathLike | None,
+    input_shape: tuple | None,
+    classes: int | None,
+    include_top: bool,
+    classifier_activation: str | None,
+    scaling: Mapping[str, Any],
+    routes: tuple[int, ...] | None,
+    name: str,
+    dtype: Any,
+    pooling: str | None,
+    class_names: tuple | None,
+    normalization: Normalization | None,
+    options: Mapping[str, Any],
+    ema: bool | None = None,
+) -> DynamicSlimmableNetwork:
     """Returns a network of a family, with weights or without.
 
-    What is not said here is as of `DSMobileNet`.
+    The arguments that are not described here are those of `DSMobileNet`.
 
     Args:
-        family: str, the public name, for messages.
-        spec_class: a subclass of `NetworkSpec` whose fields all have defaults.
-        weights: None, the name of a preset, or the path of a file of weights.
-        input_shape: `(height, width, 3)` or None.
-        classes: int or None.
-        include_top: bool.
-        classifier_activation: str or None.
-        alpha: float or None.
-        output_stride: 32, 16, 8 or None.
-        front_alpha: float or None: scales the channels before the first gate.
-        strides: tuple of 1 and 2, or None: one for each of the spec's `strides`.
-        routes: tuple of ints, or None.
-        name: str.
-        dtype: dtype, policy or None.
-        pooling: "avg", "max" or None.
-        class_names: sequence of str, or None.
-        normalization: `Normalization`, or None.
-        presets: dictionary from a name to its `Preset`; None: the family has none, and no
-            checkpoints of the authors either.
-        ema: bool or None.
-        **options: other fields of the spec.
+        family: Str, the name of the constructor, for messages.
+        spec_class: Subclass of `NetworkSpec` whose fields all have defaults.
+        presets: Dict that maps the names of weights to `Preset` objects. A family with presets also
+            loads checkpoints of the authors' code.
+        scaling: Dict of the arguments of `NetworkSpec.scaled`. None stands for the default.
+        options: Dict of other fields of the spec.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: an argument is wrong, or contradicts the weights.
-        OSError: the weights cannot be opened.
+        ValueError: An argument is wrong, or contradicts the weights.
+        OSError: The weights cannot be opened.
     """
-    _check_options(family, spec_class, options)
-    scaling = {
-        "alpha": alpha,
-        "output_stride": output_stride,
-        "front_alpha": front_alpha,
-        "strides": strides,
-    }
+    # Everything that can be checked without the weights comes before a download.
+    spec = _requested_spec(family, spec_class, options)
     scaling = {key: value for key, value in scaling.items() if value is not None}
-    # Before a file is downloaded.
-    spec = spec_class(**options)
-    spec.check_options()
-    is_known = weights is None or (isinstance(weights, str) and weights in (presets or ()))
-    if is_known:
-        spec.scaled(**scaling)
+    is_preset = isinstance(weights, str) and weights in presets
+    if weights is None or is_preset:
+        scaled = spec.scaled(**scaling)
         if routes is not None:
-            check_routes(routes, spec.num_widths)
+            check_routes(routes, scaled.num_widths)
     _check_arguments(input_shape, classes, include_top, pooling, dtype)
+    if class_names is not None and (classes or weights is None):
+        check_class_names(class_names, classes or _DEFAULT_CLASSES)
     arguments = {
         "classifier_activation": activation_name(classifier_activation),
         "name": name,
@@ -143,33 +149,63 @@ def build_network(
         "pooling": pooling,
         "normalization": None if normalization is None else as_normalization(normalization),
     }
-    if class_names is not None and (classes or weights is None):
-        check_class_names(class_names, classes or 1000)
-    file = _opened(family, weights, presets, ema)
+    file = _open_weights(family, weights, presets, ema)
     if file is None or file.config is None:
-        model = DynamicSlimmableNetwork(
+        network = DynamicSlimmableNetwork(
             spec.scaled(**scaling),
-            input_shape=input_shape or (224, 224, 3),
-            classes=int(classes or 1000),
+            input_shape=input_shape or _DEFAULT_SHAPE,
+            classes=int(classes or _DEFAULT_CLASSES),
             include_top=include_top,
             **arguments,
         )
         if file is not None:
-            file.load(model)
+            file.load(network)
     else:
         _check_family(family, spec_class, file)
-        model = pretrained_network(
-            file, options, scaling, input_shape, classes, include_top, **arguments
-        )
+        spec = _agreed_spec(file.path, file.spec, options, scaling)
+        network = _load_network(file, spec, input_shape, classes, include_top, **arguments)
     if class_names is not None:
-        model.class_names = class_names
+        network.class_names = class_names
     if routes is not None:
-        model.routes = routes
-    return model
+        network.routes = routes
+    return network
 
 
-def _opened(family, weights, presets, ema):
-    """Returns the `WeightsFile` of what the user passed as `weights`, or None."""
+def _requested_spec(family, spec_class, options):
+    known = {field.name for field in dataclasses.fields(spec_class)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"`{family}` has no argument {unknown[0]!r}; its options are {sorted(known)}. "
+            f"Received: {unknown[0]}={options[unknown[0]]!r}"
+        )
+    spec = spec_class(**options)
+    spec.check_options()
+    return spec
+
+
+def _check_arguments(input_shape, classes, include_top, pooling, dtype):
+    if input_shape is not None:
+        shape = check_image_shape(input_shape)
+        sides = [side for side in shape[:2] if side is not None]
+        if shape[2] != 3 or any(side < _MIN_SIDE for side in sides):
+            raise ValueError(
+                f"`input_shape` must be (height, width, 3) with sides of at least {_MIN_SIDE}, "
+                f"or None. Received: input_shape={shape}"
+            )
+    if classes is not None:
+        check_classes(classes)
+    check_pooling(pooling, check_flag("include_top", include_top))
+    try:
+        policy = keras.dtype_policies.get(dtype)
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise ValueError(f"`dtype` must be a dtype policy: {line} Received: {dtype!r}") from error
+    check_policy(policy)
+
+
+def _open_weights(family, weights, presets, ema):
+    """Returns the `WeightsFile` of the argument `weights`, or None without weights."""
     if ema is not None:
         if not presets:
             raise ValueError(f"`{family}` has no argument 'ema'. Received: ema={ema!r}")
@@ -178,20 +214,18 @@ def _opened(family, weights, presets, ema):
         if ema is not None:
             raise ValueError(f"`ema` is for checkpoints, and there are no weights. Received: {ema}")
         return None
-    names = presets or {}
-    if isinstance(weights, str) and weights in names:
-        preset = names[weights]
-        path = preset.file or released_weights(preset.url, preset.sha256, preset.classes)
-        return WeightsFile(path, ema, class_names=preset.class_names)
+    if isinstance(weights, str) and weights in presets:
+        preset = presets[weights]
+        return WeightsFile(preset.filepath(), ema, class_names=preset.class_names)
     if weights in ("imagenet", "cifar10"):
         raise ValueError(
-            f"There are no {weights!r} weights of {family}: train them with recipes/, and pass "
-            f"the path of the .weights.h5 file, or None. Received: weights={weights!r}"
+            f"There are no {weights!r} weights of {family}: train the network and pass the path of "
+            f"its .weights.h5 file, or pass None. Received: weights={weights!r}"
         )
     is_path = isinstance(weights, (str, os.PathLike)) and pathlib.Path(weights).suffix
     if not is_path:
-        endings = ".weights.h5 or .pth.tar" if names else ".weights.h5"
-        known = "".join(f"{name!r}, " for name in names)
+        endings = ".weights.h5 or .pth.tar" if presets else ".weights.h5"
+        known = "".join(f"{name!r}, " for name in presets)
         raise ValueError(
             f"`weights` must be None, {known}or the path of a {endings} file. "
             f"Received: weights={weights!r}"
@@ -207,235 +241,193 @@ def _check_family(family, spec_class, file):
         )
 
 
-def _check_options(family, spec_class, options):
-    known = {field.name for field in dataclasses.fields(spec_class)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ValueError(
-            f"`{family}` has no argument {unknown[0]!r}; its options are {sorted(known)}. "
-            f"Received: {unknown[0]}={options[unknown[0]]!r}"
-        )
+def _agreed_spec(path, stored, options, scaling):
+    """Returns the spec of the weights with the requested fields that change no variable.
 
+    These are the strides and `_FREE_FIELDS`.
 
-def _check_arguments(input_shape, classes, include_top, pooling, dtype):
-    if input_shape is not None:
-        shape = check_image_shape(input_shape)
-        sides = [side for side in shape[:2] if side is not None]
-        if shape[2] != 3 or any(side < _LEAST_SIDE for side in sides):
+    Args:
+        path: Path of the weights, for messages.
+        stored: Spec of the weights.
+        options: Dict of the requested fields of the spec.
+        scaling: Dict of the requested arguments of `NetworkSpec.scaled`.
+
+    Raises:
+        ValueError: Another requested field, or the scaled channels, contradict the weights.
+    """
+    factors = {key: scaling[key] for key in ("alpha", "front_alpha") if key in scaling}
+    if factors:
+        unscaled = {name: options[name] for name in ("stem", "stages", "top") if name in options}
+        scaled = type(stored)(**unscaled).scaled(**factors)
+        if _channels(scaled) != _channels(stored):
+            given = ", ".join(f"{name}={value!r}" for name, value in factors.items())
             raise ValueError(
-                f"`input_shape` must be (height, width, 3) with sides of at least {_LEAST_SIDE}, "
-                f"or None. Received: input_shape={shape}"
+                f"The weights {path} are of a network of other channels; leave these arguments "
+                f"out, because the weights determine the channels. Received: {given}"
             )
-    if classes is not None:
-        check_classes(classes)
-    check_pooling(pooling, check_flag("include_top", include_top))
-    try:
-        policy = keras.dtype_policies.get(dtype)
-    except Exception as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"`dtype` must be a dtype policy: {line} Received: {dtype!r}") from error
-    check_policy(policy)
-
-
-# Fields of a spec that change no variable.
-_FREE = ("dropout", "synchronized")
-
-_log = logging.getLogger(__name__)
-
-
-def pretrained_network(
-    file, options, scaling, input_shape, classes, include_top, normalization, pooling, **arguments
-):
-    """Returns a network with the weights of a file.
-
-    Args:
-        file: `WeightsFile` that knows what network it is for.
-        options: fields of the spec that the user asks for.
-        scaling: arguments of `NetworkSpec.scaled` that the user asks for. Strides may differ from
-            those of the weights, channels may not.
-        input_shape: `(height, width, 3)`; None: that of the weights.
-        classes: int; None: those of the weights. Another number loads all but the classifier, makes
-            the gates new ones, and the log says so.
-        include_top: bool.
-        normalization: a `Normalization`; None: that of the weights.
-        pooling: "avg", "max" or None.
-        **arguments: of `DynamicSlimmableNetwork`.
-
-    Raises:
-        ValueError: an argument contradicts the weights.
-    """
-    config = file.config
-    asked = _scaled_options(file.spec, options, scaling)
-    spec = _scaled(file.path, file.spec, options, asked, scaling)
-    spec = _free_options(file.path, spec, asked)
-    shape = tuple(input_shape or config["input_shape"])
-    has_top = config["include_top"]
-    classes = config["classes"] if classes is None else classes
-    known = {"class_names": config.get("class_names"), "normalization": config.get("normalization")}
-    _check_normalization(file.path, normalization, known["normalization"])
-    whole = DynamicSlimmableNetwork(
-        spec,
-        shape,
-        config["classes"],
-        has_top,
-        pooling=None if has_top else pooling,
-        **known,
-        **arguments,
-    )
-    file.load(whole)
-    if include_top == has_top and classes == config["classes"]:
-        return whole
-    if classes != config["classes"]:
-        known["class_names"] = None
-    part = DynamicSlimmableNetwork(
-        spec, shape, classes, include_top, pooling=pooling, **known, **arguments
-    )
-    _copy_all_but_classifier(whole, part)
-    if include_top:
-        has = f"{config['classes']} classes" if has_top else "no classifier"
-        _log.warning(
-            "%s has %s: all but the classifier of %d classes was loaded; all %d widths are routes, "
-            "and the gates are not trained for these classes",
-            file.path,
-            has,
-            classes,
-            part.num_widths,
-        )
-    else:
-        part.replace_routes(whole.routes)
-        part.gates_trained = whole.gates_trained
-    return part
-
-
-def _scaled_options(spec, options, scaling):
-    """Returns the options with scaled channels, where these are the channels of the weights."""
-    channels = {key: scaling[key] for key in ("alpha", "front_alpha") if key in scaling}
-    if not channels or not {"stem", "stages"} & set(options):
-        return options
-    scaled = type(spec)(**_made(options)).scaled(**channels)
-    if _channels(scaled) != _channels(spec):
-        return options
-    return {n: getattr(scaled, n) if n in ("stem", "stages") else v for n, v in options.items()}
-
-
-def _scaled(path, spec, options, asked, scaling):
-    """Returns the weights' spec, with the strides that the user asks for.
-
-    Args:
-        path: of the weights, for messages.
-        spec: of the weights.
-        options: fields of the spec that the user asks for, before scaling.
-        asked: the same after scaling.
-        scaling: arguments of `NetworkSpec.scaled`.
-
-    Raises:
-        ValueError: `scaling` gives other channels than the weights'.
-    """
-    if "stages" in asked:
-        other = dataclasses.replace(spec, stages=asked["stages"])
-        spec = other if _channels(other) == _channels(spec) else spec
-    own = {name: options[name] for name in spec.stride_fields if name in options}
-    spec = dataclasses.replace(spec, **own)
-    if not scaling:
-        return spec
-    channels = {key: scaling[key] for key in ("alpha", "front_alpha") if key in scaling}
-    if channels and _channels(type(spec)(**_made(options)).scaled(**channels)) != _channels(spec):
-        given = ", ".join(f"{name}={value!r}" for name, value in channels.items())
-        raise ValueError(
-            f"The weights {path} are of a network of other channels; leave these arguments out, "
-            f"since the weights bring their own. Received: {given}"
-        )
+        requested = {name: getattr(scaled, name) for name in ("stem", "stages") if name in options}
+        options = {**options, **requested}
+    spec = stored
+    if "stages" in options and _same_stages(options["stages"], stored.stages):
+        spec = dataclasses.replace(spec, stages=options["stages"])
+    strides = {name: options[name] for name in spec.stride_fields if name in options}
+    spec = dataclasses.replace(spec, **strides)
     strides = {key: scaling[key] for key in ("output_stride", "strides") if key in scaling}
-    if not strides:
-        return spec
-    # Of the family's own strides, as without weights, where its stages are the family's.
-    whole = type(spec)()
-    whole = whole if len(whole.strides) == len(spec.strides) else spec
-    return spec.with_strides(whole.scaled(**strides).strides)
-
-
-def _made(options):
-    """Returns those of the options that scaling starts from."""
-    return {name: options[name] for name in ("stem", "stages", "top") if name in options}
+    if strides:
+        # They apply to the strides of the family, as without weights, if the stages correspond.
+        default = type(stored)()
+        base = default if len(default.strides) == len(spec.strides) else spec
+        spec = spec.with_strides(base.scaled(**strides).strides)
+    for name, value in options.items():
+        agreed = getattr(spec, name)
+        is_same = _same_stages(value, agreed) if name == "stages" else value == agreed
+        if name not in _FREE_FIELDS and not is_same:
+            raise ValueError(
+                f"The weights {path} are of a network with {name}={agreed!r}. "
+                f"Received: {name}={value!r}"
+            )
+    free = {name: options[name] for name in _FREE_FIELDS if name in options}
+    return dataclasses.replace(spec, **free)
 
 
 def _channels(spec):
-    """Returns what decides the shapes of a network's variables, but for its options."""
+    """Returns the part of a spec that `scaled` changes, without strides."""
     return spec.stem, _without_strides(spec.stages)
+
+
+def _same_stages(stages, others):
+    return _without_strides(stages) == _without_strides(others)
 
 
 def _without_strides(stages):
     return [dataclasses.replace(stage, strides=1) for stage in stages]
 
 
-def _free_options(path, spec, options):
-    """Returns the spec with the options that change no variable.
+def _load_network(
+    file, spec, input_shape, classes, include_top, normalization, pooling, **arguments
+):
+    """Returns a network with the weights of a file.
+
+    Args:
+        file: `WeightsFile` with a config.
+        spec: Spec of the network, which agrees with the weights.
+        input_shape: Tuple `(height, width, 3)`. None for that of the weights.
+        classes: Int, or None for those of the weights. With another number all weights but the
+            classifier are loaded, all widths become routes, and the gates count as untrained.
+        include_top: Bool.
+        normalization: `Normalization`. None for that of the weights.
+        pooling: "avg", "max" or None.
+        **arguments: Other arguments of `DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: another option contradicts the weights.
+        ValueError: The normalization contradicts the weights.
     """
-    for name, value in options.items():
-        own = getattr(spec, name)
-        if name == "stages" and isinstance(value, tuple):
-            # `_scaled` has taken the strides.
-            value, own = _without_strides(value), _without_strides(own)
-        if name not in _FREE and value != own:
-            raise ValueError(
-                f"The weights {path} are of a network with {name}={getattr(spec, name)!r}. "
-                f"Received: {name}={value!r}"
-            )
-    return dataclasses.replace(spec, **{k: options[k] for k in _FREE if k in options})
+    config = file.config
+    stored_classes, stored_top = config["classes"], config["include_top"]
+    shape = tuple(input_shape or config["input_shape"])
+    classes = stored_classes if classes is None else classes
+    meaning = {name: config.get(name) for name in ("class_names", "normalization")}
+    _check_normalization(file.path, normalization, meaning["normalization"])
+    stored = DynamicSlimmableNetwork(
+        spec,
+        shape,
+        stored_classes,
+        stored_top,
+        pooling=None if stored_top else pooling,
+        **meaning,
+        **arguments,
+    )
+    file.load(stored)
+    if include_top == stored_top and classes == stored_classes:
+        return stored
+    if classes != stored_classes:
+        meaning["class_names"] = None
+    network = DynamicSlimmableNetwork(
+        spec, shape, classes, include_top, pooling=pooling, **meaning, **arguments
+    )
+    _copy_all_but_classifier(stored, network)
+    if include_top:
+        has = f"{stored_classes} classes" if stored_top else "no classifier"
+        _log.warning(
+            "%s has %s: all but the classifier of %d classes was loaded; all %d widths are routes, "
+            "and the gates are not trained for these classes",
+            file.path,
+            has,
+            classes,
+            network.num_widths,
+        )
+    else:
+        network.replace_routes(stored.routes)
+        network.gates_trained = stored.gates_trained
+    return network
 
 
-def _check_normalization(path, asked, known):
-    # Files that do not say it are older: all were trained with ImageNet's.
-    own = Normalization() if known is None else as_normalization(known)
-    if asked is not None and as_normalization(asked) != own:
+def _check_normalization(path, requested, stored):
+    # Older files do not hold a normalization. All of them were trained with ImageNet's.
+    stored = Normalization() if stored is None else as_normalization(stored)
+    if requested is not None and requested != stored:
         raise ValueError(
-            f"The weights {path} were trained with another normalization: {own}. Leave it out, or "
-            "set `model.normalization` afterwards to train them with the new one. "
-            f"Received: normalization={asked!r}"
+            f"The weights {path} were trained with another normalization: {stored}. Leave it out, "
+            "or set `model.normalization` afterwards to train them with the new one. "
+            f"Received: normalization={requested!r}"
         )
 
 
 def _copy_all_but_classifier(source, target):
-    values = {variable.path: variable for variable in source.variables}
+    variables = {variable.path: variable for variable in source.variables}
     for variable in target.variables:
         if not variable.path.startswith("classifier/"):
-            variable.assign(np.array(values[variable.path]))
+            variable.assign(np.array(variables[variable.path]))
 
 
-__all__ = ["CIFAR10_CLASSES", "decode_predictions", "preprocess_input"]
+def with_shared_arguments(constructor: Callable) -> Callable:
+    """Completes a constructor's docstring with the arguments that all networks share.
 
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-
-
-def preprocess_input(images):
-    """Normalises RGB images by ImageNet's mean and standard deviation.
-
-    A network that was trained otherwise has its own `network.preprocess_input`.
+    A line `name: {name}` under `Args:` gets the text of that argument in `_SHARED_ARGUMENTS`.
 
     Args:
-        images: array, tensor, `keras.KerasTensor`, PIL image, or a list of arrays or of PIL images
-            of one size: `[..., height, width, 3]`, integers or floats, 0 to 255.
+        constructor: Function with a docstring.
 
     Returns:
-        float32 of the same shape: a `keras.KerasTensor` or a tensor where `images` is one, else an
-        array.
+        The same function.
+    """
+    if constructor.__doc__:
+        lines = []
+        for line in inspect.cleandoc(constructor.__doc__).splitlines():
+            argument = line.strip().split(":")[0]
+            if line.strip() == f"{argument}: {{{argument}}}":
+                text = f"    {argument}: {_SHARED_ARGUMENTS[argument]}"
+                lines += textwrap.wrap(text, 96, subsequent_indent=" " * 8, break_on_hyphens=False)
+            else:
+                lines.append(line)
+        constructor.__doc__ = "\n".join(lines)
+    return constructor
+
+
+def preprocess_input(images: Any) -> Any:
+    """Normalizes RGB images by ImageNet's mean and standard deviation.
+
+    A network with another normalization has its own `network.preprocess_input`.
+
+    Args:
+        images: Array, tensor, `keras.KerasTensor`, PIL image, or a list of arrays or PIL images of
+            one size: `[..., height, width, 3]`, integers or floats from 0 to 255.
+
+    Returns:
+        float32 of the same shape: a `keras.KerasTensor` or a tensor if `images` is one, otherwise
+        an array.
 
     Raises:
-        ValueError: the images are not RGB, not numbers, integers outside of 0 to 255, not finite,
+        ValueError: The images are not RGB, not numbers, integers outside of 0 to 255, not finite,
             or of different sizes.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.applications.ds_mobilenet import preprocess_input
+
+    images = preprocess_input(np.zeros((1, 224, 224, 3), "uint8"))
+    ```
     """
     return Normalization()(images)

@@ -1,107 +1,118 @@
 """DS-EfficientNet-B0: EfficientNet-B0 as a dynamic slimmable network."""
 
+import os
+from typing import Any
+
 from keras_dsnet.applications.build_network import (
     Variant,
     build_network,
     decode_predictions,
     preprocess_input,
+    with_shared_arguments,
 )
 
-from keras_dsnet.models import EfficientNetSpec
+from keras_dsnet.models import DynamicSlimmableNetwork, EfficientNetSpec, Normalization
+from keras_dsnet.weights import Preset
 
 __all__ = ["DSEfficientNetB0", "decode_predictions", "preprocess_input"]
 
 # The authors released no weights of this family.
-PRESETS = {}
+PRESETS: dict[str, Preset] = {}
 
 # Table 8 of the paper has two targets: S ends at the width nearest to 270M MAdds, L at that nearest
 # to 400M.
 VARIANTS = {"S": Variant(routes=tuple(range(5))), "L": Variant(routes=tuple(range(10)))}
 
 
+@with_shared_arguments
 def DSEfficientNetB0(
-    weights=None,
-    input_shape=None,
-    classes=None,
-    include_top=True,
-    classifier_activation="softmax",
-    alpha=None,
-    output_stride=None,
-    front_alpha=None,
-    strides=None,
-    routes=None,
-    name="ds_efficientnet_b0",
-    dtype=None,
-    pooling=None,
-    class_names=None,
-    normalization=None,
-    **options,
-):
+    weights: str | os.PathLike | None = None,
+    input_shape: tuple | None = None,
+    classes: int | None = None,
+    include_top: bool = True,
+    classifier_activation: str | None = "softmax",
+    alpha: float | None = None,
+    output_stride: int | None = None,
+    front_alpha: float | None = None,
+    strides: tuple[int, ...] | None = None,
+    routes: tuple[int, ...] | None = None,
+    name: str = "ds_efficientnet_b0",
+    dtype: Any = None,
+    pooling: str | None = None,
+    class_names: tuple | None = None,
+    normalization: Normalization | None = None,
+    **options: Any,
+) -> DynamicSlimmableNetwork:
     """Returns a DS-EfficientNet-B0: one slimming gate, 20 widths (appendix B of the paper).
 
-    Squeeze-and-excitation is the attention head of a gate in every inverted residual block. The one
-    slimming gate is that of the ninth block: it chooses the width of the last 8 blocks, rho from
-    0.75 to 1.7; those before have the half of EfficientNet-B0's channels, in multiples of 8.
+    Squeeze-and-excitation is the attention head of a gate in every inverted residual block. Only
+    the gate of the ninth block chooses a width: that of the last 8 blocks, rho from 0.75 to 1.7.
+    The blocks before have half of EfficientNet-B0's channels, in multiples of 8.
 
     Args:
-        weights: None, or the path of a `.weights.h5` file that `save_weights` wrote. The authors
-            released none of this family.
-        input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
-            made for, without weights `(224, 224, 3)`.
-        classes: int; None: those of the weights, without weights 1000.
-        include_top: bool: end with the classifier.
-        classifier_activation: name of a Keras activation; None: logits.
-        alpha: float, at least 0.5, which keeps all widths apart: scales all channels; None: 1.
-        output_stride: 32, 16 or 8: height of the image over height of the last features; 8 or 16
-            keep small images large enough; None: 32.
-        front_alpha: float: scales the channels before the slimming gate; None: `alpha`.
-        strides: tuple of 8 numbers, 1 or 2: those of the stem and of the seven stages, in place of
-            `output_stride`.
-        routes: candidate widths of the gate, ascending; None: those of the weights, without weights
-            all 20.
-        name: str.
-        dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
-        pooling: "avg" or "max", with `include_top=False`: the outputs are the features' mean or
-            maximum over height and width; None: the features themselves.
-        class_names: the name of each class, by its index; None: those of the weights, if they say.
-        normalization: `keras_dsnet.models.Normalization`, how images are normalised before the
-            network, which `network.preprocess_input` does; None: that of the weights, without
-            weights ImageNet's.
-        **options: other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` ("tanh" or
-            "sigmoid"), `attention_ratio`, `activation`, `slimming_head` ("one_hot" or "scalar"),
-            `share_encoder`, `dropout`, `synchronized`, `top`.
+        weights: Path of a `.weights.h5` file that `save_weights` wrote, or None for random weights.
+            The authors released no weights of this family. Defaults to None.
+        input_shape: {input_shape}
+        classes: {classes}
+        include_top: {include_top}
+        classifier_activation: {classifier_activation}
+        alpha: Float of at least 0.5, factor of all channels. A smaller factor would make two widths
+            equal. Defaults to 1, or to that of the weights.
+        output_stride: {output_stride}
+        front_alpha: Float, factor of the channels before the slimming gate. Defaults to `alpha`.
+        strides: Tuple of 8 ints, 1 or 2, the strides of the stem and of the seven stages, instead
+            of `output_stride`.
+        routes: Tuple of ints in ascending order, the candidate widths of the gate. Defaults to
+            those of the weights, or to all 20 without weights.
+        name: {name}
+        dtype: {dtype}
+        pooling: {pooling}
+        class_names: {class_names}
+        normalization: {normalization}
+        **options: Other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` (`"tanh"` or
+            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+            `"scalar"`), `share_encoder`, `dropout`, `synchronized`, `top`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: on an argument that no DS-EfficientNet-B0 has, that contradicts the weights, or
-            on weights that cannot be read.
-        OSError: the weights cannot be opened.
+        ValueError: An argument is not one of a DS-EfficientNet-B0, contradicts the weights, or the
+            weights cannot be read.
+        OSError: The file of the weights cannot be opened.
 
     Example:
 
-    >>> model = DSEfficientNetB0(input_shape=(32, 32, 3), classes=10, alpha=0.5, output_stride=8)
-    >>> model(preprocess_input(images), path=7)
+    ```python
+    import numpy as np
+    from keras_dsnet.applications import DSEfficientNetB0
+    from keras_dsnet.applications.ds_efficientnet_b0 import preprocess_input
+
+    model = DSEfficientNetB0(input_shape=(32, 32, 3), classes=10, alpha=0.5, output_stride=8)
+    images = np.zeros((1, 32, 32, 3), "uint8")
+    probabilities = model(preprocess_input(images), path=7)
+    ```
     """
     return build_network(
         "DSEfficientNetB0",
         EfficientNetSpec,
-        weights,
-        input_shape,
-        classes,
-        include_top,
-        classifier_activation,
-        alpha=alpha,
-        output_stride=output_stride,
-        front_alpha=front_alpha,
-        strides=strides,
+        PRESETS,
+        weights=weights,
+        input_shape=input_shape,
+        classes=classes,
+        include_top=include_top,
+        classifier_activation=classifier_activation,
+        scaling={
+            "alpha": alpha,
+            "output_stride": output_stride,
+            "front_alpha": front_alpha,
+            "strides": strides,
+        },
         routes=routes,
         name=name,
         dtype=dtype,
         pooling=pooling,
         class_names=class_names,
         normalization=normalization,
-        presets=PRESETS,
-        **options,
+        options=options,
     )

@@ -1,17 +1,20 @@
 """DS-MobileNet: MobileNetV1 as a dynamic slimmable network (DS-MBNet in the paper)."""
 
+import os
 import pathlib
+from typing import Any
 
 from keras_dsnet.applications.build_network import (
     CIFAR10_CLASSES,
-    Preset,
     Variant,
     build_network,
     decode_predictions,
     preprocess_input,
+    with_shared_arguments,
 )
 
-from keras_dsnet.models import MobileNetSpec
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, Normalization
+from keras_dsnet.weights import Preset
 
 __all__ = ["DSMobileNet", "decode_predictions", "preprocess_input"]
 
@@ -25,9 +28,10 @@ _CIFAR10_TOP1 = (
     0.8900, 0.8924, 0.8942, 0.8967, 0.8952, 0.8994, 0.8997, 0.8966, 0.9017, 0.9034, 0.9044, 0.9065,
     0.9054, 0.9058,
 )  # fmt: skip
+_CIFAR10_ACCURACY: dict[int | str, float] = {**dict(enumerate(_CIFAR10_TOP1)), "dynamic": 0.8960}
 PRESETS = {
-    # The SHA-256 of the authors' file has not been computed, so that a download cannot be compared
-    # with it. The accuracy is what the authors report; it was not measured with this package.
+    # The SHA-256 of the authors' file is unknown, so a download cannot be compared with it.
+    # The accuracy is what the authors report; it was not measured with this package.
     "imagenet": Preset(
         url="https://github.com/changlin31/DS-Net/releases/download/v0.0.1/DS_MBNet-70_1.pth.tar",
         sha256=None,
@@ -40,7 +44,7 @@ PRESETS = {
         sha256="d292e6943b38d769aa3babf3925560e1e0c0446e2c75d7dcacf72b329a4c2fb8",
         classes=10,
         class_names=CIFAR10_CLASSES,
-        accuracy={**dict(enumerate(_CIFAR10_TOP1)), "dynamic": 0.8960},
+        accuracy=_CIFAR10_ACCURACY,
     ),
 }
 
@@ -61,110 +65,117 @@ PAPER_VARIANTS = {
 }
 
 
+@with_shared_arguments
 def DSMobileNet(
-    weights=None,
-    input_shape=None,
-    classes=None,
-    include_top=True,
-    classifier_activation="softmax",
-    alpha=None,
-    output_stride=None,
-    front_alpha=None,
-    strides=None,
-    routes=None,
-    ema=None,
-    name="ds_mobilenet",
-    dtype=None,
-    pooling=None,
-    class_names=None,
-    normalization=None,
-    widths=None,
-    **options,
-):
+    weights: str | os.PathLike | None = None,
+    input_shape: tuple | None = None,
+    classes: int | None = None,
+    include_top: bool = True,
+    classifier_activation: str | None = "softmax",
+    alpha: float | None = None,
+    output_stride: int | None = None,
+    front_alpha: float | None = None,
+    strides: tuple[int, ...] | None = None,
+    routes: tuple[int, ...] | None = None,
+    ema: bool | None = None,
+    name: str = "ds_mobilenet",
+    dtype: Any = None,
+    pooling: str | None = None,
+    class_names: tuple | None = None,
+    normalization: Normalization | None = None,
+    widths: str | None = None,
+    **options: Any,
+) -> DynamicSlimmableNetwork:
     """Returns a DS-MobileNet: one slimming gate, 14 or 18 widths (Sec. 4 of the paper).
 
     Args:
-        weights: None; "imagenet": the authors' released supernet, whose gate is not trained,
-            downloaded on first use; "cifar10": a network for 32x32 images of CIFAR-10 with a
-            trained gate, which comes with the package; or a path: `.weights.h5`, or a checkpoint of
-            the authors' code (`.pth.tar`), whose gate counts as trained.
-        input_shape: `(height, width, 3)`, height and width may be None; None: what the weights were
-            made for, without weights `(224, 224, 3)`.
-        classes: int; None: those of the weights, without weights 1000. Another number than the
-            weights' loads all but the classifier, makes all widths routes and the gate untrained,
-            and the log says so.
-        include_top: bool: end with the classifier.
-        classifier_activation: name of a Keras activation; None: logits.
-        alpha: float: scales all channels, in multiples of 8 and at least 8; None: 1.
-        output_stride: 32, 16 or 8: height of the image over height of the last features; 8 or 16
-            keep small images large enough; None: 32.
-        front_alpha: float: scales the channels before the gate, which are those it judges an image
-            by; None: `alpha`.
-        strides: tuple of 6 numbers, 1 or 2: those of the stem and of the five stages one by one,
-            in place of `output_stride`.
-        routes: candidate widths of the gate, ascending; None: those of the weights, without weights
-            all.
-        ema: bool: of a checkpoint the moving average of the weights, or the weights themselves;
-            None: the average where there is one.
-        name: str.
-        dtype: dtype or policy, such as "mixed_bfloat16"; None: Keras's global policy.
-        pooling: "avg" or "max", with `include_top=False`: the outputs are the features' mean or
-            maximum over height and width; None: the features themselves.
-        class_names: the name of each class, by its index; None: those of the weights, if they say.
-        normalization: `keras_dsnet.models.Normalization`, how images are normalised before the
-            network, which `network.preprocess_input` does; None: that of the weights, without
-            weights ImageNet's.
-        widths: "paper": the 18 widths that the paper describes, which
-            `keras_dsnet.models.MobileNetSpec.paper` explains; None: those of the weights, without
-            weights the 14 of the network that the authors released.
-        **options: other fields of `keras_dsnet.models.MobileNetSpec`: `attention` ("tanh" or
-            "sigmoid"), `activation`, `slimming_head` ("one_hot" or "scalar"), `share_encoder`,
-            `dropout`, `synchronized`, `attention_ratio`.
+        weights: One of None for random weights; `"imagenet"`, the supernet that the authors
+            released, which is downloaded on first use and whose gate is not trained; `"cifar10"`, a
+            network for the 32x32 images of CIFAR-10 with a trained gate, which comes with the
+            package; or the path of a `.weights.h5` file or of a checkpoint of the authors' code
+            (`.pth.tar`), whose gate counts as trained. Defaults to None.
+        input_shape: {input_shape}
+        classes: {classes}
+        include_top: {include_top}
+        classifier_activation: {classifier_activation}
+        alpha: Float, factor of all channels, which are rounded to multiples of 8. Defaults to 1, or
+            to that of the weights.
+        output_stride: {output_stride}
+        front_alpha: Float, factor of the channels before the gate, from which it chooses a width.
+            Defaults to `alpha`.
+        strides: Tuple of 6 ints, 1 or 2, the strides of the stem and of the five stages, instead of
+            `output_stride`.
+        routes: Tuple of ints in ascending order, the candidate widths of the gate. Defaults to
+            those of the weights, or to all widths without weights.
+        ema: Bool, whether to load the moving average of a checkpoint's weights instead of the
+            weights. Defaults to the average if the checkpoint has one.
+        name: {name}
+        dtype: {dtype}
+        pooling: {pooling}
+        class_names: {class_names}
+        normalization: {normalization}
+        widths: `"paper"` for the 18 widths that the paper describes, see
+            `keras_dsnet.models.MobileNetSpec.paper`. Defaults to those of the weights, or without
+            weights to the 14 widths of the network that the authors released.
+        **options: Other fields of `keras_dsnet.models.MobileNetSpec`: `attention` (`"tanh"` or
+            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+            `"scalar"`), `share_encoder`, `dropout`, `synchronized`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: on an argument that no DS-MobileNet has, that contradicts the weights, or on
-            weights that cannot be read.
-        OSError: the weights cannot be opened.
+        ValueError: An argument is not one of a DS-MobileNet, contradicts the weights, or the
+            weights cannot be read.
+        OSError: The file of the weights cannot be opened.
 
     Example:
 
-    >>> model = DSMobileNet(input_shape=(32, 32, 3), classes=10, alpha=0.25, output_stride=8)
-    >>> model(preprocess_input(images), path="slimmest")
+    ```python
+    import numpy as np
+    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.applications.ds_mobilenet import preprocess_input
+
+    model = DSMobileNet(weights="cifar10")
+    images = np.zeros((1, 32, 32, 3), "uint8")
+    probabilities = model(preprocess_input(images))  # the gate chooses a path
+    probabilities = model(preprocess_input(images), path="slimmest")
+    print(model.decode_predictions(probabilities, top=3))
+    ```
     """
     if widths is not None:
         options = {**_named_widths(widths, weights, options), **options}
     return build_network(
         "DSMobileNet",
         MobileNetSpec,
-        weights,
-        input_shape,
-        classes,
-        include_top,
-        classifier_activation,
-        alpha=alpha,
-        output_stride=output_stride,
-        front_alpha=front_alpha,
-        strides=strides,
+        PRESETS,
+        weights=weights,
+        input_shape=input_shape,
+        classes=classes,
+        include_top=include_top,
+        classifier_activation=classifier_activation,
+        scaling={
+            "alpha": alpha,
+            "output_stride": output_stride,
+            "front_alpha": front_alpha,
+            "strides": strides,
+        },
         routes=routes,
         name=name,
         dtype=dtype,
         pooling=pooling,
         class_names=class_names,
         normalization=normalization,
-        presets=PRESETS,
+        options=options,
         ema=ema,
-        **options,
     )
 
 
 def _named_widths(widths, weights, options):
-    """Returns the fields of the spec that `widths` stands for.
+    """Returns the fields of the spec for a value of the argument `widths`.
 
     Raises:
-        ValueError: there are no such widths, or another argument contradicts them.
+        ValueError: There are no such widths, or another argument contradicts them.
     """
     if widths != "paper":
         raise ValueError(f"`widths` must be 'paper' or None. Received: widths={widths!r}")

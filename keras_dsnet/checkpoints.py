@@ -1,13 +1,12 @@
-"""The old name of `keras_dsnet.weights`, which goes on to work with a `DeprecationWarning`."""
+"""The deprecated name of `keras_dsnet.weights`; it warns and hands on."""
 
+import sys
 import warnings
 
 from keras_dsnet.weights import *  # noqa: F403
 from keras_dsnet.weights import __all__  # noqa: F401
 
 if __name__ == "__main__":
-    import sys
-
     from keras_dsnet.weights.__main__ import main
 
     print(
@@ -15,10 +14,10 @@ if __name__ == "__main__":
         "use `python -m keras_dsnet.weights`",
         file=sys.stderr,
     )
-    main()
-else:
-    warnings.warn(
-        "keras_dsnet.checkpoints is deprecated: import from keras_dsnet.weights",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    sys.exit(main())
+
+warnings.warn(
+    "keras_dsnet.checkpoints is deprecated: import from keras_dsnet.weights",
+    DeprecationWarning,
+    stacklevel=2,
+)

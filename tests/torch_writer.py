@@ -13,7 +13,7 @@ _STORAGES = {"f4": "FloatStorage", "f2": "HalfStorage", "i8": "LongStorage", "f8
 
 
 class _Global:
-    """Pickles as a name, whatever it stands for."""
+    """An object that is pickled as a name, whether or not the name exists."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -33,7 +33,7 @@ class _Tensor:
 
 
 class _Pickler(pickle._Pickler):
-    """The pickler in Python, which can be told to write names that do not exist here."""
+    """The Python pickler, extended to write names that do not exist here."""
 
     dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 
@@ -116,11 +116,26 @@ def write_torch_file():
 
 @pytest.fixture(scope="session")
 def torch_name():
-    """Stands for a name that a pickle asks for: (module, name)."""
+    """Makes an object that is pickled as a name: (module, name)."""
     return _Global
 
 
 @pytest.fixture(scope="session")
 def torch_call():
-    """Stands for a call inside a pickle: (function, *arguments)."""
+    """Makes an object that is pickled as a call: (function, *arguments)."""
     return _Call
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A checkpoint of the full DS-MBNet for 20 classes, with random weights."""
+    from keras_dsnet.applications import DSMobileNet
+
+    from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
+
+    generator = np.random.default_rng(0)
+    state = collections.OrderedDict(
+        (name, generator.uniform(0.5, 1.5, target.shape).astype("float32"))
+        for name, target in mobilenet_tensors(DSMobileNet(attention="sigmoid", classes=20)).items()
+    )
+    return _write(tmp_path_factory.mktemp("release") / "net.pth.tar", {"state_dict": state})

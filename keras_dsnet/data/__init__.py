@@ -1,4 +1,4 @@
-"""Data sets and input pipelines."""
+"""Data sets of labelled images, read into input pipelines."""
 
 from keras_dsnet.data.image_source import ImageSource
 from keras_dsnet.data.load_source import load_source

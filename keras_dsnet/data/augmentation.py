@@ -1,11 +1,12 @@
-"""Augmentations of training images, with every draw a function of a seed.
+"""Augmentations of training images, whose random draws are functions of a seed.
 
-This is the only module that knows KerasCV. KerasCV draws from stateful generators; `_SeededLayers`
-makes its draws functions of a seed. It is imported where one of its layers is asked for.
+Only this module uses KerasCV, and it imports KerasCV only when one of its layers is requested.
+KerasCV draws from stateful generators; `_SeededLayers` replaces them.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -13,31 +14,39 @@ from keras_dsnet.data.auto_augment import AUTO_AUGMENT_POLICIES, auto_augment
 from keras_dsnet.utils.private_names import flatten_layers, set_random_generator
 
 _VALUE_RANGE = (0, 255)
+CIFAR_PADDING = 4
+INCEPTION_AREA = (0.08, 1.0)
+INCEPTION_ASPECT = (3 / 4, 4 / 3)
+ERASED_AREA = (0.02, 0.33)
+ERASED_ASPECT = (0.3, 1 / 0.3)
+# About the mean of natural images, so that erased pixels are near zero after normalization.
+_ERASED_VALUE = 114.0
 
 
 def image_augmentations(
     *,
-    randaugment=0,
-    randaugment_magnitude=0.5,
-    auto_augment=None,
-    color_jitter=0.0,
-    random_erasing=0.0,
-):
-    """The augmentations asked for, in the order in which they apply.
+    randaugment: int = 0,
+    randaugment_magnitude: float = 0.5,
+    auto_augment: str | None = None,
+    color_jitter: float = 0.0,
+    random_erasing: float = 0.0,
+) -> list[Callable]:
+    """Returns the requested augmentations in the order in which they are applied.
 
     Args:
-        randaugment: number of RandAugment operations per image, 0 for none.
-        randaugment_magnitude: mean strength of these operations, 0..1.
-        auto_augment: name of an AutoAugment policy, or None.
-        color_jitter: largest relative change of brightness, contrast and saturation, 0..1.
-        random_erasing: probability of erasing a rectangle.
+        randaugment: Int, number of RandAugment operations per image. Defaults to 0.
+        randaugment_magnitude: Float in [0, 1], mean magnitude of these operations. Defaults to 0.5.
+        auto_augment: Name of an AutoAugment policy. Defaults to None.
+        color_jitter: Float in [0, 1], largest relative change of brightness, contrast and
+            saturation. Defaults to 0.
+        random_erasing: Float in [0, 1], probability of erasing a rectangle. Defaults to 0.
 
     Returns:
-        A list of functions of `(image, seed)`: float32 `[height, width, 3]`, 0..255, and an int
-        tensor `[2]`, to an image of the same kind.
+        List of functions that take an image, float32 `[height, width, 3]` from 0 to 255, and a
+        seed, an int tensor `[2]`, and return an image of the same shape and dtype.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
     for name, value in (
         ("randaugment_magnitude", randaugment_magnitude),
@@ -51,16 +60,16 @@ def image_augmentations(
     if auto_augment is not None and auto_augment not in AUTO_AUGMENT_POLICIES:
         names = " or ".join(f"'{name}'" for name in AUTO_AUGMENT_POLICIES)
         raise ValueError(f"auto_augment must be {names} or None. Received: '{auto_augment}'")
-    chosen = []
+    augmentations = []
     if randaugment:
-        chosen.append(_rand_augment(randaugment, randaugment_magnitude))
+        augmentations.append(_rand_augment(randaugment, randaugment_magnitude))
     if auto_augment is not None:
-        chosen.append(_auto_augment(auto_augment))
+        augmentations.append(_auto_augment(auto_augment))
     if color_jitter:
-        chosen.append(_color_jitter(color_jitter))
+        augmentations.append(_color_jitter(color_jitter))
     if random_erasing:
-        chosen.append(_random_erasing(random_erasing))
-    return chosen
+        augmentations.append(_random_erasing(random_erasing))
+    return augmentations
 
 
 def _rand_augment(operations, magnitude):
@@ -77,8 +86,8 @@ def _rand_augment(operations, magnitude):
 
 
 def _color_jitter(strength):
-    # KerasCV adds to the brightness where others multiply it, and half of white is a usual mean;
-    # its saturation factor f multiplies the saturation by f / (1 - f).
+    # KerasCV adds to the brightness instead of multiplying it; half of white is a usual mean. Its
+    # saturation factor f multiplies the saturation by f / (1 - f).
     saturation = tuple(scale / (1 + scale) for scale in (1 - strength, 1 + strength))
     return _SeededLayers(
         lambda layers: [
@@ -93,7 +102,7 @@ def _auto_augment(policy):
     def sharpen(image, factor):
         import keras_cv
 
-        # KerasCV's factor says how much to smooth: negative sharpens.
+        # KerasCV's factor is the amount of smoothing, so a negative one sharpens.
         sharpness.layers[0].factor = keras_cv.core.ConstantFactorSampler(1.0 - factor)
         return sharpness(image, seed=None)
 
@@ -116,15 +125,41 @@ def _random_erasing(probability):
     return functools.partial(random_erasing, probability=probability)
 
 
-class _SeededLayers:
-    """KerasCV layers, applied to one image after the other, as a function of a seed.
-
-    The generator and the factor samplers of each layer and its sub-layers are replaced by
-    stateless ones. Works where it is traced once for one image, as in `tf.data.Dataset.map`: each
-    draw gets a number while tracing.
+def random_erasing(image, seed, probability):
+    """Fills a random rectangle of 2 to 33 % of the area with gray (Zhong et al., AAAI 2020).
 
     Args:
-        make: function of the module `keras_cv.layers` that returns a list of its layers.
+        image: float32 tensor `[height, width, 3]`, from 0 to 255.
+        seed: Int tensor `[2]`.
+        probability: Float in [0, 1], probability of erasing a rectangle.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    draws = tf.random.stateless_uniform([5], seed)
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    area = ERASED_AREA[0] + draws[0] * (ERASED_AREA[1] - ERASED_AREA[0])
+    low, high = map(math.log, ERASED_ASPECT)
+    aspect = tf.exp(low + draws[1] * (high - low))
+    size = tf.sqrt(tf.reduce_prod(shape) * area * tf.stack([aspect, 1 / aspect]))
+    size = tf.minimum(tf.round(size), shape)
+    begin = tf.floor(draws[2:4] * (shape - size + 1))
+    end = begin + size
+    rows = tf.range(shape[0])[:, tf.newaxis, tf.newaxis]
+    columns = tf.range(shape[1])[tf.newaxis, :, tf.newaxis]
+    inside = (rows >= begin[0]) & (rows < end[0]) & (columns >= begin[1]) & (columns < end[1])
+    return tf.where(inside & (draws[4] < probability), _ERASED_VALUE, image)
+
+
+class _SeededLayers:
+    """KerasCV layers that are applied to an image in turn, as a function of a seed.
+
+    Stateless generators and factor samplers replace those of each layer and its sub-layers. Each
+    draw gets its number while the function is traced, so it must be traced once for one image, as
+    `tf.data.Dataset.map` does.
+
+    Args:
+        make: Function that takes the module `keras_cv.layers` and returns a list of its layers.
     """
 
     def __init__(self, make):
@@ -134,7 +169,7 @@ class _SeededLayers:
         try:
             self.layers = make(keras_cv.layers)
         except RuntimeError:
-            # Some layers ask for the global generator, which op determinism wants to be set first.
+            # Some layers use the global generator, which must be set under op determinism.
             tf.random.set_global_generator(tf.random.Generator.from_seed(0))
             self.layers = make(keras_cv.layers)
         for layer in self.layers:
@@ -145,11 +180,11 @@ class _SeededLayers:
         """Applies the layers.
 
         Args:
-            image: float32 `[height, width, 3]`, 0..255.
-            seed: int tensor `[2]`, or None for layers that draw nothing.
+            image: float32 tensor `[height, width, 3]`, from 0 to 255.
+            seed: Int tensor `[2]`, or None for layers without random draws.
 
         Returns:
-            The same shape and dtype.
+            Tensor of the same shape and dtype.
         """
         self._draws.restart(seed)
         shape = image.shape
@@ -159,7 +194,7 @@ class _SeededLayers:
 
     def _make_stateless(self, layer, core):
         set_random_generator(layer, self._draws)
-        # Images stay float32 under a mixed precision policy.
+        # Images must stay float32 under a mixed precision policy.
         layer.dtype_policy = "float32"
         for name, value in list(vars(layer).items()):
             if isinstance(value, core.UniformFactorSampler):
@@ -178,7 +213,7 @@ class _SeededLayers:
 
 
 class _Draws:
-    """The part of `tf.random.Generator` that KerasCV uses, as functions of a seed."""
+    """The methods of `tf.random.Generator` that KerasCV uses, as functions of a seed."""
 
     def restart(self, seed):
         self._seed = seed
@@ -197,28 +232,19 @@ class _Draws:
         return tf.random.fold_in(self._seed, self._count)
 
 
-CIFAR_PADDING = 4
-INCEPTION_AREA = (0.08, 1.0)
-INCEPTION_ASPECT = (3 / 4, 4 / 3)
-ERASED_AREA = (0.02, 0.33)
-ERASED_ASPECT = (0.3, 1 / 0.3)
-# About the mean of natural images, so that what is erased is near zero for the network.
-_ERASED_VALUE = 114.0
-
-
 def pad_crop_flip(images, seed, padding=CIFAR_PADDING, hflip=True):
-    """Pads with zeros, crops to the original size at a random place and mirrors at random.
+    """Pads images with zeros, crops them at random to the original size and mirrors half of them.
 
-    Each image has its own place, and is mirrored left to right with probability one half.
+    Each image is cropped at its own position, and mirrored left to right with probability 0.5.
 
     Args:
-        images: `[batch, height, width, channels]`, of any dtype.
-        seed: int tensor `[2]`.
-        padding: pixels added on each side; 0 never moves the image.
-        hflip: whether to mirror at all.
+        images: Tensor `[batch, height, width, channels]` of any dtype.
+        seed: Int tensor `[2]`.
+        padding: Int, pixels added on each side. Defaults to 4.
+        hflip: Bool, whether to mirror images. Defaults to True.
 
     Returns:
-        The same shape and dtype.
+        Tensor of the same shape and dtype.
     """
     batch, height, width = tf.unstack(tf.shape(images)[:3])
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
@@ -237,11 +263,11 @@ def inception_window(shape, seed):
     """Draws the window of an inception crop: 8 to 100 % of the area, aspect ratio 3/4 to 4/3.
 
     Args:
-        shape: int32 `[3]`, the image's shape.
-        seed: int tensor `[2]`.
+        shape: int32 tensor `[3]`, the shape of the image.
+        seed: Int tensor `[2]`.
 
     Returns:
-        int32 `[4]`: top, left, height, width.
+        int32 tensor `[4]`: top, left, height, width.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -252,29 +278,3 @@ def inception_window(shape, seed):
         area_range=INCEPTION_AREA,
     )
     return tf.concat([begin[:2], size[:2]], axis=0)
-
-
-def random_erasing(image, seed, probability):
-    """Fills a random rectangle with gray (Zhong et al., AAAI 2020): 2 to 33 % of the area.
-
-    Args:
-        image: float32 `[height, width, 3]`, 0..255.
-        seed: int tensor `[2]`.
-        probability: how often anything is erased.
-
-    Returns:
-        The same shape and dtype.
-    """
-    draws = tf.random.stateless_uniform([5], seed)
-    shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    area = ERASED_AREA[0] + draws[0] * (ERASED_AREA[1] - ERASED_AREA[0])
-    low, high = map(math.log, ERASED_ASPECT)
-    aspect = tf.exp(low + draws[1] * (high - low))
-    size = tf.sqrt(tf.reduce_prod(shape) * area * tf.stack([aspect, 1 / aspect]))
-    size = tf.minimum(tf.round(size), shape)
-    begin = tf.floor(draws[2:4] * (shape - size + 1))
-    end = begin + size
-    rows = tf.range(shape[0])[:, tf.newaxis, tf.newaxis]
-    columns = tf.range(shape[1])[tf.newaxis, :, tf.newaxis]
-    inside = (rows >= begin[0]) & (rows < end[0]) & (columns >= begin[1]) & (columns < end[1])
-    return tf.where(inside & (draws[4] < probability), _ERASED_VALUE, image)

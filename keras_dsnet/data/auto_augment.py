@@ -1,7 +1,7 @@
-"""AutoAugment (Cubuk et al., CVPR 2019, arXiv:1805.09501), every draw a function of a seed.
+"""AutoAugment (Cubuk et al., CVPR 2019, arXiv:1805.09501) as a function of a seed.
 
-A policy is a list of sub-policies, one of which is drawn for an image; a sub-policy is two
-operations, each written `name probability level`, with levels 0..9.
+A policy is a list of sub-policies, one of which is drawn for each image. A sub-policy has two
+operations, each written `name probability level`, with levels from 0 to 9.
 """
 
 import functools
@@ -10,10 +10,10 @@ import math
 import keras
 import tensorflow as tf
 
-_LEVELS = 9
+_MAX_LEVEL = 9
 _GRAY = 128.0
-# 150 pixels of the 331 that the paper's networks see.
-_MOVE = 150 / 331
+# The paper moves images of 331 pixels by at most 150.
+_MAX_TRANSLATION = 150 / 331
 
 AUTO_AUGMENT_POLICIES = {
     # Table 9 of the paper.
@@ -79,27 +79,28 @@ def auto_augment(image, seed, policy, library):
     """Applies one random sub-policy of an AutoAugment policy.
 
     Args:
-        image: float32 `[height, width, 3]`, 0..255.
-        seed: int tensor `[2]`.
-        policy: a name in `AUTO_AUGMENT_POLICIES`.
-        library: dict of the operations that a library has: `equalize` and `autocontrast`, functions
-            of an image, and `sharpness`, a function of an image and a factor (1 changes nothing).
+        image: float32 tensor `[height, width, 3]`, from 0 to 255.
+        seed: Int tensor `[2]`.
+        policy: Name of a policy in `AUTO_AUGMENT_POLICIES`.
+        library: Dict of the operations that another library provides: `equalize` and
+            `autocontrast`, functions of an image, and `sharpness`, a function of an image and a
+            factor, where the factor 1 changes nothing.
 
     Returns:
-        float32 `[height, width, 3]`, 0..255.
+        float32 tensor `[height, width, 3]`, from 0 to 255.
     """
     operations = _operations(library)
     names = list(operations)
     sub_policies = _parse(AUTO_AUGMENT_POLICIES[policy])
     indices = tf.constant([[names.index(name) for name, _, _ in row] for row in sub_policies])
     chances = tf.constant([[chance for _, chance, _ in row] for row in sub_policies])
-    levels = tf.constant([[level / _LEVELS for _, _, level in row] for row in sub_policies])
+    levels = tf.constant([[level / _MAX_LEVEL for _, _, level in row] for row in sub_policies])
     choice_seed, chance_seed, sign_seed = tf.unstack(tf.random.split(seed, 3))
     row = tf.random.stateless_uniform([], choice_seed, 0, len(sub_policies), tf.int32)
     applies = tf.random.stateless_uniform([2], chance_seed) < chances[row]
     signs = tf.where(tf.random.stateless_uniform([2], sign_seed) < 0.5, -1.0, 1.0)
 
-    # A function of its own is traced once for both operations of a sub-policy.
+    # A separate function is traced once for both operations of a sub-policy.
     @tf.function
     def operate(image, index, level, sign):
         changes = [functools.partial(change, image, level, sign) for change in operations.values()]
@@ -113,7 +114,7 @@ def auto_augment(image, seed, policy, library):
 
 
 def _parse(text):
-    """`[[(name, probability, level), (...)], ...]` of a policy's text."""
+    """Returns a policy's text as `[[(name, probability, level), (...)], ...]`."""
     return [
         [
             (name, float(chance), float(level))
@@ -124,12 +125,19 @@ def _parse(text):
 
 
 def _operations(library):
-    """The paper's operations (Table 6): functions of image, level in 0..1 and sign."""
+    """Returns the paper's operations (Table 6), functions of an image, a level and a sign.
+
+    The level is from 0 to 1.
+    """
     return {
         "shear_x": lambda image, level, sign: _affine(image, shear_x=0.3 * level * sign),
         "shear_y": lambda image, level, sign: _affine(image, shear_y=0.3 * level * sign),
-        "translate_x": lambda image, level, sign: _affine(image, move_x=_MOVE * level * sign),
-        "translate_y": lambda image, level, sign: _affine(image, move_y=_MOVE * level * sign),
+        "translate_x": lambda image, level, sign: _affine(
+            image, move_x=_MAX_TRANSLATION * level * sign
+        ),
+        "translate_y": lambda image, level, sign: _affine(
+            image, move_y=_MAX_TRANSLATION * level * sign
+        ),
         "rotate": lambda image, level, sign: _affine(image, angle=math.pi / 6 * level * sign),
         "autocontrast": lambda image, level, sign: library["autocontrast"](image),
         "equalize": lambda image, level, sign: library["equalize"](image),
@@ -150,7 +158,7 @@ def _operations(library):
 
 
 def _blend(base, image, strength):
-    # Factors of 0.1 to 1.9: 1 is the image itself, 0 would be the base.
+    # The factor is from 0.1 to 1.9. A factor of 1 is the image, and 0 would be the base.
     return tf.clip_by_value(base + (1 + 0.9 * strength) * (image - base), 0.0, 255.0)
 
 
@@ -160,7 +168,10 @@ def _posterize(image, bits):
 
 
 def _affine(image, shear_x=0.0, shear_y=0.0, move_x=0.0, move_y=0.0, angle=0.0):
-    """Shears, moves (by shares of the side) or rotates (in radians) about the centre."""
+    """Shears, moves or rotates an image about its centre.
+
+    `move_x` and `move_y` are fractions of the side; `angle` is in radians.
+    """
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     cos, sin = tf.cos(angle), tf.sin(angle)
     to_x = tf.stack([cos, -sin + shear_x])

@@ -1,34 +1,52 @@
-"""Encoded images: what their headers tell, and how their pixels are decoded."""
+"""Encoded images: JPEG, PNG, BMP, GIF, WebP."""
 
 import dataclasses
 import functools
 import os
 import struct
+from collections.abc import Callable
 
 import tensorflow as tf
 
-# EXIF's numbers: those of 5 and more exchange rows and columns before they mirror.
+# EXIF orientations. From 5 on, rows and columns are exchanged before mirroring.
+UPRIGHT = 1
 _TRANSPOSED_FROM = 5
 _MIRRORED_LEFT_RIGHT = (2, 3, 6, 7)
 _MIRRORED_UP_DOWN = (3, 4, 7, 8)
 
+# 67 million pixels take 200 MB decoded and 800 MB while they are resized. The header of a small
+# file can claim any size.
+MAX_PIXELS = 2**26
+_HEAD_BYTES = 4096
+_ORIENTATION_TAG = 0x0112
+_SHORT = 3
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_TIFF = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
+_WEBP_PIXEL = (
+    b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0/\0\0\0\0\x07\x10\x11\xfd\x0fDD\xff\x03"  # 1x1, lossless
+)
 
-def decode_image(encoded, window_of=None, orientation=None):
-    """Decodes an image that TensorFlow knows (of several frames the first) to RGB.
 
-    These are JPEG, PNG, BMP and GIF, and WebP in newer versions. Of a JPEG only the window is
-    decoded, which is what makes random crops of photographs cheap.
+def decode_image(
+    encoded: tf.Tensor,
+    window_of: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    orientation: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Decodes an image to RGB and turns it upright.
+
+    TensorFlow decodes JPEG, PNG, BMP, GIF (the first frame) and, in newer versions, WebP. Only the
+    window of a JPEG is decoded, which makes random crops of photographs cheap.
 
     Args:
-        encoded: scalar string.
-        window_of: a function from the image's shape, int32 `[3]`, to the window to return, int32
-            `[4]`: top, left, height, width. None returns the whole image. Shape and window are
-            those of the upright image.
-        orientation: scalar int32 tensor, the EXIF orientation (1 to 8) that the image is turned
-            by, or None for images that are upright as stored.
+        encoded: Scalar string tensor, the content of the file.
+        window_of: Function that takes the shape of the upright image, int32 `[3]`, and returns the
+            window to decode, int32 `[4]`: top, left, height, width. Defaults to the whole image.
+        orientation: Scalar int32 tensor, the EXIF orientation (1 to 8) of the image. Defaults to
+            None for images that are stored upright.
 
     Returns:
-        uint8 `[height, width, 3]`.
+        uint8 tensor `[height, width, 3]`.
     """
     stored_window_of = window_of
     if window_of is not None and orientation is not None:
@@ -37,7 +55,7 @@ def decode_image(encoded, window_of=None, orientation=None):
             return _stored_window(shape, window_of, orientation)
 
     def jpeg():
-        # TensorFlow's default is a faster transform that other decoders do not use.
+        # TensorFlow's default is a faster transform than the one that other decoders use.
         settings = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
         if window_of is None:
             return tf.io.decode_jpeg(encoded, **settings)
@@ -49,7 +67,7 @@ def decode_image(encoded, window_of=None, orientation=None):
         return tf.ensure_shape(image, [None, None, channels or None])
 
     def webp():
-        # TensorFlow has no RGB of a transparent WebP.
+        # TensorFlow cannot decode a transparent WebP to three channels.
         return decode(0)[..., :3]
 
     def other():
@@ -76,7 +94,7 @@ def _upright(image, orientation):
 
 
 def _stored_window(shape, window_of, orientation):
-    """Where in the stored image the window of the upright one lies."""
+    """Returns the window of the stored image for a window of the upright image."""
     is_transposed = orientation >= _TRANSPOSED_FROM
     upright = tf.where(is_transposed, tf.gather(shape, (1, 0, 2)), shape)
     window = window_of(upright)
@@ -94,57 +112,43 @@ def _is_among(value, values):
     return tf.reduce_any(tf.equal(value, values))
 
 
-# As many pixels, 67 million, take 200 MB decoded and 800 MB while they are resized. A small file
-# can claim any size.
-MAX_PIXELS = 2**26
-UPRIGHT = 1
-_HEAD_BYTES = 4096
-_ORIENTATION_TAG = 0x0112
-_SHORT = 3
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
-_TIFF = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
-_WEBP_PIXEL = (
-    b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0/\0\0\0\0\x07\x10\x11\xfd\x0fDD\xff\x03"  # 1x1, lossless
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageHeader:
-    """What the header of an image file says.
+    """The header of an image file.
 
     Attributes:
-        format: name of the format, such as `"JPEG"`; None where the file is no image.
-        height, width: pixels as stored; 0 where the header is damaged.
-        orientation: EXIF orientation, 1 to 8; 1 is upright.
-        is_whole: whether the file ends as its format ends.
-        problem: why TensorFlow does not decode a file of this format, or None.
+        format: Str, name of the format, such as `"JPEG"`. None if the file is not an image.
+        height: Int, stored height in pixels. 0 if the header is damaged.
+        width: Int, stored width in pixels. 0 if the header is damaged.
+        orientation: Int, EXIF orientation from 1 to 8, where 1 is upright.
+        is_complete: Bool, whether the file ends as its format requires.
+        problem: Str, the reason why the image cannot be used, or None.
     """
 
     format: str | None
     height: int = 0
     width: int = 0
     orientation: int = UPRIGHT
-    is_whole: bool = False
+    is_complete: bool = False
     problem: str | None = None
 
     @property
     def is_sound(self):
-        """Whether the header gives no reason to doubt that the file can be decoded."""
-        return self.is_whole and self.problem is None and self.height > 0 and self.width > 0
+        """Whether nothing in the header suggests that the file cannot be decoded."""
+        return self.is_complete and self.problem is None and self.height > 0 and self.width > 0
 
 
-def read_header(path):
-    """Reads the header of an image file; the content decides, not the ending of the name.
+def read_header(path: str | os.PathLike) -> ImageHeader:
+    """Reads the header of an image file, whatever the ending of its name.
 
     Args:
-        path: file name.
+        path: Path of the file.
 
     Returns:
-        An `ImageHeader`.
+        `ImageHeader`.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     file = os.open(path, os.O_RDONLY)
     try:
@@ -177,7 +181,7 @@ def _format(head):
         return "PNG"
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return "GIF"
-    # Two letters are few: the header's size belongs to the signature.
+    # Two letters are a weak signature, so the size of the header is compared too.
     if head[:2] == b"BM" and head[14:18] in (b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"):
         return "BMP"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
@@ -229,8 +233,8 @@ def _jpeg(read, size):
             if content[:6] == b"Exif\0\0":
                 orientation = _orientation(content[6:])
         start += 2 + length
-    is_whole = read(max(0, size - 2), 2) == b"\xff\xd9"
-    return ImageHeader("JPEG", height, width, orientation, is_whole)
+    is_complete = read(max(0, size - 2), 2) == b"\xff\xd9"
+    return ImageHeader("JPEG", height, width, orientation, is_complete)
 
 
 def _png(read, size):
@@ -241,17 +245,17 @@ def _png(read, size):
         length, kind = struct.unpack(">I4s", read(start, 8))
         if kind == b"eXIf":
             orientation = _orientation(read(start + 8, length))
-        # After the pixels, which may come in thousands of pieces, few programs write anything.
+        # The pixels may be stored in thousands of chunks, and few programs write any after them.
         if kind in (b"eXIf", b"IDAT", b"IEND"):
             break
         start += 12 + length
-    is_whole = read(max(0, size - 8), 4) == b"IEND"
-    return ImageHeader("PNG", height, width, orientation, is_whole)
+    is_complete = read(max(0, size - 8), 4) == b"IEND"
+    return ImageHeader("PNG", height, width, orientation, is_complete)
 
 
 def _gif(read, size):
     width, height = struct.unpack("<HH", read(6, 4))
-    return ImageHeader("GIF", height, width, is_whole=read(size - 1, 1) == b";")
+    return ImageHeader("GIF", height, width, is_complete=read(size - 1, 1) == b";")
 
 
 def _bmp(read, size):
@@ -259,19 +263,19 @@ def _bmp(read, size):
     bits, compression = struct.unpack("<HI", read(28, 6))
     height = abs(height)
     row_bytes = (width * bits + 31) // 32 * 4
-    is_whole = width > 0 and size >= pixels_start + row_bytes * height
+    is_complete = width > 0 and size >= pixels_start + row_bytes * height
     problem = None
     if bits not in (8, 24, 32):
         problem = f"TensorFlow does not decode a BMP of {bits} bits"
     elif compression not in (0, 3):
         problem = "TensorFlow does not decode a compressed BMP"
     elif bits == 8:
-        # TensorFlow takes the palette's indices for gray values.
+        # TensorFlow reads the indices of the palette as gray values.
         palette = read(14 + header_size, max(0, pixels_start - 14 - header_size))
         gray = b"".join(bytes((value, value, value)) for value in range(len(palette) // 4))
         if b"".join(palette[at : at + 3] for at in range(0, len(palette) - 3, 4)) != gray:
             problem = "TensorFlow does not decode a BMP with a palette"
-    return ImageHeader("BMP", height, max(0, width), is_whole=is_whole, problem=problem)
+    return ImageHeader("BMP", height, max(0, width), is_complete=is_complete, problem=problem)
 
 
 def _webp(read, size):
@@ -306,7 +310,7 @@ def _webp_orientation(read, size):
 
 
 def _orientation(tiff):
-    """The orientation in EXIF data; upright where they do not say one of the eight."""
+    """Returns the orientation in EXIF data, or upright if it is not one of the eight."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return UPRIGHT

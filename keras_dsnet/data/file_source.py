@@ -1,8 +1,9 @@
-"""Images as files on a disk."""
+"""Image files on a disk, as an image source."""
 
 import logging
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +19,7 @@ from keras_dsnet.data.image_source import (
 from keras_dsnet.utils import UserError
 
 _FILES_AT_ONCE = 16
-_GRAY = 127.5
+_GRAY = 127.5  # replaces an unreadable image in training
 
 _log = logging.getLogger(__name__)
 
@@ -26,36 +27,39 @@ _log = logging.getLogger(__name__)
 class FileSource(ImageSource):
     """Image files (JPEG, PNG, BMP, GIF, WebP), read by index.
 
-    A file that turns out to be unreadable while batches are made does not end the run: training
-    sees a gray image in its place, so that no other image changes its batch, evaluation leaves it
-    out, and either way the log names the file. At its end an evaluation logs how many it left out.
+    A file that becomes unreadable while batches are made does not end the run, unless
+    `on_bad_image="raise"`. Training replaces it by a gray image, so that the other images stay in
+    their batches. Evaluation leaves it out and logs the number of such files at its end. Both log
+    the name of the file.
 
     Args:
-        name: the data set's name.
-        paths: list of file names.
-        labels: list of ints, a label per file.
-        class_names: a name per class.
-        on_bad_image: `"skip"`, or `"raise"` to end the run at an unreadable file.
-        orientations: list of ints, the EXIF orientation (1 to 8) that each image is turned by, or
-            None where all are upright as stored.
-        split: the split that the files are, or None.
-        notes: lines that a user should read before the work starts.
+        name: Str, name of the data set, for messages.
+        paths: Sequence of file names.
+        labels: Sequence of ints, one label per file.
+        class_names: Sequence of str, one name per class in index order.
+        on_bad_image: `"skip"`, or `"raise"` to raise an error at an unreadable file. Defaults to
+            `"skip"`.
+        orientations: Sequence of ints, the EXIF orientation (1 to 8) of each image. Defaults to
+            None if all images are stored upright.
+        split: Str, the split of the data set. Defaults to None.
+        notes: Sequence of str, lines that a user should read before training starts. Defaults to
+            none.
 
     Raises:
-        ValueError: there is no file, or a label is not in `[0, number of classes)`.
+        ValueError: There is no file, or a label is not in `[0, len(class_names))`.
     """
 
     def __init__(
         self,
-        name,
-        paths,
-        labels,
-        class_names,
-        on_bad_image="skip",
-        orientations=None,
-        split=None,
-        notes=(),
-    ):
+        name: str,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        class_names: Sequence[str],
+        on_bad_image: str = "skip",
+        orientations: Sequence[int] | None = None,
+        split: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         super().__init__(name, len(paths), len(class_names), class_names, split=split, notes=notes)
         self.paths = list(paths)
         self.labels = check_labels(name, labels, len(paths), self.num_classes).tolist()
@@ -64,86 +68,24 @@ class FileSource(ImageSource):
         self._on_bad_image = on_bad_image
 
     @property
-    def description(self):
+    def description(self) -> str:
         return f"folder {super().description}"
 
-    def training_examples(self, seed, epoch_size, start=0):
-        lookup = self._lookup()
+    def training_examples(self, seed: int, epoch_size: int, start: int = 0) -> tf.data.Dataset:
+        example_at = self._example_function()
 
-        def example(number):
-            index = shuffled_indices(number, seed, epoch_size, self.num_examples)
-            return number, *lookup(index)
+        def example(position):
+            index = shuffled_indices(position, seed, epoch_size, self.num_examples)
+            return position, *example_at(index)
 
         return tf.data.Dataset.range(start, tf.int64.max).map(example)
 
-    def ordered_examples(self):
-        return tf.data.Dataset.range(self.num_examples).map(self._lookup())
+    def ordered_examples(self) -> tf.data.Dataset:
+        return tf.data.Dataset.range(self.num_examples).map(self._example_function())
 
-    def decode(self, stored, window_of=None):
-        path, orientation = stored if isinstance(stored, tuple) else (stored, None)
-        return decode_image(tf.io.read_file(path), window_of, orientation)
-
-    def map_examples(self, dataset, function, image_shape, replace_unreadable):
-        unreadable_paths = {}
-
-        def report(path):
-            return self._report(path, unreadable_paths)
-
-        def gray(*example):
-            stored, label = example[-2:]
-            path = stored[0] if isinstance(stored, tuple) else stored
-            is_reported = tf.numpy_function(report, [path], tf.bool)
-            with tf.control_dependencies([is_reported]):
-                return tf.fill(image_shape, _GRAY), label
-
-        def one(*example):
-            example = tf.data.Dataset.from_tensors(example)
-            instead = example.map(gray)
-            if not replace_unreadable:
-                instead = instead.filter(lambda *_: False)
-            return example.map(function).ignore_errors().concatenate(instead).take(1)
-
-        images = dataset.interleave(
-            one,
-            cycle_length=_FILES_AT_ONCE,
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        if replace_unreadable:
-            return images
-        return images.concatenate(self._summary(images.element_spec, unreadable_paths))
-
-    def _summary(self, element_spec, unreadable_paths):
-        """A dataset of no examples that logs, when it is reached, what was left out."""
-
-        def summarize(_):
-            self._summarize(unreadable_paths)
-            return np.False_
-
-        def is_example(number):
-            return tf.ensure_shape(tf.numpy_function(summarize, [number], tf.bool), [])
-
-        return (
-            tf.data.Dataset.range(1)
-            .filter(is_example)
-            .map(lambda _: tuple(tf.zeros(spec.shape, spec.dtype) for spec in element_spec))
-        )
-
-    def _summarize(self, unreadable_paths):
-        paths = [os.fsdecode(path) for path in unreadable_paths]
-        unreadable_paths.clear()
-        if len(paths) == self.num_examples:
-            raise UserError(f"none of the {len(paths)} images in {self.name} can be read any more")
-        if paths:
-            _log.warning(
-                "evaluation left out %d of %d images, which cannot be read: %s",
-                len(paths),
-                self.num_examples,
-                some_names(paths),
-            )
-
-    def _lookup(self):
-        # As bytes: on Linux, a file's name need not be text.
+    def _example_function(self):
+        """Returns a function from an index to `(stored_image, label)`."""
+        # File names are bytes, because on Linux they need not be valid text.
         paths = tf.constant([os.fsencode(path) for path in self.paths])
         labels = tf.constant(self.labels, tf.int32)
         if self.orientations is None:
@@ -154,7 +96,51 @@ class FileSource(ImageSource):
             tf.gather(labels, index),
         )
 
+    def decode(
+        self, stored: tf.Tensor, window_of: Callable[[tf.Tensor], tf.Tensor] | None = None
+    ) -> tf.Tensor:
+        path, orientation = stored if isinstance(stored, tuple) else (stored, None)
+        return decode_image(tf.io.read_file(path), window_of, orientation)
+
+    def map_examples(
+        self,
+        dataset: tf.data.Dataset,
+        function: Callable,
+        image_shape: tuple[int, ...],
+        replace_unreadable: bool,
+    ) -> tf.data.Dataset:
+        unreadable_paths: dict[bytes, bool] = {}
+
+        def report(path):
+            return self._report(path, unreadable_paths)
+
+        def replacement(*example):
+            stored, label = example[-2:]
+            path = stored[0] if isinstance(stored, tuple) else stored
+            is_reported = tf.numpy_function(report, [path], tf.bool)
+            with tf.control_dependencies([is_reported]):
+                return tf.fill(image_shape, _GRAY), label
+
+        def image_or_replacement(*example):
+            # The second image is made only if the first raised an error, which is ignored here.
+            example = tf.data.Dataset.from_tensors(example)
+            second = example.map(replacement)
+            if not replace_unreadable:
+                second = second.filter(lambda *_: False)
+            return example.map(function).ignore_errors().concatenate(second).take(1)
+
+        images = dataset.interleave(
+            image_or_replacement,
+            cycle_length=_FILES_AT_ONCE,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        if replace_unreadable:
+            return images
+        return images.concatenate(self._summary(images.element_spec, unreadable_paths))
+
     def _report(self, path, unreadable_paths):
+        """Logs an unreadable file once, or raises the error for it."""
         try:
             decode_image(tf.io.read_file(path))
         except tf.errors.OpError as error:
@@ -169,11 +155,40 @@ class FileSource(ImageSource):
             f"image {readable_name(os.fsdecode(path))} can be read, but preparing it failed"
         )
 
+    def _summary(self, element_spec, unreadable_paths):
+        """Returns a dataset without examples that logs the files left out when it is reached."""
+
+        def summarize(_):
+            self._log_unreadable(unreadable_paths)
+            return np.False_
+
+        def is_example(number):
+            return tf.ensure_shape(tf.numpy_function(summarize, [number], tf.bool), [])
+
+        return (
+            tf.data.Dataset.range(1)
+            .filter(is_example)
+            .map(lambda _: tuple(tf.zeros(spec.shape, spec.dtype) for spec in element_spec))
+        )
+
+    def _log_unreadable(self, unreadable_paths):
+        paths = [os.fsdecode(path) for path in unreadable_paths]
+        unreadable_paths.clear()
+        if len(paths) == self.num_examples:
+            raise UserError(f"none of the {len(paths)} images in {self.name} can be read any more")
+        if paths:
+            _log.warning(
+                "evaluation left out %d of %d images, which cannot be read: %s",
+                len(paths),
+                self.num_examples,
+                some_names(paths),
+            )
+
 
 def unreadable(path, problem=None):
-    """The message for a file that is not an image."""
+    """Returns the message for a file that cannot be decoded."""
     if problem is None:
-        problem = "expected a whole JPEG, PNG, BMP, GIF or WebP file"
+        problem = "expected a complete JPEG, PNG, BMP, GIF or WebP file"
         if not pathlib.Path(path).exists():
             problem = "the file does not exist any more"
     return f"image {readable_name(path)} cannot be read: {problem}"

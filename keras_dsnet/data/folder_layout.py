@@ -1,4 +1,4 @@
-"""Which folders of a data set are its splits, and which are its classes."""
+"""The layout of a data set's folder: its splits with their class folders."""
 
 import dataclasses
 import pathlib
@@ -19,33 +19,17 @@ _NAMES_SHOWN = 5
 
 
 @dataclasses.dataclass
-class SplitFolder:
-    """One split of a data set on disk.
-
-    Attributes:
-        path: the folder.
-        classes: dict from class names to paths of class folders, in index order; None where a list
-            says the class of each image.
-        annotations: path of that list (Tiny-ImageNet's `val_annotations.txt`), or None.
-    """
-
-    path: pathlib.Path
-    classes: dict | None
-    annotations: pathlib.Path | None = None
-
-
-@dataclasses.dataclass
 class FolderLayout:
     """The splits of a data set that is a folder.
 
     Attributes:
-        splits: dict from folder names to `SplitFolder`s; `{"": ...}` where class folders lie in
-            the data set's folder itself.
-        training: key of the training split.
-        evaluation: key of the split that is evaluated by default, or None where images are to be
-            held out of the training split.
-        problems: dict from names of split folders that cannot be used to the reasons.
-        notes: lines about the folders that are not used.
+        splits: Dict that maps the names of folders to `SplitFolder` objects. Its only key is "" if
+            the class folders are in the data set's folder itself.
+        training: Key of the training split.
+        evaluation: Key of the split that is evaluated by default, or None if images must be held
+            out of the training split.
+        problems: Dict that maps the names of split folders that cannot be used to the reasons.
+        notes: Tuple of lines about folders that are not used.
     """
 
     splits: dict
@@ -54,8 +38,8 @@ class FolderLayout:
     problems: dict = dataclasses.field(default_factory=dict)
     notes: tuple = ()
 
-    def key_of(self, name):
-        """The split folder that a user calls `name`: by its name, or by the kind of split."""
+    def key_of(self, name: str) -> str:
+        """Returns the key of the split with a name, or else of the only split of that kind."""
         if name in self.splits or name in self.problems:
             return name
         kind = split_kind(name)
@@ -63,59 +47,46 @@ class FolderLayout:
         return same[0] if len(same) == 1 else name
 
 
-def split_kind(name):
-    """`"train"`, `"validation"` or `"test"` for the usual names of split folders, else None.
+@dataclasses.dataclass
+class SplitFolder:
+    """One split of a data set on disk.
 
-    Case, years and words such as "set" and "images" do not count: `val2017`, `Training_Set`,
-    `testData`.
+    Attributes:
+        path: Path of the folder.
+        classes: Dict that maps class names to the paths of class folders, in index order. None if a
+            list gives the class of each image.
+        annotations: Path of that list (`val_annotations.txt` of Tiny-ImageNet), or None.
     """
-    words = _words(name.lower())
-    kinds = {_kind_of_word(words[0]) if len(words) == 1 else None}
-    words = _words(name)
-    kinds.add(_kind_of_word(words[0]) if len(words) == 1 else None)
-    return next(iter(kinds - {None}), None)
+
+    path: pathlib.Path
+    classes: dict | None
+    annotations: pathlib.Path | None = None
 
 
-def find_layout(root):
+def find_layout(root: pathlib.Path) -> FolderLayout:
     """Finds the splits and the class folders of a data set.
 
     Args:
-        root: path of the data set's folder.
+        root: Path of the data set's folder.
 
     Returns:
-        A `FolderLayout`.
+        `FolderLayout`.
 
     Raises:
-        ValueError: the folders can be understood in several ways, or in none.
+        ValueError: The folders are ambiguous or cannot be interpreted.
     """
     folders = subfolders(root)
     named = {name: split_kind(name) for name in folders if split_kind(name)}
     if not named or _is_class_called_train(folders, named):
         layout = FolderLayout({"": SplitFolder(root, _classes_of(root))}, training="")
-        notes = [f"folder {folders[name]} is taken for a class, not for a split" for name in named]
+        notes = [f"folder {folders[name]} is used as a class, not as a split" for name in named]
         layout.notes = (*notes, *_same_inside(layout.splits[""].classes), *_neighbours(root))
         return layout
     return _split_layout(root, folders, named)
 
 
-def _words(name):
-    """The words and numbers of a name that say something, in small letters: `testData` has one."""
-    words = re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
-    return [word for word in map(str.lower, words) if not _is_filler(word)]
-
-
-def _kind_of_word(word):
-    """The kind of split that a word means, also with a filler at its end: `trainset`."""
-    stems = (word, *(word.removesuffix(filler) for filler in _FILLERS))
-    return next((_SPLIT_OF_WORD[stem] for stem in stems if stem in _SPLIT_OF_WORD), None)
-
-
-def _is_filler(word):
-    return word in _FILLERS or re.fullmatch("(19|20)[0-9]{2}", word)
-
-
 def _is_class_called_train(folders, named):
-    """Whether a folder `train` of images is a class beside bus and car, as in vehicle data sets."""
+    """Returns whether `train` is a class beside bus and car, as in data sets of vehicles."""
     others = [path for name, path in folders.items() if name not in named]
     return (
         list(named) == ["train"]
@@ -126,24 +97,24 @@ def _is_class_called_train(folders, named):
 
 
 def _same_inside(classes):
-    """A note where classes hold folders of the same names, which may be what was meant."""
+    """Returns a note if the classes hold folders of the same names, which may be the classes."""
     inner = [set(subfolders(path)) for path in classes.values()]
     shared = set.intersection(*inner)
     if len(shared) < 2:
         return []
     return [
-        f"classes are the folders {_listed(classes)}, not those that each of them holds: "
+        f"classes are the folders {_listed(classes)}, not the folders inside each of them: "
         f"{_listed(sorted(shared))}"
     ]
 
 
 def _neighbours(root):
-    """Notes about evaluation images beside a folder of training images that is given itself."""
+    """Returns notes about evaluation folders beside `root` if it holds the training images."""
     root = root.absolute()
     if split_kind(root.name) != "train":
         return []
     return [
-        f"folder {path} is not used: for it to be, give {root.parent} as the data set"
+        f"folder {path} is not used: pass {root.parent} as the data set to use it"
         for name, path in subfolders(root.parent).items()
         if split_kind(name) in ("validation", "test")
     ]
@@ -216,7 +187,7 @@ def _classes_of(root):
     if is_flat:
         raise ValueError(
             f"folder {root} holds images beside its class folders {_listed(classes)}: move them "
-            f"into one of these, or away"
+            f"into one of these, or elsewhere"
         )
     inner = {name: subfolders(path) for name, path in classes.items()}
     for name, path in classes.items():
@@ -235,19 +206,19 @@ def _classes_of(root):
 
 
 def _check_no_unknown_splits(root, inner):
-    """Refuses my_train/ beside my_val/ as classes, and fold1/, fold2/ with the same folders."""
+    """Rejects my_train/ beside my_val/ as classes, and fold1/, fold2/ with the same folders."""
     kinds = {}
     for name in inner:
         words = _words(name)
         others = tuple(word for word in words if not _kind_of_word(word) and not word.isdecimal())
         found = [_kind_of_word(word) for word in words if _kind_of_word(word)]
-        # What is called exactly as a split is a class here: inside of a split.
+        # Inside a split, a folder with exactly the name of a split is a class.
         if len(found) == 1 and not split_kind(name):
             kinds.setdefault(others, set()).add(found[0])
     if any("train" in same and len(same) > 1 for same in kinds.values()):
         raise ValueError(
-            f"folders {_listed(inner)} of {root} are called almost as splits: call them train, val "
-            f"and test"
+            f"folders {_listed(inner)} of {root} are named almost like splits: name them train, "
+            f"val and test"
         )
     folders = [set(names) for names in inner.values()]
     is_alike = any(
@@ -259,12 +230,12 @@ def _check_no_unknown_splits(root, inner):
     if is_alike and (is_named_as_splits or is_numbered):
         raise ValueError(
             f"folders {_listed(inner)} of {root} hold folders of the same names, as splits do, but "
-            f"are not called as splits: call them train, val and test"
+            f"are not named like splits: name them train, val and test"
         )
 
 
 def _check_not_shared(training, other):
-    """Refuses a split that a link makes the same as the training images, in whole or in part."""
+    """Rejects a split that a link makes equal to the training images, or to a class of them."""
     other_folders = [other.path, *(other.classes or {}).values()]
     known = [path.resolve() for path in (training.path, *training.classes.values())]
     for path in other_folders:
@@ -287,7 +258,7 @@ def _check_same_classes(training, other):
 
 
 def _check_others(root, folders, named, training, evaluation):
-    """Refuses other folders that may be splits or classes, and notes the rest."""
+    """Rejects other folders that may be splits or classes, and returns notes about the rest."""
     notes = []
     for name, path in folders.items():
         if name in named:
@@ -296,7 +267,7 @@ def _check_others(root, folders, named, training, evaluation):
         if shared:
             raise ValueError(
                 f"folder {path} holds classes of {training.path}, such as '{shared[0]}', but is "
-                f"not called as a split: call it val or test, or move it out of {root}"
+                f"not named like a split: name it val or test, or move it out of {root}"
             )
         if holds_images(path):
             if evaluation is None:
@@ -305,10 +276,39 @@ def _check_others(root, folders, named, training, evaluation):
                     f"expected split folders only, or class folders only"
                 )
         if holds_images(path) or any(map(holds_images, subfolders(path).values())):
-            notes.append(f"folder {path} is not used: it is not called as a split")
+            notes.append(f"folder {path} is not used: it is not named like a split")
     if holds_images(root):
         notes.append(f"images directly in {root} are not used")
     return notes
+
+
+def split_kind(name: str) -> str | None:
+    """Returns `"train"`, `"validation"` or `"test"` for a usual name of a split folder, else None.
+
+    Case, years and words such as "set" and "images" are ignored, as in `val2017`, `Training_Set`
+    and `testData`.
+    """
+    words = _words(name.lower())
+    kinds = {_kind_of_word(words[0]) if len(words) == 1 else None}
+    words = _words(name)
+    kinds.add(_kind_of_word(words[0]) if len(words) == 1 else None)
+    return next(iter(kinds - {None}), None)
+
+
+def _words(name):
+    """Returns the words and numbers of a name in lower case, without filler words and years."""
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
+    return [word for word in map(str.lower, words) if not _is_filler(word)]
+
+
+def _kind_of_word(word):
+    """Returns the kind of split of a word, which may end with a filler word, as in `trainset`."""
+    stems = (word, *(word.removesuffix(filler) for filler in _FILLERS))
+    return next((_SPLIT_OF_WORD[stem] for stem in stems if stem in _SPLIT_OF_WORD), None)
+
+
+def _is_filler(word):
+    return word in _FILLERS or re.fullmatch("(19|20)[0-9]{2}", word)
 
 
 def _listed(names):

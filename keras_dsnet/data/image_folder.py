@@ -1,7 +1,8 @@
-"""Data sets that are folders of class folders of images."""
+"""Folders of class folders, opened as data sets."""
 
 import logging
 import os
+import pathlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,61 +18,63 @@ from keras_dsnet.data.class_folders import (
 from keras_dsnet.data.encoded_image import UPRIGHT, decode_image
 from keras_dsnet.data.file_source import FileSource, unreadable
 from keras_dsnet.data.folder_layout import find_layout
-from keras_dsnet.data.image_source import check_classes, slice_of
+from keras_dsnet.data.image_source import check_classes, resolve_split
 
 HOLD_OUT_FRACTION = 0.1
 HOLD_OUT_SEED = 0
-# Decoding ten thousand photographs takes a minute on one core; decoding ImageNet, hours.
+# Decoding ten thousand photographs takes a minute on one core. Decoding ImageNet takes hours.
 FULL_CHECK_FILES = 10_000
 _NAMES_LOGGED = 20
-# Larger images are decoded one after the other: many at once would fill the memory.
+# Larger images are decoded one at a time, because many at once would fill the memory.
 _LARGE_PIXELS = 2**24
 _THREADS = 16
 
 _log = logging.getLogger(__name__)
 
 
-def load_folder(root, split, spec, classes, on_bad_image):
+def load_folder(
+    root: pathlib.Path, split: str, spec: str | None, classes: int | None, on_bad_image: str
+) -> FileSource:
     """Opens a folder of class folders.
 
-    Folders called `train`, `val` and `test`, or alike (`folder_layout.split_kind`), are the splits;
-    `"eval"` is the validation split where there is one, else the test split. Without them a tenth
-    of the images of each class (`HOLD_OUT_FRACTION`, at least one) is held out as the split `test`,
-    always the same (`HOLD_OUT_SEED`). Images come in a fixed shuffled order, so that a slice of a
-    split has images of all classes.
+    Folders named `train`, `val` and `test`, or similarly (see `folder_layout.split_kind`), are the
+    splits. `"eval"` is the validation split if there is one, else the test split. If there is
+    neither, a tenth of the images of each class (`HOLD_OUT_FRACTION`, at least one image) is held
+    out as the split `test`; `HOLD_OUT_SEED` makes it always the same. The images have a fixed
+    shuffled order, so that a slice of a split has images of all classes.
 
-    Classes are the class folders sorted by name, capital letters first; where all names are
-    numbers they are sorted by value, so that folders 0 to 10 are classes 0 to 10.
+    The classes are the class folders sorted by name, capital letters first. If all names are
+    numbers they are sorted by value, so that the folders 0 to 10 are the classes 0 to 10.
 
-    Up to `FULL_CHECK_FILES` files are decoded once here; of more, files are judged by how they
-    begin and end.
+    Up to `FULL_CHECK_FILES` files are decoded once. In a larger split only the first and last bytes
+    of a file are checked, unless they look damaged.
 
     Args:
         root: `pathlib.Path` of the folder.
         split: `"train"` or `"eval"`.
-        spec: a split in TFDS syntax that overrides `split`, or None. Splits are called by the names
-            of their folders, or `train`, `val` and `test`.
-        classes: number of classes of the network, or None.
-        on_bad_image: `"skip"` leaves unreadable images out and logs them; `"raise"` raises.
+        spec: Str, a split in TFDS syntax that overrides `split`, or None. Splits are named by their
+            folders, or `train`, `val` and `test`.
+        classes: Int, number of classes of the network, or None.
+        on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
 
     Returns:
-        A `FileSource`.
+        `FileSource`.
 
     Raises:
-        ValueError: the folders can be understood in several ways or in none, there are fewer than
-            two class folders or more than `classes`, a class folder is empty, there is no such
-            split, no readable image, or an unreadable one where `on_bad_image="raise"`.
+        ValueError: The folders are ambiguous or cannot be interpreted, there are fewer than two
+            class folders or more than `classes`, a class folder is empty, there is no such split
+            or no readable image, or an image is unreadable and `on_bad_image` is `"raise"`.
     """
     layout = find_layout(root)
     class_names = tuple(layout.splits[layout.training].classes)
     check_classes(str(root), len(class_names), classes)
     lists = _SplitLists(root, layout, class_names)
     if spec:
-        key, chosen = _slice(spec, lists, str(root))
+        key, chosen = _resolve_split(spec, lists, str(root))
         files = lists.files(key)[chosen]
     else:
-        spec = key = lists.training if split == "train" else lists.evaluation
-        files = lists.files(key)
+        spec = lists.training if split == "train" else lists.evaluation
+        files = lists.files(spec)
     files, orientations, bad_notes = _readable(files, root, on_bad_image, class_names)
     return FileSource(
         readable_name(root),
@@ -86,7 +89,7 @@ def load_folder(root, split, spec, classes, on_bad_image):
 
 
 class _SplitLists:
-    """The files of the splits of a folder, listed when they are asked for."""
+    """The files of the splits of a folder, each listed on first use."""
 
     def __init__(self, root, layout, class_names):
         self._layout = layout
@@ -116,14 +119,14 @@ class _SplitLists:
 
     @property
     def notes(self):
-        """Lines about the files that the listed splits leave out."""
+        """Lines about the files that were left out of the listed splits."""
         return (*self._order_note, *(note for notes in self._notes.values() for note in notes))
 
     def key_of(self, name):
-        """The split that a user calls `name`.
+        """Returns the key of the split that a user calls `name`.
 
         Raises:
-            ValueError: its folder cannot be used.
+            ValueError: The folder of the split cannot be used.
         """
         key = name if name in self._files else self._layout.key_of(name)
         if key in self._layout.problems:
@@ -131,7 +134,7 @@ class _SplitLists:
         return key
 
     def files(self, key):
-        """`(path, label)` of all images of a split, in a fixed shuffled order."""
+        """Returns `(path, label)` of all images of a split, in a fixed shuffled order."""
         if key not in self._files:
             folder = self._layout.splits[key]
             if folder.annotations:
@@ -155,12 +158,12 @@ class _SplitLists:
         return listing
 
 
-def _slice(spec, lists, dataset):
+def _resolve_split(spec, lists, dataset):
     name = re.match(r"[^\[+]*", spec).group()
     key = lists.key_of(name.strip())
-    # TFDS knows names of letters, digits and underscores only.
+    # TFDS accepts only letters, digits and underscores in the name of a split.
     lengths = {re.sub(r"\W", "_", split): len(lists.files(split)) for split in lists.names}
-    _, chosen = slice_of(re.sub(r"\W", "_", key) + spec[len(name) :], lengths, dataset)
+    _, chosen = resolve_split(re.sub(r"\W", "_", key) + spec[len(name) :], lengths, dataset)
     return key, chosen
 
 
@@ -180,7 +183,7 @@ def _hold_out(files, classes):
                 f"class folder {folder} must hold two images or more, because one is held "
                 f"out for evaluation. Received: {len(members)}"
             )
-        # The files are in a fixed shuffled order, so the first ones of a class are any ones.
+        # The files have a fixed shuffled order, so the first ones of a class are a random sample.
         held_out[members[: max(1, round(len(members) * HOLD_OUT_FRACTION))]] = True
     train = [file for file, held in zip(files, held_out, strict=True) if not held]
     test = [file for file, held in zip(files, held_out, strict=True) if held]
@@ -188,7 +191,7 @@ def _hold_out(files, classes):
 
 
 def _annotated_files(folder, class_names):
-    """The images that a list of `image name, class, ...` lines names, as Tiny-ImageNet has it."""
+    """Returns the images in a list of lines `image name, class, ...`, the form of Tiny-ImageNet."""
     labels = {name: label for label, name in enumerate(class_names)}
     images = folder.path / "images"
     files, missing = [], []
@@ -212,27 +215,19 @@ def _annotated_files(folder, class_names):
 
 
 def _readable(files, root, on_bad_image, class_names):
-    """Leaves out what cannot be read: files, their orientations, and a line of what was skipped."""
-    paths = [path for path, _ in files]
-    headers = read_headers(paths)
-    decodes = len(files) <= FULL_CHECK_FILES
-    doubtful, large = [], []
-    for path, header in zip(paths, headers, strict=True):
-        if header is not None and header.problem is None and (decodes or not header.is_sound):
-            is_large = header.height * header.width > _LARGE_PIXELS
-            (large if is_large else doubtful).append(path)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        good = dict(zip(doubtful, threads.map(_decodes, doubtful), strict=True))
-    good |= {path: _decodes(path) for path in large}
+    """Returns the readable files, their orientations, and a note about the others."""
+    headers = read_headers([path for path, _ in files])
+    decodes = _decode_all(files, headers)
     kept, orientations, bad = [], [], []
     for (path, label), header in zip(files, headers, strict=True):
-        if header is not None and header.problem is None and good.get(path, True):
+        if header is not None and header.problem is None and decodes.get(path, True):
             kept.append((path, label))
             orientations.append(header.orientation)
         else:
             bad.append((path, label, header.problem if header else None))
+    orientations = orientations if any(value != UPRIGHT for value in orientations) else None
     if not bad:
-        return kept, _turned(orientations), ()
+        return kept, orientations, ()
     lines = [unreadable(path, problem) for path, _, problem in bad]
     if on_bad_image == "raise":
         raise ValueError(lines[0])
@@ -246,11 +241,25 @@ def _readable(files, root, on_bad_image, class_names):
         _log.warning("%s; skipped", line)
     note = f"skipped {len(bad)} of {len(files)} images in {readable_name(root)}"
     _log.warning(note)
-    return kept, _turned(orientations), (f"{note}: {some_names([path for path, *_ in bad])}",)
+    return kept, orientations, (f"{note}: {some_names([path for path, *_ in bad])}",)
 
 
-def _turned(orientations):
-    return orientations if any(value != UPRIGHT for value in orientations) else None
+def _decode_all(files, headers):
+    """Decodes all files, or those with a doubtful header if there are too many.
+
+    Returns:
+        Dict that maps the path of each file that was decoded to whether that succeeded.
+    """
+    is_small_set = len(files) <= FULL_CHECK_FILES
+    small, large = [], []
+    for (path, _), header in zip(files, headers, strict=True):
+        if header is not None and header.problem is None:
+            if is_small_set or not header.is_sound:
+                is_large = header.height * header.width > _LARGE_PIXELS
+                (large if is_large else small).append(path)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        decodes = dict(zip(small, threads.map(_decodes, small), strict=True))
+    return decodes | {path: _decodes(path) for path in large}
 
 
 def _decodes(path):

@@ -1,4 +1,6 @@
-"""Image sources: what the input pipelines need of a labelled data set."""
+"""Image sources, the form in which the input pipelines read a labelled data set."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -9,39 +11,42 @@ _NAMES_SHOWN = 12
 class ImageSource:
     """A data set of labelled images, independent of how it is stored.
 
-    Subclasses say where the images come from: `ArraySource` holds decoded images in memory,
-    `FileSource` reads image files by index and `RecordSource` streams TFRecords. Make one with
-    `keras_dsnet.data.load_source`.
+    `keras_dsnet.data.load_source` returns one of its subclasses: an `ArraySource` holds decoded
+    images in memory, a `FileSource` reads image files and a `RecordSource` streams the TFRecords of
+    a TFDS data set. A subclass implements `training_examples`, `ordered_examples` and `decode`.
 
     Args:
-        name: the data set's name, used in messages.
-        num_examples: number of images.
-        num_classes: number of classes; every label is in `[0, num_classes)`.
-        class_names: a name per class, or None.
-        image_shape: `(height, width, 3)`, or None where the sizes vary.
-        mirrorable: whether a mirrored image still shows its class; False for written characters.
-        split: the split that the images are from, such as `"train[:90%]"`, or None.
-        notes: lines that a user should read before the work starts, such as skipped files.
+        name: Str, name of the data set, for messages.
+        num_examples: Int, number of images.
+        num_classes: Int, number of classes. Every label is in `[0, num_classes)`.
+        class_names: Sequence of str, one name per class in index order. Defaults to None for
+            unknown names.
+        image_shape: Tuple `(height, width, 3)` in pixels. Defaults to None for varying sizes.
+        mirrorable: Bool, whether a mirrored image still shows its class. False for written
+            characters. Defaults to True.
+        split: Str, the split of the data set, such as `"train[:90%]"`. Defaults to None.
+        notes: Sequence of str, lines that a user should read before training starts, such as a
+            count of skipped files. Defaults to none.
 
     Attributes:
-        class_counts: number of images of each class in index order, or None where only a pass over
-            the images would tell.
+        class_counts: Tuple of ints, number of images of each class in index order. None if that
+            would need a pass over the images.
 
     Raises:
-        ValueError: there is no image, or the class names do not fit.
+        ValueError: There is no image, or the number of class names differs from that of classes.
     """
 
     def __init__(
         self,
-        name,
-        num_examples,
-        num_classes,
-        class_names=None,
-        image_shape=None,
-        mirrorable=True,
-        split=None,
-        notes=(),
-    ):
+        name: str,
+        num_examples: int,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        mirrorable: bool = True,
+        split: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         if num_examples < 1:
             raise ValueError(f"data set '{name}' must hold one image or more. Received: none")
         if class_names is not None and len(class_names) != num_classes:
@@ -57,11 +62,14 @@ class ImageSource:
         self.mirrorable = mirrorable
         self.split = split
         self.notes = tuple(notes)
-        self.class_counts = None
+        self.class_counts: tuple[int, ...] | None = None
 
     @property
-    def description(self):
-        """One line: data set, split, number of images, classes and, where known, their counts."""
+    def description(self) -> str:
+        """One line with the name, the split, the number of images, and the classes.
+
+        It includes the number of images of each class if that is known.
+        """
         split = f", split '{self.split}'" if self.split else ""
         classes = "1 class" if self.num_classes == 1 else f"{self.num_classes} classes"
         line = f"{self.name}{split}: {self.num_examples} images, {classes}"
@@ -75,14 +83,14 @@ class ImageSource:
             names = [*names[: _NAMES_SHOWN - 2], "...", names[-1]]
         return f"{line}: {', '.join(names)}"
 
-    def steps_per_epoch(self, batch_size):
-        """Number of whole batches in one pass over the images.
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns the number of full batches in one pass over the images.
 
         Args:
-            batch_size: images per batch.
+            batch_size: Int, images per batch.
 
         Returns:
-            `num_examples // batch_size`, at least 1.
+            Int of at least 1.
 
         Raises:
             ValueError: `batch_size` is below 1 or above the number of images.
@@ -96,72 +104,203 @@ class ImageSource:
             )
         return self.num_examples // batch_size
 
-    def training_examples(self, seed, epoch_size, start=0):
-        """An endless stream of shuffled examples, the same for the same seed.
+    def training_examples(self, seed: int, epoch_size: int, start: int = 0) -> tf.data.Dataset:
+        """Returns an endless stream of shuffled examples.
 
         Args:
-            seed: int; the order of epoch `e` is a function of `(seed, e)`.
-            epoch_size: number of examples taken from each epoch's order, at most `num_examples`.
-            start: number of the first example to deliver, counted from the start of training.
+            seed: Int. The order of epoch `e` is a function of `(seed, e)`.
+            epoch_size: Int, number of examples of each epoch, at most `num_examples`.
+            start: Int, index of the first example, counted from the start of training. Defaults to
+                0.
 
         Returns:
-            A `tf.data.Dataset` of `(number, stored image, label)`: the int64 number of the example
-            in the stream, what `decode` takes, and an int32 label.
+            `tf.data.Dataset` of `(index, stored_image, label)`: the int64 index of the example in
+            the stream, the stored image that `decode` takes, and an int32 label.
         """
         raise NotImplementedError
 
-    def ordered_examples(self):
-        """Every example once, always in the same order.
+    def ordered_examples(self) -> tf.data.Dataset:
+        """Returns every example once, always in the same order.
 
         Returns:
-            A `tf.data.Dataset` of `(stored image, label)`.
+            `tf.data.Dataset` of `(stored_image, label)`, as in `training_examples`.
         """
         raise NotImplementedError
 
-    def decode(self, stored, window_of=None):
-        """Turns a stored image into pixels.
+    def decode(
+        self, stored: tf.Tensor, window_of: Callable[[tf.Tensor], tf.Tensor] | None = None
+    ) -> tf.Tensor:
+        """Decodes a stored image.
 
         Args:
-            stored: a scalar string (a file name or encoded bytes) or the image itself.
-            window_of: a function from the image's shape, int32 `[3]`, to the window to return,
-                int32 `[4]`: top, left, height, width. None returns the whole image.
+            stored: Stored image: a scalar string (a file name or encoded bytes), a pair of a file
+                name and an orientation, or the image itself.
+            window_of: Function that takes the image's shape, int32 `[3]`, and returns the window to
+                decode, int32 `[4]`: top, left, height, width. Defaults to the whole image.
 
         Returns:
-            uint8 `[height, width, 3]`.
+            uint8 tensor `[height, width, 3]`.
         """
         raise NotImplementedError
 
-    def map_examples(self, dataset, function, image_shape, replace_unreadable):
-        """Applies `function` to every example of a dataset, in parallel and in order.
+    def map_examples(
+        self,
+        dataset: tf.data.Dataset,
+        function: Callable,
+        image_shape: tuple[int, ...],
+        replace_unreadable: bool,
+    ) -> tf.data.Dataset:
+        """Applies a function to every example of a dataset, in parallel, keeping the order.
 
         Args:
-            dataset: a `tf.data.Dataset` of examples of this source.
-            function: from an example to `(image, label)`; it decodes the stored image.
-            image_shape: shape of the float32 images that `function` returns.
-            replace_unreadable: whether a gray image takes the place of an unreadable one, which is
-                left out otherwise. Only loose files can turn out to be unreadable.
+            dataset: `tf.data.Dataset` of examples of this source.
+            function: Function that takes the parts of an example, decodes the stored image and
+                returns `(image, label)`.
+            image_shape: Tuple `(height, width, 3)` of the float32 images that `function` returns.
+            replace_unreadable: Bool, whether to replace an unreadable image by a gray one instead
+                of leaving it out. Only the files of a folder can become unreadable.
 
         Returns:
-            A `tf.data.Dataset` of `(image, label)`.
+            `tf.data.Dataset` of `(image, label)`.
         """
         del image_shape, replace_unreadable
         return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+class ArraySource(ImageSource):
+    """Decoded images of one size, held in memory.
+
+    Args:
+        name: Str, name of the data set, for messages.
+        images: uint8 array `[examples, height, width, 3]`, RGB from 0 to 255.
+        labels: Array of whole numbers in any dtype, `[examples]` or `[examples, 1]`.
+        num_classes: Int, number of classes.
+        class_names: Sequence of str, one name per class in index order. Defaults to None for
+            unknown names.
+        mirrorable: Bool, whether a mirrored image still shows its class. Defaults to True.
+        split: Str, the split of the data set. Defaults to None.
+
+    Raises:
+        ValueError: Images or labels have another type or shape, there are none, or a label is not
+            in `[0, num_classes)`.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.data.image_source import ArraySource
+
+    images = np.zeros((6, 32, 32, 3), "uint8")
+    source = ArraySource("zeros", images, labels=[0, 1, 2, 0, 1, 2], num_classes=3)
+    print(source.description)
+    ```
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray | Sequence[int],
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        mirrorable: bool = True,
+        split: str | None = None,
+    ) -> None:
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise ValueError(
+                f"images of data set '{name}' must be uint8 [examples, height, width, 3]. "
+                f"Received: {images.dtype} {list(images.shape)}"
+            )
+        shape = images.shape[1:]
+        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable, split)
+        labels = check_labels(name, labels, len(images), num_classes)
+        self.class_counts = count_labels(labels, num_classes)
+        # Batches are made on the host even if the network runs on another device.
+        with tf.device("CPU"):
+            self.images = tf.constant(images, tf.uint8)
+            self.labels = tf.constant(labels)
+
+    def training_batches(self, seed: int, batch_size: int, start_step: int = 0) -> tf.data.Dataset:
+        """Returns an endless stream of shuffled batches, each gathered in one operation.
+
+        Args:
+            seed: Int. The order of epoch `e` is a function of `(seed, e)`.
+            batch_size: Int, images per batch.
+            start_step: Int, index of the first batch. Defaults to 0.
+
+        Returns:
+            `tf.data.Dataset` of `(step, images, labels)`: int64 scalar, uint8
+            `[batch, height, width, 3]`, int32 `[batch]`.
+        """
+        epoch_size = self.steps_per_epoch(batch_size) * batch_size
+
+        def batch(step):
+            positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+            indices = shuffled_indices(positions, seed, epoch_size, self.num_examples)
+            return step, *self._gather(indices)
+
+        return tf.data.Dataset.range(start_step, tf.int64.max).map(batch)
+
+    def training_examples(self, seed: int, epoch_size: int, start: int = 0) -> tf.data.Dataset:
+
+        def example(position):
+            index = shuffled_indices(position, seed, epoch_size, self.num_examples)
+            return position, *self._gather(index)
+
+        return tf.data.Dataset.range(start, tf.int64.max).map(example)
+
+    def ordered_examples(self) -> tf.data.Dataset:
+        return tf.data.Dataset.range(self.num_examples).map(self._gather)
+
+    def decode(
+        self, stored: tf.Tensor, window_of: Callable[[tf.Tensor], tf.Tensor] | None = None
+    ) -> tf.Tensor:
+        if window_of is None:
+            return stored
+        return tf.image.crop_to_bounding_box(stored, *tf.unstack(window_of(tf.shape(stored))))
+
+    def _gather(self, indices):
+        return tf.gather(self.images, indices), tf.gather(self.labels, indices)
+
+
+def shuffled_indices(positions, seed, epoch_size, num_examples):
+    """Returns the indices of the images at some positions of an endless shuffled stream.
+
+    Each epoch has its own permutation of all images. A block cipher on the indices computes it at
+    any position, so a resumed run does not repeat the epochs before.
+
+    Args:
+        positions: int64 tensor, scalar or `[n]`, positions in the stream, all of one epoch.
+        seed: Int.
+        epoch_size: Int, positions per epoch.
+        num_examples: Int, number of images.
+
+    Returns:
+        int64 tensor of the same shape, indices in `[0, num_examples)`.
+    """
+    epoch = tf.reshape(positions, [-1])[0] // epoch_size
+    return tf.random.experimental.index_shuffle(
+        positions % epoch_size,
+        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
+        max_index=tf.constant(num_examples - 1, tf.int64),
+    )
 
 
 def check_labels(name, labels, num_examples, num_classes):
     """Checks the labels of a data set.
 
     Args:
-        name: the data set's name.
-        labels: `[examples]` or `[examples, 1]`, whole numbers of any type.
-        num_examples: number of images.
-        num_classes: number of classes.
+        name: Str, name of the data set, for messages.
+        labels: Array of whole numbers in any dtype, `[examples]` or `[examples, 1]`.
+        num_examples: Int, number of images.
+        num_classes: Int, number of classes.
 
     Returns:
         int32 array `[examples]`.
 
     Raises:
-        ValueError: there is not one label per image, or one is not in `[0, num_classes)`.
+        ValueError: There is not one label per image, or a label is not in `[0, num_classes)`.
     """
     labels = np.asarray(labels)
     if labels.shape not in ((num_examples,), (num_examples, 1)):
@@ -184,7 +323,7 @@ def check_labels(name, labels, num_examples, num_classes):
 
 
 def count_labels(labels, num_classes):
-    """Number of examples of each class, a tuple of ints."""
+    """Returns the number of examples of each class as a tuple of ints."""
     return tuple(np.bincount(labels, minlength=num_classes).tolist())
 
 
@@ -192,12 +331,12 @@ def check_classes(name, num_classes, classes):
     """Checks that a network has an output for every label of a data set.
 
     Args:
-        name: the data set's name.
-        num_classes: number of classes of the data set.
-        classes: number of classes of the network, or None where it follows the data set.
+        name: Str, name of the data set, for messages.
+        num_classes: Int, number of classes of the data set.
+        classes: Int, number of classes of the network. None if it has those of the data set.
 
     Raises:
-        ValueError: there are more labels than classes.
+        ValueError: The data set has more classes than the network.
     """
     if classes is not None and classes < 1:
         raise ValueError(f"classes must be at least 1. Received: classes={classes}")
@@ -208,139 +347,19 @@ def check_classes(name, num_classes, classes):
         )
 
 
-def shuffled_indices(numbers, seed, epoch_size, num_examples):
-    """The images that examples number `numbers` of an endless shuffled stream show.
-
-    Each epoch has its own permutation of all images. A block cipher on the indices computes it at
-    any position, so a resumed run does not replay what came before.
-
-    Args:
-        numbers: int64 tensor, scalar or `[n]`, positions in the stream; `[n]` within one epoch.
-        seed: int.
-        epoch_size: positions per epoch.
-        num_examples: number of images.
-
-    Returns:
-        int64 tensor of the same shape, indices in `[0, num_examples)`.
-    """
-    epoch = tf.reshape(numbers, [-1])[0] // epoch_size
-    return tf.random.experimental.index_shuffle(
-        numbers % epoch_size,
-        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
-        max_index=tf.constant(num_examples - 1, tf.int64),
-    )
-
-
-class ArraySource(ImageSource):
-    """Decoded images of one size, held in memory.
-
-    Args:
-        name: the data set's name.
-        images: uint8 array `[examples, height, width, 3]`, 0..255.
-        labels: whole numbers, `[examples]` or `[examples, 1]`.
-        num_classes: number of classes.
-        class_names: a name per class, or None.
-        mirrorable: whether a mirrored image still shows its class.
-        split: the split that the images are from, or None.
-
-    Raises:
-        ValueError: images or labels have another type or shape, there is none, or a label is not in
-            `[0, num_classes)`.
-    """
-
-    def __init__(
-        self, name, images, labels, num_classes, class_names=None, mirrorable=True, split=None
-    ):
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise ValueError(
-                f"images of data set '{name}' must be uint8 [examples, height, width, 3]. "
-                f"Received: {images.dtype} {list(images.shape)}"
-            )
-        shape = images.shape[1:]
-        super().__init__(name, len(images), num_classes, class_names, shape, mirrorable, split)
-        labels = check_labels(name, labels, len(images), num_classes)
-        self.class_counts = count_labels(labels, num_classes)
-        # On the host: batches are made there, whatever the network runs on.
-        with tf.device("CPU"):
-            self.images = tf.constant(images, tf.uint8)
-            self.labels = tf.constant(labels)
-
-    def training_batches(self, seed, batch_size, start_step=0):
-        """An endless stream of shuffled batches, looked up at once instead of image by image.
-
-        Args:
-            seed: int; the order of epoch `e` is a function of `(seed, e)`.
-            batch_size: images per batch.
-            start_step: number of the first batch to deliver.
-
-        Returns:
-            A `tf.data.Dataset` of `(step, images, labels)`: int64 scalar, uint8
-            `[batch, height, width, 3]`, int32 `[batch]`.
-        """
-        epoch_size = self.steps_per_epoch(batch_size) * batch_size
-
-        def batch(step):
-            numbers = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-            return step, *self._lookup(
-                shuffled_indices(numbers, seed, epoch_size, self.num_examples)
-            )
-
-        return tf.data.Dataset.range(start_step, tf.int64.max).map(batch)
-
-    def training_examples(self, seed, epoch_size, start=0):
-
-        def example(number):
-            index = shuffled_indices(number, seed, epoch_size, self.num_examples)
-            return number, *self._lookup(index)
-
-        return tf.data.Dataset.range(start, tf.int64.max).map(example)
-
-    def ordered_examples(self):
-        return tf.data.Dataset.range(self.num_examples).map(self._lookup)
-
-    def decode(self, stored, window_of=None):
-        if window_of is None:
-            return stored
-        return tf.image.crop_to_bounding_box(stored, *tf.unstack(window_of(tf.shape(stored))))
-
-    def _lookup(self, indices):
-        return tf.gather(self.images, indices), tf.gather(self.labels, indices)
-
-
-def describe(lengths):
-    """The splits of a data set in words.
-
-    Args:
-        lengths: dict, the number of images of each split.
-
-    Returns:
-        A string such as `"'train' (1437 images), 'test' (360 images)"`.
-    """
-    return ", ".join(f"'{name}' ({length} images)" for name, length in lengths.items())
-
-
-def invalid_split(spec, lengths, dataset):
-    """The message for a split that a data set does not have."""
-    return (
-        f"split '{spec}' of data set '{dataset}' is not valid: it has {describe(lengths)}; "
-        f"slices look like 'train[:90%]' or 'train[45000:]'"
-    )
-
-
-def slice_of(spec, lengths, dataset):
+def resolve_split(spec, lengths, dataset):
     """Resolves a split such as `"train[:90%]"` to a range of examples.
 
     Args:
-        spec: a split in TFDS syntax: a name, optionally with a slice in examples or percent.
-        lengths: dict, the number of images of each split that the data set has.
-        dataset: the data set's name, for the message.
+        spec: Str, a split in TFDS syntax: a name, optionally with a slice in examples or percent.
+        lengths: Dict that maps the names of the data set's splits to their numbers of images.
+        dataset: Str, name of the data set, for messages.
 
     Returns:
-        `(split name, slice)`.
+        `(name, chosen)`: the name of the split and a Python slice.
 
     Raises:
-        ValueError: `spec` is not valid, names no split of the data set or selects nothing.
+        ValueError: `spec` is not valid, names no split of the data set or selects no image.
     """
     import tensorflow_datasets as tfds
 
@@ -358,6 +377,27 @@ def slice_of(spec, lengths, dataset):
     stop = lengths[chosen.splitname] if chosen.to is None else chosen.to
     if stop <= start:
         raise ValueError(
-            f"split '{spec}' of data set '{dataset}' holds no image: it has {describe(lengths)}"
+            f"split '{spec}' of data set '{dataset}' holds no image: it has "
+            f"{describe_splits(lengths)}"
         )
     return chosen.splitname, slice(start, stop)
+
+
+def invalid_split(spec, lengths, dataset):
+    """Returns the message for a split that a data set does not have."""
+    return (
+        f"split '{spec}' of data set '{dataset}' is not valid: it has {describe_splits(lengths)}; "
+        f"slices look like 'train[:90%]' or 'train[45000:]'"
+    )
+
+
+def describe_splits(lengths):
+    """Returns the splits of a data set as text.
+
+    Args:
+        lengths: Dict that maps the names of the splits to their numbers of images.
+
+    Returns:
+        Str such as `"'train' (1437 images), 'test' (360 images)"`.
+    """
+    return ", ".join(f"'{name}' ({length} images)" for name, length in lengths.items())

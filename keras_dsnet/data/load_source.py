@@ -1,48 +1,66 @@
-"""Finds a data set by its name or folder and returns its source."""
+"""Data sets, opened by name or by folder."""
 
+import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.data.image_folder import load_folder
-from keras_dsnet.data.image_source import ArraySource, check_classes, slice_of
+from keras_dsnet.data.image_source import ArraySource, ImageSource, check_classes, resolve_split
 from keras_dsnet.data.tfds_source import is_tfds_name, load_tfds
+
+_DIGITS_MAX_VALUE = 16.0
+_DIGITS_TEST_EXAMPLES = 360
+_DIGITS_SPLIT_SEED = 0
 
 
 def load_source(
-    dataset,
-    data_dir=None,
-    split="train",
+    dataset: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    split: str = "train",
     *,
-    train_split=None,
-    eval_split=None,
-    classes=None,
-    on_bad_image="skip",
-):
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    classes: int | None = None,
+    on_bad_image: str = "skip",
+) -> ImageSource:
     """Opens a labelled image data set.
 
+    Nothing is downloaded.
+
     Args:
-        dataset: `"digits"` (scikit-learn's), a TFDS name such as `"cifar10"` or `"imagenet2012"`,
-            or a folder of class folders (`image_folder.load_folder` says which folders it knows).
-            An existing folder goes before a TFDS name, unless TFDS prepared the folder.
-        data_dir: where TFDS prepared the data set; None is the TFDS default folder. Nothing is
-            downloaded.
-        split: `"train"` or `"eval"`.
-        train_split: what `"train"` stands for, in TFDS syntax, such as `"train[:90%]"`. None is
-            the split `train`.
-        eval_split: what `"eval"` stands for, in TFDS syntax, such as `"train[90%:]"`. None is the
-            test split if it has labels, else the validation split; of a folder the validation
-            folder, else the test folder, else held-out images, which are called `test`.
-        classes: number of classes of the network, or None for those of the data set.
-        on_bad_image: what happens to unreadable files in a folder: `"skip"` or `"raise"`.
+        dataset: `"digits"` for the digits of scikit-learn, a TFDS name such as `"cifar10"` or
+            `"imagenet2012"`, or the path of a folder of class folders; docs/data.md describes its
+            layout. An existing folder takes precedence over a TFDS name, unless TFDS prepared the
+            folder.
+        data_dir: Folder in which TFDS prepared the data set. Defaults to the TFDS default folder.
+        split: `"train"` or `"eval"`. Defaults to `"train"`.
+        train_split: Split to open for `"train"`, in TFDS syntax, such as `"train[:90%]"`. Defaults
+            to the split `train`.
+        eval_split: Split to open for `"eval"`, in TFDS syntax, such as `"train[90%:]"`. Defaults to
+            the test split of a TFDS data set if it has labels, else the validation split. Of a
+            folder, defaults to the validation folder, else the test folder, else images that are
+            held out of training as the split `test`.
+        classes: Int, number of classes of the network. Defaults to that of the data set.
+        on_bad_image: `"skip"` to leave out unreadable files of a folder, `"raise"` to raise an
+            error. Defaults to `"skip"`.
 
     Returns:
-        An `ImageSource`.
+        `ImageSource`.
 
     Raises:
-        ValueError: no such data set or split, or its labels are not in `[0, classes)`.
-        FileNotFoundError: the folder does not exist, or TFDS has not prepared the data set.
+        ValueError: There is no such data set or split, or a label is not in `[0, classes)`.
+        FileNotFoundError: The folder does not exist, or TFDS has not prepared the data set.
+
+    Example:
+
+    ```python
+    from keras_dsnet.data import load_source
+
+    source = load_source("digits", split="eval")
+    print(source.description)
+    ```
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be 'train' or 'eval'. Received: '{split}'")
@@ -51,15 +69,15 @@ def load_source(
     spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
     if dataset == "digits":
-        return _digits(split, spec, classes)
-    folder = _folder(dataset)
+        return _load_digits(split, spec, classes)
+    folder = _existing_folder(dataset)
     if folder is not None:
         return load_folder(folder, split, spec, classes, on_bad_image)
     return load_tfds(dataset, data_dir, split, spec, classes)
 
 
-def _folder(dataset):
-    """The folder that `dataset` means, or None where it is a TFDS name."""
+def _existing_folder(dataset):
+    """Returns the folder that `dataset` refers to, or None if it is a TFDS name."""
     if not dataset.strip():
         raise ValueError(f"a data set must have a name or be a folder. Received: '{dataset}'")
     if "://" in dataset:
@@ -81,7 +99,7 @@ def _folder(dataset):
             f"be unpacked first"
         )
     if is_path or ("/" in dataset and not is_tfds_name(dataset)):
-        raise FileNotFoundError(f"folder {dataset} does not exist{_existing_part(folder)}")
+        raise FileNotFoundError(f"folder {dataset} does not exist{_missing_part(folder)}")
     return None
 
 
@@ -91,65 +109,63 @@ def _is_prepared_by_tfds(folder):
     )
 
 
-def _existing_part(folder):
+def _missing_part(folder):
     folder = folder.absolute()
     parent = next(parent for parent in folder.parents if parent.exists())
     missing = folder.relative_to(parent).parts[0]
-    what = f"holds no '{missing}'" if parent.is_dir() else "is a file"
-    return f": {parent} {what}"
+    reason = f"holds no '{missing}'" if parent.is_dir() else "is a file"
+    return f": {parent} {reason}"
 
 
-def _digits(split, spec, classes):
-    names = tuple("0123456789")
-    check_classes("digits", len(names), classes)
-    splits = load_digits()
+def _load_digits(split, spec, classes):
+    class_names = tuple("0123456789")
+    check_classes("digits", len(class_names), classes)
+    splits = _digits_splits()
     key = "train" if split == "train" else "test"
     chosen = slice(None)
     if spec:
         lengths = {name: len(labels) for name, (_, labels) in splits.items()}
-        key, chosen = slice_of(spec, lengths, "digits")
+        key, chosen = resolve_split(spec, lengths, "digits")
     images, labels = splits[key]
     return ArraySource(
-        "digits", images[chosen], labels[chosen], len(names), names, False, spec or key
+        "digits",
+        images[chosen],
+        labels[chosen],
+        len(class_names),
+        class_names,
+        mirrorable=False,
+        split=spec or key,
     )
 
 
-NUM_EVAL_EXAMPLES = 360
-SPLIT_SEED = 0
-_MAX_VALUE = 16.0
+def _digits_splits():
+    """Reads the handwritten digits of scikit-learn in two splits that are always the same.
 
-
-def load_digits():
-    """Reads scikit-learn's handwritten digits and splits them.
-
-    1797 images of 8x8 pixels by 43 writers, resized to 32x32 (bicubic) and repeated to three equal
-    channels. The split is stratified by class and always the same (`SPLIT_SEED`): 1437 images to
-    train on and 360 to evaluate on.
+    The data set has 1797 images of 8x8 pixels by 43 writers. They are resized to 32x32 (bicubic)
+    and repeated to three equal channels. The split is stratified by class: 1437 images to train on
+    and 360 to evaluate on.
 
     Returns:
-        `{"train": (images, labels), "test": (images, labels)}`: uint8 `[examples, 32, 32, 3]` and
+        Dict that maps "train" and "test" to `(images, labels)`: uint8 `[examples, 32, 32, 3]` and
         int32 `[examples]`.
-
-    Raises:
-        ValueError: scikit-learn is not installed.
     """
     try:
-        from sklearn.datasets import load_digits as sklearn_digits
+        from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise ValueError(
             "data set 'digits' is part of scikit-learn, which is not installed: "
             "run `pip install scikit-learn`"
         ) from error
-    values, labels = sklearn_digits(return_X_y=True)
-    gray = values.reshape(-1, 8, 8, 1).astype(np.float32) * (255.0 / _MAX_VALUE)
+    values, labels = load_digits(return_X_y=True)
+    gray = values.reshape(-1, 8, 8, 1).astype(np.float32) * (255.0 / _DIGITS_MAX_VALUE)
     resized = tf.image.resize(gray, (32, 32), method="bicubic", antialias=True).numpy()
     images = np.repeat(np.clip(np.rint(resized), 0, 255).astype(np.uint8), 3, axis=-1)
     labels = labels.astype(np.int32)
     train, test = train_test_split(
         np.arange(len(labels)),
-        test_size=NUM_EVAL_EXAMPLES,
-        random_state=SPLIT_SEED,
+        test_size=_DIGITS_TEST_EXAMPLES,
+        random_state=_DIGITS_SPLIT_SEED,
         stratify=labels,
     )
     return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}

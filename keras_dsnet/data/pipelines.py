@@ -1,7 +1,8 @@
-"""Input pipelines from an image source to batches, for training or for evaluation."""
+"""Input pipelines, from an image source to batches."""
 
 import functools
 import numbers
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -11,56 +12,77 @@ from keras_dsnet.data.augmentation import (
     inception_window,
     pad_crop_flip,
 )
-from keras_dsnet.data.image_source import ArraySource
+from keras_dsnet.data.image_source import ArraySource, ImageSource
 
 
 def training_pipeline(
-    source,
+    source: ImageSource,
     *,
-    image_size,
-    batch_size,
-    seed,
-    preprocess,
-    start_step=0,
-    augmentation="none",
-    hflip=None,
-    randaugment=0,
-    randaugment_magnitude=0.5,
-    auto_augment=None,
-    color_jitter=0.0,
-    random_erasing=0.0,
-):
-    """Endless batches to train on; batch `t` is a function of `(seed, t)`.
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    seed: int,
+    preprocess: Callable,
+    start_step: int = 0,
+    augmentation: str = "none",
+    hflip: bool | None = None,
+    randaugment: int = 0,
+    randaugment_magnitude: float = 0.5,
+    auto_augment: str | None = None,
+    color_jitter: float = 0.0,
+    random_erasing: float = 0.0,
+) -> tf.data.Dataset:
+    """Returns an endless stream of shuffled and augmented batches.
 
-    Each epoch shows `source.steps_per_epoch(batch_size)` batches in an order of its own and leaves
-    out the remainder. With `start_step=t` the stream goes on exactly where an uninterrupted one
-    would be, as long as data, batch size and options are the same: order and augmentation of batch
-    `t` are functions of `(seed, t)` too. Images are cropped, flipped, changed by the policies (in
-    the order of the arguments) and erased at 0..255, then preprocessed.
+    The order and the augmentation of batch `t` are functions of `(seed, t)`. A stream with
+    `start_step=t` therefore continues exactly where an uninterrupted one would be, if the data, the
+    batch size and the options are the same. Each epoch has `source.steps_per_epoch(batch_size)`
+    batches in its own order and leaves out the remaining images.
+
+    Images are cropped and flipped, then changed by RandAugment, AutoAugment, color jitter and
+    random erasing in this order, all on pixels from 0 to 255, and finally preprocessed.
 
     Args:
-        source: an `ImageSource`.
-        image_size: int or `(height, width)`.
-        batch_size: images per batch.
-        seed: int.
-        preprocess: function of images `[..., height, width, 3]`, 0..255, to network inputs.
-        start_step: number of the first batch.
-        augmentation: `"none"` (the whole image), `"cifar"` (4 pixels of padding, random crop,
-            flip) or `"imagenet"` (inception crop, flip).
-        hflip: whether to mirror images at random. None: where there is augmentation, unless the
-            data set is one of written characters.
-        randaugment: number of RandAugment operations per image, 0 for none.
-        randaugment_magnitude: mean strength of these operations, 0..1.
-        auto_augment: name of an AutoAugment policy (`"imagenet"` or `"cifar10"`), or None.
-        color_jitter: largest relative change of brightness, contrast and saturation, 0..1.
-        random_erasing: probability of erasing a rectangle.
+        source: `ImageSource`.
+        image_size: Int or `(height, width)`, in pixels.
+        batch_size: Int, images per batch.
+        seed: Int.
+        preprocess: Function from images `[..., height, width, 3]`, RGB from 0 to 255, to inputs of
+            the network.
+        start_step: Int, index of the first batch. Defaults to 0.
+        augmentation: `"none"` for the whole image, `"cifar"` for 4 pixels of padding, a random crop
+            and a flip, or `"imagenet"` for an inception crop and a flip. Defaults to `"none"`.
+        hflip: Bool, whether to mirror images at random. Defaults to True with augmentation, unless
+            the data set shows written characters.
+        randaugment: Int, number of RandAugment operations per image. Defaults to 0.
+        randaugment_magnitude: Float in [0, 1], mean magnitude of these operations. Defaults to 0.5.
+        auto_augment: Name of an AutoAugment policy, `"imagenet"` or `"cifar10"`. Defaults to None.
+        color_jitter: Float in [0, 1], largest relative change of brightness, contrast and
+            saturation. Defaults to 0.
+        random_erasing: Float in [0, 1], probability of erasing a rectangle. Defaults to 0.
 
     Returns:
-        An endless `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels
+        Endless `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels
         `[batch]`.
 
     Raises:
         ValueError: `batch_size` is larger than the data set, or an argument is out of range.
+
+    Example:
+
+    ```python
+    from keras_dsnet.data import load_source, training_pipeline
+
+    dataset = training_pipeline(
+        load_source("digits"),
+        image_size=32,
+        batch_size=16,
+        seed=0,
+        preprocess=lambda images: images / 255,
+        augmentation="cifar",
+    )
+    images, labels = next(iter(dataset))
+    print(images.shape)  # (16, 32, 32, 3)
+    ```
     """
     if augmentation not in ("none", "cifar", "imagenet"):
         raise ValueError(
@@ -68,7 +90,7 @@ def training_pipeline(
         )
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more. Received: {start_step}")
-    image_size = as_size(image_size)
+    size = as_size(image_size)
     steps = source.steps_per_epoch(batch_size)
     if hflip is None:
         hflip = source.mirrorable and augmentation != "none"
@@ -80,14 +102,14 @@ def training_pipeline(
         color_jitter=color_jitter,
         random_erasing=random_erasing,
     )
-    fits = source.image_shape is not None and source.image_shape[:2] == image_size
+    fits = source.image_shape is not None and source.image_shape[:2] == size
     if isinstance(source, ArraySource) and fits and augmentation != "imagenet" and not policies:
-        batches = _whole_batches(source, batch_size, seed, start_step, padding, hflip)
+        batches = _gathered_batches(source, batch_size, seed, start_step, padding, hflip)
     else:
         crop = _inception_crop if augmentation == "imagenet" else _no_crop
-        prepare = _example_function(source, image_size, seed, crop, padding, hflip, policies)
+        prepare = _example_function(source, size, seed, crop, padding, hflip, policies)
         examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
-        examples = source.map_examples(examples, prepare, (*image_size, 3), replace_unreadable=True)
+        examples = source.map_examples(examples, prepare, (*size, 3), replace_unreadable=True)
         batches = examples.batch(batch_size, drop_remainder=True)
     return batches.map(
         lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels),
@@ -96,7 +118,7 @@ def training_pipeline(
     ).prefetch(tf.data.AUTOTUNE)
 
 
-def _whole_batches(source, batch_size, seed, start_step, padding, hflip):
+def _gathered_batches(source, batch_size, seed, start_step, padding, hflip):
     def augment_batch(step, images, labels):
         if padding or hflip:
             images = pad_crop_flip(images, _key(seed, step), padding, hflip)
@@ -107,9 +129,9 @@ def _whole_batches(source, batch_size, seed, start_step, padding, hflip):
 
 
 def _example_function(source, image_size, seed, crop, padding, hflip, policies):
-    def prepare(number, stored, label):
+    def prepare(position, stored, label):
         crop_seed, shift_seed, *seeds = tf.unstack(
-            tf.random.split(_key(seed, number), 2 + len(policies))
+            tf.random.split(_key(seed, position), 2 + len(policies))
         )
         image = crop(source, stored, image_size, crop_seed)
         if padding or hflip:
@@ -131,41 +153,63 @@ def _no_crop(source, stored, image_size, seed):
     return whole_image(source, stored, image_size)
 
 
-def _key(seed, number):
-    return tf.stack([tf.constant(seed, tf.int64), number])
+def _key(seed, position):
+    return tf.stack([tf.constant(seed, tf.int64), position])
 
 
-def evaluation_pipeline(source, *, image_size, batch_size, preprocess, crop_fraction=0.875):
-    """All images of a source once, in a fixed order.
+def evaluation_pipeline(
+    source: ImageSource,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    preprocess: Callable,
+    crop_fraction: float = 0.875,
+) -> tf.data.Dataset:
+    """Returns all images of a source once, in batches of a fixed order.
 
-    Images that have the right size already are used whole; of others the short side is resized to
-    `image_size / crop_fraction` (bicubic) and the centre is cropped.
+    Images of the requested size are used as they are. The short side of other images is resized to
+    `image_size / crop_fraction` (bicubic), and the centre is cropped.
 
     Args:
-        source: an `ImageSource`.
-        image_size: int or `(height, width)`.
-        batch_size: images per batch; the last batch may be smaller.
-        preprocess: function of images `[..., height, width, 3]`, 0..255, to network inputs.
-        crop_fraction: share of the resized image, per side, that is kept.
+        source: `ImageSource`.
+        image_size: Int or `(height, width)`, in pixels.
+        batch_size: Int, images per batch. The last batch may be smaller.
+        preprocess: Function from images `[..., height, width, 3]`, RGB from 0 to 255, to inputs of
+            the network.
+        crop_fraction: Float in (0, 1], the fraction of each side of the resized image that is kept.
+            Defaults to 0.875.
 
     Returns:
-        A finite `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels
-        `[batch]`.
+        `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels `[batch]`.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
+
+    Example:
+
+    ```python
+    from keras_dsnet.data import evaluation_pipeline, load_source
+
+    dataset = evaluation_pipeline(
+        load_source("digits", split="eval"),
+        image_size=32,
+        batch_size=100,
+        preprocess=lambda images: images / 255,
+    )
+    print(len(list(dataset)))  # 4 batches of the 360 test images
+    ```
     """
-    image_size = as_size(image_size)
+    size = as_size(image_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1]. Received: {crop_fraction}")
 
     def prepare(stored, label):
-        return whole_image(source, stored, image_size, crop_fraction), label
+        return whole_image(source, stored, size, crop_fraction), label
 
     dataset = source.map_examples(
-        source.ordered_examples(), prepare, (*image_size, 3), replace_unreadable=False
+        source.ordered_examples(), prepare, (*size, 3), replace_unreadable=False
     )
     dataset = dataset.batch(batch_size).map(
         lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels)
@@ -174,21 +218,22 @@ def evaluation_pipeline(source, *, image_size, batch_size, preprocess, crop_frac
 
 
 def whole_image(source, stored, image_size, crop_fraction=1.0):
-    """Decodes an image to a size, without randomness.
+    """Decodes an image to a fixed size, without randomness.
 
     Args:
-        source: an `ImageSource`.
-        stored: a stored image of it.
-        image_size: `(height, width)`.
-        crop_fraction: share of the resized image, per side, that is kept where it is resized.
+        source: `ImageSource`.
+        stored: Stored image of the source.
+        image_size: Tuple `(height, width)`.
+        crop_fraction: Float in (0, 1], the fraction of each side that is kept if the image is
+            resized.
 
     Returns:
-        float32 `[*image_size, 3]`, 0..255.
+        float32 tensor `[*image_size, 3]`, from 0 to 255.
     """
     if source.image_shape is not None and tuple(source.image_shape[:2]) == image_size:
         return tf.cast(source.decode(stored), tf.float32)
 
-    # The centre of the original is cropped, then resized: the same pixels for less work.
+    # Cropping before resizing shows the same pixels as resizing first, and is cheaper.
     def centre(shape):
         target = tf.constant(image_size, tf.float32)
         scale = tf.reduce_max(target / crop_fraction / tf.cast(shape[:2], tf.float32))
@@ -199,22 +244,22 @@ def whole_image(source, stored, image_size, crop_fraction=1.0):
 
 
 def resize(image, image_size):
-    """Resizes an image, bicubic with antialiasing.
+    """Resizes an image by a bicubic filter with antialiasing.
 
     Args:
-        image: `[height, width, 3]`, 0..255.
-        image_size: `(height, width)` of the result.
+        image: Tensor `[height, width, 3]`, from 0 to 255.
+        image_size: Tuple `(height, width)` of the result.
 
     Returns:
-        float32 `[*image_size, 3]`, 0..255.
+        float32 tensor `[*image_size, 3]`, from 0 to 255.
     """
-    # A bicubic filter overshoots at edges, which uint8 decoders of other libraries clip too.
+    # A bicubic filter overshoots at edges. Other libraries, which resize in uint8, clip there too.
     resized = tf.image.resize(image, image_size, method="bicubic", antialias=True)
     return tf.ensure_shape(tf.clip_by_value(resized, 0.0, 255.0), (*image_size, 3))
 
 
 def as_size(image_size):
-    """`(height, width)` of an `image_size` argument, an int or two of them."""
+    """Returns an `image_size` argument, an int or two ints, as `(height, width)`."""
     size = (image_size,) * 2 if isinstance(image_size, numbers.Integral) else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(

@@ -1,9 +1,12 @@
-"""Data sets by their TensorFlow Datasets (TFDS) name."""
+"""Data sets of TensorFlow Datasets (TFDS), opened by name."""
 
 import contextlib
 import difflib
+import os
 import pathlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 import absl.logging
 import numpy as np
@@ -14,36 +17,47 @@ from keras_dsnet.data.image_source import (
     ArraySource,
     ImageSource,
     check_classes,
-    describe,
+    describe_splits,
     invalid_split,
 )
 
+# Decoded images that take less are held in memory.
 IN_MEMORY_BYTES = 10**9
-# Below this likeness, a short word is close to some name that has nothing to do with it.
-_CLOSE_NAME = 0.75
+SHUFFLE_BUFFER_BYTES = 512 * 2**20
+_FILES_AT_ONCE = 16
+_RECORDS_PER_VISIT = 16
+# Similarity of a suggested name. With less, a short word resembles unrelated names.
+_MIN_SIMILARITY = 0.75
+# Data sets of written characters, which must not be mirrored.
 _CHARACTERS = ("mnist", "emnist", "kmnist", "svhn", "omniglot", "binarized_mnist", "cmaterdb")
 
 
-def load_tfds(name, data_dir, split, spec, classes):
+def load_tfds(
+    name: str,
+    data_dir: str | os.PathLike | None,
+    split: str,
+    spec: str | None,
+    classes: int | None,
+) -> ImageSource:
     """Opens a prepared TFDS data set.
 
-    Images of one size that take less than `IN_MEMORY_BYTES` decoded are read into memory; others
-    are streamed. `"eval"` is the split `test` if that has labels, else `validation`.
+    Images of one size that take less than `IN_MEMORY_BYTES` when decoded are read into memory.
+    Other images are streamed. `"eval"` is the split `test` if that has labels, else `validation`.
 
     Args:
-        name: TFDS name, such as `"cifar10"`.
-        data_dir: the folder TFDS prepared it in, or None for the TFDS default folder.
+        name: Str, TFDS name such as `"cifar10"`.
+        data_dir: Folder in which TFDS prepared the data set. None for the TFDS default folder.
         split: `"train"` or `"eval"`.
-        spec: a split in TFDS syntax that overrides `split`, or None.
-        classes: number of classes of the network, or None.
+        spec: Str, a split in TFDS syntax that overrides `split`, or None.
+        classes: Int, number of classes of the network, or None.
 
     Returns:
-        An `ArraySource` or a `RecordSource`.
+        `ArraySource` or `RecordSource`.
 
     Raises:
-        ValueError: there is no such data set, or it has no image and label, more labels than
-            `classes`, or no such split.
-        FileNotFoundError: the data set is not prepared in `data_dir`.
+        ValueError: There is no such data set or split, the data set has no image or no label, or it
+            has more classes than `classes`.
+        FileNotFoundError: The data set is not prepared in `data_dir`.
     """
     builder = _prepared_builder(name, data_dir)
     image, label = _image_and_label(name, builder.info.features)
@@ -55,7 +69,9 @@ def load_tfds(name, data_dir, split, spec, classes):
     except (ValueError, AssertionError, KeyError) as error:
         raise ValueError(invalid_split(spec, lengths, name)) from error
     if not num_examples:
-        raise ValueError(f"split '{spec}' of '{name}' holds no image: it has {describe(lengths)}")
+        raise ValueError(
+            f"split '{spec}' of '{name}' holds no image: it has {describe_splits(lengths)}"
+        )
     if not _is_labelled(builder, spec):
         raise ValueError(f"the images of split '{spec}' of '{name}' have no labels")
     mirrorable = not name.startswith(_CHARACTERS)
@@ -65,12 +81,56 @@ def load_tfds(name, data_dir, split, spec, classes):
     return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable, spec)
 
 
-def is_tfds_name(name):
-    """Whether TFDS has a data set of this name, with or without a configuration and a version."""
+def _prepared_builder(name, data_dir):
     import tensorflow_datasets as tfds
 
-    known = tfds.list_builders(with_community_datasets=False)
-    return re.split("[/:]", name)[0] in known
+    try:
+        with _quiet():
+            builder = tfds.builder(name, data_dir=data_dir)
+            is_prepared = builder.is_prepared()
+    except tfds.core.registered.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        raise ValueError(_unknown_dataset(name, known)) from error
+    except (ValueError, AssertionError, ImportError, RuntimeError, tf.errors.OpError) as error:
+        # The message of TFDS begins with the arguments and ends with a list of all alternatives.
+        reason = str(error).strip().splitlines()[0].split('}": ')[-1].split(" Here are")[0]
+        raise ValueError(f"data set '{name}' cannot be opened by TFDS: {reason}") from error
+    if not is_prepared:
+        raise FileNotFoundError(_how_to_prepare(builder, name, data_dir))
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Turns off the log lines of TFDS, which repeat the error."""
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+def _unknown_dataset(name, known):
+    close = difflib.get_close_matches(
+        re.split("[/:]", name)[0], [*known, "digits"], n=3, cutoff=_MIN_SIMILARITY
+    )
+    hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    return (
+        f"unknown data set '{name}': there is no folder '{name}' in {pathlib.Path.cwd()}, and it "
+        f"is neither 'digits' nor a TFDS name{hint}"
+    )
+
+
+def _how_to_prepare(builder, name, data_dir):
+    where = f" --data_dir={data_dir}" if data_dir else ""
+    how = f"run `tfds build {name}{where}`"
+    manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
+    if manual:
+        folder = f"{data_dir or '~/tensorflow_datasets'}/downloads/manual"
+        how = f"put its files in {folder} by hand, then {how} ({' '.join(manual.split())})"
+    place = data_dir or "the TFDS default folder"
+    return f"data set '{name}' is not prepared in {place}: {how}, or pass another data_dir"
 
 
 def _image_and_label(name, features):
@@ -92,67 +152,15 @@ def _image_and_label(name, features):
     )
 
 
-def _prepared_builder(name, data_dir):
-    import tensorflow_datasets as tfds
-
-    try:
-        with _quiet():
-            builder = tfds.builder(name, data_dir=data_dir)
-            is_prepared = builder.is_prepared()
-    except tfds.core.registered.DatasetNotFoundError as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        raise ValueError(_unknown_dataset(name, known)) from error
-    except (ValueError, AssertionError, ImportError, RuntimeError, tf.errors.OpError) as error:
-        # TFDS puts the arguments before the reason, and a list of all alternatives after it.
-        reason = str(error).strip().splitlines()[0].split('}": ')[-1].split(" Here are")[0]
-        raise ValueError(f"data set '{name}' cannot be opened by TFDS: {reason}") from error
-    if not is_prepared:
-        raise FileNotFoundError(_how_to_prepare(builder, name, data_dir))
-    return builder
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps TFDS from logging what the error says better."""
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
-        yield
-    finally:
-        absl.logging.set_verbosity(verbosity)
-
-
-def _unknown_dataset(name, known):
-    close = difflib.get_close_matches(
-        re.split("[/:]", name)[0], [*known, "digits"], n=3, cutoff=_CLOSE_NAME
-    )
-    hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-    return (
-        f"unknown data set '{name}': there is no folder '{name}' in {pathlib.Path.cwd()}, and it "
-        f"is neither 'digits' nor a TFDS name{hint}"
-    )
-
-
-def _how_to_prepare(builder, name, data_dir):
-    where = f" --data_dir={data_dir}" if data_dir else ""
-    how = f"run `tfds build {name}{where}`"
-    manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
-    if manual:
-        folder = f"{data_dir or '~/tensorflow_datasets'}/downloads/manual"
-        how = f"put its files in {folder} by hand, then {how} ({' '.join(manual.split())})"
-    looked = data_dir or "the TFDS default folder"
-    return f"data set '{name}' is not prepared in {looked}: {how}, or give another data_dir"
-
-
 def _default_split(builder, name, split, lengths):
     candidates = ("train",) if split == "train" else ("test", "validation")
     for candidate in candidates:
-        # The test split of a challenge such as ImageNet has images without labels, written as -1.
+        # The test split of a challenge such as ImageNet has no labels, which TFDS stores as -1.
         if candidate in lengths and _is_labelled(builder, candidate):
             return candidate
     raise ValueError(
         f"data set '{name}' has no split {' or '.join(candidates)} with labels: it has "
-        f"{describe(lengths)}; name one by {split}_split"
+        f"{describe_splits(lengths)}; pass {split}_split to choose another"
     )
 
 
@@ -160,7 +168,7 @@ def _is_labelled(builder, split):
     import tensorflow_datasets as tfds
 
     encoded = {"image": tfds.decode.SkipDecoding()}
-    # A cache of which one example is read makes TensorFlow warn.
+    # TensorFlow warns if only one example of a cached data set is read.
     uncached = tfds.ReadConfig(try_autocache=False)
     first = builder.as_dataset(split=split, decoders=encoded, read_config=uncached).take(1)
     return all(int(example["label"]) >= 0 for example in first)
@@ -182,32 +190,38 @@ def _read_all(builder, spec, count, shape):
     return images, labels
 
 
-SHUFFLE_BUFFER_BYTES = 512 * 2**20
-_FILES_AT_ONCE = 16
-_RECORDS_PER_VISIT = 16
+def is_tfds_name(name: str) -> bool:
+    """Returns whether TFDS has a data set of this name.
+
+    The name may include a configuration and a version, as in `"mnist_corrupted/fog:1.0.0"`.
+    """
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    return re.split("[/:]", name)[0] in known
 
 
 class RecordSource(ImageSource):
-    """Encoded images in the TFRecord files of a TFDS data set.
+    """Encoded images in the TFRecord files of a TFDS data set, which are streamed.
 
-    An epoch visits the files in its own order, `_FILES_AT_ONCE` interleaved, and draws records from
-    a window of about `SHUFFLE_BUFFER_BYTES`. Records stay encoded until they are drawn, so going
-    to a step in the middle of an epoch reads but never decodes.
+    Each epoch reads the files in its own order, `_FILES_AT_ONCE` interleaved, and shuffles records
+    in a buffer of about `SHUFFLE_BUFFER_BYTES`. Images are decoded after shuffling, so resuming in
+    the middle of an epoch reads the skipped records but does not decode them.
+
+    A label that is not a class ends the stream with an error. Finding it earlier would need a pass
+    over all records.
 
     Args:
-        name: the data set's name.
-        builder: a prepared `tfds.core.DatasetBuilder` with the features `image` and `label`.
-        split: a split in TFDS syntax.
-        mirrorable: whether a mirrored image still shows its class.
+        name: Str, name of the data set, for messages.
+        builder: Prepared `tfds.core.DatasetBuilder` with the features `image` and `label`.
+        split: Str, a split in TFDS syntax.
+        mirrorable: Bool, whether a mirrored image still shows its class. Defaults to True.
 
     Raises:
-        ValueError: the data set is not stored as TFRecords.
-
-    A label outside the classes ends the stream with an error, since only a pass over all records
-    could find it at the start.
+        ValueError: The data set is not stored as TFRecords.
     """
 
-    def __init__(self, name, builder, split, mirrorable=True):
+    def __init__(self, name: str, builder: Any, split: str, mirrorable: bool = True) -> None:
         import tensorflow_datasets as tfds
 
         info = builder.info
@@ -232,40 +246,42 @@ class RecordSource(ImageSource):
         self._filenames = [str(file.filename) for file in files]
         self._skips = [file.skip for file in files]
         self._takes = [file.take for file in files]
-        sizes = list(info.splits.values())
-        num_bytes = sum(size.num_bytes for size in sizes)
-        self._mean_bytes = max(1, num_bytes // sum(size.num_examples for size in sizes))
+        splits = list(info.splits.values())
+        num_bytes = sum(split.num_bytes for split in splits)
+        self._mean_bytes = max(1, num_bytes // sum(split.num_examples for split in splits))
         self._features = tfds.features.FeaturesDict(
             {"image": info.features["image"], "label": label}
         )
         self._decoders = {"image": tfds.decode.SkipDecoding()}
 
-    def training_examples(self, seed, epoch_size, start=0):
-        window = min(self.num_examples, max(1, SHUFFLE_BUFFER_BYTES // self._mean_bytes))
+    def training_examples(self, seed: int, epoch_size: int, start: int = 0) -> tf.data.Dataset:
+        buffer_size = min(self.num_examples, max(1, SHUFFLE_BUFFER_BYTES // self._mean_bytes))
         first_epoch, offset = divmod(start, epoch_size)
         num_files = len(self._filenames)
 
         def epoch_records(epoch):
-            # The seed of this function's graph, in place of the global one. A tensor as the other
-            # seed needs one that is not 0.
+            # This seed of the function's graph replaces the global seed. It must not be 0, because
+            # the seed of the shuffle is a tensor.
             tf.compat.v1.set_random_seed(1)
             key = tf.stack([tf.constant(seed, tf.int64), epoch])
             order = tf.random.experimental.index_shuffle(
                 tf.range(num_files, dtype=tf.int64), key, tf.constant(num_files - 1, tf.int64)
             )
-            window_seed = tf.random.stateless_uniform(
+            shuffle_seed = tf.random.stateless_uniform(
                 [], key, minval=None, maxval=None, dtype=tf.int64
             )
-            records = self._read(order).shuffle(window, seed=window_seed).take(epoch_size)
+            records = self._read(order).shuffle(buffer_size, seed=shuffle_seed).take(epoch_size)
             return records.skip(tf.where(epoch == first_epoch, tf.constant(offset, tf.int64), 0))
 
         records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
-        return records.enumerate(start).map(lambda number, record: (number, *self._parse(record)))
+        return records.enumerate(start).map(lambda index, record: (index, *self._parse(record)))
 
-    def ordered_examples(self):
+    def ordered_examples(self) -> tf.data.Dataset:
         return self._read(tf.range(len(self._filenames), dtype=tf.int64)).map(self._parse)
 
-    def decode(self, stored, window_of=None):
+    def decode(
+        self, stored: tf.Tensor, window_of: Callable[[tf.Tensor], tf.Tensor] | None = None
+    ) -> tf.Tensor:
         return decode_image(stored, window_of)
 
     def _read(self, order):

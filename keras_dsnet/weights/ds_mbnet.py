@@ -1,7 +1,9 @@
-"""Loads checkpoints of the authors' DS-MBNet into a `DSMobileNet`."""
+"""Checkpoints of the authors' DS-MBNet, loaded into a `DSMobileNet`."""
 
 import dataclasses
+import os
 
+import keras
 import numpy as np
 
 from keras_dsnet.layers import (
@@ -11,35 +13,64 @@ from keras_dsnet.layers import (
     SlicedDepthwiseConv2D,
     SwitchableBatchNormalization,
 )
+from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.topology import walk
 from keras_dsnet.utils import UserError
 from keras_dsnet.weights.torch_file import TorchFile
 
-_SHOWN = 3
+# The slimming head of the authors' code scores the four narrowest widths.
+SLIMMING_ROWS = 4
+_NAMES_SHOWN = 3
 
 
-def read_checkpoint(path, ema=None):
+def load_checkpoint(
+    model: DynamicSlimmableNetwork, path: str | os.PathLike, ema: bool | None = None
+) -> None:
+    """Loads a checkpoint of the authors' DS-MBNet into a DS-MobileNet of the same widths.
+
+    The slimming head of the checkpoint scores four widths. `model.routes` becomes the four
+    narrowest widths and `model.gates_trained` becomes True. The gate of the supernet that the
+    authors released is not trained; set `model.gates_trained = False` after loading it.
+
+    Args:
+        model: `DynamicSlimmableNetwork` of the DS-MobileNet family, with sigmoid attention.
+        path: Path of the checkpoint, a file that `torch.save` wrote.
+        ema: Bool, whether to load the moving average of the weights instead of the weights.
+            Defaults to the average if the checkpoint has one.
+
+    Raises:
+        OSError: The file cannot be opened.
+        UserError: The file cannot be read, or its tensors are not those of the network. The
+            network is then unchanged.
+    """
+    assign_tensors(model, read_checkpoint(path, ema), path)
+
+
+def read_checkpoint(path: str | os.PathLike, ema: bool | None = None) -> dict[str, np.ndarray]:
     """Reads the weights of a checkpoint that `torch.save` wrote, without PyTorch.
 
     Args:
-        path: of the file.
-        ema: bool: the moving average of the weights ("state_dict_ema") instead of the weights
-            ("state_dict"); None: the average where the checkpoint has one.
+        path: Path of the file.
+        ema: Bool, whether to read the moving average of the weights ("state_dict_ema") instead of
+            the weights ("state_dict"). Defaults to the average if the checkpoint has one.
 
     Returns:
-        Dictionary from a tensor's name, without "module." before it, to its array.
+        Dict that maps the name of each tensor, without the prefix "module.", to a NumPy array.
 
     Raises:
-        OSError: the file cannot be opened.
-        UserError: it is damaged or not a checkpoint, has no such weights, or has weights that are
-            not numbers.
+        OSError: The file cannot be opened.
+        UserError: The file is damaged or not a checkpoint, it lacks the requested weights, or a
+            weight is NaN or infinite.
     """
     with TorchFile(path) as file:
-        states = _pick(path, file.content, ema)
-        return {name.removeprefix("module."): _finite(path, name, states[name]) for name in states}
+        states = _state_dict(path, file.content, ema)
+        return {
+            name.removeprefix("module."): _read_finite(path, name, tensor)
+            for name, tensor in states.items()
+        }
 
 
-def _pick(path, content, ema):
+def _state_dict(path, content, ema):
     content = content if isinstance(content, dict) else {}
     keys = {None: ("state_dict_ema", "state_dict"), True: ("state_dict_ema",)}
     for key in keys.get(ema, ("state_dict",)):
@@ -47,7 +78,7 @@ def _pick(path, content, ema):
             states = content[key]
             break
     else:
-        # A file that holds the state dict itself.
+        # The file may hold the state dict itself.
         states = None if ema else content
     if not isinstance(states, dict) or not all(
         isinstance(name, str) and hasattr(tensor, "numpy") for name, tensor in states.items()
@@ -62,56 +93,43 @@ def _pick(path, content, ema):
     return states
 
 
-def _finite(path, name, tensor):
+def _read_finite(path, name, tensor):
     array = tensor.numpy()
-    # bfloat16 is not a subtype of NumPy's floats.
+    # NumPy does not count bfloat16 as a float, so the kinds of the other dtypes are excluded.
     if array.dtype.kind not in "iub" and not np.all(np.isfinite(array.astype("float32"))):
         raise UserError(f"the checkpoint {path} has NaN or infinity in its tensor '{name}'")
     return array
 
 
-def load_checkpoint(model, path, ema=None):
-    """Loads a checkpoint of the authors' DS-MBNet into a DS-MobileNet of the same widths.
-
-    Afterwards the routes are the four narrowest widths, which the authors' slimming head scores,
-    and the gates count as trained; a released supernet, whose gates are not, needs
-    `model.gates_trained = False`.
+def assign_tensors(
+    model: DynamicSlimmableNetwork, tensors: dict[str, np.ndarray], path: str | os.PathLike
+) -> None:
+    """Assigns the tensors of a checkpoint; see `load_checkpoint`.
 
     Args:
-        model: a `DynamicSlimmableNetwork` with sigmoid attention.
-        path: of the checkpoint.
-        ema: bool or None, as of `read_checkpoint`.
+        model: `DynamicSlimmableNetwork` of the DS-MobileNet family.
+        tensors: Dict of arrays, as `read_checkpoint` returns it.
+        path: Path of the checkpoint, for messages.
 
     Raises:
-        OSError: the file cannot be opened.
-        UserError: it cannot be read, or has other tensors than the network needs. If any tensor
-            does not fit, nothing is changed.
-    """
-    assign_tensors(model, read_checkpoint(path, ema), path)
-
-
-def assign_tensors(model, tensors, path):
-    """Assigns what `read_checkpoint` returned; see `load_checkpoint`.
-
-    Args:
-        model: a `DynamicSlimmableNetwork`.
-        tensors: dictionary of arrays.
-        path: what messages name.
+        UserError: The tensors are not those of the network. The network is then unchanged.
     """
     targets = mobilenet_tensors(model)
     _check_names(path, tensors, targets)
     _check_shapes(path, tensors, targets)
-    values = {id(v): (v, np.array(v)) for v in model.variables}
-    unfilled = set(values) - {id(target.variable) for target in targets.values()}
+    values = {id(variable): np.array(variable) for variable in model.variables}
+    filled = {id(target.variable) for target in targets.values()}
+    unfilled = [variable.path for variable in model.variables if id(variable) not in filled]
     if unfilled:
-        names = [values[key][0].path for key in unfilled]
-        raise UserError(f"the checkpoint {path} has nothing for the variables {_listed(names)}")
-    _clear_scores(model, values)
+        raise UserError(f"the checkpoint {path} has nothing for the variables {_listed(unfilled)}")
+    # Widths that the authors' slimming head does not score get the score 0 and are not routes.
+    for gate in model.slimming_gates:
+        values[id(gate.w2)][:] = 0
     for name, target in targets.items():
         if target.variable is not None:
-            target.write(tensors[name].astype("float32"), values[id(target.variable)][1])
-    for variable, value in values.values():
-        variable.assign(value)
+            target.write(tensors[name].astype("float32"), values[id(target.variable)])
+    for variable in model.variables:
+        variable.assign(values[id(variable)])
     model.replace_routes(range(min(SLIMMING_ROWS, model.num_widths)))
     model.gates_trained = True
 
@@ -127,7 +145,7 @@ def _check_names(path, tensors, targets):
             f"tensors such as {_listed(extra)}"
         )
     parts = [f"lacks the tensors {_listed(missing)}"] * bool(missing)
-    parts += [f"has tensors that nothing takes: {_listed(extra)}"] * bool(extra)
+    parts += [f"has tensors that the network does not use: {_listed(extra)}"] * bool(extra)
     raise UserError(f"the checkpoint {path} " + " and ".join(parts))
 
 
@@ -141,46 +159,38 @@ def _check_shapes(path, tensors, targets):
             )
 
 
-def _clear_scores(model, values):
-    """Widths that the authors' slimming head does not know score 0; routes leave them out."""
-    for gate in model.slimming_gates:
-        values[id(gate.w2)][1][:] = 0
-
-
 def _listed(names):
     names = sorted(map(str, names))
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + rest
-
-
-# The released slimming head scores the four narrowest widths.
-SLIMMING_ROWS = 4
+    rest = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(map(repr, names[:_NAMES_SHOWN])) + rest
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorTarget:
-    """Where one tensor of a checkpoint goes.
+    """The variable, or the part of one, that a tensor of a checkpoint fills.
 
     Args:
-        shape: tuple of ints, the tensor's in PyTorch's layout.
-        variable: the Keras variable that it fills, or fills a part of; None: it is not needed.
-        axes: tuple: the tensor's axes in the variable's order, after `squeezed` are gone.
-        squeezed: tuple: axes of length 1 that the variable does not have.
-        places: tuple of indices: the parts of the variable that the tensor fills.
+        shape: Tuple of ints, the tensor's shape in PyTorch's layout.
+        variable: `keras.Variable` to fill. None for a tensor that the network does not need.
+        axes: Tuple of ints, the tensor's axes in the order of the variable's, counted after
+            `squeezed` are removed. Empty if the order is the same.
+        squeezed: Tuple of ints, axes of length 1 that the variable does not have.
+        places: Tuple of indices, the parts of the variable that the tensor fills. Defaults to the
+            whole variable.
     """
 
     shape: tuple
-    variable: object = None
+    variable: keras.Variable | None = None
     axes: tuple = ()
     squeezed: tuple = ()
     places: tuple = (...,)
 
-    def write(self, tensor, value):
-        """Writes the tensor into `value`, an array of the variable's shape.
+    def write(self, tensor: np.ndarray, value: np.ndarray) -> None:
+        """Writes the tensor into the value of its variable.
 
         Args:
-            tensor: array of the checkpoint, of this target's shape.
-            value: array, changed in place.
+            tensor: Array of the shape `shape`.
+            value: Array of the variable's shape, which is changed in place.
         """
         tensor = np.squeeze(tensor, self.squeezed)
         tensor = np.transpose(tensor, self.axes) if self.axes else tensor
@@ -188,40 +198,42 @@ class TensorTarget:
             value[place] = tensor
 
 
-def mobilenet_tensors(model):
-    """Returns the tensors that a checkpoint of the authors' code has for a DS-MobileNet.
+def mobilenet_tensors(model: DynamicSlimmableNetwork) -> dict[str, TensorTarget]:
+    """Returns the table of the tensors that a checkpoint has for a DS-MobileNet.
 
     Args:
-        model: a `DynamicSlimmableNetwork` with a `MobileNetSpec`.
+        model: `DynamicSlimmableNetwork` with a `MobileNetSpec`.
 
     Returns:
-        Dictionary from the tensor's name to its `TensorTarget`.
+        Dict that maps the name of each tensor in the authors' code to its `TensorTarget`.
     """
-    layers = {step.layer.name: step for step in walk(sum(model.sections, ())) if step.layer}
+    steps = {step.layer.name: step for step in walk(sum(model.sections, ())) if step.layer}
     tensors = {}
     for keras_name, torch_name in _layer_names(model.spec).items():
-        if keras_name in layers:
-            step = layers[keras_name]
+        if keras_name in steps:
+            step = steps[keras_name]
             targets = _TARGETS[type(step.layer)](step.layer, step.section)
             tensors.update({f"{torch_name}.{name}": target for name, target in targets.items()})
     return tensors
 
 
 def _layer_names(spec):
+    """Returns a dict from the names of the layers to those of the authors' modules."""
     names = {"stem_conv": "conv_stem", "stem_norm": "bn1", "classifier": "classifier"}
     count = 0
     for stage_index, stage in enumerate(spec.stages):
         for index in range(stage.blocks):
             count += 1
             block = "first_block" if index == 0 else f"residual_blocks.{index - 1}"
-            for ours, theirs in (
+            for keras_name, torch_name in (
                 ("depthwise", "conv_dw"),
                 ("depthwise_norm", "bn1"),
                 ("gate", "gate"),
                 ("pointwise", "conv_pw"),
                 ("pointwise_norm", "bn2"),
             ):
-                names[f"block_{count}_{ours}"] = f"blocks.{stage_index}.{block}.{theirs}"
+                name = f"block_{count}_{keras_name}"
+                names[name] = f"blocks.{stage_index}.{block}.{torch_name}"
     return names
 
 
@@ -246,29 +258,31 @@ def _dense(layer, section):
 
 
 def _gate(layer, section):
+    """Returns the targets of a gate, whose dense layers are 1x1 convolutions in PyTorch."""
     channels, hidden = layer.channels[-1], layer.hidden_units
-    pixel = (2, 3)
+    axes, pixel = (1, 0), (2, 3)
     targets = {}
     if layer.attention:
         targets = {
-            "conv_reduce.weight": TensorTarget((hidden, channels, 1, 1), layer.w1, (1, 0), pixel),
+            "conv_reduce.weight": TensorTarget((hidden, channels, 1, 1), layer.w1, axes, pixel),
             "conv_reduce.bias": TensorTarget((hidden,), layer.b1),
-            "conv_expand.weight": TensorTarget((channels, hidden, 1, 1), layer.w3, (1, 0), pixel),
+            "conv_expand.weight": TensorTarget((channels, hidden, 1, 1), layer.w3, axes, pixel),
             "conv_expand.bias": TensorTarget((channels,), layer.b3),
         }
     if layer.num_choices and layer.slimming_head == "one_hot":
         rows = min(SLIMMING_ROWS, layer.num_choices)
-        place = np.s_[:, :rows]
-        targets["gate.0.weight"] = TensorTarget(
-            (rows, hidden, 1, 1), layer.w2, (1, 0), pixel, (place,)
-        )
+        scored = (np.s_[:, :rows],)
+        shape = (rows, hidden, 1, 1)
+        targets["gate.0.weight"] = TensorTarget(shape, layer.w2, axes, pixel, scored)
     return targets
 
 
 def _norm(layer, section):
-    """Scale and offset of the widest entry hold for all; statistics are one pair per width.
+    """Returns the targets of a batch norm: statistics per width, one scale and one offset.
 
-    The path "largest", which has a row of statistics of its own here, uses the widest one's there.
+    The checkpoint stores scale and offset with the statistics of the widest width; all widths use
+    them. Layers after the gate have one more row of statistics here, for the path "largest", which
+    uses those of the widest width in the authors' code.
     """
     last = layer.num_statistics - 1
     widths = last if section else len(layer.channels)
@@ -285,7 +299,7 @@ def _norm(layer, section):
             ("running_var", layer.moving_variance),
         ):
             targets[f"aux_bn.{width}.{name}"] = TensorTarget((channels,), table, places=places)
-        # How many batches an average has seen, which nothing here uses.
+        # PyTorch counts the batches that a moving average has seen; Keras does not.
         targets[f"aux_bn.{width}.num_batches_tracked"] = TensorTarget(())
     return targets
 

@@ -1,10 +1,11 @@
 """Files of `torch.save`, read without PyTorch.
 
-Pickled code is never executed: only what a checkpoint of tensors needs can be unpickled.
+Pickled code is never executed: only tensors and plain values can be unpickled.
 """
 
 import collections
 import io
+import os
 import pathlib
 import pickle
 import pickletools
@@ -20,29 +21,59 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LENGTH_BYTES = 8
 
+_DTYPES = {
+    "DoubleStorage": np.dtype("float64"),
+    "FloatStorage": np.dtype("float32"),
+    "HalfStorage": np.dtype("float16"),
+    "BFloat16Storage": np.dtype(tf.bfloat16.as_numpy_dtype),
+    "LongStorage": np.dtype("int64"),
+    "IntStorage": np.dtype("int32"),
+    "ShortStorage": np.dtype("int16"),
+    "CharStorage": np.dtype("int8"),
+    "ByteStorage": np.dtype("uint8"),
+    "BoolStorage": np.dtype("bool"),
+}
+
+# The opcodes that pickle's protocols 2 to 4 use for plain values, tensors and objects with
+# attributes.
+_OPCODE_NAMES = """
+PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
+NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
+SHORT_BINBYTES BINBYTES BINBYTES8
+EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS
+EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
+GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
+"""
+_OPCODES = frozenset(_OPCODE_NAMES.split())
+_MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
+
 
 class TorchFile:
-    """A file that `torch.save` wrote, in the zip format or in the older legacy format.
+    """A file that `torch.save` wrote, in the zip format or the older legacy format.
 
-    A context manager: tensors are read from the file when they are asked for, inside the block.
+    It is a context manager that opens and closes the file. The values and the structure are read
+    at once, and each tensor when its `numpy()` is called inside the `with` block:
+    `file.content["state_dict"]["conv_stem.weight"].numpy()`.
 
     Args:
-        path: of the file.
+        path: Path of the file.
+
+    Attributes:
+        path: `pathlib.Path` of the file.
+        content: The object that was saved, with a `StoredTensor` for each tensor. Set on entering
+            the block.
 
     Raises:
-        OSError: it cannot be opened.
-        UserError: it is damaged, or not such a file, or asks for more than weights need.
-
-    Example:
-
-    >>> with TorchFile("model.pth.tar") as file:
-    ...     kernel = file.content["state_dict"]["conv_stem.weight"].numpy()
+        OSError: The file cannot be opened.
+        UserError: The file is damaged, was not written by `torch.save`, or refers to anything that
+            weights do not need.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike) -> None:
         self.path = pathlib.Path(path)
 
-    def __enter__(self):
+    def __enter__(self) -> "TorchFile":
         self._file = self.path.open("rb")
         self._num_bytes = self.path.stat().st_size
         try:
@@ -51,7 +82,7 @@ class TorchFile:
             self._file.close()
             raise UserError(f"cannot read the checkpoint {self.path}: {error}") from None
         except Exception as error:
-            # Whatever else a damaged or hostile file makes Python raise.
+            # A damaged or hostile file can make Python raise almost any error.
             self._file.close()
             raise UserError(
                 f"cannot read the checkpoint {self.path}: it is damaged "
@@ -59,7 +90,7 @@ class TorchFile:
             ) from error
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def _read(self):
@@ -87,7 +118,9 @@ class TorchFile:
         entries = archive.infolist()
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size:
-                raise UserError(f"its part {entry.filename} is compressed; torch.save never does")
+                raise UserError(
+                    f"its part {entry.filename} is compressed, which torch.save never does"
+                )
         if sum(entry.file_size for entry in entries) > self._num_bytes:
             raise UserError("its parts are larger than the whole file")
         roots = [e.filename for e in entries if e.filename.split("/", 1)[1:] == ["data.pkl"]]
@@ -129,7 +162,7 @@ class TorchFile:
         return content
 
     def _legacy_places(self, keys, storages, order):
-        """Returns where the data of each storage begin: behind their length, one after another."""
+        """Returns the position of each storage's data, which follow their length in the file."""
         places = {}
         for key in keys:
             length = np.frombuffer(self._file.read(_LENGTH_BYTES), f"{order}i8")
@@ -152,7 +185,7 @@ class TorchFile:
 
 
 def _plain_values(file):
-    """Reads one pickle of plain values."""
+    """Reads one pickle that holds no tensor."""
     return RestrictedUnpickler(io.BytesIO(take_pickle(file)), num_bytes=0).load()
 
 
@@ -166,36 +199,57 @@ def _byte_order(archive, name):
     return {b"little": "<", b"big": ">"}[archive.read(name)]
 
 
-# What pickle's protocols 2 to 4 write for plain values, tensors and objects with attributes.
-_NAMES = """
-PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
-NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
-SHORT_BINBYTES BINBYTES BINBYTES8
-EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS
-EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
-GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID
-"""
-_OPCODES = frozenset(_NAMES.split())
-_MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
+def take_pickle(file):
+    """Reads one pickle from a binary file without executing it.
+
+    Args:
+        file: Binary file at the first byte of the pickle. Afterwards it is at the byte after the
+            last.
+
+    Returns:
+        Bytes of the pickle.
+
+    Raises:
+        UserError: The pickle is incomplete, or uses operations that pickles of checkpoints do not.
+    """
+    start, size = file.tell(), 0
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            size += 1
+            if opcode.name not in _OPCODES:
+                raise UserError(f"its pickle uses the operation {opcode.name}")
+            # The unpickler would allocate a list up to this index.
+            if opcode.name in _MEMO_OPCODES and not 0 <= argument <= size:
+                raise UserError(f"its pickle stores an object at the memo index {argument}")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError("its pickle is incomplete or not a pickle") from error
+    end = file.tell()
+    file.seek(start)
+    return file.read(end - start)
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that knows tensors, storages, `OrderedDict`, `argparse.Namespace`, plain values.
+    """An unpickler that reads weights without importing anything.
 
-    A pickle is a program that may call whatever it can import. This one can import nothing: the
-    few names that checkpoints use stand for stand-ins, and every other name ends the loading.
+    A pickle is a program that may call everything it can import. This unpickler knows only tensors,
+    storages, `OrderedDict`, `argparse.Namespace` and plain values. The few names that checkpoints
+    use refer to substitutes; any other name ends the loading.
 
     Args:
-        pickled: bytes of one pickle, as `take_pickle` returns.
-        num_bytes: int, size of the checkpoint's file: no storage in it can be larger.
+        pickled: Binary file that holds one pickle, as `take_pickle` returns it.
+        num_bytes: Int, size of the checkpoint's file. No storage can be larger.
+
+    Attributes:
+        storages: Dict that maps keys to the `Storage` objects that the pickle refers to.
     """
 
     def __init__(self, pickled, num_bytes):
         super().__init__(pickled)
         self.num_bytes = num_bytes
         self.storages = {}
-        # Made anew for each file, since a pickle can set attributes of a class.
+        # A separate class for each file, because a pickle can set attributes of a class.
         namespace = type("Namespace", (), {})
         self._names = {
             ("collections", "OrderedDict"): collections.OrderedDict,
@@ -206,7 +260,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         }
 
     def find_class(self, module, name):
-        if module in ("torch", "torch.cuda") and name in DTYPES:
+        if module in ("torch", "torch.cuda") and name in _DTYPES:
             return name
         try:
             return self._names[module, name]
@@ -218,23 +272,23 @@ class RestrictedUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         kind, dtype, key, _, numel, *rest = pid
-        known = kind == "storage" and type(dtype) is str and dtype in DTYPES
+        known = kind == "storage" and type(dtype) is str and dtype in _DTYPES
         if not known or type(key) is not str or type(numel) is not int or any(rest):
             raise UserError("it refers to something that is not a tensor's storage")
-        itemsize = DTYPES[dtype].itemsize
+        itemsize = _DTYPES[dtype].itemsize
         if not 0 <= numel * itemsize <= self.num_bytes:
             raise UserError(
                 f"it declares a storage of {numel} elements, more than the {self.num_bytes:,} "
                 "bytes of the whole file"
             )
-        storage = self.storages.setdefault(key, Storage(key, DTYPES[dtype], numel))
-        if storage.numel != numel or storage.dtype != DTYPES[dtype]:
+        storage = self.storages.setdefault(key, Storage(key, _DTYPES[dtype], numel))
+        if storage.numel != numel or storage.dtype != _DTYPES[dtype]:
             raise UserError(f"it describes storage {key!r} twice and differently")
         return storage
 
 
 class _RebuildTensor:
-    """Stands for `torch._utils._rebuild_tensor_v2`; without attributes that a pickle could set."""
+    """Replaces `torch._utils._rebuild_tensor_v2`. Slots keep a pickle from setting attributes."""
 
     __slots__ = ()
 
@@ -243,7 +297,7 @@ class _RebuildTensor:
 
 
 class _RebuildParameter:
-    """Stands for `torch._utils._rebuild_parameter`."""
+    """Replaces `torch._utils._rebuild_parameter`."""
 
     __slots__ = ()
 
@@ -253,87 +307,28 @@ class _RebuildParameter:
         return tensor
 
 
-def take_pickle(file):
-    """Reads one pickle from a binary file, without executing it, and returns its bytes.
-
-    Args:
-        file: positioned at the first byte of the pickle; afterwards behind its last.
-
-    Raises:
-        UserError: it is not a whole pickle, or uses what pickles of checkpoints do not.
-    """
-    start, size = file.tell(), 0
-    try:
-        for opcode, argument, _ in pickletools.genops(file):
-            size += 1
-            if opcode.name not in _OPCODES:
-                raise UserError(f"its pickle uses the operation {opcode.name}")
-            # The unpickler would make a list of that length.
-            if opcode.name in _MEMO_OPCODES and not 0 <= argument <= size:
-                raise UserError(f"its pickle remembers an object at the place {argument}")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError("its pickle is not whole or not a pickle") from error
-    end = file.tell()
-    file.seek(start)
-    return file.read(end - start)
-
-
-DTYPES = {
-    "DoubleStorage": np.dtype("float64"),
-    "FloatStorage": np.dtype("float32"),
-    "HalfStorage": np.dtype("float16"),
-    "BFloat16Storage": np.dtype(tf.bfloat16.as_numpy_dtype),
-    "LongStorage": np.dtype("int64"),
-    "IntStorage": np.dtype("int32"),
-    "ShortStorage": np.dtype("int16"),
-    "CharStorage": np.dtype("int8"),
-    "ByteStorage": np.dtype("uint8"),
-    "BoolStorage": np.dtype("bool"),
-}
-
-
-class Storage:
-    """A flat array that tensors are views of.
-
-    Args:
-        key: str, its name in the file.
-        dtype: `np.dtype`.
-        numel: int, how many elements it has.
-    """
-
-    __slots__ = ("dtype", "key", "numel", "read")
-
-    def __init__(self, key, dtype, numel):
-        self.key = key
-        self.dtype = dtype
-        self.numel = numel
-        self.read = None
-
-
 class StoredTensor:
-    """A tensor that is read when it is asked for.
+    """A tensor in a file, which is read when `numpy` is called.
 
     Args:
-        storage: `Storage`.
-        offset: int, its first element in the storage.
-        shape: tuple of ints.
-        strides: tuple of ints, in elements.
+        storage: `Storage` that holds the elements.
+        offset: Int, index of the first element in the storage.
+        shape: Tuple of ints.
+        strides: Tuple of ints, in elements.
 
     Raises:
-        UserError: it does not lie inside its storage.
+        UserError: The tensor is not inside its storage.
     """
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
     def __init__(self, storage, offset, shape, strides):
-        whole = (offset, *shape, *strides)
-        if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in whole):
+        sizes = (offset, *shape, *strides)
+        if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in sizes):
             raise UserError("a tensor in it has no storage or no shape")
         num_elements = np.prod(shape, dtype=object)
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
-        # A stride of 0 could make a tensor of any size from one number.
+        # With a stride of 0 a single number could claim to be a tensor of any size.
         if len(shape) != len(strides) or num_elements > storage.numel:
             raise UserError(f"a tensor in it of shape {list(shape)} is larger than its storage")
         if num_elements and last >= storage.numel:
@@ -344,15 +339,37 @@ class StoredTensor:
         self.strides = strides
 
     @property
-    def dtype(self):
-        """`np.dtype` of the elements."""
+    def dtype(self) -> np.dtype:
+        """The NumPy dtype of the elements."""
         return self.storage.dtype
 
-    def numpy(self):
-        """Reads the tensor and returns it as an array."""
+    def numpy(self) -> np.ndarray:
+        """Reads the tensor and returns it as a NumPy array."""
         flat = self.storage.read(self.storage)
         if not np.prod(self.shape):
             return np.zeros(self.shape, self.dtype)
         strides = [stride * self.dtype.itemsize for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides)
         return np.array(view)
+
+
+class Storage:
+    """A flat array in a file, which tensors are views of.
+
+    Args:
+        key: Str, the name of the storage in the file.
+        dtype: `np.dtype` of the elements.
+        numel: Int, number of elements.
+
+    Attributes:
+        read: Function that takes the storage and returns its elements as a flat array. The
+            `TorchFile` sets it.
+    """
+
+    __slots__ = ("dtype", "key", "numel", "read")
+
+    def __init__(self, key, dtype, numel):
+        self.key = key
+        self.dtype = dtype
+        self.numel = numel
+        self.read = None

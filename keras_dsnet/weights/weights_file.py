@@ -1,72 +1,97 @@
-"""Weights files, with the network that each was made for."""
+"""Weights files, which record the network that they were made for."""
 
 import json
+import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Callable
 
 import h5py
 import numpy as np
 
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
-from keras_dsnet.models.spec import FAMILIES, spec_config, spec_from_config
+from keras_dsnet.models.spec import FAMILIES, NetworkSpec, spec_config, spec_from_config
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.atomic_file import atomic_path
 from keras_dsnet.weights.ds_mbnet import assign_tensors, read_checkpoint
 
-_TORCH = (".pth.tar", ".pth", ".pt")
-_KERAS = ".weights.h5"
-# What the config of every network has had since files hold one.
-_FIELDS = {"spec", "input_shape", "classes", "include_top"}
+_TORCH_ENDINGS = (".pth.tar", ".pth", ".pt")
+_KERAS_ENDING = ".weights.h5"
+# The keys that every stored config has, whichever version wrote it.
+_CONFIG_KEYS = {"spec", "input_shape", "classes", "include_top"}
 
 
 class WeightsFile:
     """A `.weights.h5` file of a network of this package, or a checkpoint of the authors' code.
 
     Args:
-        path: of the file.
-        ema: bool or None, for a checkpoint: as of `read_checkpoint`.
-        class_names: tuple of str: the names of the classes where the file, an older one, does not
-            say them; None: not known.
+        path: Path of the file. Its ending decides how it is read.
+        ema: Bool, for a checkpoint only, whether to read the moving average of its weights.
+            Defaults to the average if the checkpoint has one.
+        class_names: Tuple of str, the class names to use if the file does not hold any, as older
+            files do not. Defaults to None for unknown names.
 
     Attributes:
-        config: dictionary for `DynamicSlimmableNetwork.from_config`, of the network that the
-            weights are for; None: an older `.weights.h5` file, which does not say.
-        tensors: of a checkpoint its arrays by name; None: a `.weights.h5` file.
+        path: `pathlib.Path` of the file.
+        config: Dict for `DynamicSlimmableNetwork.from_config` that describes the network of the
+            weights. None for an older `.weights.h5` file, which does not hold one.
+        tensors: Dict that maps the names of a checkpoint's tensors to arrays. None for a
+            `.weights.h5` file.
 
     Raises:
-        OSError: the file cannot be opened.
-        UserError: it is neither, or damaged.
+        OSError: The file cannot be opened.
+        UserError: The file has another ending, is damaged or holds something else.
+
+    Example:
+
+    ```python
+    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.models import DynamicSlimmableNetwork
+    from keras_dsnet.weights import WeightsFile
+
+    model = DSMobileNet(input_shape=(32, 32, 3), classes=10, alpha=0.25, output_stride=8)
+    model.save_weights("small.weights.h5")
+
+    file = WeightsFile("small.weights.h5")
+    same_network = DynamicSlimmableNetwork.from_config(file.config)
+    file.load(same_network)
+    ```
     """
 
-    def __init__(self, path, ema=None, class_names=None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        ema: bool | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
         self.path = pathlib.Path(path)
         name = self.path.name
-        if not name.endswith((_KERAS, *_TORCH)):
+        if not name.endswith((_KERAS_ENDING, *_TORCH_ENDINGS)):
             raise UserError(
-                f"weights file {path} must end with {_KERAS} or, from PyTorch, with "
-                f"{', '.join(_TORCH)}"
+                f"weights file {path} must end with {_KERAS_ENDING} or, from PyTorch, with "
+                f"{', '.join(_TORCH_ENDINGS)}"
             )
         self.tensors = None
-        if name.endswith(_KERAS):
+        if name.endswith(_KERAS_ENDING):
             if ema is not None:
                 raise UserError(f"`ema` is for checkpoints of PyTorch. Received: ema={ema}, {path}")
             self.config = self._read_config()
         else:
             self.tensors = read_checkpoint(path, ema)
-            self.config = self._config_of_checkpoint()
+            self.config = self._checkpoint_config()
         if self.config is not None and self.config.get("class_names") is None:
             self.config["class_names"] = class_names
 
     def _read_config(self):
         with self.path.open("rb"):
-            # An error of the system names the file; one of HDF5 would not.
+            # If the system cannot open the file, its error names the file; HDF5's does not.
             pass
         try:
             with h5py.File(self.path) as file:
                 stored = file["vars"].get("config")
                 config = None if stored is None else json.loads(bytes(np.array(stored)))
-                if not (config is None or set(config) >= _FIELDS):
+                if not (config is None or set(config) >= _CONFIG_KEYS):
                     raise ValueError("its config is of something else")
                 return config
         except (OSError, KeyError, ValueError) as error:
@@ -74,8 +99,8 @@ class WeightsFile:
                 f"weights file {self.path} is damaged, or not of a network of keras_dsnet"
             ) from error
 
-    def _config_of_checkpoint(self):
-        """The authors' network has a sigmoid; its classes are the rows of the classifier."""
+    def _checkpoint_config(self):
+        """Returns the config of the authors' network; the classifier's rows are its classes."""
         return {
             "spec": spec_config(MobileNetSpec(attention="sigmoid")),
             "input_shape": (224, 224, 3),
@@ -84,25 +109,25 @@ class WeightsFile:
         }
 
     @property
-    def spec(self):
-        """The spec in `config`.
+    def spec(self) -> NetworkSpec:
+        """The `NetworkSpec` in `config`.
 
         Raises:
-            UserError: it is of a family that this version does not know.
+            UserError: The spec is of a family that this version does not know.
         """
         family = self.config["spec"]["family"]
         if family not in FAMILIES:
             raise UserError(f"weights file {self.path} is of an unknown family: {family!r}")
         return spec_from_config(self.config["spec"])
 
-    def load(self, model):
-        """Gives `model` the weights, and what the file says of them: routes, `gates_trained`.
+    def load(self, model: DynamicSlimmableNetwork) -> None:
+        """Loads the weights with `routes` and `gates_trained`, which the file stores too.
 
         Args:
-            model: a `DynamicSlimmableNetwork`.
+            model: `DynamicSlimmableNetwork`.
 
         Raises:
-            UserError: they do not fit.
+            UserError: The weights do not fit the network.
         """
         if self.tensors is not None:
             assign_tensors(model, self.tensors, self.path)
@@ -110,82 +135,98 @@ class WeightsFile:
         try:
             model.load_weights(self.path)
         except (OSError, KeyError, ValueError) as error:
-            reason = [line for line in str(error).splitlines() if "expected" in line.lower()]
-            raise UserError(
-                f"weights file {self.path} is not of this network: "
-                f"{(reason or [str(error).splitlines()[0]])[0]}"
-            ) from error
+            lines = str(error).splitlines()
+            reason = next((line for line in lines if "expected" in line.lower()), lines[0])
+            raise UserError(f"weights file {self.path} is not of this network: {reason}") from error
 
 
-_SUFFIX = ".weights.h5"
+def convert_checkpoint(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    ema: bool | None = None,
+    gates_trained: bool = True,
+    check: Callable[[dict], None] | None = None,
+) -> DynamicSlimmableNetwork:
+    """Converts a checkpoint of the authors' DS-MBNet to a weights file of DS-MobileNet.
 
-
-def convert_checkpoint(source, target, ema=None, gates_trained=True, check=None):
-    """Writes a checkpoint of the authors' DS-MBNet as a weights file of DS-MobileNet.
+    The target appears complete or not at all.
 
     Args:
-        source: path of the checkpoint.
-        target: path of the `.weights.h5` file, which appears whole or not at all.
-        ema: bool or None, as of `read_checkpoint`.
-        gates_trained: bool: whether the checkpoint's slimming head was trained.
-        check: function of the checkpoint's tensors, a dictionary of arrays by name, that raises
-            what is wrong with them; None: they only have to fit the network.
+        source: Path of the checkpoint.
+        target: Path of the `.weights.h5` file to write.
+        ema: Bool, whether to convert the moving average of the weights instead of the weights.
+            Defaults to the average if the checkpoint has one.
+        gates_trained: Bool, whether the slimming head of the checkpoint was trained. Defaults to
+            True.
+        check: Function that takes the checkpoint's tensors, a dict of arrays by name, and raises
+            an error if they are not acceptable. Defaults to no check beyond names and shapes.
 
     Returns:
-        The network with these weights.
+        `DynamicSlimmableNetwork` with these weights.
 
     Raises:
-        OSError: a file cannot be opened or written.
-        UserError: the checkpoint cannot be read or is of another network, or the target's name
-            does not end with `.weights.h5`.
+        OSError: A file cannot be opened or written.
+        UserError: The checkpoint cannot be read or is of another network, or `target` does not
+            end with `.weights.h5`.
     """
-    target = pathlib.Path(target)
-    if not target.name.endswith(_SUFFIX):
-        raise UserError(f"the target {target} must end with {_SUFFIX}")
+    target = _checked_target(target)
     file = WeightsFile(source, ema)
-    if check is not None:
+    if check is not None and file.tensors is not None:
         check(file.tensors)
     model = DynamicSlimmableNetwork.from_config(file.config)
     file.load(model)
     model.gates_trained = gates_trained
-    with atomic_path(target) as beside:
-        model.save_weights(beside)
+    with atomic_path(target) as temporary:
+        model.save_weights(temporary)
     return model
 
 
-# The released slimming head scores the four narrowest widths.
-SLIMMING_ROWS = 4
+def save_compact_weights(model: DynamicSlimmableNetwork, path: str | os.PathLike) -> None:
+    """Saves the weights of a network in float16; `load_weights` reads the file like any other.
 
-
-def save_compact_weights(model, path):
-    """Saves the weights of a network in float16; `load_weights` reads them like any other.
-
-    The moving variances of batch norm stay float32: they span more than float16 does.
+    The moving variances of batch norm stay float32, because their range exceeds that of float16.
+    The file appears complete or not at all.
 
     Args:
-        model: a `DynamicSlimmableNetwork`.
-        path: of the `.weights.h5` file, which appears whole or not at all.
+        model: `DynamicSlimmableNetwork`.
+        path: Path of the `.weights.h5` file to write.
 
     Raises:
-        OSError: it cannot be written.
-        UserError: its name has another ending, or a value is too large for float16.
+        OSError: The file cannot be written.
+        UserError: `path` does not end with `.weights.h5`, or a value is too large for float16.
+
+    Example:
+
+    ```python
+    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.weights import save_compact_weights
+
+    model = DSMobileNet(input_shape=(32, 32, 3), classes=10, alpha=0.25, output_stride=8)
+    save_compact_weights(model, "half.weights.h5")
+    model.load_weights("half.weights.h5")
+    ```
     """
-    path = pathlib.Path(path)
-    if not path.name.endswith(_SUFFIX):
-        raise UserError(f"the weights file {path} must end with {_SUFFIX}")
+    path = _checked_target(path)
     with tempfile.TemporaryDirectory() as folder, atomic_path(path) as compact:
-        whole = pathlib.Path(folder) / f"whole{_SUFFIX}"
-        model.save_weights(whole)
-        with h5py.File(whole) as source, h5py.File(compact, "w") as target:
-            source.visititems(lambda name, item: _copy(name, item, target))
+        full = pathlib.Path(folder) / f"full{_KERAS_ENDING}"
+        model.save_weights(full)
+        with h5py.File(full) as source, h5py.File(compact, "w") as target:
+            source.visititems(lambda name, item: _copy_compact(name, item, target))
 
 
-def _copy(name, item, target):
+def _checked_target(path):
+    path = pathlib.Path(path)
+    if not path.name.endswith(_KERAS_ENDING):
+        raise UserError(f"the weights file {path} must end with {_KERAS_ENDING}")
+    return path
+
+
+def _copy_compact(name, item, target):
     if isinstance(item, h5py.Group):
         target.require_group(name).attrs.update(item.attrs)
         return
     value = np.array(item)
-    if value.dtype == np.float32 and not _is_variance(name):
+    if value.dtype == np.float32 and not _is_moving_variance(name):
         with np.errstate(over="ignore"):
             value = value.astype("float16")
         if not np.all(np.isfinite(value)):
@@ -193,66 +234,7 @@ def _copy(name, item, target):
     target[name] = value
 
 
-def _is_variance(name):
-    """Whether a part of a weights file holds moving variances.
-
-    Keras names a layer there by its class, and its variables by numbers: gamma, beta, mean,
-    variance.
-    """
+def _is_moving_variance(name):
+    # Keras stores a layer under its class name and its variables under numbers. Those of a batch
+    # norm are gamma, beta, moving mean and moving variance.
     return re.search(r"switchable_batch_normalization(_\d+)?/vars/3$", name) is not None
-
-
-# Trained weights and statistics of normalised images stay far below.
-_LARGEST_WEIGHT, _LARGEST_STATISTIC = 1e4, 1e12
-
-
-def check_trained(path, tensors, classes=None):
-    """Checks what a file whose checksum nobody knows must have: plausible values.
-
-    Names, shapes and finite values are checked where the tensors are read and assigned.
-
-    Args:
-        path: what messages name.
-        tensors: dictionary from a tensor's name in the authors' code to its array.
-        classes: int: rows of the classifier; None: any number.
-
-    Raises:
-        UserError: a kernel is constant, a variance is negative, a value is far too large, the
-            statistics are those of a network that has seen no image, or the classes are others.
-    """
-    rows = len(tensors.get("classifier.bias", ()))
-    if classes is not None and rows != classes:
-        raise UserError(
-            f"the checkpoint {path} is of {rows} classes instead of {classes}: it is another file"
-        )
-    for name, tensor in tensors.items():
-        fault = _fault(name, tensor)
-        if fault:
-            raise UserError(
-                f"the checkpoint {path} does not hold a trained network: its tensor '{name}' "
-                f"{fault}"
-            )
-    means = [tensor for name, tensor in tensors.items() if name.endswith("running_mean")]
-    variances = [tensor for name, tensor in tensors.items() if name.endswith("running_var")]
-    if means and not any(map(np.any, means)) and all(np.all(v == 1) for v in variances):
-        raise UserError(
-            f"the checkpoint {path} does not hold a trained network: its batch-norm statistics "
-            "are those of a network that has seen no image"
-        )
-
-
-def _fault(name, tensor):
-    if name.endswith("num_batches_tracked") or not tensor.size:
-        return None
-    values = tensor.astype("float32")
-    largest = _LARGEST_STATISTIC if "running_" in name else _LARGEST_WEIGHT
-    if np.abs(values).max() > largest:
-        return f"has the value {values.flat[np.abs(values).argmax()]:.3g}"
-    # Of a channel that is never active the average sinks to zero.
-    if name.endswith("running_var") and values.min() < 0:
-        return f"has the variance {values.min():.3g}"
-    # Gates may start at zero and stay there where they are not trained.
-    is_kernel = values.ndim >= 2 and values.size > 1 and ".gate." not in name
-    if is_kernel and values.min() == values.max():
-        return f"is {values.flat[0]:.3g} everywhere"
-    return None

@@ -27,7 +27,7 @@ def test_the_file_is_small():
 def test_loading_takes_seconds_at_most(network):
     start = time.process_time()
     DSMobileNet(weights="cifar10")
-    # Of the processor, so that what else runs does not count.
+    # Processor time does not depend on other programs that run.
     assert time.process_time() - start < 2
 
 
@@ -57,7 +57,7 @@ def test_it_tells_photographs_apart_and_gates_save_work(network, shared_dir):
     images, labels = (array.numpy() for array in next(iter(batches)))
     widest = np.argmax(network(images, path="widest"), 1) == labels
     dynamic = np.argmax(network(images), 1) == labels
-    # Of the first 1,000 test images; docs/results/cifar10.md has all.
+    # Accuracy on the first 1,000 test images; docs/results/cifar10.md has that on all.
     assert widest.mean() > 0.88
     assert dynamic.mean() > widest.mean() - 0.02
     widths = network.route(images).numpy()[:, 0]

@@ -1,4 +1,4 @@
-"""DS-EfficientNet-B0: its channel lists, what they give, and its arguments."""
+"""DS-EfficientNet-B0: its channel lists, its costs and its arguments."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_some_paths_cost_270_and_400_million_madds(network):
     assert madds == sorted(madds)
     for target in (SMALL, LARGE):
         assert min(abs(cost - target) for cost in madds) <= 0.05 * target
-    # The figures of the README.
+    # The README has the same figures.
     assert [round(madds[width] / 1e6) for width in (0, 4, 9, 19)] == [196, 273, 395, 723]
 
 
@@ -44,7 +44,7 @@ def test_the_slimming_gate_is_squeeze_and_excitation_of_the_ninth_block(network)
     assert len(gates) == 16
     assert [name for name, gate in gates.items() if gate.num_choices] == ["block_9_gate"]
     assert gates["block_9_gate"].channels == (240,)
-    # A quarter of the block's input, as in EfficientNet.
+    # A gate has a quarter of the block's input channels, as in EfficientNet.
     assert gates["block_9_gate"].hidden_units == 10
     assert gates["block_10_gate"].channels == tuple(6 * c for c in range(88, 241, 8))
 

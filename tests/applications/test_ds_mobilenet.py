@@ -34,7 +34,7 @@ def test_madds_and_parameters_are_the_authors():
     assert tuple(model.madds(width) for width in range(14)) == MADDS
     assert model.madds("largest") == 819883136
     assert model.madds("widest") == model.madds((13,)) == MADDS[-1]
-    # Their slimming head has 4 rows of 66 weights where this one has 14.
+    # The authors' slimming head has 4 rows of 66 weights; this one has 14.
     parameters = sum(np.prod(v.shape) for v in model.trainable_variables)
     assert parameters == 7676204 + 10 * 66
 

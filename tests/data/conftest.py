@@ -25,7 +25,7 @@ def noise_image(seed, height=24, width=20):
 
 @pytest.fixture
 def array_source():
-    """50 images of 8x8 pixels; those of image i are around 5 * i, so that they tell i."""
+    """50 images of 8x8 pixels; the pixels of image i are near 5 * i, so that they identify it."""
     images = np.arange(50, dtype=np.uint8)[:, None, None, None] * 5
     images = images + np.arange(8, dtype=np.uint8)[None, None, :, None] // 2
     images = np.broadcast_to(images, (50, 8, 8, 3))
@@ -34,7 +34,7 @@ def array_source():
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Three class folders of ten photographs-like images of varying size, JPEG and PNG."""
+    """Three class folders of ten images of varying size, JPEG and PNG."""
     root = tmp_path / "photos"
     for label, name in enumerate(("ant", "bee", "cat")):
         (root / name).mkdir(parents=True)

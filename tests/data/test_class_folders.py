@@ -1,4 +1,4 @@
-"""Which files of class folders are trained on, and what is said of the others."""
+"""The files of class folders that are used, and the notes about the others."""
 
 import io
 import logging
@@ -281,7 +281,7 @@ _QUALITY = {"PNG": {}, "WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subs
 
 @pytest.fixture
 def turned(folder):
-    """Images of every orientation and format in `val/cat`, by path as Pillow turns them."""
+    """Images of every orientation and format in `val/cat`, as Pillow turns them, by path."""
     corners = np.zeros((32, 48, 3), np.uint8)
     corners[:16, :24], corners[:16, 24:], corners[16:, :24] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     expected = {}
@@ -322,7 +322,7 @@ def test_turned_images_are_trained_on_and_evaluated_upright(folder, to_float):
     settings = {"image_size": (32, 48), "batch_size": 30, "preprocess": to_float}
     ((evaluated, _),) = evaluation_pipeline(source, **settings, crop_fraction=1.0)
     ((trained, _),) = training_pipeline(source, **settings, seed=1).take(1)
-    # The corner at the top left of the upright image is what Pillow puts there.
+    # The top left corner of the upright image is the one in the image that Pillow turned.
     corners = {}
     for path, image in zip(source.paths, evaluated.numpy(), strict=True):
         orientation = int(path[-1]) if path[-1].isdigit() else 0
@@ -349,7 +349,7 @@ def test_a_header_may_end_anywhere(tmp_path, image_format):
     path = tmp_path / "image"
     for cut in range(0, len(content) - 1, 5):
         path.write_bytes(content[:cut])
-        # A GIF's end is one byte, which its pixels may hold too.
+        # A GIF ends with one byte, which may also occur in its pixels.
         assert not read_header(path).is_sound or content[cut - 1] == ord(";")
     path.write_bytes(content)
     assert read_header(path).is_sound

@@ -1,4 +1,4 @@
-"""Which folders are the splits, which are the classes, and what is refused."""
+"""The split folders and class folders of a data set, and layouts that are rejected."""
 
 import pytest
 import tensorflow as tf
@@ -111,13 +111,13 @@ def test_test_images_without_classes_are_left_out_with_a_note(tmp_path):
             [*_split("images/train"), *_split("images/val"), "labels/1.txt"],
             "did you mean .*/images",
         ),
-        ([*_split("fold1"), *_split("fold2"), *_split("fold3")], "call them train, val and test"),
-        ([*_split("cats_train"), *_split("cats_val")], "call them train, val and test"),
+        ([*_split("fold1"), *_split("fold2"), *_split("fold3")], "name them train, val and test"),
+        ([*_split("cats_train"), *_split("cats_val")], "name them train, val and test"),
         (
             [*_split("asl_train"), "asl_test/1.png", "asl_test/2.png"],
-            "'asl_test', 'asl_train' of .* are called almost as splits: call them train, val and",
+            "'asl_test', 'asl_train' of .* are named almost like splits: name them train, val and",
         ),
-        ([*_split("flowersTrain"), *_split("flowersVal")], "call them train, val and test"),
+        ([*_split("flowersTrain"), *_split("flowersVal")], "name them train, val and test"),
         (_split("flowers"), "only 'flowers'; did you mean .*/flowers"),
         ([*_split("flowers/train"), *_split("flowers/val")], "did you mean .*/flowers"),
         ([*_split("images"), "labels/a.txt"], "did you mean .*/images"),
@@ -137,7 +137,9 @@ def test_classes_may_hold_folders_of_the_same_names(tmp_path):
     _write(tmp_path, *_split("healthy", ("apple", "grape")), *_split("sick", ("apple", "grape")))
     source = load_source(tmp_path)
     assert source.class_names == ("healthy", "sick")
-    said = "classes are the folders 'healthy', 'sick', not those that each of them holds: 'apple', "
+    said = (
+        "classes are the folders 'healthy', 'sick', not the folders inside each of them: 'apple', "
+    )
     assert any(note.startswith(said) for note in source.notes)
 
 
@@ -165,7 +167,7 @@ def test_a_class_may_be_called_train(tmp_path):
     _write(tmp_path, *(f"{name}/{i}.png" for name in ("bus", "car", "train") for i in (0, 1)))
     source = load_source(tmp_path)
     assert source.class_names == ("bus", "car", "train")
-    assert any("taken for a class" in note for note in source.notes)
+    assert any("used as a class" in note for note in source.notes)
 
 
 def test_split_names_are_class_names_inside_a_split(tmp_path):

@@ -1,3 +1,5 @@
+"""Folders of class folders opened as data sets."""
+
 import logging
 import shutil
 

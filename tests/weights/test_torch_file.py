@@ -1,4 +1,4 @@
-"""Files of torch.save: what is read, and what is refused."""
+"""Files of torch.save: contents that are read, and contents that are rejected."""
 
 import argparse
 import collections
@@ -141,15 +141,15 @@ def _rewrite_pickle(path, change):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        # The storage of 24 numbers, said to have 2**31 - 1.
+        # The storage of 24 numbers claims to have 2**31 - 1.
         (b"K\x18", b"J\xff\xff\xff\x7f", "2147483647 elements"),
-        # The shape (2, 3, 4) made (200, 3, 4), and a negative one.
+        # The shape (2, 3, 4) becomes (200, 3, 4), then a negative one.
         (b"K\x02K\x03K\x04\x87", b"K\xc8K\x03K\x04\x87", "larger than its storage"),
         (b"K\x02K\x03K\x04\x87", b"J\xfe\xff\xff\xffK\x03K\x04\x87", "no shape"),
-        # Strides (12, 4, 1) made (99, 4, 1).
+        # The strides (12, 4, 1) become (99, 4, 1).
         (b"K\x0cK\x04K\x01\x87", b"KcK\x04K\x01\x87", "reaches beyond its storage"),
-        # An object remembered at a place so far that a list up to there would fill the memory.
-        (b"q\x00", b"r\xff\xff\xff\xff", "remembers an object at the place 4294967295"),
+        # An object has a memo index so large that a list up to it would fill the memory.
+        (b"q\x00", b"r\xff\xff\xff\xff", "stores an object at the memo index 4294967295"),
     ],
 )
 def test_huge_and_impossible_sizes(tmp_path, write_torch_file, old, new, message):
@@ -175,7 +175,7 @@ def test_operations_that_no_checkpoint_uses(tmp_path, opcode):
     path = tmp_path / "x.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x04" + opcode + b"os\nsystem\n.")
-    with pytest.raises(UserError, match=r"operation|not whole"):
+    with pytest.raises(UserError, match=r"operation|incomplete"):
         read(path)
 
 
@@ -201,7 +201,7 @@ def test_the_authors_checkpoints_cut(shared_dir, tmp_path, name):
 
 
 def refuses(path, data):
-    """Checks that a file of `data` is refused in one line that names it."""
+    """Checks that reading a file of `data` raises one line that names the file."""
     path.write_bytes(data)
     with pytest.raises(UserError, match=path.name) as caught:
         read(path)
@@ -226,7 +226,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, good):
 
 
 def tensors_in(content):
-    """Yields the tensors of a content of which any name may be damaged."""
+    """Yields the tensors in a content whose names may be damaged."""
     for value in content.values() if isinstance(content, dict) else ():
         if isinstance(value, StoredTensor):
             yield value
@@ -249,7 +249,7 @@ def test_a_compressed_file_is_refused_before_it_grows(tmp_path, write_torch_file
         (b"<!DOCTYPE html><html>Not Found</html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not a file of torch.save"),
         (pickle.dumps(1, 2) * 3, "not one of torch.save"),
-        (b"\x80\x02", "not whole"),
+        (b"\x80\x02", "incomplete"),
     ],
 )
 def test_other_files(tmp_path, data, message):

@@ -1,3 +1,5 @@
+"""Data sets of TFDS whose records are streamed."""
+
 import numpy as np
 import pytest
 import tensorflow as tf

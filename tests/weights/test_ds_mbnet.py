@@ -1,4 +1,4 @@
-"""Checkpoints into networks: names, averages, and everything that does not fit."""
+"""Checkpoints loaded into networks: names, averages, and tensors that do not fit."""
 
 import collections
 
@@ -114,7 +114,7 @@ NAN = np.array([[np.nan] * 16] * 3, "float32")
     ("change", "message"),
     [
         ({"conv_stem__weight": None}, r"lacks the tensors 'conv_stem\.weight'$"),
-        ({"fc__weight": np.zeros(2)}, r"has tensors that nothing takes: 'fc\.weight'$"),
+        ({"fc__weight": np.zeros(2)}, r"has tensors that the network does not use: 'fc\.weight'$"),
         (
             {"conv_stem__weight": None, "a": np.zeros(2)},
             r"lacks .*'conv_stem\.weight' and has .*'a'$",

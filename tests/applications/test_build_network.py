@@ -1,26 +1,14 @@
-"""Networks with weights: from files of this package, of the authors, and from the release."""
+"""The constructors with weights, and the arguments that may differ from the weights."""
 
-import collections
-import dataclasses
-import hashlib
-import os
-import time
+import inspect
 
-import keras
 import numpy as np
 import pytest
-from keras_dsnet.applications import DSMobileNet, build_network
-from keras_dsnet.applications.ds_mobilenet import PRESETS
-from programs import run_program
+from keras_dsnet.applications import DSEfficientNetB0, DSMobileNet, DSResNet50
 
 from keras_dsnet.models import MobileNetStage, Normalization
 from keras_dsnet.utils import UserError
-from keras_dsnet.utils.atomic_file import temporary_path
-from keras_dsnet.weights import convert_checkpoint, read_checkpoint
-from keras_dsnet.weights.__main__ import main as convert_main
-from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
-from keras_dsnet.weights.released_weights import cache_folder, released_weights
-from keras_dsnet.weights.weights_file import check_trained
+from keras_dsnet.weights import Preset, read_checkpoint
 
 HALF = Normalization((0.5,) * 3, (0.5,) * 3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
@@ -118,7 +106,7 @@ def test_pooled_features_of_weights(small, tmp_path):
     assert (pooled.routes, pooled.gates_trained) == (model.routes, True)
     other = DSMobileNet(weights=path, include_top=False, classes=3)
     assert (other.classes, other.routes, other.gates_trained) == (3, model.routes, True)
-    # From a file of features to pooled ones, and to a classifier, which is a new one.
+    # A file of features gives pooled features, or a network with a new classifier.
     features.save_weights(tmp_path / "features.weights.h5")
     again = DSMobileNet(weights=tmp_path / "features.weights.h5", include_top=False, pooling="avg")
     np.testing.assert_array_equal(again(IMAGES, path=3), pooled(IMAGES, path=3))
@@ -172,7 +160,7 @@ def test_arguments_are_checked_before_a_download(arguments, message, monkeypatch
     def download(*_):
         pytest.fail("the download began")
 
-    monkeypatch.setattr(build_network, "released_weights", download)
+    monkeypatch.setattr(Preset, "filepath", download)
     with pytest.raises(ValueError, match=message) as caught:
         DSMobileNet(weights="imagenet", **arguments)
     assert "\n" not in str(caught.value)
@@ -195,7 +183,7 @@ def test_another_number_of_classes_loads_all_but_the_classifier(small, caplog):
     for variable in loaded.variables:
         if not variable.path.startswith("classifier"):
             np.testing.assert_array_equal(variable, before[variable.path])
-    # A gate that was trained for other classes, and its routes, are no choice for these.
+    # The gate and its routes were trained for other classes.
     assert (loaded.routes, loaded.gates_trained) == (tuple(range(14)), False)
     assert "all 14 widths are routes" in message
 
@@ -251,22 +239,6 @@ def test_a_missing_file():
             DSMobileNet(weights=name)
 
 
-def random_state(model):
-    generator = np.random.default_rng(0)
-    return collections.OrderedDict(
-        (name, generator.uniform(0.5, 1.5, target.shape).astype("float32"))
-        for name, target in mobilenet_tensors(model).items()
-    )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, write_torch_file):
-    """A checkpoint of the full network for 20 classes."""
-    state = random_state(DSMobileNet(attention="sigmoid", classes=20))
-    path = tmp_path_factory.mktemp("release") / "net.pth.tar"
-    return write_torch_file(path, {"state_dict": state})
-
-
 def test_a_checkpoint_of_the_authors_code(checkpoint):
     model = DSMobileNet(weights=checkpoint, input_shape=(32, 32, 3))
     assert (model.classes, model.spec.attention) == (20, "sigmoid")
@@ -279,188 +251,13 @@ def test_a_checkpoint_of_the_authors_code(checkpoint):
         DSMobileNet(weights=checkpoint, ema=True)
 
 
-def test_the_converter(checkpoint, tmp_path, tmp_path_factory):
-    target = tmp_path / "net.weights.h5"
-    # python -m keras_dsnet.checkpoints
-    program = tmp_path_factory.mktemp("converter") / "program.py"
-    program.write_text(
-        "import runpy; runpy.run_module('keras_dsnet.checkpoints', None, '__main__', True)"
-    )
-    result = run_program(program, checkpoint, target)
-    assert result.returncode == 0, result.stderr
-    assert "20 classes, routes (0, 1, 2, 3)" in result.stdout
-    model = DSMobileNet(weights=checkpoint, input_shape=(32, 32, 3))
-    converted = DSMobileNet(weights=target, input_shape=(32, 32, 3))
-    for value, expected in zip(converted.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(value, expected)
-    assert [path.name for path in tmp_path.iterdir()] == ["net.weights.h5"]
-
-
-@pytest.mark.parametrize("argv", [["x"], ["x", "a.pth"], ["x", "a", "b", "c"]])
-def test_the_converter_wants_two_files(argv):
-    with pytest.raises(UserError, match="usage"):
-        convert_main(argv)
-
-
-def test_the_converter_leaves_nothing_half_written(checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r"must end with \.weights\.h5"):
-        convert_checkpoint(checkpoint, tmp_path / "net.h5")
-    (tmp_path / "cut.pth.tar").write_bytes(checkpoint.read_bytes()[:9000])
-    with pytest.raises(UserError, match="cut"):
-        convert_checkpoint(tmp_path / "cut.pth.tar", tmp_path / "net.weights.h5")
-    assert [path.name for path in tmp_path.iterdir()] == ["cut.pth.tar"]
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    return cache_folder()
-
-
-@pytest.fixture
-def release(checkpoint, cache, monkeypatch):
-    """Makes a local file the release."""
-    preset = dataclasses.replace(PRESETS["imagenet"], url=checkpoint.as_uri(), classes=20)
-    monkeypatch.setitem(PRESETS, "imagenet", preset)
-    return checkpoint
-
-
-def test_imagenet_weights_are_fetched_and_converted_once(release, cache):
-    first = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3))
-    files = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert set(files) == {"net.pth.tar", "net.weights.h5"}
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        again = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3))
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 2
-    assert files == {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
-    for value, expected in zip(again.get_weights(), first.get_weights(), strict=True):
-        np.testing.assert_array_equal(value, expected)
-
-
-def test_the_released_gates_are_not_trained(release):
-    model = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3))
-    assert not model.gates_trained
-    with pytest.warns(UserWarning, match="not trained"):
-        outputs = model(IMAGES)
-    np.testing.assert_allclose(outputs, model(IMAGES, path=3), atol=1e-6)
-    np.testing.assert_array_equal(model.route(IMAGES), 3)
-
-
-def test_a_file_that_was_put_into_the_cache(checkpoint, cache):
-    cache.mkdir(parents=True)
-    (cache / "net.pth.tar").write_bytes(checkpoint.read_bytes())
-    assert released_weights("http://127.0.0.1:9/net.pth.tar").name == "net.weights.h5"
-
-
-def test_without_a_network_the_line_says_where_to_put_the_file(cache):
-    url = "http://127.0.0.1:9/net.pth.tar"
-    with pytest.raises(UserError, match="cannot download") as caught:
-        released_weights(url)
-    assert str(cache / "net.pth.tar") in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not list(cache.iterdir())
-
-
-def sha256_of(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_a_file_with_another_checksum_never_stays(checkpoint, cache):
-    url, right = checkpoint.as_uri(), sha256_of(checkpoint)
-    with pytest.raises(UserError, match=f"SHA-256 is {right} instead of {'0' * 64}$") as caught:
-        released_weights(url, "0" * 64)
-    assert "\n" not in str(caught.value)
-    assert not list(cache.iterdir())
-    assert released_weights(url, right.upper(), classes=20).exists()
-
-
-def spoil_variance(state):
-    next(v for k, v in state.items() if k.endswith("running_var"))[0] = -1
-
-
-def zero_a_kernel(state):
-    state["conv_stem.weight"][:] = 0
-
-
-def huge_value(state):
-    state["classifier.weight"][3, 3] = 1e6
-
-
-def new_statistics(state):
-    for name, value in state.items():
-        if "running_" in name:
-            value[:] = name.endswith("var")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (spoil_variance, "running_var' has the variance -1$"),
-        (zero_a_kernel, "conv_stem.weight' is 0 everywhere"),
-        (huge_value, r"classifier.weight' has the value 1e\+06"),
-        (new_statistics, "seen no image"),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_tensors_that_no_trained_network_has(spoil, message, checkpoint):
-    tensors = {name: np.array(value) for name, value in read_checkpoint(checkpoint).items()}
-    check_trained("net.pth.tar", tensors, classes=20)
-    spoil(tensors)
-    with pytest.raises(UserError, match=f"net.pth.tar does not hold a trained network.*{message}"):
-        check_trained("net.pth.tar", tensors, classes=20)
-
-
-def test_a_file_of_other_tensors_never_stays(checkpoint, cache, tmp_path, write_torch_file):
-    state = {name: np.array(value) for name, value in read_checkpoint(checkpoint).items()}
-    spoil_variance(state)
-    wrong = write_torch_file(tmp_path / "net.pth.tar", {"state_dict": state})
-    with pytest.raises(UserError, match="does not hold a trained network") as caught:
-        released_weights(wrong.as_uri(), classes=20)
-    assert "\n" not in str(caught.value)
-    assert not list(cache.iterdir())
-
-
-def test_a_file_of_other_classes_never_stays(checkpoint, cache):
-    with pytest.raises(UserError, match="20 classes instead of 1000"):
-        released_weights(checkpoint.as_uri(), classes=1000)
-    assert not list(cache.iterdir())
-
-
-@pytest.mark.parametrize("data", [b"", b"<html>Not Found</html>", None])
-def test_a_broken_download_never_stays(checkpoint, cache, tmp_path, data):
-    broken = tmp_path / "net.pth.tar"
-    broken.write_bytes(checkpoint.read_bytes()[:100_000] if data is None else data)
-    with pytest.raises(UserError, match=r"net\.pth\.tar"):
-        released_weights(broken.as_uri())
-    assert not list(cache.iterdir())
-    # What a killed download left behind is not taken for the file either.
-    temporary_path(cache / "net.pth.tar").write_bytes(b"half")
-    assert released_weights(checkpoint.as_uri()).exists()
-    assert {path.name for path in cache.iterdir()} == {"net.pth.tar", "net.weights.h5"}
-
-
-def test_downloads_at_the_same_time_do_not_disturb_each_other(checkpoint, cache, monkeypatch):
-    url, download = checkpoint.as_uri(), keras.utils.get_file
-
-    def as_another_process_does_the_same(*arguments, **options):
-        path = download(*arguments, **options)
-        monkeypatch.setattr(keras.utils, "get_file", download)
-        with monkeypatch.context() as patch:
-            # A process that runs as long as this one.
-            patch.setattr(os, "getpid", os.getppid)
-            released_weights(url)
-        return path
-
-    monkeypatch.setattr(keras.utils, "get_file", as_another_process_does_the_same)
-    assert released_weights(url).exists()
-    assert {path.name for path in cache.iterdir()} == {"net.pth.tar", "net.weights.h5"}
-
-
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, checkpoint):
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot write the cache .*KERAS_HOME"):
-        released_weights(checkpoint.as_uri())
+@pytest.mark.parametrize("application", [DSMobileNet, DSResNet50, DSEfficientNetB0])
+def test_the_docstring_of_a_constructor_describes_every_argument(application):
+    arguments = inspect.getdoc(application).split("Args:\n")[1].split("\n\nReturns:")[0]
+    described = [line.strip().split(":")[0] for line in arguments.splitlines() if line[4] != " "]
+    assert described == [
+        str(parameter).split(":")[0]
+        for parameter in inspect.signature(application).parameters.values()
+    ]
+    assert "{" not in arguments
+    assert max(map(len, inspect.getdoc(application).splitlines())) <= 100
