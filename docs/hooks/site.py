@@ -1,0 +1,50 @@
+"""Prepares the documentation site: the sources of its API reference, and the pages of the root."""
+
+import pathlib
+import re
+import shutil
+import textwrap
+
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "build" / "docs" / "keras_dsnet"
+# Pages that stand at the root of the repository, where GitHub looks for them.
+ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+# Headings of docstrings as Keras writes them, and as the parser of Google's style knows them.
+HEADINGS = {
+    "Call arguments": "Other Parameters: Call arguments",
+    "Input shape": "Other Parameters: Input shape",
+    "Output shape": "Other Parameters: Output shape",
+}
+
+
+def on_config(config):
+    """Copies the package together with `applications/`, which lies beside it in the checkout."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.h5")
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    shutil.copytree(ROOT / "keras_dsnet", PACKAGE, ignore=ignored)
+    shutil.copytree(ROOT / "applications", PACKAGE / "applications", ignore=ignored)
+    for path in PACKAGE.rglob("*.py"):
+        path.write_text(google_style(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return config
+
+
+def on_files(files, config):
+    """Adds the pages that stand at the root of the repository."""
+    for name, page in ROOT_PAGES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = text.replace("](docs/", "](")
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def google_style(source):
+    """Returns Python source with the docstring headings that the parser knows."""
+    for heading, parsed in HEADINGS.items():
+        source = re.sub(rf"^( +){heading}:$", rf"\1{parsed}:", source, flags=re.MULTILINE)
+    # Keras does not indent an example, which stands last in a docstring; Google's style does.
+    example = re.compile(r'^( +)Examples?:\n(.*?)(?=^\1""")', re.MULTILINE | re.DOTALL)
+    return example.sub(
+        lambda match: f"{match[1]}Examples:\n{textwrap.indent(match[2], '    ')}", source
+    )
