@@ -39,6 +39,14 @@ def on_files(files, config):
     return files
 
 
+def on_page_markdown(markdown, page, config, files):
+    """Makes links to the pages of the root lead to their copies on the site."""
+    up = "../" * page.file.src_uri.count("/")
+    for name, copy in ROOT_PAGES.items():
+        markdown = markdown.replace(f"]({up}../{name}", f"]({up}{copy}")
+    return markdown
+
+
 def google_style(source):
     """Returns Python source with the docstring headings that the parser knows."""
     for heading, parsed in HEADINGS.items():
