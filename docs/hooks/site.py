@@ -35,6 +35,8 @@ def on_files(files, config):
     for name, page in ROOT_PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         text = text.replace("](docs/", "](")
+        for other, copy in ROOT_PAGES.items():
+            text = text.replace(f"]({other}", f"]({copy}")
         files.append(File.generated(config, page, content=text))
     return files
 

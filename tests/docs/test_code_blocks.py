@@ -49,6 +49,7 @@ PREPARATIONS = {
 # tests/test_readme.py runs these and checks more of their results.
 CHECKED_ELSEWHERE = ("README.md", "docs/guides/a_family_of_your_own.md")
 LONG = (
+    "docs/android.md",
     "docs/guides/first_steps.md",
     "docs/guides/to_the_phone.md",
     "docs/guides/your_own_images.md",
