@@ -1,5 +1,6 @@
 """Prepares the documentation site: the sources of its API reference, and the pages of the root."""
 
+import ast
 import pathlib
 import re
 import shutil
@@ -9,6 +10,8 @@ from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "build" / "docs" / "keras_dsnet"
+# An argument that all constructors share, whose text their docstrings get when they are imported.
+SHARED_ARGUMENT = re.compile(r"^( +(\w+): )\{\2\}$", re.MULTILINE)
 # Pages that stand at the root of the repository, where GitHub looks for them.
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 # Headings of docstrings as Keras writes them, and as the parser of Google's style knows them.
@@ -19,15 +22,21 @@ HEADINGS = {
 }
 
 
-def on_config(config):
-    """Copies the package together with `applications/`, which lies beside it in the checkout."""
+def on_startup(command, dirty):
+    """Copies the package together with `applications/`, which lies beside it in the checkout.
+
+    This must come before mkdocstrings reads its configuration, which drops missing folders.
+    """
     ignored = shutil.ignore_patterns("__pycache__", "*.h5")
     shutil.rmtree(PACKAGE, ignore_errors=True)
     shutil.copytree(ROOT / "keras_dsnet", PACKAGE, ignore=ignored)
     shutil.copytree(ROOT / "applications", PACKAGE / "applications", ignore=ignored)
+    shared = shared_arguments(PACKAGE / "applications" / "build_network.py")
     for path in PACKAGE.rglob("*.py"):
-        path.write_text(google_style(path.read_text(encoding="utf-8")), encoding="utf-8")
-    return config
+        source = google_style(path.read_text(encoding="utf-8"))
+        if path.parent.name == "applications":
+            source = SHARED_ARGUMENT.sub(lambda match: match[1] + shared[match[2]], source)
+        path.write_text(source, encoding="utf-8")
 
 
 def on_files(files, config):
@@ -54,7 +63,15 @@ def google_style(source):
     for heading, parsed in HEADINGS.items():
         source = re.sub(rf"^( +){heading}:$", rf"\1{parsed}:", source, flags=re.MULTILINE)
     # Keras does not indent an example, which stands last in a docstring; Google's style does.
-    example = re.compile(r'^( +)Examples?:\n(.*?)(?=^\1""")', re.MULTILINE | re.DOTALL)
+    example = re.compile(r'^( +)Examples?:\n\n?(.*?)(?=^\1""")', re.MULTILINE | re.DOTALL)
     return example.sub(
         lambda match: f"{match[1]}Examples:\n{textwrap.indent(match[2], '    ')}", source
     )
+
+
+def shared_arguments(path):
+    """Returns the texts of the arguments that constructors share: a dict literal of a file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_SHARED_ARGUMENTS":
+            return ast.literal_eval(node.value)
+    return {}
