@@ -30,13 +30,15 @@ class Preset:
     """Weights that have a name.
 
     Args:
-        file: path of the `.weights.h5` file, where it comes with the package.
-        url: of a checkpoint of the authors' code, which is downloaded on first use.
-        sha256: hexadecimal SHA-256 of the download; None: not known, and its tensors are checked
-            to be those of a trained network.
+        file: path of the `.weights.h5` file, if it comes with the package.
+        url: URL of a checkpoint of the authors' code, which is downloaded on first use.
+        sha256: hexadecimal SHA-256 of the file. None: unknown, and a download is only checked to
+            hold the tensors of a trained network.
         classes: int.
-        class_names: the name of each class, by its index, which the file does not say; None: not
-            known, or ImageNet's, which Keras knows.
+        class_names: tuple of str, the name of each class by its index, if the file does not hold
+            them. None: unknown, or those of ImageNet, which Keras knows.
+        accuracy: dictionary from a path (an int, or "dynamic" where the gates choose) to its top-1
+            accuracy, a fraction, on the test or validation images.
     """
 
     file: pathlib.Path | None = None
@@ -44,6 +46,21 @@ class Preset:
     sha256: str | None = None
     classes: int = 1000
     class_names: tuple | None = None
+    accuracy: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A configuration of stage II that the paper names: S, M or L.
+
+    Args:
+        routes: tuple of ints, the widths that the gates may choose. None: all.
+        loss_weights: tuple of three floats, the weights of the classification, complexity and SGS
+            losses (Eq. 12 of the paper).
+    """
+
+    routes: tuple | None = None
+    loss_weights: tuple = (1.0, 0.5, 1.0)
 
 
 def build_network(
@@ -248,7 +265,9 @@ def pretrained_network(
         ValueError: an argument contradicts the weights.
     """
     config = file.config
-    spec = _free_options(file.path, _scaled(file.path, file.spec, options, scaling), options)
+    asked = _scaled_options(file.spec, options, scaling)
+    spec = _scaled(file.path, file.spec, options, asked, scaling)
+    spec = _free_options(file.path, spec, asked)
     shape = tuple(input_shape or config["input_shape"])
     has_top = config["include_top"]
     classes = config["classes"] if classes is None else classes
@@ -288,14 +307,32 @@ def pretrained_network(
     return part
 
 
-def _scaled(path, spec, options, scaling):
+def _scaled_options(spec, options, scaling):
+    """Returns the options with scaled channels, where these are the channels of the weights."""
+    channels = {key: scaling[key] for key in ("alpha", "front_alpha") if key in scaling}
+    if not channels or not {"stem", "stages"} & set(options):
+        return options
+    scaled = type(spec)(**_made(options)).scaled(**channels)
+    if _channels(scaled) != _channels(spec):
+        return options
+    return {n: getattr(scaled, n) if n in ("stem", "stages") else v for n, v in options.items()}
+
+
+def _scaled(path, spec, options, asked, scaling):
     """Returns the weights' spec, with the strides that the user asks for.
+
+    Args:
+        path: of the weights, for messages.
+        spec: of the weights.
+        options: fields of the spec that the user asks for, before scaling.
+        asked: the same after scaling.
+        scaling: arguments of `NetworkSpec.scaled`.
 
     Raises:
         ValueError: `scaling` gives other channels than the weights'.
     """
-    if "stages" in options:
-        other = dataclasses.replace(spec, stages=options["stages"])
+    if "stages" in asked:
+        other = dataclasses.replace(spec, stages=asked["stages"])
         spec = other if _channels(other) == _channels(spec) else spec
     own = {name: options[name] for name in spec.stride_fields if name in options}
     spec = dataclasses.replace(spec, **own)
@@ -324,7 +361,11 @@ def _made(options):
 
 def _channels(spec):
     """Returns what decides the shapes of a network's variables, but for its options."""
-    return spec.stem, [dataclasses.replace(stage, strides=1) for stage in spec.stages]
+    return spec.stem, _without_strides(spec.stages)
+
+
+def _without_strides(stages):
+    return [dataclasses.replace(stage, strides=1) for stage in stages]
 
 
 def _free_options(path, spec, options):
@@ -334,7 +375,11 @@ def _free_options(path, spec, options):
         ValueError: another option contradicts the weights.
     """
     for name, value in options.items():
-        if name not in _FREE and value != getattr(spec, name):
+        own = getattr(spec, name)
+        if name == "stages" and isinstance(value, tuple):
+            # `_scaled` has taken the strides.
+            value, own = _without_strides(value), _without_strides(own)
+        if name not in _FREE and value != own:
             raise ValueError(
                 f"The weights {path} are of a network with {name}={getattr(spec, name)!r}. "
                 f"Received: {name}={value!r}"

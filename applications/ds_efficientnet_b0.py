@@ -1,6 +1,7 @@
 """DS-EfficientNet-B0: EfficientNet-B0 as a dynamic slimmable network."""
 
 from keras_dsnet.applications.build_network import (
+    Variant,
     build_network,
     decode_predictions,
     preprocess_input,
@@ -9,6 +10,13 @@ from keras_dsnet.applications.build_network import (
 from keras_dsnet.models import EfficientNetSpec
 
 __all__ = ["DSEfficientNetB0", "decode_predictions", "preprocess_input"]
+
+# The authors released no weights of this family.
+PRESETS = {}
+
+# Table 8 of the paper has two targets: S ends at the width nearest to 270M MAdds, L at that nearest
+# to 400M.
+VARIANTS = {"S": Variant(routes=tuple(range(5))), "L": Variant(routes=tuple(range(10)))}
 
 
 def DSEfficientNetB0(
@@ -94,5 +102,6 @@ def DSEfficientNetB0(
         pooling=pooling,
         class_names=class_names,
         normalization=normalization,
+        presets=PRESETS,
         **options,
     )

@@ -1,6 +1,7 @@
 """DS-ResNet-50: ResNet-50 as a dynamic slimmable network."""
 
 from keras_dsnet.applications.build_network import (
+    Variant,
     build_network,
     decode_predictions,
     preprocess_input,
@@ -9,6 +10,16 @@ from keras_dsnet.applications.build_network import (
 from keras_dsnet.models import ResNetSpec
 
 __all__ = ["DSResNet50", "decode_predictions", "preprocess_input"]
+
+# The authors released no weights of this family.
+PRESETS = {}
+
+# Table 6 of the paper: all routes, and the loss weights make the difference.
+VARIANTS = {
+    "S": Variant(loss_weights=(0.0, 0.5, 1.0)),
+    "M": Variant(loss_weights=(1.0, 0.5, 1.0)),
+    "L": Variant(loss_weights=(0.0, 0.0, 1.0)),
+}
 
 
 def DSResNet50(
@@ -95,5 +106,6 @@ def DSResNet50(
         pooling=pooling,
         class_names=class_names,
         normalization=normalization,
+        presets=PRESETS,
         **options,
     )

@@ -38,7 +38,7 @@ import commands
 import common
 from absl import flags
 from flag_types import define_number, define_path, define_strides
-from model_settings import MODELS, check_variant, variant_routes
+from model_settings import MODELS, PAPER_WIDTHS, check_variant, variant_routes
 from start import start
 
 FLAGS = flags.FLAGS
@@ -50,6 +50,13 @@ define_path(
     None,
     "To start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file, of this network or of "
     "other classes. None: random ones.",
+)
+flags.DEFINE_enum(
+    "widths",
+    None,
+    ["paper"],
+    "paper: the 18 widths that the paper describes, of ds_mobilenet; none: the released 14, or as "
+    "--weights.",
 )
 define_number("alpha", None, "Scales all channels; none: 1, or as --weights.", above=0)
 define_number("front_alpha", None, "Scales the channels before the gate; none: --alpha.", above=0)
@@ -109,9 +116,15 @@ def check_flags():
         )
     if not named and not pathlib.Path(FLAGS.weights).is_file():
         raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
-    if FLAGS.alone is not None and FLAGS.alone >= settings.widths:
+    if FLAGS.widths is not None and FLAGS.model != "ds_mobilenet":
         raise ValueError(
-            f"--alone must be a width from 0 to {settings.widths - 1} of --model={FLAGS.model}. "
+            f"--widths is for --model=ds_mobilenet. Received: --model={FLAGS.model}, "
+            f"--widths={FLAGS.widths}"
+        )
+    widths = PAPER_WIDTHS if FLAGS.widths else settings.widths
+    if FLAGS.alone is not None and FLAGS.alone >= widths:
+        raise ValueError(
+            f"--alone must be a width from 0 to {widths - 1} of --model={FLAGS.model}. "
             f"Received: --alone={FLAGS.alone}"
         )
     if FLAGS.variant is not None:
@@ -139,7 +152,8 @@ def make_model(classes):
 
     size = common.image_size()
     # What a flag leaves open, the weights say, or the application's defaults.
-    options = {name: FLAGS[name].value for name in ("attention", "slimming_head", "share_encoder")}
+    names = ("widths", "attention", "slimming_head", "share_encoder")
+    options = {name: FLAGS[name].value for name in names}
     return getattr(applications, MODELS[FLAGS.model].application)(
         weights=FLAGS.weights,
         input_shape=(size, size, 3),

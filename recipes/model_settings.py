@@ -1,32 +1,19 @@
-"""What the paper sets for each network: its learning rate, and its variants S, M and L."""
+"""The settings of each network in the recipes."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-    """One of a network's configurations of stage II.
-
-    Args:
-        widths: int: the gates may choose that many of the narrowest widths; None: all.
-        loss_weights: lambdas of classification, complexity and SGS loss (Eq. 12).
-    """
-
-    widths: int | None = None
-    loss_weights: tuple = (1.0, 0.5, 1.0)
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """What differs between networks in the recipes.
+    """What differs between networks in the recipes, known before TensorFlow is loaded.
 
     Args:
         application: name of the constructor in `keras_dsnet.applications`.
         spec: name of the class of its spec.
-        widths: int, of each gate.
-        strides: int, how many there are: of the stem and of the stages.
-        learning_rate: of stage I at batch 512.
-        variants: dict of `Variant`.
+        widths: int, number of widths of each gate.
+        strides: int, number of strides of the stem and the stages.
+        learning_rate: float, of stage I at batch 512.
+        variants: tuple of str, the names in the `VARIANTS` of the application's module.
     """
 
     application: str
@@ -34,44 +21,19 @@ class ModelSettings:
     widths: int
     strides: int
     learning_rate: float
-    variants: dict
+    variants: tuple
 
 
+# The keys are the modules of `keras_dsnet.applications`.
 MODELS = {
-    # For S the paper routes over the four narrowest widths. For M and L it states no routes, only
-    # that a target is reached by the routing space: M ends at the width whose MAdds are the
-    # paper's M (319M), L has every width.
-    "ds_mobilenet": ModelSettings(
-        "DSMobileNet",
-        "MobileNetSpec",
-        14,
-        6,
-        0.08,
-        {"S": Variant(4), "M": Variant(8), "L": Variant()},
-    ),
-    # Table 6: all routes, and the losses make the difference.
-    "ds_resnet50": ModelSettings(
-        "DSResNet50",
-        "ResNetSpec",
-        4,
-        6,
-        0.2,
-        {
-            "S": Variant(loss_weights=(0.0, 0.5, 1.0)),
-            "M": Variant(loss_weights=(1.0, 0.5, 1.0)),
-            "L": Variant(loss_weights=(0.0, 0.0, 1.0)),
-        },
-    ),
-    # Table 8 has two targets: S ends at the width nearest to 270M MAdds, L at that of 400M.
+    "ds_mobilenet": ModelSettings("DSMobileNet", "MobileNetSpec", 14, 6, 0.08, ("S", "M", "L")),
+    "ds_resnet50": ModelSettings("DSResNet50", "ResNetSpec", 4, 6, 0.2, ("S", "M", "L")),
     "ds_efficientnet_b0": ModelSettings(
-        "DSEfficientNetB0",
-        "EfficientNetSpec",
-        20,
-        8,
-        0.2,
-        {"S": Variant(5), "L": Variant(10)},
+        "DSEfficientNetB0", "EfficientNetSpec", 20, 8, 0.2, ("S", "L")
     ),
 }
+# Widths of --widths=paper.
+PAPER_WIDTHS = 18
 
 
 def settings_of(model):
@@ -86,24 +48,30 @@ def choose_variant(model, name):
     Raises:
         ValueError: the network has no such variant, or fewer widths than it asks for.
     """
+    from keras_dsnet.applications.build_network import Variant
+
+    from keras_dsnet import applications
+
     if name is None:
         return Variant()
-    settings = settings_of(model)
-    variants = settings.variants if settings else {}
-    check_variant(variants, name)
-    count = variants[name].widths
-    if count and count > model.num_widths:
+    module = next((key for key, known in MODELS.items() if known is settings_of(model)), None)
+    check_variant(MODELS[module].variants if module else (), name)
+    application = getattr(applications, module)
+    is_paper = module == "ds_mobilenet" and model.num_widths == PAPER_WIDTHS
+    variant = (application.PAPER_VARIANTS if is_paper else application.VARIANTS)[name]
+    if variant.routes and variant.routes[-1] >= model.num_widths:
         raise ValueError(
-            f"--variant={name} has {count} widths; this network has {model.num_widths}."
+            f"--variant={name} has {len(variant.routes)} widths; this network has "
+            f"{model.num_widths}."
         )
-    return variants[name]
+    return variant
 
 
 def check_variant(variants, name):
     """Raises a ValueError unless `name` is one of a network's variants.
 
     Args:
-        variants: dict of `Variant`.
+        variants: tuple of str.
         name: str.
     """
     if name not in variants:
@@ -117,4 +85,4 @@ def variant_routes(model, name):
     """Returns the routes of a variant, or None where no variant is asked for."""
     if name is None:
         return None
-    return tuple(range(choose_variant(model, name).widths or model.num_widths))
+    return choose_variant(model, name).routes or tuple(range(model.num_widths))

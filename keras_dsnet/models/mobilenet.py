@@ -1,6 +1,8 @@
-"""The spec and the blocks of DS-MobileNet."""
+"""The spec of DS-MobileNet."""
 
 import dataclasses
+import math
+import numbers
 from typing import Any, ClassVar
 
 from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
@@ -23,8 +25,15 @@ class MobileNetStage(NetworkStage):
 class MobileNetSpec(NetworkSpec):
     """All that makes one DS-MobileNet different from another.
 
-    The defaults are those of the authors' released network: 14 widths, and a front at the ratio 0.5
-    of MobileNetV1. The arguments are those of `NetworkSpec`; `stages` are `MobileNetStage`.
+    The defaults are those of the authors' released network: 14 widths in steps of 32 channels after
+    the gate. Their MAdds are the ones that the paper reports for DS-MBNet-S, M and L. `paper()`
+    returns the 18 widths that Sec. 4 describes.
+
+    The other arguments are those of `NetworkSpec`; `stages` are `MobileNetStage`.
+
+    Args:
+        widest_ratio: float: the slimming ratio rho of the widest width. It only scales `ratios`,
+            which are for display.
     """
 
     stem: tuple = (16, 24)
@@ -36,9 +45,37 @@ class MobileNetSpec(NetworkSpec):
         MobileNetStage(6, 2, tuple(range(224, 641, 32)), gated=True),
         MobileNetStage(2, 2, tuple(range(736, 1153, 32))),
     )
+    widest_ratio: float = 1.25
 
     stage_class: ClassVar[Any] = MobileNetStage
     wide_front: ClassVar[bool] = True
+
+    @classmethod
+    def paper(cls, **options):
+        """Returns the 18 widths that the paper describes: rho in [0.35 : 0.05 : 1.25] (Sec. 4).
+
+        Every layer has rho times the channels of MobileNetV1, rounded to the nearest multiple of 8.
+        The first five blocks have rho = 0.5 and there is no wider front. The range excludes its
+        end, as in Python: only then does it have the 18 paths that the paper counts, with rho from
+        0.35 to 1.2. Rounding makes the steps between widths 24 or 32 channels in the first gated
+        stage and 48 or 56 in the second, where the released network has 32 in both.
+
+        Args:
+            **options: other fields of the spec.
+        """
+        ratios = [percent / 100 for percent in range(35, 125, 5)]
+        gated, last = (
+            tuple(_nearest_multiple(ratio * channels) for ratio in ratios)
+            for channels in (512, 1024)
+        )
+        stages = (
+            MobileNetStage(1, 1, (32,)),
+            MobileNetStage(2, 2, (64,)),
+            MobileNetStage(2, 2, (128,)),
+            MobileNetStage(6, 2, gated, gated=True),
+            MobileNetStage(2, 2, last),
+        )
+        return cls(**{"stem": (16,), "stages": stages, "widest_ratio": gated[-1] / 512, **options})
 
     @property
     def ratios(self):
@@ -47,8 +84,17 @@ class MobileNetSpec(NetworkSpec):
 
     @property
     def base_channels(self):
-        """Channels at rho = 1: 4/5 of the widest, whose rho is 1.25 in the paper."""
-        return self.gated_channels[-1] / 1.25
+        """Channels of the first gated stage at rho = 1."""
+        return self.gated_channels[-1] / self.widest_ratio
+
+    def check_options(self):
+        super().check_options()
+        ratio = self.widest_ratio
+        is_number = isinstance(ratio, numbers.Real) and not isinstance(ratio, bool)
+        if not is_number or not 0 < ratio < math.inf:
+            raise ValueError(
+                f"`widest_ratio` must be a positive number. Received: widest_ratio={ratio!r}"
+            )
 
     def features(self, build, input_channels):
         channels = _options(self.stem)
@@ -78,6 +124,10 @@ class MobileNetSpec(NetworkSpec):
         pointwise = dataclasses.replace(pointwise, section=build.section)
         pointwise_norm = build.batch_norm(f"{name}_pointwise_norm", outputs, self.activation)
         return [depthwise, depthwise_norm, gate, pointwise, pointwise_norm]
+
+
+def _nearest_multiple(channels, multiple=8):
+    return int(channels / multiple + 0.5) * multiple
 
 
 def _options(channels):

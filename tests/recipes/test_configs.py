@@ -1,0 +1,192 @@
+"""The flag files of published experiments, and those of the settings of the paper."""
+
+import json
+import math
+import pathlib
+import re
+
+import pytest
+from light_programs import run_light_program
+from programs import run_program
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.cfg"))
+STAGE_2 = {path.stem for path in CONFIGS if "_stage2" in path.stem}
+
+# Epochs, epochs of warm-up, batch size, highest learning rate, weight decay.
+STAGE_1_RUNS = {
+    "cifar10_stage1": (27, 1, 64, 0.05, 5e-4),
+    "cifar10_more_stage1": (15, 0.5, 64, 0.025, 5e-4),
+    "cifar10_comparison": (4, 1, 64, 0.05, 5e-4),
+    "cifar10_narrow_stage1": (30, 1, 64, 0.05, 5e-4),
+    "cifar10_resnet_stage1": (10, 1, 64, 0.05, 5e-4),
+    "cifar10_resnet_short": (2, 1, 64, 0.05, 5e-4),
+    "cifar10_efficientnet_stage1": (12, 1, 64, 0.05, 5e-4),
+    # Sec. 4 and the appendix; the warm-up on ImageNet is that of Goyal et al.
+    "imagenet_ds_mobilenet_stage1": (150, 5, 512, 0.08, 1e-4),
+    "imagenet_ds_resnet50_stage1": (150, 5, 512, 0.2, 1e-4),
+    "imagenet_ds_efficientnet_b0_stage1": (150, 5, 512, 0.2, 1e-4),
+    "cifar10_transfer": (70, 15, 1024, 0.7, 1e-4),
+}
+NETWORKS = {
+    "cifar10_stage1": ("DSMobileNet", 0.25, 0.75, None, [1, 1, 2, 1, 2, 2]),
+    "cifar10_more_stage1": ("DSMobileNet", None, None, None, None),
+    "cifar10_comparison": ("DSMobileNet", 0.25, 0.75, None, [1, 1, 2, 1, 2, 2]),
+    "cifar10_narrow_stage1": ("DSMobileNet", 0.25, None, 8, None),
+    "cifar10_resnet_stage1": ("DSResNet50", 0.25, 1, None, [2, 1, 1, 2, 2, 2]),
+    "cifar10_resnet_short": ("DSResNet50", 0.25, 1, None, [2, 1, 1, 2, 2, 2]),
+    "cifar10_efficientnet_stage1": ("DSEfficientNetB0", 0.5, 1, None, [2, 1, 2, 1, 2, 1, 2, 1]),
+    "imagenet_ds_mobilenet_stage1": ("DSMobileNet", None, None, None, None),
+    "imagenet_ds_resnet50_stage1": ("DSResNet50", None, None, None, None),
+    "imagenet_ds_efficientnet_b0_stage1": ("DSEfficientNetB0", None, None, None, None),
+    "cifar10_transfer": ("DSResNet50", None, None, None, None),
+}
+# Epochs, batch size, first learning rate, routes, loss weights.
+STAGE_2_RUNS = {
+    "cifar10_stage2": (7, 256, 0.2, [0, 10], [1, 0.16, 0]),
+    "cifar10_more_stage2": (4, 256, 0.3, [1, 5], [1, 0.215, 0]),
+    "cifar10_narrow_stage2": (10, 256, 0.1, [2, 10], [1, 0.5, 1]),
+    "cifar10_resnet_stage2": (1, 128, 0.05, [0, 1], [1, 0.06, 0]),
+    "cifar10_efficientnet_stage2": (3, 256, 0.2, [0, 19], [3, 0.05, 0.1]),
+    # Sec. 4, appendix A, Tables 6 and 8.
+    "imagenet_ds_mobilenet_stage2_S": (10, 512, 0.05, [*range(4)], [1, 0.5, 1]),
+    "imagenet_ds_mobilenet_stage2_M": (10, 512, 0.05, [*range(8)], [1, 0.5, 1]),
+    "imagenet_ds_mobilenet_stage2_L": (10, 512, 0.05, [*range(14)], [1, 0.5, 1]),
+    "imagenet_ds_resnet50_stage2_S": (10, 512, 0.05, [*range(4)], [0, 0.5, 1]),
+    "imagenet_ds_resnet50_stage2_M": (10, 512, 0.05, [*range(4)], [1, 0.5, 1]),
+    "imagenet_ds_resnet50_stage2_L": (10, 512, 0.05, [*range(4)], [0, 0, 1]),
+    "imagenet_ds_efficientnet_b0_stage2_S": (10, 512, 0.05, [*range(5)], [1, 0.5, 1]),
+    "imagenet_ds_efficientnet_b0_stage2_L": (10, 512, 0.05, [*range(10)], [1, 0.5, 1]),
+}
+
+
+def _settings(program, configs, folder):
+    """Returns what a program sets up for each flag file: one process for all."""
+    probe = REPOSITORY / "tests" / "config_runs.py"
+    done = run_program(probe, REPOSITORY / "recipes" / program, folder, *configs)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "settings.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory):
+    configs = [path for path in CONFIGS if path.stem not in STAGE_2]
+    return _settings("imagenet_stage1.py", configs, tmp_path_factory.mktemp("stage_1"))
+
+
+@pytest.fixture(scope="module")
+def stage_2(tmp_path_factory):
+    configs = [path for path in CONFIGS if path.stem in STAGE_2]
+    return _settings("imagenet_stage2.py", configs, tmp_path_factory.mktemp("stage_2"))
+
+
+def _cosine(epoch, epochs, warmup, rate):
+    if epoch < warmup:
+        return rate * epoch / warmup
+    part = (epoch - warmup) / (epochs - warmup)
+    return rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+@pytest.mark.slow
+def test_every_config_has_expectations_here(stage_1, stage_2):
+    assert set(stage_1) == set(STAGE_1_RUNS) == set(NETWORKS)
+    assert set(stage_2) == set(STAGE_2_RUNS) == STAGE_2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGE_1_RUNS)
+def test_stage_1_has_its_schedule_and_optimizer(name, stage_1):
+    epochs, warmup, batch_size, rate, weight_decay = STAGE_1_RUNS[name]
+    run = stage_1[name]
+    assert (run["epochs"], run["batch_size"]) == (epochs, batch_size)
+    expected = [_cosine(epoch, epochs, warmup, rate) for epoch in range(epochs + 1)]
+    assert run["rates"] == pytest.approx(expected, rel=1e-5)
+    assert run["rates"][0] == 0
+    assert run["rates"][math.ceil(warmup)] == pytest.approx(rate, rel=0.01)
+    assert run["rates"][-1] == pytest.approx(0.01 * rate)
+    assert run["optimizer"] == ["L2SGD", 0.9, True]
+    assert run["weight_decay"] == weight_decay
+    # Kernels have weight decay; layers of gates, norms and biases have none.
+    decayed = run["decayed"]
+    assert decayed
+    assert all(path.endswith("kernel") and "gate" not in path for path in decayed)
+    assert run["trainer"]["target"] == "ensemble"
+    assert run["trainer"]["label_smoothing"] == 0
+    assert run["trainer"]["num_random"] == (
+        2 if run["weight_decay"] < 5e-4 or "narrow" in name else 1
+    )
+    assert run["trainer"]["seed"] == (1 if "more" in name else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_stage_1_has_its_network_and_augmentation(name, stage_1):
+    application, alpha, front_alpha, output_stride, strides = NETWORKS[name]
+    run, options = stage_1[name], stage_1[name]["options"]
+    assert run["application"] == application
+    assert (options["alpha"], options["front_alpha"]) == (alpha, front_alpha)
+    assert (options["output_stride"], options["strides"]) == (output_stride, strides)
+    assert options["dropout"] == 0
+    of_paper = name.startswith("imagenet") or name == "cifar10_transfer"
+    side = 224 if of_paper else 32
+    assert options["input_shape"] == [side, side, 3]
+    augmentation = run["augmentation"]
+    assert augmentation["augmentation"] == ("imagenet" if of_paper else "cifar")
+    assert augmentation["auto_augment"] == ("imagenet" if name.startswith("imagenet") else None)
+    assert augmentation["randaugment"] == augmentation["color_jitter"] == 0
+    if name.startswith("imagenet"):
+        gate = {key: options[key] for key in ("attention", "slimming_head", "share_encoder")}
+        assert gate == {"attention": "tanh", "slimming_head": "one_hot", "share_encoder": True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGE_2_RUNS)
+def test_stage_2_has_its_schedule_routes_and_losses(name, stage_2):
+    epochs, batch_size, rate, routes, loss_weights = STAGE_2_RUNS[name]
+    run = stage_2[name]
+    assert (run["epochs"], run["batch_size"]) == (epochs, batch_size)
+    assert run["rates"] == pytest.approx([rate * 0.9**epoch for epoch in range(epochs + 1)])
+    assert run["optimizer"] == ["SGD", 0.9, True]
+    assert (run["weight_decay"], run["decayed"]) == (None, [])
+    assert run["trainer"]["routes"] == routes
+    assert run["trainer"]["loss_weights"] == loss_weights
+    assert run["trainer"]["strategy"] == "try_best"
+    of_paper = name.startswith("imagenet")
+    apart = not of_paper and "resnet" not in name
+    assert run["head"] == [None, False if apart else None]
+    exact = apart and "narrow" not in name
+    assert run["trainer"]["estimator"] == ("exact" if exact else "straight_through")
+    assert run["augmentation"]["auto_augment"] == ("imagenet" if of_paper else None)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_leaves_folders_to_the_command_line_and_tells_how_it_is_used(path):
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
+        assert re.fullmatch(r"(#.*|--\w+(=\S+)?|)", line), line
+        assert not re.match(r"--(data_dir|workdir|supernet|weights|strategy)\b", line), line
+    program = "imagenet_stage2.py" if path.stem in STAGE_2 else "imagenet_stage1.py"
+    assert f"python recipes/{program} --flagfile=recipes/configs/{path.name} " in text
+
+
+def test_docs_name_configs_that_exist_and_every_config_of_a_result():
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"recipes/configs/(\w+)\.cfg", text))
+    known = {path.stem for path in CONFIGS}
+    assert named <= known
+    assert {name for name in known if name.startswith("cifar10")} <= named
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=ds_resnet50"], "--widths is for --model=ds_mobilenet"),
+        (["--alone=18"], "--alone must be a width from 0 to 17"),
+    ],
+)
+def test_the_widths_of_the_paper_are_checked_early(arguments, message, tmp_path):
+    program = REPOSITORY / "recipes" / "imagenet_stage1.py"
+    done = run_light_program(program, f"--workdir={tmp_path}", "--widths=paper", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
