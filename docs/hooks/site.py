@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import posixpath
 import re
 import shutil
 import textwrap
@@ -12,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "build" / "docs" / "keras_dsnet"
 # An argument that all constructors share, whose text their docstrings get when they are imported.
 SHARED_ARGUMENT = re.compile(r"^( +(\w+): )\{\2\}$", re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)#]+)\)")
 # Pages that stand at the root of the repository, where GitHub looks for them.
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 # Headings of docstrings as Keras writes them, and as the parser of Google's style knows them.
@@ -51,11 +53,16 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Makes links to the pages of the root lead to their copies on the site."""
-    up = "../" * page.file.src_uri.count("/")
-    for name, copy in ROOT_PAGES.items():
-        markdown = markdown.replace(f"]({up}../{name}", f"]({up}{copy}")
-    return markdown
+    """Makes links that lead out of `docs/` lead to a page of the site, or be plain text."""
+    folder = pathlib.PurePosixPath("docs", page.file.src_uri).parent
+
+    def replace(match):
+        target = posixpath.normpath(str(folder / match["target"]))
+        if target in ROOT_PAGES:
+            return f"[{match['text']}]({'../' * (len(folder.parts) - 1)}{ROOT_PAGES[target]})"
+        return match[0] if target.startswith("docs/") else match["text"]
+
+    return LINK.sub(replace, markdown)
 
 
 def google_style(source):

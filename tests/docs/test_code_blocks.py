@@ -46,8 +46,8 @@ PREPARATIONS = {
     "docs/guides/training.md": _network_and_data,
     "docs/guides/your_own_images.md": _folder_of_flowers,
 }
-# tests/test_readme.py runs these and checks more of their results.
-CHECKED_ELSEWHERE = ("README.md", "docs/guides/a_family_of_your_own.md")
+# tests/test_readme.py and test_networks.py run these, and check more of their results.
+CHECKED_ELSEWHERE = ("README.md", "docs/guides/a_family_of_your_own.md", "docs/networks.md")
 LONG = (
     "docs/android.md",
     "docs/guides/first_steps.md",
