@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest parity lint format clean
+.PHONY: help demo test test-all test-lowest parity lint format docs clean
 
 # The first interpreter that runs (a pyenv shim may exist and not run), of a version below the given
 # one, and able to make an environment.
@@ -30,8 +30,9 @@ help:
 	@echo "make test-all     run every test, those that take long or install packages among them"
 	@echo "make test-lowest  run the quick tests on the lowest supported versions"
 	@echo "make parity       compare with the authors' numbers, where ../shared/parity has them"
-	@echo "make lint         check code and formatting"
+	@echo "make lint         check the code, its format and its types (ruff, mypy), and the CI workflow"
 	@echo "make format       format the code"
+	@echo "make docs         build the documentation site (site/index.html)"
 	@echo "make clean        remove the environments and what builds leave behind"
 
 $(VENV)/installed: $(BUILD_FILES)
@@ -40,6 +41,11 @@ $(VENV)/installed: $(BUILD_FILES)
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	@PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --editable '.[digits,test]'
+	@touch $@
+
+# What only the documentation needs.
+$(VENV)/docs: $(VENV)/installed
+	@PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 $(LOWEST_VENV)/installed: $(BUILD_FILES) tests/lowest.txt
@@ -69,11 +75,16 @@ parity: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	@if command -v actionlint >/dev/null; then actionlint; fi
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(VENV)/docs
+	$(VENV)/bin/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST_VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

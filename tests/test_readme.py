@@ -1,15 +1,21 @@
+import ast
 import itertools
 import pathlib
 import re
+import shlex
 
 import keras
 import numpy as np
 import pytest
+from documentation import PAGES, code_of
 
 from keras_dsnet.export import DynamicInterpreter
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+README = PAGES["README.md"]
+RECIPES = {path.stem: path for path in (REPOSITORY / "recipes").rglob("*.py")}
+# What absl defines for every program.
+ABSL_FLAGS = {"flagfile", "help"}
 
 
 @pytest.mark.slow
@@ -23,11 +29,11 @@ def test_first_use_runs_as_written(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_family_of_ones_own_trains_routes_and_loads_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    section = re.search(r"## A family of your own\n(.*?)\n## ", README, re.DOTALL).group(1)
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
-    assert len(code.splitlines()) <= 60
+    page = "docs/guides/a_family_of_your_own.md"
+    first_block = re.search(r"```python\n(.*?)```", PAGES[page], re.DOTALL).group(1)
+    assert len(first_block.splitlines()) <= 60
     names = {"__name__": "plain_net"}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code_of(page), page, "exec"), names)
     model, images = names["model"], names["images"]
     assert model.num_gates == 2
     assert model.route(images).shape == (8, 2)
@@ -38,7 +44,6 @@ def test_the_family_of_ones_own_trains_routes_and_loads_as_written(tmp_path, mon
     widths = [tuple(map(int, path)) for path in model.route(images).numpy()]
     expected = [model(images[i : i + 1], path=path)[0] for i, path in enumerate(widths)]
     np.testing.assert_allclose(model(images), expected, atol=1e-4)
-    model.export("plain.tflite", format="litert", routes=(0, 2), verbose=False)
     interpreter = DynamicInterpreter("plain.tflite")
     for path in itertools.product((0, 2), repeat=2):
         output, taken = interpreter.run(images[0], min_width=path, max_width=path)
@@ -46,18 +51,73 @@ def test_the_family_of_ones_own_trains_routes_and_loads_as_written(tmp_path, mon
         np.testing.assert_allclose(output, model(images[:1], path=path)[0], atol=1e-4)
 
 
-def test_commands_name_targets_recipes_and_flags_that_exist():
+def _commands(text, pattern):
+    """Returns the words of the commands in the blocks of a page that begin with a pattern."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    return [shlex.split(line, comments=True) for line in re.findall(rf"^{pattern}.*", text, re.M)]
+
+
+def _sources(program):
+    """Returns the source of a program of `recipes/`, and of all that it imports from there."""
+    found, waiting = {}, [program]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found[path] = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(found[path])):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            stems = {name.split(".")[-1] for name in names}
+            waiting += [RECIPES[stem] for stem in stems if stem in RECIPES]
+    return "\n".join(found.values())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _commands(PAGES[page], "make ")])
+def test_commands_name_targets_that_exist(page):
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in re.findall(r"^make (\S+)", README, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    commands = re.findall(r"^python (recipes/\S+)((?:.*\\\n)*.*)", README, re.MULTILINE)
-    assert commands
-    for recipe, arguments in commands:
-        source = (REPOSITORY / recipe).read_text() + (REPOSITORY / "recipes/common.py").read_text()
-        for flag in re.findall(r"--(\w+)=", arguments):
-            assert f'"{flag}"' in source, f"{recipe} has no --{flag}"
+    for command in _commands(PAGES[page], "make "):
+        assert re.search(rf"^{command[1]}:", makefile, re.MULTILINE), command
 
 
-def test_links_into_the_repository_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
-        assert (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("page", [page for page in PAGES if _commands(PAGES[page], "python recip")])
+def test_commands_name_recipes_and_flags_that_exist(page):
+    for _, recipe, *arguments in _commands(PAGES[page], "python recipes/"):
+        source = _sources(REPOSITORY / recipe)
+        for argument in arguments:
+            name, _, value = argument.removeprefix("--").partition("=")
+            names = {name, name.removeprefix("no")}
+            assert names & ABSL_FLAGS or any(f'"{flag}"' in source for flag in names), (
+                f"{recipe} has no --{name}"
+            )
+            if name == "flagfile":
+                assert (REPOSITORY / value).is_file(), value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_into_the_repository_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", PAGES[page]):
+        assert (REPOSITORY / page).parent.joinpath(target).exists(), target
+
+
+def _golden(name):
+    lines = (REPOSITORY / "tests" / "golden" / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("line", _golden("readme_imports.txt"))
+def test_every_import_that_the_readme_has_named_still_works(line):
+    exec(line, {})
+
+
+def test_every_make_target_and_program_that_the_readme_has_named_is_still_there():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for command in map(shlex.split, _golden("readme_commands.txt")):
+        if command[0] == "make":
+            assert re.search(rf"^{command[1]}:", makefile, re.MULTILINE), command
+        elif command[0] == "python" and command[1] != "-m":
+            assert (REPOSITORY / command[1]).is_file(), command

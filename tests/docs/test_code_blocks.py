@@ -1,0 +1,80 @@
+"""Runs the Python of the README and of the guides, each page from top to bottom."""
+
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from documentation import PAGES, blocks_not_run, code_of, pages_with_code
+from routed_networks import SHORT_SPEC, small_network
+
+import keras_dsnet
+
+
+def _network_and_pixels():
+    model = keras_dsnet.applications.DSMobileNet(
+        input_shape=(32, 32, 3), classes=4, alpha=0.25, output_stride=16
+    )
+    model.gates_trained = True
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), "uint8")
+    return {"model": model, "images": images}
+
+
+def _network_and_data():
+    images = np.random.default_rng(0).normal(size=(8, 24, 24, 3)).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((images, np.arange(8) % 5)).batch(4)
+    model = small_network(5, input_shape=(24, 24, 3), spec=SHORT_SPEC)
+    model.gates_trained = False
+    return {"model": model, "dataset": batches, "validation_dataset": batches}
+
+
+def _folder_of_flowers():
+    for index, name in enumerate(("daisy", "rose")):
+        folder = pathlib.Path("flowers", name)
+        folder.mkdir(parents=True)
+        for number in range(10):
+            generator = np.random.default_rng([index, number])
+            pixels = generator.integers(0, 256, (40, 40, 3), "uint8")
+            keras.utils.save_img(folder / f"{number}.png", pixels, scale=False)
+    return {}
+
+
+# What a page takes for granted: returns its names, and makes its files in the current folder.
+PREPARATIONS = {
+    "docs/android.md": _network_and_pixels,
+    "docs/guides/training.md": _network_and_data,
+    "docs/guides/your_own_images.md": _folder_of_flowers,
+}
+# tests/test_readme.py and test_networks.py run these, and check more of their results.
+CHECKED_ELSEWHERE = ("README.md", "docs/guides/a_family_of_your_own.md", "docs/networks.md")
+LONG = (
+    "docs/android.md",
+    "docs/guides/first_steps.md",
+    "docs/guides/to_the_phone.md",
+    "docs/guides/your_own_images.md",
+)
+RUN_HERE = [
+    pytest.param(page, marks=[pytest.mark.long] if page in LONG else [pytest.mark.slow])
+    for page in pages_with_code()
+    if page not in CHECKED_ELSEWHERE
+]
+
+
+@pytest.mark.parametrize("page", RUN_HERE)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": f"page_{pathlib.Path(page).stem}"}
+    names.update(PREPARATIONS.get(page, dict)())
+    exec(compile(code_of(page), page, "exec"), names)
+
+
+def test_every_guide_is_checked():
+    guides = {page for page in PAGES if page.startswith("docs/guides/")}
+    assert {"README.md", "docs/index.md", *guides} <= set(pages_with_code())
+    assert set(PREPARATIONS) | set(CHECKED_ELSEWHERE) | set(LONG) <= set(pages_with_code())
+
+
+@pytest.mark.parametrize(("page", "reason"), blocks_not_run())
+def test_a_block_that_is_not_run_says_why(page, reason):
+    assert len(reason.split()) >= 3, page
