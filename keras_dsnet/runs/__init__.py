@@ -1,0 +1,31 @@
+"""A run of training: its folder, checkpoint, logs, tables and plots."""
+
+from keras_dsnet.runs.callbacks import CsvLog, ProgressBar, read_log
+from keras_dsnet.runs.plots import (
+    plot_accuracy_against_madds,
+    plot_training_curves,
+    plot_width_shares,
+)
+from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
+from keras_dsnet.runs.save_network import SaveNetwork
+from keras_dsnet.runs.table import format_table, write_table
+from keras_dsnet.runs.training_run import TensorBoardLog, TerminateOnNaN, TrainingRun
+from keras_dsnet.runs.workdir import WorkDir
+
+__all__ = [
+    "CsvLog",
+    "ProgressBar",
+    "RunCheckpoint",
+    "SaveNetwork",
+    "SaveRunCheckpoint",
+    "TensorBoardLog",
+    "TerminateOnNaN",
+    "TrainingRun",
+    "WorkDir",
+    "format_table",
+    "plot_accuracy_against_madds",
+    "plot_training_curves",
+    "plot_width_shares",
+    "read_log",
+    "write_table",
+]
