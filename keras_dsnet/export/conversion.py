@@ -182,7 +182,7 @@ def representative_images(data, shape, dtype="float32", normalization=None, stac
     batches = image_batches(
         _unnamed(data),
         tuple(shape),
-        steps=MOST_IMAGES + 1,
+        num_batches=MOST_IMAGES + 1,
         name="representative_data",
         dtype=dtype,
         single=True,

@@ -153,17 +153,28 @@ def test_labels_and_data_sets_of_every_form_give_the_same_rows(network, expected
     assert evaluate_paths(network, dataset, paths=[0]) == expected_rows
 
 
-def test_steps_end_what_never_ends(network, capsys):
+def test_a_number_of_batches_ends_what_never_ends(network, capsys):
     endless = pairs_of(IMAGES, LABELS).repeat()
-    for function in (evaluate_paths, recalibrate_batch_norm):
-        with pytest.raises(ValueError, match="`dataset` never ends: pass `steps`"):
+    for function, name in ((evaluate_paths, "num_batches"), (recalibrate_batch_norm, "steps")):
+        with pytest.raises(ValueError, match=f"`dataset` never ends: pass `{name}`"):
             function(network, endless)
-        for steps in (0, -3, 1.5):
-            with pytest.raises(ValueError, match=f"Received: steps={steps}"):
-                function(network, endless, steps=steps)
-    rows = evaluate_paths(network, endless, paths=[1], steps=1, verbose=True)
+        for count in (0, -3, 1.5):
+            with pytest.raises(ValueError, match=f"Received: {name}={count}"):
+                function(network, endless, **{name: count})
+    rows = evaluate_paths(network, endless, paths=[1], num_batches=1, verbose=True)
     assert rows == evaluate_paths(network, [(IMAGES[:16], LABELS[:16])], paths=[1])
     assert "evaluating: 100%" in capsys.readouterr().err
+
+
+def test_steps_is_a_deprecated_name_of_the_number_of_batches(network):
+    endless = pairs_of(IMAGES, LABELS).repeat()
+    with pytest.warns(DeprecationWarning, match="`num_batches`") as caught:
+        rows = evaluate_paths(network, endless, paths=[1], steps=1)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert rows == evaluate_paths(network, endless, paths=[1], num_batches=1)
+    for wrong in ({"steps": (0, 2)}, {"steps": 1, "num_batches": 1}, {"steps": 0}):
+        with pytest.raises(ValueError, match=r"Received: steps=\S"):
+            evaluate_paths(network, endless, paths=[1], **wrong)
 
 
 def test_an_unbatched_data_set_after_a_batched_one_is_refused(network, expected_rows):

@@ -65,7 +65,9 @@ def test_a_step_of_stage_1_has_the_gradients_of_the_papers_equations():
     expected = tape.gradient(total, [v.value for v in variables], unconnected_gradients="zero")
     trainer = SupernetTrainer(network, num_random=1)
     trainer.compile(L2SGD(0.1, weight_decay=0.0))
-    got, _, gradients = trainer._gradients(IMAGES, LABELS, trainer._paths(tf.constant([middle])))
+    got, _, gradients = trainer._gradients(
+        IMAGES, LABELS, trainer._subnetworks(tf.constant([middle]))
+    )
     np.testing.assert_allclose(got, losses, rtol=1e-4)
     by_path = dict(zip([v.path for v in trainer.optimized_variables], gradients))
     assert sorted(by_path) == sorted(v.path for v in variables)

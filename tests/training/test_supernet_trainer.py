@@ -79,8 +79,8 @@ def test_a_step_has_the_losses_and_gradients_of_the_papers_equations(target):
     network = make_network()
     expected_losses, expected = plain_gradients(make_network(), images, labels, 1, target)
     trainer = make_trainer(network, num_random=1, target=target)
-    paths = trainer._paths(tf.constant([[1]]))
-    losses, _, gradients = trainer._gradients(images, labels, paths)
+    subnetworks = trainer._subnetworks(tf.constant([[1]]))
+    losses, _, gradients = trainer._gradients(images, labels, subnetworks)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     by_path = dict(zip([v.path for v in trainer.optimized_variables], gradients))
     names = [v.path for v in network.trainable_variables if v.name != "w2"]
@@ -94,7 +94,7 @@ def test_statistics_move_once_for_every_subnetwork():
     images, labels = make_batch()
     network, plain = make_network(), make_network()
     trainer = make_trainer(network, num_random=1)
-    trainer._gradients(images, labels, trainer._paths(tf.constant([[1]])))
+    trainer._gradients(images, labels, trainer._subnetworks(tf.constant([[1]])))
     for path in ("widest", 1, "slimmest"):
         plain(images, path=path, training=True)
     for moved, expected in zip(network.non_trainable_variables, plain.non_trainable_variables):

@@ -273,7 +273,7 @@ def test_a_weight_multiplies_every_loss_of_its_image():
     network = make_network()
     labels = tf.constant(LABELS, tf.int32)
     trainer = make_trainer(network=network, num_random=1)
-    paths = trainer._paths(tf.constant([[1]]))
+    paths = trainer._subnetworks(tf.constant([[1]]))
     state = values_of(network.variables)
     runs = []
     for weights in (None, np.full(12, 2.0), np.eye(12)[3] * 12):
