@@ -1,4 +1,4 @@
-"""A run of training: its folder, checkpoint, logs, tables and plots."""
+"""A training run: its folder, checkpoint, logs, tables and plots."""
 
 from keras_dsnet.runs.callbacks import CsvLog, ProgressBar, read_log
 from keras_dsnet.runs.plots import (
@@ -10,9 +10,10 @@ from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
 from keras_dsnet.runs.save_network import SaveNetwork
 from keras_dsnet.runs.table import format_table, write_table
 from keras_dsnet.runs.training_run import TensorBoardLog, TerminateOnNaN, TrainingRun
-from keras_dsnet.runs.workdir import WorkDir
+from keras_dsnet.runs.workdir import ConfigMismatchError, WorkDir
 
 __all__ = [
+    "ConfigMismatchError",
     "CsvLog",
     "ProgressBar",
     "RunCheckpoint",

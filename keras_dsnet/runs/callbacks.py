@@ -1,21 +1,30 @@
 """The callbacks that report the progress of a run."""
 
-import keras
+import csv
+import os
+import pathlib
 import sys
 import time
-import csv
-import pathlib
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import keras
+
 from keras_dsnet.utils.atomic_file import atomic_file
+
+EVALUATION_PREFIX = "val_top1_"
+_EPOCH = "epoch"
 
 
 class GlobalStepCallback(keras.callbacks.Callback):
     """Calls `on_step_end(logs)` after every step, with `self.step` counted over all epochs.
 
     Args:
-        start_step: int, steps that were done before: those of a checkpoint.
+        start_step: Int, the number of steps before this start, such as those of a checkpoint.
+            Defaults to `0`.
     """
 
-    def __init__(self, start_step=0):
+    def __init__(self, start_step: int = 0):
         super().__init__()
         self.step = start_step
         self.epoch = 0
@@ -26,44 +35,48 @@ class GlobalStepCallback(keras.callbacks.Callback):
         self._last_batch = -1
 
     def on_train_batch_end(self, batch, logs=None):
-        # With `steps_per_execution` a call stands for several steps.
+        # With `steps_per_execution` one call follows several steps.
         self.step += batch - self._last_batch
         self._last_batch = batch
         self.on_step_end(logs or {})
 
-    def on_step_end(self, logs):
-        """Called after one or more steps; `self.step` of them are done.
+    def on_step_end(self, logs: dict[str, Any]) -> None:
+        """Runs after one or more steps. `self.step` is the number of steps so far.
 
         Args:
-            logs: dict of the step's losses and metrics; empty where Keras gives none.
+            logs: Dict of the step's losses and metrics. It is empty if Keras passes none.
         """
 
 
 class ProgressBar(GlobalStepCallback):
-    """One bar per epoch: loss of every net, learning rate, images per second.
+    """Shows one bar per epoch: the loss of every sub-network, learning rate and images per second.
 
-    Where the output is no terminal, one line per epoch and one every `line_minutes` within it.
-    Images per second are the mean over the epoch without its first step, which may trace.
+    If the stream is not a terminal, it writes one line per epoch, and one every `line_minutes`
+    within the epoch. Images per second are the mean over the epoch without its first step, which
+    can include the tracing.
 
     Args:
-        batch_size: int, images per step, of all replicas.
-        steps_per_epoch: int.
-        start_step: int, steps that were done before; the first bar starts within its epoch.
-        epochs: int, to show behind the number of the epoch; None: those of this call of `fit`.
-        names: metrics to show; None: all but the evaluation's, which begin with "val_".
-        line_minutes: float.
-        stream: where to write; None: stdout.
+        batch_size: Int, images per step, over all replicas.
+        steps_per_epoch: Int, steps per epoch.
+        start_step: Int, the number of steps before this start. The first bar starts within its
+            epoch. Defaults to `0`.
+        epochs: Int, number of epochs to show after the number of the epoch. Defaults to the epochs
+            of this call of `fit`.
+        names: List of the metrics to show. Defaults to all except those of evaluation, which begin
+            with "val_".
+        line_minutes: Float, minutes between lines. Defaults to `1.0`.
+        stream: Text stream to write to. Defaults to `sys.stdout`.
     """
 
     def __init__(
         self,
-        batch_size,
-        steps_per_epoch,
-        start_step=0,
-        epochs=None,
-        names=None,
-        line_minutes=1.0,
-        stream=None,
+        batch_size: int,
+        steps_per_epoch: int,
+        start_step: int = 0,
+        epochs: int | None = None,
+        names: Sequence[str] | None = None,
+        line_minutes: float = 1.0,
+        stream: TextIO | None = None,
     ):
         super().__init__(start_step)
         self.batch_size = batch_size
@@ -84,7 +97,7 @@ class ProgressBar(GlobalStepCallback):
             self._bar = self._make_bar()
 
     def _make_bar(self):
-        # Here, because `import keras_dsnet` has to stay quick.
+        # Imported here to keep `import keras_dsnet` fast.
         from tqdm import tqdm
 
         return tqdm(
@@ -101,7 +114,7 @@ class ProgressBar(GlobalStepCallback):
         now = time.monotonic()
         if self._clock_start is None:
             self._clock_start, self._clock_step = now, self.step
-        # Not the time when a line is written, which may be after an evaluation.
+        # The speed does not include the time of an evaluation, after which a line can be written.
         self._clock_end = now
         if self._bar is not None:
             self._bar.set_postfix_str(self._describe(logs), refresh=False)
@@ -121,8 +134,8 @@ class ProgressBar(GlobalStepCallback):
     def on_train_end(self, logs=None):
         self.close()
 
-    def close(self):
-        """Leaves the bar and goes to the next line; for runs that an exception ends."""
+    def close(self) -> None:
+        """Ends the bar and its line, also after an exception."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -138,7 +151,7 @@ class ProgressBar(GlobalStepCallback):
     def _describe(self, logs):
         names = self.names or [name for name in logs if not name.startswith("val_")]
         values = {name: float(logs[name]) for name in names if name in logs}
-        # First what is short and always wanted: a narrow terminal cuts the end.
+        # The short and important parts come first, because a narrow terminal cuts the end.
         parts = [self._speed()]
         if "learning_rate" in values:
             parts.append(f"lr {values.pop('learning_rate'):.3g}")
@@ -161,24 +174,21 @@ def _number(value):
     return f"{value / 1e6:.1f}M" if abs(value) >= 1e6 else f"{value:.4g}"
 
 
-EVALUATION_PREFIX = "val_top1_"
-_EPOCH = "epoch"
-
-
 class CsvLog(keras.callbacks.Callback):
-    """Writes one row per epoch, numbered from 1.
+    """Writes one row per epoch to a CSV file. Epochs are numbered from 1.
 
-    Every epoch the file is written whole, beside its place, and renamed: it holds no torn row, and
-    a metric that first comes late (an evaluation every few epochs) still gets its column. When an
-    epoch begins, rows of it and of later ones, from before a resume, are dropped.
+    Every epoch the whole file is written to a temporary file and renamed. It never has an
+    incomplete row, and a metric that appears late, such as an evaluation every few epochs, still
+    gets its column. When an epoch begins, the rows of this epoch and of later ones are removed,
+    which were written before a resume.
 
-    The row of an epoch that was interrupted holds means over the steps since the resume.
+    The row of an interrupted epoch has the means over the steps since the resume.
 
     Args:
-        path: of the file.
+        path: Path of the file.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         super().__init__()
         self.path = pathlib.Path(path)
         self._rows = None
@@ -205,14 +215,17 @@ class CsvLog(keras.callbacks.Callback):
             writer.writerows({k: _text(v) for k, v in row.items()} for row in self._rows)
 
 
-def read_log(path):
-    """Returns the rows of a log as dicts of numbers, without the metrics that an epoch lacks.
+def read_log(path: str | os.PathLike) -> list[dict[str, float]]:
+    """Returns the rows of a log of `CsvLog`.
 
     Args:
-        path: of the file; where there is none, there are no rows.
+        path: Path of the file. A missing file has no rows.
+
+    Returns:
+        List of dicts of numbers. A metric that was not measured in an epoch is left out.
 
     Raises:
-        ValueError: the file is not such a log.
+        ValueError: If the file is not such a log.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -225,14 +238,14 @@ def read_log(path):
             ]
         return [{**row, _EPOCH: int(row[_EPOCH])} for row in rows]
     except (ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
-        raise ValueError(f"{path} is not a log of this package: {error!r}; remove it") from error
+        raise ValueError(f"{path} is not a log of this package: {error!r}. Remove it") from error
 
 
-def evaluation_metrics(rows):
-    """Returns the accuracies of a table as metrics of a log: `val_top1_<path>`.
+def evaluation_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the accuracies of a table as metrics of a log, named `val_top1_<path>`.
 
     Args:
-        rows: list of dicts with "path" and "top1", as of `evaluate_paths`.
+        rows: List of dicts with "path" and "top1", as `evaluate_paths` returns them.
     """
     paths = [row["path"] for row in rows]
     words = ["-".join(map(str, p)) if isinstance(p, (tuple, list)) else str(p) for p in paths]
@@ -240,5 +253,5 @@ def evaluation_metrics(rows):
 
 
 def _text(value):
-    # 9 digits bring a float32 back exactly.
+    # 9 digits restore a float32 exactly.
     return f"{float(value):.9g}"

@@ -20,7 +20,7 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64", "int32", "int64", "uint3
 _SAVE_FOREVER = """
 import sys
 import keras
-from keras_dsnet.training.run_checkpoint import RunCheckpoint
+from keras_dsnet.runs.run_checkpoint import RunCheckpoint
 
 checkpoint = RunCheckpoint(sys.argv[1])
 model = [keras.Variable(keras.ops.zeros((1000, 1000)), name=f"v{i}") for i in range(8)]
@@ -138,7 +138,7 @@ def test_numpy_reads_the_file(checkpoint):
         (lambda: {"model": variables(size=4)}, r"variable 0 of 'model'.*\(3, 2\) there.*\(4, 2\)"),
         (lambda: {"model": variables()[:2]}, "'model' has 3 variables there, 2 here"),
         (lambda: {"model": variables()[::-1]}, None),
-        (lambda: {"teacher": variables()}, "holds 'model', this run has 'teacher'"),
+        (lambda: {"teacher": variables()}, "holds 'model', and this run has 'teacher'"),
         (
             lambda: {"model": [variable(v, "layer_0", dtype="float16") for v in variables()]},
             "float32 .* there, .*float16",

@@ -52,10 +52,13 @@ def test_an_evaluation_that_fails_loses_no_epoch(tmp_path):
     assert make_run(tmp_path, 2, fail).fit() == 2 * STEPS
 
 
-def test_a_run_that_has_ended_trains_on_where_its_epochs_grow(tmp_path, capsys):
+def test_a_run_that_has_ended_trains_on_where_its_epochs_grow(tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "keras_dsnet")
     make_run(tmp_path / "grown", 2).fit()
+    assert not caplog.messages
     assert make_run(tmp_path / "grown", 5).fit() == 2 * STEPS
-    assert "at step 4 of 10 (epochs: 2, now 5)" in capsys.readouterr().out
+    assert caplog.messages == [f"resuming {tmp_path / 'grown'} at step 4 of 10 (epochs: 2, now 5)"]
+    assert "resuming" not in "".join(capsys.readouterr())
     assert len(read_log(tmp_path / "grown" / "log.csv")) == 5
     make_run(tmp_path / "whole", 5).fit()
     grown, whole = (make_run(tmp_path / name, 5) for name in ("grown", "whole"))
@@ -65,7 +68,7 @@ def test_a_run_that_has_ended_trains_on_where_its_epochs_grow(tmp_path, capsys):
         np.testing.assert_array_equal(value, expected)
 
 
-def test_a_run_does_not_go_on_with_other_classes_or_steps(tmp_path, capsys):
+def test_a_run_does_not_go_on_with_other_classes_or_steps(tmp_path, capsys, caplog):
     data = {"class_names": ("ant", "bee"), "num_images": 5}
     make_run(tmp_path, 1, **data).fit()
     for names, told in (
@@ -78,6 +81,10 @@ def test_a_run_does_not_go_on_with_other_classes_or_steps(tmp_path, capsys):
     with pytest.raises(ValueError, match="2 steps per epoch, and now has 3: 5 training images bec"):
         make_run(tmp_path, 2, class_names=data["class_names"], **more).fit()
     capsys.readouterr()
+    caplog.clear()
     # One image less makes as many steps.
     assert make_run(tmp_path, 2, **{**data, "num_images": 4}).fit() == STEPS
-    assert "note: 5 training images became 4" in capsys.readouterr().out
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("keras_dsnet", "WARNING")
+    assert record.message.startswith(f"5 training images became 4 since the run of {tmp_path} was")
+    assert "training images" not in "".join(capsys.readouterr())
