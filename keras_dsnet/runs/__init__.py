@@ -1,6 +1,7 @@
 """A training run: its folder, checkpoint, logs, tables and plots."""
 
-from keras_dsnet.runs.callbacks import CsvLog, ProgressBar, read_log
+from keras_dsnet.runs.callbacks import ProgressBar
+from keras_dsnet.runs.csv_log import CsvLog, read_log
 from keras_dsnet.runs.plots import (
     plot_accuracy_against_madds,
     plot_training_curves,

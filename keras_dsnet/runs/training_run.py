@@ -10,12 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_dsnet.runs.callbacks import (
-    CsvLog,
-    GlobalStepCallback,
-    ProgressBar,
-    evaluation_metrics,
-)
+from keras_dsnet.runs.callbacks import GlobalStepCallback, ProgressBar
+from keras_dsnet.runs.csv_log import CsvLog, evaluation_metrics
 from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
 from keras_dsnet.runs.workdir import WorkDir
 
@@ -67,9 +63,8 @@ class TrainingRun:
     trainer = SupernetTrainer(model, num_random=1)
     trainer.compile()
     workdir = WorkDir(tempfile.mkdtemp(), {"epochs": 2}, growing=("epochs",))
-    run = TrainingRun(
-        trainer, workdir, lambda step: batches.skip(step % 2), batch_size=8, steps_per_epoch=2, epochs=2
-    )
+    options = {"batch_size": 8, "steps_per_epoch": 2, "epochs": 2}
+    run = TrainingRun(trainer, workdir, lambda step: batches.skip(step % 2), **options)
     run.fit()
     ```
     """

@@ -192,43 +192,33 @@ class WorkDir:
             raise _cannot_write(self.path, error) from error
 
     def _compare(self, before, exempt, growing, paths):
-        """Raises the error of the first setting that is not as it was before."""
+        """Raises the error of the first setting that has changed."""
         places = before.pop(_PLACES, {})
         for name in [*self.config, *before]:
-            if name in exempt:
-                continue
             old, new = before.get(name), self.config.get(name)
-            if _is_same(old, new):
-                # A relative path is another folder if the process started elsewhere.
-                if name not in paths or self._is_same_place(name, places):
-                    continue
-            elif name in paths and self._is_same_place(name, places, old):
-                continue
-            elif name in growing and None not in (old, new) and new > old:
-                continue
-            raise ConfigMismatchError(
-                self.path,
-                name,
-                (old, places.get(name)),
-                (new, self._places.get(name)),
-                can_grow=name in growing and None not in (old, new),
-            )
+            can_grow = name in growing and None not in (old, new)
+            if name in paths and None not in (old, new):
+                unchanged = self._is_same_place(name, old, places)
+            else:
+                unchanged = _is_same(old, new) or (can_grow and new > old)
+            if not unchanged and name not in exempt:
+                was, now = (old, places.get(name)), (new, self._places.get(name))
+                raise ConfigMismatchError(self.path, name, was, now, can_grow)
 
-    def _is_same_place(self, name, places, old=None):
+    def _is_same_place(self, name, old, places):
         """Returns whether a path leads to the same place as before.
-
-        A path of the same spelling is also the same if the place of before is gone.
 
         Args:
             name: String, name of the setting.
+            old: The value of before.
             places: Dict from names to the resolved paths of before.
-            old: String, the spelling of before if it was different.
         """
         before, now = places.get(name), self._places.get(name)
-        if before is None and old is not None:
-            before = _place(old)
-        if old is None:
+        if _is_same(old, self.config[name]):
+            # A relative path leads elsewhere if the process started in another folder. If the place
+            # of before is gone, the data have moved.
             return None in (before, now) or before == now or not pathlib.Path(before).exists()
+        before = _place(old) if before is None else before
         return before is not None and before == now
 
 

@@ -1,4 +1,4 @@
-"""What is done with a network to train and judge it."""
+"""Training and evaluation of a network: both stages, recalibration, optimizer and schedules."""
 
 from keras_dsnet.training.evaluation import (
     better_excluded_widths,

@@ -87,21 +87,8 @@ def evaluate_paths(
         # Raises the error of a wrong shape before any data are read.
         model.costs("slimmest", input_shape)
     batches = labelled_batches(dataset, model.input_shape[1:], model.classes, num_batches)
-    hits, routed = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64")
-    sizes, widths = collections.Counter(), collections.defaultdict(list)
-    for images, labels in _with_progress(batches, batch_count(dataset, num_batches), verbose):
-        labels, fronts = class_numbers(labels), {}
-        for index, path in enumerate(resolved):
-            front = (path.widths[0], path.statistics[0])
-            if front not in fronts:
-                fronts[front] = model.run_any_width(0, images, path)
-            hits[index] += _hits(model.run_any_width(1, fronts[front], path), labels)
-        size = tuple(input_shape or images.shape[1:])
-        sizes[size] += images.shape[0]
-        if dynamic:
-            logits, chosen = model.run_dynamic(images)
-            routed += _hits(logits, labels)
-            widths[size].append(chosen.numpy())
+    batches = _with_progress(batches, batch_count(dataset, num_batches), verbose)
+    sizes, hits, routed_hits, widths = _measure(model, batches, resolved, input_shape, dynamic)
     count = sum(sizes.values())
     if not count:
         raise ValueError("`dataset` has no images to evaluate.")
@@ -110,8 +97,7 @@ def evaluate_paths(
         for path, p, hit in zip(paths, resolved, hits)
     ]
     if dynamic:
-        widths = {size: np.concatenate(chosen) for size, chosen in widths.items()}
-        rows.append(_dynamic_row(model, widths, routed / count))
+        rows.append(_dynamic_row(model, widths, routed_hits / count))
     return rows
 
 
@@ -152,6 +138,33 @@ def _renamed_steps(steps, num_batches):
         stacklevel=3,
     )
     return steps
+
+
+def _measure(model, batches, paths, input_shape, dynamic):
+    """Runs all paths on all batches.
+
+    Returns:
+        `(sizes, hits, routed_hits, widths)`: the number of images of each size, the top-1 and top-5
+        hits of each path, those of the routed network, and for each size of the images the widths
+        that they took, int32 `[images, gates]`.
+    """
+    sizes: collections.Counter = collections.Counter()
+    hits, routed_hits = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64")
+    widths = collections.defaultdict(list)
+    for images, labels in batches:
+        labels, fronts = class_numbers(labels), {}
+        for index, path in enumerate(paths):
+            front = (path.widths[0], path.statistics[0])
+            if front not in fronts:
+                fronts[front] = model.run_any_width(0, images, path)
+            hits[index] += _hits(model.run_any_width(1, fronts[front], path), labels)
+        size = tuple(input_shape or images.shape[1:])
+        sizes[size] += images.shape[0]
+        if dynamic:
+            logits, chosen = model.run_dynamic(images)
+            routed_hits += _hits(logits, labels)
+            widths[size].append(chosen.numpy())
+    return sizes, hits, routed_hits, {size: np.concatenate(parts) for size, parts in widths.items()}
 
 
 def _with_progress(batches, count, verbose):
@@ -260,10 +273,10 @@ def static_gain(rows: list[dict[str, Any]]) -> float | None:
     """
     dynamic = next(row for row in rows if row["path"] == "dynamic")
     static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
-    static = sorted((row["madds"], row["top1"]) for row in static)
-    if not static or not static[0][0] <= dynamic["madds"] <= static[-1][0]:
+    points = sorted((row["madds"], row["top1"]) for row in static)
+    if not points or not points[0][0] <= dynamic["madds"] <= points[-1][0]:
         return None
-    madds, accuracies = zip(*static)
+    madds, accuracies = zip(*points)
     return float(dynamic["top1"] - np.interp(dynamic["madds"], madds, accuracies))
 
 

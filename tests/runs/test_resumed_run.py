@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dsnet.runs.callbacks import CsvLog, read_log
+from keras_dsnet.runs.csv_log import CsvLog, read_log
 from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
 from keras_dsnet.runs.workdir import WorkDir
 from keras_dsnet.training.optimizers import cosine_schedule

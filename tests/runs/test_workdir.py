@@ -138,7 +138,9 @@ def test_a_flag_that_is_new_and_unset_changes_nothing(tmp_path):
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, inside):
     path = tmp_path / "file"
     path.write_text("")
-    with pytest.raises(NotADirectoryError, match=r"must not be a file or lie inside one. Received: .*file"):
+    with pytest.raises(
+        NotADirectoryError, match=r"must not be a file or lie inside one\. Received: .*file"
+    ):
         WorkDir(path / inside, {})
 
 
@@ -250,6 +252,14 @@ def test_the_same_folder_spelled_otherwise_is_the_same(tmp_path, monkeypatch):
     WorkDir(run, {"dataset": "../data"}, paths=("dataset",))
     with pytest.raises(ValueError, match=r"now runs with dataset=data \(.*home/data\)"):
         WorkDir(run, {"dataset": "data"}, paths=("dataset",))
+
+
+def test_a_path_that_was_not_set_before_is_another_configuration(tmp_path):
+    (tmp_path / "weights").touch()
+    options = {"paths": ("weights",)}
+    WorkDir(tmp_path / "run", {"weights": None}, **options).checkpoint.touch()
+    with pytest.raises(ValueError, match="without weights, and now runs with weights="):
+        WorkDir(tmp_path / "run", {"weights": str(tmp_path / "weights")}, **options)
 
 
 def test_names_and_folders_that_have_moved_are_compared_as_words(tmp_path, monkeypatch):

@@ -211,7 +211,7 @@ def test_an_open_size_takes_any_and_raw_pixels_are_asked_for_by_their_type():
 def test_single_images_are_taken_where_they_are_asked_for():
     data = of_array((IMAGES, LABELS))
     assert [batch.shape[0] for batch in image_batches(data, SHAPE, single=True)] == [1] * 6
-    with pytest.raises(ValueError, match=r"`dataset.batch\(32\)` makes them. .* batch 0 of `d`$"):
+    with pytest.raises(ValueError, match=r"`dataset.batch\(32\)` makes of .* batch 0 of `d`$"):
         list(image_batches(data, SHAPE, name="d"))
 
 
