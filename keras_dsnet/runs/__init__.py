@@ -1,4 +1,4 @@
-"""A training run: its folder, checkpoint, logs, tables and plots."""
+"""A training run: its folder, checkpoint, logs, tables, plots."""
 
 from keras_dsnet.runs.callbacks import ProgressBar
 from keras_dsnet.runs.csv_log import CsvLog, read_log

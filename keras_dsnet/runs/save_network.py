@@ -30,7 +30,7 @@ class SaveNetwork(keras.callbacks.ModelCheckpoint):
             to `False`.
         teacher: Boolean, whether to save the teacher's weights if the trainer has a teacher, as
             `load_teacher` would assign them to the network. Training goes on with the network's
-            own weights. Use `recalibrate_batch_norm` on the saved network in both cases. Defaults
+            weights. Use `recalibrate_batch_norm` on the saved network in both cases. Defaults
             to `True`.
         **kwargs: Keyword arguments of `keras.callbacks.ModelCheckpoint`.
 

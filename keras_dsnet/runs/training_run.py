@@ -1,4 +1,4 @@
-"""A training run that survives a kill: it fits a trainer, and resumes from its checkpoint."""
+"""A training run that survives a kill: it resumes from its checkpoint."""
 
 import itertools
 import logging

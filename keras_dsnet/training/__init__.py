@@ -1,4 +1,4 @@
-"""Training and evaluation of a network: both stages, recalibration, optimizer and schedules."""
+"""The training of the paper: both stages, optimizer, recalibration, evaluation."""
 
 from keras_dsnet.training.evaluation import (
     better_excluded_widths,

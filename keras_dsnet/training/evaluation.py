@@ -1,4 +1,4 @@
-"""Accuracy of a network against its multiply-adds, and the choices of its gates."""
+"""Evaluation of a network: accuracy against multiply-adds, choices of the gates."""
 
 import collections
 import numbers

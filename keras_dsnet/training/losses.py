@@ -1,4 +1,4 @@
-"""The losses of both training stages: cross entropies with labels, teachers and gate targets."""
+"""The losses of both training stages: cross entropies with labels, teachers, gate targets."""
 
 from collections.abc import Sequence
 

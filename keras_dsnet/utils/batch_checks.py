@@ -1,4 +1,4 @@
-"""Checks of a batch of images, labels and weights, used wherever a user passes one.
+"""Checks of a batch that a user passes: images, labels, weights.
 
 A mistake raises a `ValueError` in eager code. A traced function does not know the values yet, so
 there the check is an assertion, and `line_of_assertion` finds its message in TensorFlow's error.

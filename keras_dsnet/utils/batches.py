@@ -1,4 +1,4 @@
-"""The data sets that a user passes, of every kind, read and checked batch by batch."""
+"""The data sets that a user passes, of every kind, read batch by batch with checks."""
 
 import collections
 import itertools

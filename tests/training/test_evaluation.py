@@ -1,4 +1,4 @@
-"""Tables of accuracy and cost, and batch-norm statistics computed anew."""
+"""Accuracy against MAdds, recalibrated statistics, and gates described in words."""
 
 import keras
 import numpy as np
@@ -8,7 +8,12 @@ import tqdm
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype
-from keras_dsnet.training import describe_gates, evaluate_paths, recalibrate_batch_norm
+from keras_dsnet.training import (
+    better_excluded_widths,
+    describe_gates,
+    evaluate_paths,
+    recalibrate_batch_norm,
+)
 from tests.training.test_gate_trainer import make_batch, make_network
 
 
@@ -274,3 +279,45 @@ def test_recalibration_takes_data_of_unknown_length_and_shows_what_is_done(monke
     assert [n for _, n, _ in shown] == [0, 1, 2, 3] * 2
     assert {total for total, *_ in shown[4:]} == {3}
     assert recalibrate_batch_norm(network, generate, paths=[0], steps=2, verbose=False) == 2
+
+
+# The case of a user: routes of other classes, and a width outside of them that is much better.
+ROWS = [
+    {"path": 0, "madds": 10, "top1": 0.50},
+    {"path": 1, "madds": 20, "top1": 0.55},
+    {"path": 2, "madds": 30, "top1": 0.56},
+    {"path": 3, "madds": 40, "top1": 0.66},
+    {"path": "dynamic", "madds": 15.0, "top1": 0.53, "shares": [{0: 1.0}, {0: 0.5, 1: 0.5}]},
+]
+
+
+def better(routes, images=None):
+    return [
+        (row["path"], widest["path"])
+        for row, widest in better_excluded_widths(ROWS, routes, images)
+    ]
+
+
+def test_gates_are_numbered_from_1_as_in_the_plots():
+    lines = describe_gates(ROWS).splitlines()
+    assert lines[0].startswith("gate 1 collapsed")
+    assert lines[1].startswith("gate 2 uses 2 widths")
+
+
+def test_a_width_outside_the_routes_is_better_by_more_than_chance():
+    assert better((0, 1)) == [(3, 1), (2, 1)]
+    assert better((0, 1), images=1000) == [(3, 1)]
+    assert better((0, 1), images=20) == []
+    assert better((0, 3)) == []
+
+
+def test_a_width_outside_the_routes_that_is_as_good_at_fewer_madds_is_better():
+    rows = [{"path": 0, "madds": 10, "top1": 0.7}, {"path": 1, "madds": 20, "top1": 0.7}]
+    assert better_excluded_widths(rows, (1,), 100) == [(rows[0], rows[1])]
+    assert better_excluded_widths(rows, (0,), 100) == []
+
+
+def test_paths_of_several_gates_and_missing_routes_are_left_out():
+    rows = [{"path": (0, 1), "madds": 10, "top1": 0.9}, {"path": 0, "madds": 10, "top1": 0.5}]
+    assert better_excluded_widths(rows, (0,)) == []
+    assert better_excluded_widths(rows, (0, 5)) == []
