@@ -148,7 +148,7 @@ def _measure(model, batches, paths, input_shape, dynamic):
         hits of each path, those of the routed network, and for each size of the images the widths
         that they took, int32 `[images, gates]`.
     """
-    sizes: collections.Counter = collections.Counter()
+    sizes = collections.Counter()
     hits, routed_hits = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64")
     widths = collections.defaultdict(list)
     for images, labels in batches:

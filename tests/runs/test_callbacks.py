@@ -1,4 +1,4 @@
-"""Steps are counted over epochs and restarts, and a progress bar or line shows each epoch."""
+"""Steps are counted over epochs and restarts, with a bar or lines for each epoch."""
 
 import io
 
@@ -76,7 +76,7 @@ def run_epoch(bar, epoch, steps, clock, seconds_per_step=1.0, after=0.0):
     bar.set_params({"epochs": 3})
     bar.on_epoch_begin(epoch)
     for batch in range(steps):
-        # The first step traces, and takes long.
+        # The first step includes the tracing.
         clock[0] += seconds_per_step if batch else 500
         bar.on_train_batch_end(batch, LOGS)
     clock[0] += after
@@ -111,7 +111,7 @@ def test_a_resumed_run_starts_within_its_epoch(clock):
     run_epoch(bar, 2, 10, clock)
     lines = stream.getvalue().splitlines()
     assert [line.split(", ")[1] for line in lines] == ["step 10/10", "step 10/10"]
-    # 3 steps of 64 images in 3 seconds: what was done before is not this run's speed.
+    # 3 steps of 64 images in 3 seconds. The steps before this start do not count.
     assert ", 64 images/s, " in lines[0]
 
 

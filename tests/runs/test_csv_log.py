@@ -1,4 +1,4 @@
-"""A log has one row per epoch, whatever was interrupted."""
+"""A log has one row per epoch, also after an interruption."""
 
 import errno
 

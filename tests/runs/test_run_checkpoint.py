@@ -114,7 +114,7 @@ def test_training_goes_on_as_if_never_stopped(checkpoint):
         model.train_on_batch(x, y)
     checkpoint.save(groups, step=2)
     model.train_on_batch(x, y)
-    # Keras gives its layers other names by now; they are the same layers.
+    # Keras gives the same layers other names the second time.
     resumed, resumed_groups = make()
     assert resumed.layers[0].name != model.layers[0].name
     checkpoint.restore(resumed_groups)
@@ -155,7 +155,7 @@ def test_variables_of_another_run_are_refused(checkpoint, other, message):
     groups = other()
     before = values(next(iter(groups.values())))
     if message is None:
-        # Numbers in names are Keras's own count: only the order of the variables matters.
+        # Keras counts the numbers in names, so only the order of the variables matters.
         checkpoint.restore(groups)
         return
     with pytest.raises(ValueError, match=message) as caught:
@@ -202,7 +202,7 @@ def test_a_flipped_bit_never_gives_other_values(checkpoint):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         checkpoint.path.write_bytes(damaged)
-        # Some bits stand for nothing, such as those of a date inside the archive.
+        # Some bits have no meaning, such as those of a date inside the archive.
         with contextlib.suppress(ValueError):
             assert checkpoint.restore({"model": group}) == {"step": 1}
         for old, new in zip(good, values(group)):
@@ -233,7 +233,7 @@ def test_a_diverged_state_does_not_replace_a_good_one(checkpoint, value, dtype):
 
 @contextlib.contextmanager
 def small_files():
-    """Limits files to 4 KiB: a write beyond it fails, as on a full disk, after a part of it.
+    """Limits files to 4 KiB, so that a longer write fails half-way, as on a full disk.
 
     For as short as can be: what pytest itself prints may go to a file.
     """
@@ -300,7 +300,7 @@ def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path, tmp_path_factory):
 
 
 def _wait_for(folder, size, pattern):
-    """Waits until so many bytes of a file in a folder are on the disk."""
+    """Waits until a file in a folder has this number of bytes on the disk."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         # It may be renamed between the two calls.

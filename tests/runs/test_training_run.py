@@ -1,4 +1,4 @@
-"""A run that is cut, that diverges, or whose evaluation fails, and one that trains longer."""
+"""Runs that are interrupted, diverge, are extended, or whose evaluation fails."""
 
 import math
 
@@ -17,7 +17,7 @@ STEPS = 2
 
 
 class Trainer(keras.Sequential):
-    """What `TrainingRun` asks of a trainer, around one layer."""
+    """The smallest trainer that `TrainingRun` can fit, with one layer."""
 
     @property
     def model(self):
@@ -88,7 +88,7 @@ def test_a_run_does_not_go_on_with_other_classes_or_steps(tmp_path, capsys, capl
         make_run(tmp_path, 2, class_names=data["class_names"], **more).fit()
     capsys.readouterr()
     caplog.clear()
-    # One image less makes as many steps.
+    # One image less gives the same number of steps.
     assert make_run(tmp_path, 2, **{**data, "num_images": 4}).fit() == STEPS
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("keras_dsnet", "WARNING")
@@ -100,7 +100,7 @@ STEPS_PER_EPOCH, EPOCHS = 4, 3
 
 
 class Cut(keras.callbacks.Callback):
-    """Ends the process, as far as this one can be ended, in a global step."""
+    """Simulates the end of the process in a global step."""
 
     def __init__(self, step):
         super().__init__()
@@ -161,14 +161,14 @@ def test_a_cut_run_ends_with_the_same_weights_and_log(whole, tmp_path, cut, resu
     with pytest.raises(InterruptedError):
         train(tmp_path, cut)
     start, values = train(tmp_path)
-    # A cut in the last step of an epoch comes before the end of the epoch is saved.
+    # An interruption in the last step of an epoch precedes the save at its end.
     assert start == resumed_at
     expected_values, expected_rows = whole
     for one, other in zip(expected_values, values):
         np.testing.assert_array_equal(one, other)
     rows = read_log(tmp_path / "log.csv")
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    # The epoch that was cut has the mean over the rest of its steps.
+    # The interrupted epoch has the mean over the rest of its steps.
     torn = start // STEPS_PER_EPOCH + 1 if start % STEPS_PER_EPOCH else None
     for row, expected in zip(rows, expected_rows):
         assert row == expected or row["epoch"] == torn

@@ -246,7 +246,7 @@ def test_the_same_folder_spelled_otherwise_is_the_same(tmp_path, monkeypatch):
         WorkDir.check("~/run", {"dataset": spelled}, paths=("dataset",))
     with pytest.raises(ValueError, match="now runs with dataset=home"):
         WorkDir(run, {"dataset": "home"}, paths=("dataset",))
-    # From another folder the same words mean another place.
+    # In another folder the same relative path is another place.
     (tmp_path / "home" / "data").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     WorkDir(run, {"dataset": "../data"}, paths=("dataset",))

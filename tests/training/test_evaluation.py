@@ -1,4 +1,4 @@
-"""Accuracy against MAdds, recalibrated statistics, and gates described in words."""
+"""Accuracy against MAdds, recalibrated statistics, descriptions of gates."""
 
 import keras
 import numpy as np
@@ -144,7 +144,7 @@ EVALUATED = {
 
 @pytest.fixture(scope="module")
 def network():
-    """One that no test changes."""
+    """A network that no test changes."""
     return make_network()
 
 
@@ -281,7 +281,7 @@ def test_recalibration_takes_data_of_unknown_length_and_shows_what_is_done(monke
     assert recalibrate_batch_norm(network, generate, paths=[0], steps=2, verbose=False) == 2
 
 
-# The case of a user: routes of other classes, and a width outside of them that is much better.
+# A user's case: the routes were chosen for other classes, and another width is much better.
 ROWS = [
     {"path": 0, "madds": 10, "top1": 0.50},
     {"path": 1, "madds": 20, "top1": 0.55},

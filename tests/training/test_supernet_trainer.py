@@ -1,4 +1,4 @@
-"""Stage I against the same equations written plainly, and what its arguments change."""
+"""Stage I against a plain version of its equations, and the effects of its arguments."""
 
 import dataclasses
 import warnings
@@ -36,7 +36,7 @@ def make_network(seed=0, **options):
 
 
 def make_trainer(network=None, optimizer=None, eagerly=True, **options):
-    """For few steps; for many of them a trace pays."""
+    """Runs eagerly by default, because a trace takes longer than a few steps."""
     trainer = SupernetTrainer(network or make_network(), **options)
     trainer.compile(optimizer or L2SGD(0.1, weight_decay=0.0), run_eagerly=eagerly)
     return trainer
@@ -57,7 +57,7 @@ def softmax_cross_entropy(targets, logits):
 
 
 def plain_gradients(network, images, labels, random_width, target):
-    """The losses of Eqs. 5, every sub-network run whole, teacher equal to the model."""
+    """Returns the losses of Eqs. 5 and their gradients, with a teacher equal to the model."""
     teach = {k: tf.nn.softmax(network(images, path=k)) for k in ("widest", random_width)}
     variables = [v.value for v in network.trainable_variables if v.name != "w2"]
     with tf.GradientTape() as tape:
@@ -248,7 +248,7 @@ def test_validation_measures_the_ends_on_the_labels(label_path, sandwich):
     network = make_network()
     options = {"label_path": label_path, "sandwich": sandwich, "num_random": 0}
     trainer = make_trainer(network, L2SGD(0.0, weight_decay=0.0), **options)
-    # A last batch of 2: every image counts alike.
+    # The last batch has 2 images, and every image counts once.
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
     before = values_of(network.variables)
     logs = trainer.evaluate(batches, verbose=0, return_dict=True)
