@@ -233,7 +233,7 @@ def representative_images(
     batches = image_batches(
         _without_names(data),
         tuple(shape),
-        steps=MOST_IMAGES + 1,
+        num_batches=MOST_IMAGES + 1,
         name="representative_data",
         dtype=dtype,
         single=True,

@@ -1,6 +1,7 @@
-"""A run of training: its folder, checkpoint, logs, tables and plots."""
+"""A training run: its folder, checkpoint, logs, tables, plots."""
 
-from keras_dsnet.runs.callbacks import CsvLog, ProgressBar, read_log
+from keras_dsnet.runs.callbacks import ProgressBar
+from keras_dsnet.runs.csv_log import CsvLog, read_log
 from keras_dsnet.runs.plots import (
     plot_accuracy_against_madds,
     plot_training_curves,
@@ -10,9 +11,10 @@ from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
 from keras_dsnet.runs.save_network import SaveNetwork
 from keras_dsnet.runs.table import format_table, write_table
 from keras_dsnet.runs.training_run import TensorBoardLog, TerminateOnNaN, TrainingRun
-from keras_dsnet.runs.workdir import WorkDir
+from keras_dsnet.runs.workdir import ConfigMismatchError, WorkDir
 
 __all__ = [
+    "ConfigMismatchError",
     "CsvLog",
     "ProgressBar",
     "RunCheckpoint",

@@ -1,21 +1,22 @@
-"""The callbacks that report the progress of a run."""
+"""The callbacks of a run that count its steps: their base class, with the progress bar."""
 
-import keras
 import sys
 import time
-import csv
-import pathlib
-from keras_dsnet.utils.atomic_file import atomic_file
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import keras
 
 
 class GlobalStepCallback(keras.callbacks.Callback):
     """Calls `on_step_end(logs)` after every step, with `self.step` counted over all epochs.
 
     Args:
-        start_step: int, steps that were done before: those of a checkpoint.
+        start_step: Int, the number of steps before this start, such as those of a checkpoint.
+            Defaults to `0`.
     """
 
-    def __init__(self, start_step=0):
+    def __init__(self, start_step: int = 0):
         super().__init__()
         self.step = start_step
         self.epoch = 0
@@ -26,44 +27,48 @@ class GlobalStepCallback(keras.callbacks.Callback):
         self._last_batch = -1
 
     def on_train_batch_end(self, batch, logs=None):
-        # With `steps_per_execution` a call stands for several steps.
+        # With `steps_per_execution` one call follows several steps.
         self.step += batch - self._last_batch
         self._last_batch = batch
         self.on_step_end(logs or {})
 
-    def on_step_end(self, logs):
-        """Called after one or more steps; `self.step` of them are done.
+    def on_step_end(self, logs: dict[str, Any]) -> None:
+        """Runs after one or more steps. `self.step` is the number of steps so far.
 
         Args:
-            logs: dict of the step's losses and metrics; empty where Keras gives none.
+            logs: Dict of the step's losses and metrics. It is empty if Keras passes none.
         """
 
 
 class ProgressBar(GlobalStepCallback):
-    """One bar per epoch: loss of every net, learning rate, images per second.
+    """Shows one bar per epoch: the loss of every sub-network, learning rate and images per second.
 
-    Where the output is no terminal, one line per epoch and one every `line_minutes` within it.
-    Images per second are the mean over the epoch without its first step, which may trace.
+    If the stream is not a terminal, it writes one line per epoch, and one every `line_minutes`
+    within the epoch. Images per second are the mean over the epoch without its first step, which
+    can include the tracing.
 
     Args:
-        batch_size: int, images per step, of all replicas.
-        steps_per_epoch: int.
-        start_step: int, steps that were done before; the first bar starts within its epoch.
-        epochs: int, to show behind the number of the epoch; None: those of this call of `fit`.
-        names: metrics to show; None: all but the evaluation's, which begin with "val_".
-        line_minutes: float.
-        stream: where to write; None: stdout.
+        batch_size: Int, images per step, over all replicas.
+        steps_per_epoch: Int, steps per epoch.
+        start_step: Int, the number of steps before this start. The first bar starts within its
+            epoch. Defaults to `0`.
+        epochs: Int, number of epochs to show after the number of the epoch. Defaults to the epochs
+            of this call of `fit`.
+        names: List of the metrics to show. Defaults to all except those of evaluation, which begin
+            with "val_".
+        line_minutes: Float, minutes between lines. Defaults to `1.0`.
+        stream: Text stream to write to. Defaults to `sys.stdout`.
     """
 
     def __init__(
         self,
-        batch_size,
-        steps_per_epoch,
-        start_step=0,
-        epochs=None,
-        names=None,
-        line_minutes=1.0,
-        stream=None,
+        batch_size: int,
+        steps_per_epoch: int,
+        start_step: int = 0,
+        epochs: int | None = None,
+        names: Sequence[str] | None = None,
+        line_minutes: float = 1.0,
+        stream: TextIO | None = None,
     ):
         super().__init__(start_step)
         self.batch_size = batch_size
@@ -84,7 +89,7 @@ class ProgressBar(GlobalStepCallback):
             self._bar = self._make_bar()
 
     def _make_bar(self):
-        # Here, because `import keras_dsnet` has to stay quick.
+        # Imported here to keep `import keras_dsnet` fast.
         from tqdm import tqdm
 
         return tqdm(
@@ -101,7 +106,7 @@ class ProgressBar(GlobalStepCallback):
         now = time.monotonic()
         if self._clock_start is None:
             self._clock_start, self._clock_step = now, self.step
-        # Not the time when a line is written, which may be after an evaluation.
+        # The speed does not include the time of an evaluation, after which a line can be written.
         self._clock_end = now
         if self._bar is not None:
             self._bar.set_postfix_str(self._describe(logs), refresh=False)
@@ -121,8 +126,8 @@ class ProgressBar(GlobalStepCallback):
     def on_train_end(self, logs=None):
         self.close()
 
-    def close(self):
-        """Leaves the bar and goes to the next line; for runs that an exception ends."""
+    def close(self) -> None:
+        """Ends the bar and its line, also after an exception."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -138,7 +143,7 @@ class ProgressBar(GlobalStepCallback):
     def _describe(self, logs):
         names = self.names or [name for name in logs if not name.startswith("val_")]
         values = {name: float(logs[name]) for name in names if name in logs}
-        # First what is short and always wanted: a narrow terminal cuts the end.
+        # The short and important parts come first, because a narrow terminal cuts the end.
         parts = [self._speed()]
         if "learning_rate" in values:
             parts.append(f"lr {values.pop('learning_rate'):.3g}")
@@ -159,86 +164,3 @@ class ProgressBar(GlobalStepCallback):
 
 def _number(value):
     return f"{value / 1e6:.1f}M" if abs(value) >= 1e6 else f"{value:.4g}"
-
-
-EVALUATION_PREFIX = "val_top1_"
-_EPOCH = "epoch"
-
-
-class CsvLog(keras.callbacks.Callback):
-    """Writes one row per epoch, numbered from 1.
-
-    Every epoch the file is written whole, beside its place, and renamed: it holds no torn row, and
-    a metric that first comes late (an evaluation every few epochs) still gets its column. When an
-    epoch begins, rows of it and of later ones, from before a resume, are dropped.
-
-    The row of an epoch that was interrupted holds means over the steps since the resume.
-
-    Args:
-        path: of the file.
-    """
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = pathlib.Path(path)
-        self._rows = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self._rows is None:
-            self._rows = read_log(self.path)
-        kept = [row for row in self._rows if row[_EPOCH] <= epoch]
-        if len(kept) < len(self._rows):
-            self._rows = kept
-            self._write()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._rows.append({_EPOCH: epoch + 1, **(logs or {})})
-        self._write()
-
-    def _write(self):
-        names = dict.fromkeys([_EPOCH])
-        for row in self._rows:
-            names.update(dict.fromkeys(row))
-        with atomic_file(self.path) as file:
-            writer = csv.DictWriter(file, list(names), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: _text(v) for k, v in row.items()} for row in self._rows)
-
-
-def read_log(path):
-    """Returns the rows of a log as dicts of numbers, without the metrics that an epoch lacks.
-
-    Args:
-        path: of the file; where there is none, there are no rows.
-
-    Raises:
-        ValueError: the file is not such a log.
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [
-                {name: float(value) for name, value in row.items() if value}
-                for row in csv.DictReader(file)
-            ]
-        return [{**row, _EPOCH: int(row[_EPOCH])} for row in rows]
-    except (ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
-        raise ValueError(f"{path} is not a log of this package: {error!r}; remove it") from error
-
-
-def evaluation_metrics(rows):
-    """Returns the accuracies of a table as metrics of a log: `val_top1_<path>`.
-
-    Args:
-        rows: list of dicts with "path" and "top1", as of `evaluate_paths`.
-    """
-    paths = [row["path"] for row in rows]
-    words = ["-".join(map(str, p)) if isinstance(p, (tuple, list)) else str(p) for p in paths]
-    return {EVALUATION_PREFIX + word: float(row["top1"]) for word, row in zip(words, rows)}
-
-
-def _text(value):
-    # 9 digits bring a float32 back exactly.
-    return f"{float(value):.9g}"

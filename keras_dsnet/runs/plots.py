@@ -1,37 +1,61 @@
-"""Pictures of a run: accuracy against MAdds, what the gates choose, and how training went."""
+"""The plots of a run, in the manner of the paper's figures."""
 
+import os
 import pathlib
-from keras_dsnet.runs.callbacks import EVALUATION_PREFIX, read_log
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from keras_dsnet.runs.csv_log import EVALUATION_PREFIX, read_log
 from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
 from keras_dsnet.utils.atomic_file import atomic_file
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# Blue and vermilion are told apart by nearly everybody (Okabe and Ito).
+# Nearly everybody can distinguish blue and vermilion (Okabe and Ito).
 _STATIC_COLOR, _DYNAMIC_COLOR, _NEUTRAL_COLOR = "#0072B2", "#D55E00", "#555555"
 _LOSS_COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _RHO = r"$\rho$"
 _WIDTH_MAP = "viridis"
 _DOTS_PER_INCH = 160
-# Of the bar: thinner parts hold no text.
+# Fraction of a bar. Thinner parts have no room for text.
 _SMALLEST_LABELLED_SHARE = 0.04
 
 
-def plot_accuracy_against_madds(rows, path, title=None):
-    """Draws top-1 accuracy against MAdds, as Figs. 1 and 7 (left) of the paper.
+def plot_accuracy_against_madds(
+    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str | None = None
+) -> "Figure":
+    """Plots top-1 accuracy against MAdds, as Figs. 1 and 7 (left) of the paper.
 
-    The static sub-networks make a line. The dynamic network is a point, or several; so is
-    "largest", whose wider front puts it off that line.
+    The static sub-networks form a line. The dynamic network is a point, or several points. The path
+    "largest" is also a point, because its wider front does not belong to the line.
 
     Args:
-        rows: list of dicts with "path", "madds", "top1" (0..1) and, for a path of one width, "rho".
-        path: of the picture; its suffix says the format.
-        title: str or None.
+        rows: List of dicts with "path", "madds", "top1" in [0, 1] and, for a path of one width,
+            "rho", as `evaluate_paths` returns them.
+        path: Path of the image file. Its suffix is the format.
+        title: String, title of the plot. Optional.
 
     Returns:
-        The `matplotlib.figure.Figure`.
+        `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: If there are no rows.
+
+    Example:
+
+    ```python
+    import pathlib
+    import tempfile
+    from keras_dsnet.runs import plot_accuracy_against_madds
+
+    rows = [
+        {"path": 0, "madds": 150_000_000, "top1": 0.70, "rho": 0.35},
+        {"path": 1, "madds": 560_000_000, "top1": 0.74, "rho": 1.25},
+        {"path": "dynamic", "madds": 300_000_000, "top1": 0.73},
+    ]
+    plot_accuracy_against_madds(rows, pathlib.Path(tempfile.mkdtemp()) / "accuracy.png")
+    ```
     """
     if not rows:
         raise ValueError(f"A plot of accuracy needs rows. Received: rows={rows}")
@@ -66,19 +90,22 @@ def plot_accuracy_against_madds(rows, path, title=None):
     return _save(figure, path)
 
 
-def plot_width_shares(shares, path, title=None):
-    """Draws which share of the images each gate sends to each width, as Fig. 7 (right).
+def plot_width_shares(
+    shares: Sequence[Mapping[float, float]], path: str | os.PathLike, title: str | None = None
+) -> "Figure":
+    """Plots the share of the images that each gate sends to each width, as Fig. 7 (right).
 
     Args:
-        shares: list with a dict per gate, of slimming ratios rho to shares (0..1) that add up to 1.
-        path: of the picture; its suffix says the format.
-        title: str or None.
+        shares: List of a dict for each gate, from slimming ratios rho to shares in [0, 1], which
+            sum to 1.
+        path: Path of the image file. Its suffix is the format.
+        title: String, title of the plot. Optional.
 
     Returns:
-        The `matplotlib.figure.Figure`.
+        `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: there are no gates.
+        ValueError: If there are no gates.
     """
     ratios = sorted({rho for gate in shares for rho in gate})
     if not ratios:
@@ -105,24 +132,26 @@ def plot_width_shares(shares, path, title=None):
     axes.set_xticks(range(len(shares)), [f"gate {index + 1}" for index in range(len(shares))])
     axes.set(xlim=(-0.6, len(shares) - 0.4), ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
-    # Upside down, so that the legend is in the order of the bars.
+    # Reversed, so that the legend is in the order of the bars.
     axes.legend(reverse=True, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return _save(figure, path)
 
 
-def plot_training_curves(csv_path, path, title=None):
-    """Draws the accuracy of every width and the losses over the epochs, as Fig. 6.
+def plot_training_curves(
+    csv_path: str | os.PathLike, path: str | os.PathLike, title: str | None = None
+) -> "Figure":
+    """Plots the accuracy of every width and the losses over the epochs, as Fig. 6.
 
     Args:
-        csv_path: a log of `CsvLog`; accuracies are its columns `val_top1_<path>`.
-        path: of the picture; its suffix says the format.
-        title: str or None.
+        csv_path: Path of a log of `CsvLog`. Its columns `val_top1_<path>` are accuracies.
+        path: Path of the image file. Its suffix is the format.
+        title: String, title of the plot. Optional.
 
     Returns:
-        The `matplotlib.figure.Figure`.
+        `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: the log has no epochs, or is not one.
+        ValueError: If the log has no epochs, or the file is not a log.
     """
     rows = read_log(csv_path)
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -175,7 +204,7 @@ def _draw_losses(axes, rows, names):
     for index, name in enumerate(names):
         color = _LOSS_COLORS[index % len(_LOSS_COLORS)]
         label = "sum" if name == "loss" else name.removesuffix("_loss").replace("_", " ")
-        # A run of one epoch has no line to see.
+        # The line of a run of one epoch is invisible without markers.
         marker = "o" if len(rows) < 20 else None
         style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1.5}
         axes.plot(*_series(rows, name), **style, label=label)
@@ -201,15 +230,15 @@ def _annotate(axes, row, text, offset, color):
 
 
 def _figure(width, height):
-    # Not pyplot, which would choose a backend for the user's whole process; and here, because
-    # `import keras_dsnet` has to stay quick.
+    # Not pyplot, which would choose a backend for the user's whole process. Imported here to keep
+    # `import keras_dsnet` fast.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _width_colors(count):
-    """Returns a colour per width, dark to light, in order for every kind of sight."""
+    """Returns a colour per width, from dark to light, ordered also in colour-blind vision."""
     from matplotlib import colormaps
 
     return [colormaps[_WIDTH_MAP](0.92 * index / max(count - 1, 1)) for index in range(count)]

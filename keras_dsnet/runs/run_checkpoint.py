@@ -1,56 +1,73 @@
-"""The checkpoint of a run: one file that holds all that resuming needs."""
+"""The checkpoint of a run: one file with everything that resuming needs."""
 
 import json
+import os
 import pathlib
 import re
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
-from keras_dsnet.utils.atomic_file import atomic_file, remove_leftovers
-from keras_dsnet.runs.callbacks import GlobalStepCallback
 
+from keras_dsnet.runs.callbacks import GlobalStepCallback
+from keras_dsnet.utils.atomic_file import atomic_file, remove_leftovers
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 
 
 class RunCheckpoint:
-    """The last saved state of a run: groups of variables, the step, and metadata, in one file.
+    """The last saved state of a run, in one file: groups of variables, the step, and metadata.
 
-    A save replaces the file only when the new one is on the disk, so a process killed at any
-    moment, or a full disk, leaves the last good state. Values come back bit for bit, whatever their
-    dtype; a checksum of every variable is compared on the way.
+    A save replaces the file only when the new file is on the disk. A process that is killed at any
+    moment, or a full disk, leaves the last good state. Values are restored bit for bit, whatever
+    their dtype, and the checksum of every variable is verified.
 
     The file is a NumPy archive: `np.load(path)["model/0"]` is the first variable of "model".
 
     Args:
-        path: of the file, by habit `checkpoint.npz`; its folder must exist.
+        path: Path of the file, by convention `checkpoint.npz`. Its folder must exist.
 
     Example:
 
-    >>> checkpoint = RunCheckpoint("runs/x/checkpoint.npz")
-    >>> groups = {"model": model.variables, "optimizer": optimizer.variables}
-    >>> start = checkpoint.restore(groups)
-    >>> step = start["step"] if start else 0
-    >>> checkpoint.save(groups, step=1000, meta={"seed": 0})
+    ```python
+    import pathlib
+    import tempfile
+    import keras
+    from keras_dsnet.runs import RunCheckpoint
+
+    groups = {"model": [keras.Variable([1.0, 2.0])]}
+    checkpoint = RunCheckpoint(pathlib.Path(tempfile.mkdtemp()) / "checkpoint.npz")
+    start = checkpoint.restore(groups)
+    step = start["step"] if start else 0
+    checkpoint.save(groups, step=1000, meta={"seed": 0})
+    ```
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         remove_leftovers(self.path)
 
-    def save(self, variables, step, meta=None):
+    def save(
+        self,
+        variables: Mapping[str, Sequence[keras.Variable]],
+        step: int,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
         """Saves a state in place of the last one.
 
         Args:
-            variables: dict of group names to lists of `keras.Variable`.
-            step: int, of training steps that the variables have seen.
-            meta: dict of what JSON can hold, without a key "step".
+            variables: Dict from group names to lists of `keras.Variable`.
+            step: Int, the number of training steps that have changed the variables.
+            meta: Dict that JSON can hold, without a key "step". Defaults to an empty dict.
 
         Raises:
-            ValueError: a variable is NaN or infinite: such a state is not worth the last good one.
-            OSError: the file could not be written (a full disk); the last state is still there.
+            ValueError: If a variable is NaN or infinite. The last good state is then kept.
+            OSError: If the file could not be written, for example because the disk is full. The
+                last state is then kept.
         """
         arrays = {name: [v.numpy() for v in group] for name, group in variables.items()}
         self._check_finite(variables, arrays, step)
@@ -78,59 +95,59 @@ class RunCheckpoint:
                     continue
                 raise ValueError(
                     f"The state of step {step} is not saved, because {variable.path!r} of its "
-                    f"{name!r} variables is not finite: training has diverged; try a lower "
-                    f"learning rate. {self.path} is as it was before"
+                    f"{name!r} variables is not finite. Training has diverged: try a lower "
+                    f"learning rate. {self.path} is unchanged"
                 )
 
-    def read_meta(self):
-        """Returns the metadata of the saved state, with its "step"; None where there is none.
+    def read_meta(self) -> dict[str, Any] | None:
+        """Returns the metadata of the saved state with its "step", or None if there is no state.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: If the file is damaged.
         """
         if not self.path.exists():
             return None
         manifest = self._read({})[0]
         return {**manifest["meta"], "step": manifest["step"]}
 
-    def restore(self, variables):
-        """Assigns the saved values to variables, to all of them or to none.
+    def restore(self, variables: Mapping[str, Sequence[keras.Variable]]) -> dict[str, Any] | None:
+        """Assigns the saved values to all variables, or to none if there is an error.
 
         Args:
-            variables: dict as in `save`, with the same groups, shapes and dtypes.
+            variables: Dict as in `save`, with the same groups, shapes and dtypes.
 
         Returns:
-            The metadata that was saved, with its "step"; None where nothing was saved yet.
+            Dict, the saved metadata with its "step", or None if nothing was saved yet.
 
         Raises:
-            ValueError: the file is damaged, or holds the state of other variables.
+            ValueError: If the file is damaged, or holds the state of other variables.
         """
         if not self.path.exists():
             return None
         manifest, arrays = self._read(variables)
         for name, group in variables.items():
             for variable, array in zip(group, arrays[name]):
-                # NumPy files know no bfloat16: it is stored as an integer of the same bits.
+                # NumPy files have no bfloat16, which is stored as an integer of the same bits.
                 variable.assign(array.view(tf.as_dtype(_dtype(variable)).as_numpy_dtype))
         return {**manifest["meta"], "step": manifest["step"]}
 
     def _read(self, variables):
-        """Returns the manifest, and the arrays of the groups that `variables` names."""
+        """Returns the manifest, and the arrays of the groups in `variables`."""
         with self.path.open("rb") as file:
             try:
                 with zipfile.ZipFile(file) as archive:
                     manifest = json.loads(archive.read(_MANIFEST))
                     mismatch = _mismatch(manifest, variables)
                     arrays = {} if mismatch else _read_arrays(archive, variables)
-            except Exception as error:  # On arbitrary bytes the libraries raise whatever they like.
+            except Exception as error:  # The libraries raise many types on arbitrary bytes.
                 raise ValueError(
                     f"The checkpoint {self.path} is damaged ({_first_line(error)}): remove it to "
-                    "start the run anew, or put a copy of it in its place"
+                    "start the run again, or replace it by a copy"
                 ) from error
         if mismatch:
             raise ValueError(
-                f"The checkpoint {self.path} is of another run: {mismatch}. Give the flags that "
-                "the run was started with, or another workdir"
+                f"The checkpoint {self.path} is of another run: {mismatch}. Use the configuration "
+                "that the run was started with, or another folder"
             )
         return manifest, arrays
 
@@ -157,14 +174,14 @@ def _read_arrays(archive, variables):
 
 
 def _mismatch(manifest, variables):
-    """Returns the first thing in which a file does not fit the variables; None where it fits."""
+    """Returns the first difference between a file and the variables, or None if there is none."""
     if manifest["format"] != _FORMAT:
-        return f"its format is {manifest['format']}, this version reads {_FORMAT}"
+        return f"its format is {manifest['format']}, and this version reads {_FORMAT}"
     if not variables:
         return None
     groups = manifest["groups"]
     if set(groups) != set(variables):
-        return f"it holds {_listed(groups)}, this run has {_listed(variables)}"
+        return f"it holds {_listed(groups)}, and this run has {_listed(variables)}"
     for name, group in variables.items():
         saved = groups[name]
         for index, (old, variable) in enumerate(zip(saved, group)):
@@ -197,7 +214,7 @@ def _form(description):
 
 
 def _stem(path):
-    # Keras numbers unnamed layers in the order of their making, over the whole process.
+    # Keras numbers unnamed layers in the order of their creation in the process.
     return re.sub(r"_\d+", "", path)
 
 
@@ -215,20 +232,29 @@ def _first_line(error):
 
 
 class SaveRunCheckpoint(GlobalStepCallback):
-    """Saves every `every_steps` global steps, and at the end of each epoch and of the run.
+    """Saves the checkpoint every `every_steps` steps, and at the end of each epoch and of the run.
 
-    Put it last among the callbacks: what the others write of an epoch is then on the disk before
-    the state from which no resumed run would write it again.
+    It should be the last of the callbacks. The results that the others write of an epoch are then
+    on the disk before the state, after which no resumed run would write them again.
 
     Args:
-        checkpoint: a `RunCheckpoint`.
-        every_steps: int; None: at the ends of epochs alone.
-        get_variables: function without arguments that returns the groups to save.
-        get_meta: function without arguments that returns a dict for JSON; None: nothing.
-        start_step: int, steps that were done before.
+        checkpoint: `RunCheckpoint`.
+        every_steps: Int, number of steps between saves. With None, only the ends of epochs and of
+            the run are saved.
+        get_variables: Function without arguments that returns the groups of variables to save.
+        get_meta: Function without arguments that returns a dict for JSON. Defaults to an empty
+            dict.
+        start_step: Int, the number of steps before this start. Defaults to `0`.
     """
 
-    def __init__(self, checkpoint, every_steps, get_variables, get_meta=None, start_step=0):
+    def __init__(
+        self,
+        checkpoint: RunCheckpoint,
+        every_steps: int | None,
+        get_variables: Callable[[], Mapping[str, Sequence[keras.Variable]]],
+        get_meta: Callable[[], Mapping[str, Any]] | None = None,
+        start_step: int = 0,
+    ):
         super().__init__(start_step)
         if every_steps is not None and every_steps < 1:
             raise ValueError(f"`every_steps` must be 1 or more. Received: {every_steps}")

@@ -1,50 +1,77 @@
-"""Saves the network while a trainer trains it."""
+"""A callback that saves the network while a trainer trains it."""
 
+import os
 import pathlib
+from typing import Any
+
 import keras
+
 from keras_dsnet.training.network_trainer import NetworkTrainer
 from keras_dsnet.utils.atomic_file import atomic_path
 
 
 class SaveNetwork(keras.callbacks.ModelCheckpoint):
-    """Keras's `ModelCheckpoint` for the network in a trainer.
+    """Keras's `ModelCheckpoint` for the network inside a trainer.
 
-    `ModelCheckpoint` saves what is fitted: the trainer, with its optimizer and teacher, from which
-    training goes on. This callback saves `trainer.model`, which `keras.models.load_model` gives
-    back as a network. A file is replaced only when the new one is complete.
+    `ModelCheckpoint` saves the model that is fitted: the trainer, with its optimizer and teacher,
+    from which training can go on. This callback saves `trainer.model`, which
+    `keras.models.load_model` loads as a network. A file is replaced only when the new one is
+    complete.
 
     Args:
-        filepath: ends in ".keras", or in ".weights.h5" with `save_weights_only`; may have
-            placeholders such as "{epoch}".
-        monitor: str, name of the metric whose best value is wanted, such as "val_loss" or
-            "val_slimmest_accuracy". Metrics are the network's own, those of its teacher are not
-            measured.
-        mode: "min", "max" or "auto": by the name of the metric.
-        save_best_only: bool: save only where `monitor` has a new best value.
-        teacher: bool: save the teacher's weights where the trainer has a teacher, as
-            `load_teacher` would give them to the network; it trains on with its own. Their batch
-            norm gains from `recalibrate_batch_norm` all the same.
-        **kwargs: of `keras.callbacks.ModelCheckpoint`.
+        filepath: Path that ends in ".keras", or in ".weights.h5" with `save_weights_only=True`. It
+            can have placeholders such as "{epoch}".
+        monitor: String, the metric that decides which network is the best, such as "val_loss" or
+            "val_slimmest_accuracy". The metrics are those of the network, and those of its teacher
+            are not measured. Defaults to `"val_loss"`.
+        mode: String, `"min"`, `"max"`, or `"auto"` to infer it from the name of the metric.
+            Defaults to `"auto"`.
+        save_best_only: Boolean, whether to save only when `monitor` has a new best value. Defaults
+            to `False`.
+        teacher: Boolean, whether to save the teacher's weights if the trainer has a teacher, as
+            `load_teacher` would assign them to the network. Training goes on with the network's
+            weights. Use `recalibrate_batch_norm` on the saved network in both cases. Defaults
+            to `True`.
+        **kwargs: Keyword arguments of `keras.callbacks.ModelCheckpoint`.
 
     Raises:
-        ValueError: on a name that ends otherwise, or a `mode` that cannot be known from the name;
-            from `fit`, where it is none of a trainer of this package.
+        ValueError: If the path has another ending, or `mode` cannot be inferred from the name of
+            the metric. `fit` raises it if the fitted model is not a trainer of this package.
 
     Example:
 
-    >>> best = SaveNetwork("best.keras", monitor="val_slimmest_accuracy", save_best_only=True)
-    >>> trainer.fit(dataset, validation_data=validation_dataset, epochs=150, callbacks=[best])
-    >>> model = keras.models.load_model("best.keras")
+    ```python
+    import pathlib
+    import tempfile
+    import keras
+    import numpy as np
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+    from keras_dsnet.runs import SaveNetwork
+    from keras_dsnet.training import SupernetTrainer
+
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    model = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    images = np.random.normal(size=(16, 32, 32, 3)).astype("float32")
+    data = (images, np.arange(16) % 10)
+
+    trainer = SupernetTrainer(model, num_random=1)
+    trainer.compile()
+    path = str(pathlib.Path(tempfile.mkdtemp()) / "best.keras")
+    best = SaveNetwork(path, monitor="val_slimmest_accuracy", save_best_only=True)
+    trainer.fit(*data, validation_data=data, epochs=1, callbacks=[best])
+    network = keras.models.load_model(path)
+    ```
     """
 
     def __init__(
         self,
-        filepath,
-        monitor="val_loss",
-        mode="auto",
-        save_best_only=False,
-        teacher=True,
-        **kwargs,
+        filepath: str | os.PathLike,
+        monitor: str = "val_loss",
+        mode: str = "auto",
+        save_best_only: bool = False,
+        teacher: bool = True,
+        **kwargs: Any,
     ):
         ending = ".weights.h5" if kwargs.get("save_weights_only") else ".keras"
         if not str(filepath).endswith(ending):
@@ -56,17 +83,17 @@ class SaveNetwork(keras.callbacks.ModelCheckpoint):
         super().__init__(filepath, monitor, mode=mode, save_best_only=save_best_only, **kwargs)
         self.teacher = teacher
 
-    def set_model(self, model):
+    def set_model(self, model: NetworkTrainer) -> None:
         if not isinstance(model, NetworkTrainer):
             raise ValueError(
-                "`SaveNetwork` must be a callback of SupernetTrainer or GateTrainer; of another "
-                f"model `ModelCheckpoint` does the same. Received: a {type(model).__name__}"
+                "`SaveNetwork` must be a callback of SupernetTrainer or GateTrainer; use "
+                f"`ModelCheckpoint` for another model. Received: a {type(model).__name__}"
             )
         super().set_model(_SavedNetwork(model, self.teacher))
 
 
 class _SavedNetwork:
-    """What `ModelCheckpoint` takes for the model: its `save` is that of the network."""
+    """Stands for the model in `ModelCheckpoint`. Its `save` saves the network of the trainer."""
 
     def __init__(self, trainer, teacher):
         self._trainer = trainer
@@ -91,6 +118,6 @@ def _mode_of(monitor):
         if monitor.endswith(end):
             return mode
     raise ValueError(
-        "`mode` must be 'min' or 'max' where the name of the metric does not end in 'loss', "
+        "`mode` must be 'min' or 'max' if the name of the metric does not end in 'loss', "
         f"'accuracy' or 'madds'. Received: mode='auto', monitor={monitor!r}"
     )

@@ -1,10 +1,13 @@
-"""Tables of results: for the terminal, as CSV and as JSON."""
+"""Tables of results: text for the terminal, CSV files, JSON files."""
 
 import csv
 import json
+import os
 import pathlib
-from keras_dsnet.utils.atomic_file import atomic_file
+from collections.abc import Sequence
+from typing import Any
 
+from keras_dsnet.utils.atomic_file import atomic_file
 
 _TITLES = {
     "rho": "rho",
@@ -17,24 +20,33 @@ _TITLES = {
 _PERCENT = ("top1", "top5", "share", "agreement")
 
 
-def write_table(rows, folder, name):
+def write_table(rows: Sequence[dict[str, Any]], folder: str | os.PathLike, name: str) -> str:
     """Writes rows as `<name>.csv` and `<name>.json`, and returns them as aligned text.
 
-    The files hold the values as they are; the text shows MAdds in millions and accuracies in
-    percent. A column of dicts, such as which share of the images took which width, is in the JSON
-    file alone.
+    The files hold the exact values. The text shows MAdds in millions and accuracies in percent. A
+    column of dicts, such as the shares of the widths, is only in the JSON file.
 
     Args:
-        rows: list of dicts, such as those of `evaluate_paths`; a row may lack a column.
-        folder: to write to; made where it is missing.
-        name: of the files, without suffix.
+        rows: List of dicts, such as those of `evaluate_paths`. A row can lack a column.
+        folder: Path of the folder of the files. It is created if it is missing.
+        name: String, name of the files without suffix.
 
     Returns:
-        The text, one line per row below the titles.
+        String, one line per row below the titles.
 
     Raises:
-        ValueError: there are no rows.
-        OSError: a file cannot be written; one of that name that was there before still is.
+        ValueError: If there are no rows.
+        OSError: If a file cannot be written. An older file of that name is then kept.
+
+    Example:
+
+    ```python
+    import tempfile
+    from keras_dsnet.runs import write_table
+
+    rows = [{"path": 0, "madds": 150_000_000, "top1": 0.701}]
+    print(write_table(rows, tempfile.mkdtemp(), "accuracy"))
+    ```
     """
     rows = [_plain(row) for row in rows]
     columns = _flat_columns(rows)
@@ -52,12 +64,15 @@ def write_table(rows, folder, name):
     return format_table(rows, columns)
 
 
-def format_table(rows, columns=None):
-    """Returns rows as aligned text: numbers to the right, words to the left.
+def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Returns rows as aligned text. Numbers are aligned to the right, words to the left.
 
     Args:
-        rows: list of dicts.
-        columns: keys of the rows to show, in order; None: all that hold no dicts.
+        rows: List of dicts.
+        columns: List of the keys to show, in order. Defaults to all keys without dicts as values.
+
+    Returns:
+        String, one line per row below the titles.
     """
     rows = [_plain(row) for row in rows]
     columns = columns or _flat_columns(rows)
@@ -66,7 +81,7 @@ def format_table(rows, columns=None):
 
 
 def _flat_columns(rows):
-    """Returns the keys of rows, in order, without those of nested values."""
+    """Returns the keys of all rows in order, without those of nested values."""
     nested = {key for row in rows for key, value in row.items() if _is_nested(value)}
     return [key for key in dict.fromkeys(k for row in rows for k in row) if key not in nested]
 
@@ -77,7 +92,7 @@ def _is_nested(value):
 
 
 def _column(key, values):
-    """Returns the cells of a column, title first, all of one width."""
+    """Returns the cells of a column, the title first, padded to the same width."""
     cells = [_TITLES.get(key, key), *_cells(key, values)]
     size = max(len(cell) for cell in cells)
     words = key == "path" or any(isinstance(value, str) for value in values)
@@ -104,12 +119,12 @@ def _cell(key, value):
 
 
 def _joined(value):
-    """Returns a path of several gates as one word, 0-2-3-1."""
+    """Returns a path of several gates as one word, such as 0-2-3-1."""
     return "-".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _plain(value):
-    """Returns what JSON holds: tuples as lists, NumPy's numbers as Python's."""
+    """Returns a value that JSON can hold: tuples as lists, NumPy's numbers as Python's."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):

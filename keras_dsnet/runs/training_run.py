@@ -1,50 +1,89 @@
-"""A training run that survives a kill: fits a trainer, and resumes where it stopped."""
+"""A training run that survives a kill: it resumes from its checkpoint."""
 
 import itertools
-import keras
-from keras_dsnet.runs.callbacks import CsvLog, evaluation_metrics
-from keras_dsnet.runs.callbacks import GlobalStepCallback
-from keras_dsnet.runs.callbacks import ProgressBar
-from keras_dsnet.runs.run_checkpoint import RunCheckpoint
-from keras_dsnet.runs.run_checkpoint import SaveRunCheckpoint
+import logging
 import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
 import tensorflow as tf
+
+from keras_dsnet.runs.callbacks import GlobalStepCallback, ProgressBar
+from keras_dsnet.runs.csv_log import CsvLog, evaluation_metrics
+from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
+from keras_dsnet.runs.workdir import WorkDir
+
+_logger = logging.getLogger("keras_dsnet")
 
 
 class TrainingRun:
-    """Fits a compiled trainer in a work directory, from its checkpoint where it has one.
+    """Fits a compiled trainer in a work directory, and resumes from its checkpoint if it has one.
+
+    The resumed run ends with the same values as a run that was never interrupted. The events of the
+    run, such as a resume, go to the logger "keras_dsnet".
 
     Args:
-        trainer: a compiled `SupernetTrainer` or `GateTrainer`.
-        workdir: a `WorkDir`.
-        make_dataset: function of a start step that gives endless batches from that step on.
-        batch_size: int, images per step.
-        steps_per_epoch: int.
-        epochs: int.
-        checkpoint_steps: int: steps between checkpoints; the end of an epoch is always one.
-        evaluate: function that gives the rows of `evaluate_paths`; None: no evaluation.
-        evaluate_epochs: int: epochs between evaluations.
-        progress_names: metrics that the progress bar shows; None: all.
-        class_names: the names of the data set's classes, by index, or None.
-        num_images: int, how many images are trained on, or None. Data that changed since the run
-            began are noticed by these two.
+        trainer: Compiled `SupernetTrainer` or `GateTrainer`.
+        workdir: `WorkDir` of the run.
+        make_dataset: Function of a start step that returns an endless data set of batches from this
+            step on.
+        batch_size: Int, images per step, over all replicas.
+        steps_per_epoch: Int, steps per epoch.
+        epochs: Int, number of epochs.
+        checkpoint_steps: Int, number of steps between checkpoints. The end of an epoch always
+            has one. Defaults to `500`.
+        evaluate: Function without arguments that returns the rows of `evaluate_paths`. By default
+            there is no evaluation.
+        evaluate_epochs: Int, number of epochs between evaluations. The last epoch is always
+            evaluated. Defaults to `1`.
+        progress_names: List of the metrics that the progress bar shows. Defaults to all.
+        class_names: List of the names of the data set's classes. A run is not resumed with other
+            classes. Optional.
+        num_images: Int, number of training images. A resumed run logs a warning if it has changed.
+            Optional.
+
+    Example:
+
+    ```python
+    import tempfile
+    import numpy as np
+    import tensorflow as tf
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+    from keras_dsnet.runs import TrainingRun, WorkDir
+    from keras_dsnet.training import SupernetTrainer
+
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    model = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    images = np.random.normal(size=(16, 32, 32, 3)).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((images, np.arange(16) % 10)).batch(8).repeat()
+
+    trainer = SupernetTrainer(model, num_random=1)
+    trainer.compile()
+    workdir = WorkDir(tempfile.mkdtemp(), {"epochs": 2}, growing=("epochs",))
+    options = {"batch_size": 8, "steps_per_epoch": 2, "epochs": 2}
+    run = TrainingRun(trainer, workdir, lambda step: batches.skip(step % 2), **options)
+    run.fit()
+    ```
     """
 
     def __init__(
         self,
-        trainer,
-        workdir,
-        make_dataset,
+        trainer: keras.Model,
+        workdir: WorkDir,
+        make_dataset: Callable[[int], tf.data.Dataset],
         *,
-        batch_size,
-        steps_per_epoch,
-        epochs,
-        checkpoint_steps=500,
-        evaluate=None,
-        evaluate_epochs=1,
-        progress_names=None,
-        class_names=None,
-        num_images=None,
+        batch_size: int,
+        steps_per_epoch: int,
+        epochs: int,
+        checkpoint_steps: int = 500,
+        evaluate: Callable[[], list[dict[str, Any]]] | None = None,
+        evaluate_epochs: int = 1,
+        progress_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        num_images: int | None = None,
     ):
         self.trainer = trainer
         self.workdir = workdir
@@ -63,15 +102,15 @@ class TrainingRun:
         }
         self.checkpoint = RunCheckpoint(workdir.checkpoint)
 
-    def variables(self):
-        """The groups of variables that make the state of the run.
+    def variables(self) -> dict[str, list[keras.Variable]]:
+        """Returns the variables that make up the state of the run.
 
         Returns:
-            Dict from the group's name to a list of `keras.Variable`.
+            Dict from group names to lists of `keras.Variable`.
         """
         trainer = self.trainer
         if not trainer.optimizer.built:
-            # The momenta of every replica: they are made where the trainer's variables were.
+            # The optimizer's variables need the scope in which the trainer's were created.
             with trainer.distribute_strategy.scope():
                 trainer.optimizer.build(trainer.optimized_variables)
         return {
@@ -80,31 +119,30 @@ class TrainingRun:
             "optimizer": trainer.optimizer.variables,
         }
 
-    def is_complete(self):
-        """Whether the last epoch was trained and its state is in the checkpoint."""
+    def is_complete(self) -> bool:
+        """Returns whether the last epoch was trained and its state is in the checkpoint."""
         state = self.checkpoint.read_meta()
         return state is not None and state["step"] >= self.epochs * self.steps_per_epoch
 
-    def fit(self):
-        """Trains to the last epoch, of a run that has ended to the new last one.
+    def fit(self) -> int:
+        """Trains to the last epoch. A run that had ended goes on if `epochs` is larger now.
 
         Returns:
-            The step that this start began at: 0, or that of the checkpoint.
+            Int, the step that this start began at: 0, or the step of the checkpoint.
 
         Raises:
-            ValueError: the run began with other classes, or with fewer or more steps of an epoch.
-            Exception: what `evaluate` raised, after the epoch's state is in the checkpoint.
+            ValueError: If the run was started with other classes, or with another number of steps
+                per epoch.
+            Exception: The error of `evaluate`, after the state of the epoch is in the checkpoint.
         """
         self._check_data()
         state = self.checkpoint.restore(self.variables())
         start = state["step"] if state else 0
         total = self.epochs * self.steps_per_epoch
         if state:
-            # Of more epochs than it was saved with, a run that had ended goes on.
-            before = state.get("epochs")
-            grown = f" (epochs: {before}, now {self.epochs})" if before else ""
-            grown = grown if before != self.epochs else ""
-            print(f"resuming {self.workdir.path} at step {start} of {total}{grown}", flush=True)
+            before = state.get("epochs") or self.epochs
+            grown = "" if before == self.epochs else f" (epochs: {before}, now {self.epochs})"
+            _logger.info("resuming %s at step %d of %d%s", self.workdir.path, start, total, grown)
         progress, callbacks = self._callbacks(start)
         try:
             self._fit_from(start, callbacks)
@@ -113,38 +151,40 @@ class TrainingRun:
         return start
 
     def _check_data(self):
-        """Raises a ValueError where a run cannot go on with the data as they are now."""
+        """Checks that the run can go on with the present data."""
         before = (self.checkpoint.read_meta() or {}).get("data")
         if before is None or before == self.data:
             return
+        folder = self.workdir.path
         names = before["classes"], self.data["classes"]
         if None not in names and names[0] != names[1]:
             pairs = enumerate(itertools.zip_longest(*names))
             index, (was, now) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
             raise ValueError(
-                f"--workdir={self.workdir.path} was started with other classes: class {index} was "
-                f"{was!r} and is {now!r} in the data set now: put the classes back, or name "
-                "another folder"
+                f"The folder {folder} was started with other classes: class {index} was {was!r} "
+                f"and is {now!r} in the present data set. Restore the classes, or use another "
+                "folder"
             )
         was, now = before["images"], self.data["images"]
         if before["steps_per_epoch"] != self.steps_per_epoch:
+            images = "" if was == now else f": {was} training images became {now}; restore them"
             raise ValueError(
-                f"--workdir={self.workdir.path} was started with {before['steps_per_epoch']} steps "
-                f"per epoch, and now has {self.steps_per_epoch}"
-                + ("" if was == now else f": {was} training images became {now}; put them back")
-                + ", or name another folder"
+                f"The folder {folder} was started with {before['steps_per_epoch']} steps per "
+                f"epoch, and now has {self.steps_per_epoch}{images}, or use another folder"
             )
         if was != now:
-            print(
-                f"note: {was} training images became {now} since the run of {self.workdir.path} "
-                "was started: what is held out for evaluation may have changed too",
-                flush=True,
+            _logger.warning(
+                "%s training images became %s since the run of %s was started: the images that "
+                "are held out for evaluation may have changed too",
+                was,
+                now,
+                folder,
             )
 
     def _fit_from(self, start, callbacks):
         epoch, done = divmod(start, self.steps_per_epoch)
         if done:
-            # Keras counts whole epochs: the torn one is a fit of its own.
+            # Keras counts whole epochs, so the rest of an interrupted epoch is a separate `fit`.
             self._fit(start, epoch, epoch + 1, self.steps_per_epoch - done, callbacks)
             epoch += 1
         if epoch < self.epochs:
@@ -176,7 +216,7 @@ class TrainingRun:
             raise_failure = [
                 keras.callbacks.LambdaCallback(on_epoch_end=evaluation[0].raise_failure)
             ]
-        # The checkpoint comes after the logs: what it says is done must be on the disk by then.
+        # The checkpoint comes after the logs: a step of the checkpoint must be in them already.
         save = SaveRunCheckpoint(
             self.checkpoint,
             self.checkpoint_steps,
@@ -196,14 +236,13 @@ class TrainingRun:
 
 
 class _Evaluation(GlobalStepCallback):
-    """Adds the accuracy of every path to the logs of each `every`-th epoch and of the last."""
+    """Adds the accuracy of every path to the logs of each `every`-th epoch and of the last one."""
 
     def __init__(self, evaluate, every, epochs, start_step):
         super().__init__(start_step)
         self.evaluate = evaluate
         self.every = every
         self.epochs = epochs
-
         self._failure = None
 
     def on_epoch_end(self, epoch, logs=None):
@@ -211,53 +250,58 @@ class _Evaluation(GlobalStepCallback):
             try:
                 logs.update(evaluation_metrics(self.evaluate()))
             except Exception as failure:
-                # Not before the epoch that was trained is on the disk.
+                # `raise_failure` raises it when the trained epoch is on the disk.
                 self._failure = failure
 
     def raise_failure(self, epoch, logs=None):
-        """Raises the error of the epoch's evaluation, if there was one."""
+        """Raises the error of the epoch's evaluation, if there was one. Runs after the save."""
         if self._failure is not None:
             raise self._failure
 
 
 class TerminateOnNaN(GlobalStepCallback):
-    """Raises as soon as a loss is NaN or infinite, and says which, when and what to try.
+    """Raises an error as soon as a loss is NaN or infinite.
 
-    Keras's callback of this name watches the total alone, and ends `fit` as if all were well.
+    Keras's callback of this name watches only the total loss, and ends `fit` without an error.
 
     Args:
-        start_step: int, steps that were done before.
+        start_step: Int, the number of steps before this start. Defaults to `0`.
     """
 
-    def on_step_end(self, logs):
+    def on_step_end(self, logs: dict[str, Any]) -> None:
         losses = {name: float(value) for name, value in logs.items() if name.endswith("loss")}
         diverged = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if not diverged:
             return
-        # The total says less than the net whose loss made it so.
+        # The loss of a sub-network is more informative than the total.
         name = next((name for name in diverged if name != "loss"), "loss")
         rate = logs.get("learning_rate")
         at = "" if rate is None else f" at a learning rate of {float(rate):.3g}"
-        what = "NaN" if math.isnan(diverged[name]) else "infinite"
+        value = "NaN" if math.isnan(diverged[name]) else "infinite"
         raise ValueError(
-            f"Training diverged: {name} became {what} in step {self.step} (epoch "
-            f"{self.epoch + 1}){at}. Try, in another workdir, a lower learning rate, a longer "
-            "warm-up, or float32 where this is mixed precision; the last checkpoint is from before"
+            f"Training diverged: {name} became {value} in step {self.step} (epoch "
+            f"{self.epoch + 1}){at}. Try a lower learning rate, a longer warm-up, or float32 "
+            "instead of mixed precision, in another folder; the last checkpoint is from before "
+            "this step"
         )
 
 
 class TensorBoardLog(GlobalStepCallback):
-    """Writes the metrics every `every_steps` global steps and at the end of each epoch.
+    """Writes the metrics for TensorBoard every `every_steps` steps and at the end of each epoch.
 
-    Keras's TensorBoard callback counts batches from 0 again in a resumed run.
+    Steps are counted over all epochs. Keras's TensorBoard callback counts batches from 0 again in a
+    resumed run.
 
     Args:
-        folder: of the event files.
-        every_steps: int; None: at the ends of epochs alone.
-        start_step: int, steps that were done before.
+        folder: Path of the folder of the event files.
+        every_steps: Int, number of steps between writes. By default only the ends of epochs are
+            written.
+        start_step: Int, the number of steps before this start. Defaults to `0`.
     """
 
-    def __init__(self, folder, every_steps=None, start_step=0):
+    def __init__(
+        self, folder: str | os.PathLike, every_steps: int | None = None, start_step: int = 0
+    ):
         super().__init__(start_step)
         if every_steps is not None and every_steps < 1:
             raise ValueError(f"`every_steps` must be 1 or more. Received: {every_steps}")
@@ -277,7 +321,7 @@ class TensorBoardLog(GlobalStepCallback):
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
         if self._written_step == self.step:
-            # The step wrote the rest already.
+            # The last step wrote the other metrics already.
             logs = {name: value for name, value in logs.items() if name.startswith("val_")}
         self._write(logs)
         self._writer.flush()

@@ -1,51 +1,66 @@
-"""The folder that everything of a run goes to."""
+"""The folder of a run, tied to the configuration that the run was started with."""
 
 import fcntl
 import json
 import os
 import pathlib
 import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from keras_dsnet.utils.atomic_file import atomic_file, remove_leftovers_of_the_dead
 
-
 _CONFIG = "config.json"
-# In the file beside the flags: where those values lay that are paths.
+# The entry of the configuration file with the resolved values of those settings that are paths.
 _PLACES = "places"
 _LOCK = ".lock"
-# The locks that this process holds, by device and number of their files. It may open a folder
-# again: a lock ends with the last `WorkDir` that has it.
-_held = weakref.WeakValueDictionary()
+# The locks that this process holds, by device and inode of their files. The process can open a
+# folder several times; the lock ends with the last `WorkDir` of the folder.
+_held: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 class WorkDir:
-    """A run's folder: made where it is missing, and tied to the configuration of its first start.
+    """The folder of a run. It is created if it is missing.
 
-    A start that ended before it trained, by a mistake in its flags say, ties the folder to nothing.
-    What killed processes left half-written in the folder is removed. One process at a time trains
-    in a folder; a lock, which ends with the process, sees to it. The same process may open its
-    folder again.
+    The first start ties the folder to its configuration. A run that fails before training does not
+    tie the folder. Files that killed processes left incomplete in the folder are removed. Only one
+    process at a time can train in a folder: it holds a lock, which ends with the process. The same
+    process can open its folder again.
 
     Args:
-        path: of the folder.
-        config: dict of what JSON can hold: the flags that make the run what it is.
-        exempt: names in `config` that may be different at every start, such as how often to log.
-        growing: names in `config` of numbers that may be larger than before, not smaller, such as
-            that of the epochs.
-        paths: names in `config` whose values may be paths: however it is spelled, the same file or
-            folder is the same value.
+        path: Path of the folder.
+        config: Dict that JSON can hold, the settings that determine the run.
+        exempt: Names in `config` whose values can differ at every start, such as the interval of
+            logs.
+        growing: Names in `config` of numbers that can grow but not shrink, such as the number of
+            epochs.
+        paths: Names in `config` whose values can be paths. Different spellings of the same file or
+            folder are the same value.
 
     Raises:
-        ValueError: the folder holds a run of another configuration.
-        OSError: the folder cannot be made or written, or another process trains in it.
+        ConfigMismatchError: If the folder holds a run of another configuration.
+        OSError: If the folder cannot be created or written, or another process trains in it.
 
     Example:
 
-    >>> workdir = WorkDir("runs/x", {"alpha": 0.5, "log_steps": 50}, exempt=("log_steps",))
-    >>> workdir.checkpoint
-    PosixPath('runs/x/checkpoint.npz')
+    ```python
+    import tempfile
+    from keras_dsnet.runs import WorkDir
+
+    folder = tempfile.mkdtemp()
+    workdir = WorkDir(folder, {"alpha": 0.5, "log_steps": 50}, exempt=("log_steps",))
+    print(workdir.checkpoint, workdir.log)
+    ```
     """
 
-    def __init__(self, path, config, exempt=(), growing=(), paths=()):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        config: Mapping[str, Any],
+        exempt: Iterable[str] = (),
+        growing: Iterable[str] = (),
+        paths: Iterable[str] = (),
+    ):
         self._set(path, config, paths)
         self._make()
         locked = self._lock()
@@ -57,18 +72,25 @@ class WorkDir:
         self._write_config()
 
     @classmethod
-    def check(cls, path, config, exempt=(), growing=(), paths=()):
-        """Raises the error of a folder that holds a run of another configuration; makes nothing.
+    def check(
+        cls,
+        path: str | os.PathLike,
+        config: Mapping[str, Any],
+        exempt: Iterable[str] = (),
+        growing: Iterable[str] = (),
+        paths: Iterable[str] = (),
+    ) -> None:
+        """Checks that a folder does not hold a run of another configuration. Creates nothing.
 
         Args:
-            path: as of the constructor, as are the others.
-            config: dict.
-            exempt: names.
-            growing: names.
-            paths: names.
+            path: Path of the folder, as in the constructor.
+            config: Dict, as in the constructor.
+            exempt: Names, as in the constructor.
+            growing: Names, as in the constructor.
+            paths: Names, as in the constructor.
 
         Raises:
-            ValueError: the folder holds a run of another configuration.
+            ConfigMismatchError: If the folder holds a run of another configuration.
         """
         workdir = cls.__new__(cls)
         workdir._set(path, config, paths)
@@ -77,34 +99,34 @@ class WorkDir:
 
     def _set(self, path, config, paths):
         self.path = pathlib.Path(path).expanduser()
-        # As they come back from the file: tuples are lists there.
+        # Converted as the file will be: tuples become lists.
         self.config = json.loads(json.dumps(config, default=os.fspath))
         places = {name: _place(self.config.get(name)) for name in paths}
         self._places = {name: place for name, place in places.items() if place is not None}
 
     @property
-    def checkpoint(self):
+    def checkpoint(self) -> pathlib.Path:
         """Path of the state to resume from."""
         return self.path / "checkpoint.npz"
 
     @property
-    def log(self):
-        """Path of the metrics of every epoch, as CSV."""
+    def log(self) -> pathlib.Path:
+        """Path of the CSV file of the metrics of every epoch."""
         return self.path / "log.csv"
 
     @property
-    def tensorboard(self):
+    def tensorboard(self) -> pathlib.Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
     @property
-    def tables(self):
-        """Folder of tables; made where it is missing."""
+    def tables(self) -> pathlib.Path:
+        """Folder of tables, created if it is missing."""
         return self._folder("tables")
 
     @property
-    def plots(self):
-        """Folder of pictures; made where it is missing."""
+    def plots(self) -> pathlib.Path:
+        """Folder of plots, created if it is missing."""
         return self._folder("plots")
 
     def _folder(self, name):
@@ -117,21 +139,23 @@ class WorkDir:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
-                error.errno, f"--workdir={self.path} is a file, or is inside one: name a folder"
+                error.errno,
+                f"The folder of a run must not be a file or lie inside one. Received: {self.path}",
             ) from error
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
     def _is_unused(self):
-        """Whether no run has begun to train here: TensorBoard's files come before its first step.
+        """Returns whether no run has begun to train in the folder.
 
-        A network may be all that is kept of a run; the configuration still tells of it.
+        TensorBoard's files are created before the first step. A saved network can be the only file
+        that is kept of a run, and its configuration still describes it.
         """
         results = (self.checkpoint, self.log, self.tensorboard, *self.path.glob("*.keras"))
         return not any(path.exists() for path in results)
 
     def _lock(self):
-        """Takes the folder's lock; returns whether it was free: nobody else is about to train."""
+        """Takes the folder's lock. Returns whether it was free, so that nobody else can train."""
         try:
             descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -143,18 +167,18 @@ class WorkDir:
         return locked
 
     def _acquire(self, descriptor):
-        """Locks a file; returns whether its file system has locks."""
+        """Locks a file. Returns whether its file system has locks."""
         try:
-            # Unlike `lockf`, it lasts while other descriptors of the file are closed.
+            # Unlike a `lockf` lock, this one survives when other descriptors of the file close.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise OSError(
                 error.errno,
-                f"--workdir={self.path} is in use by another process: wait for its end, or name "
+                f"The folder {self.path} is in use by another process: wait until it ends, or use "
                 "another folder",
             ) from error
         except OSError:
-            # Some network file systems have no locks; the run is as safe there as without one.
+            # Some network file systems have no locks, and the run goes on without one.
             return False
         return True
 
@@ -168,59 +192,100 @@ class WorkDir:
             raise _cannot_write(self.path, error) from error
 
     def _compare(self, before, exempt, growing, paths):
+        """Raises the error of the first setting that has changed."""
         places = before.pop(_PLACES, {})
         for name in [*self.config, *before]:
             old, new = before.get(name), self.config.get(name)
-            if name in exempt or _is_same(old, new):
-                # A relative path means another folder where the process started elsewhere.
-                if name in exempt or name not in paths or self._is_same_place(name, places):
-                    continue
-            elif name in paths and self._is_same_place(name, places, old):
-                continue
-            elif name in growing and None not in (old, new):
-                if new > old:
-                    continue
-                raise ValueError(
-                    f"--workdir={self.path} was started {_flag(name, old)}, which may grow, and "
-                    f"now runs {_flag(name, new)}: give as many or more, or name another folder"
-                )
-            raise ValueError(
-                f"--workdir={self.path} was started {_flag(name, old, places)}, and now runs "
-                f"{_flag(name, new, self._places)}: give the same flags, or name another folder"
-            )
+            can_grow = name in growing and None not in (old, new)
+            if name in paths and None not in (old, new):
+                unchanged = self._is_same_place(name, old, places)
+            else:
+                unchanged = _is_same(old, new) or (can_grow and new > old)
+            if not unchanged and name not in exempt:
+                was, now = (old, places.get(name)), (new, self._places.get(name))
+                raise ConfigMismatchError(self.path, name, was, now, can_grow)
 
-    def _is_same_place(self, name, places, old=None):
-        """Whether a path leads where it did before; of the same spelling also where that is gone.
+    def _is_same_place(self, name, old, places):
+        """Returns whether a path leads to the same place as before.
 
         Args:
-            name: of the flag.
-            places: dict by name of where the paths led before.
-            old: how it was spelled before, where that was different; None: as now.
+            name: String, name of the setting.
+            old: The value of before.
+            places: Dict from names to the resolved paths of before.
         """
         before, now = places.get(name), self._places.get(name)
-        if before is None and old is not None:
-            before = _place(old)
-        if old is None:
+        if _is_same(old, self.config[name]):
+            # A relative path leads elsewhere if the process started in another folder. If the place
+            # of before is gone, the data have moved.
             return None in (before, now) or before == now or not pathlib.Path(before).exists()
+        before = _place(old) if before is None else before
         return before is not None and before == now
 
 
+class ConfigMismatchError(ValueError):
+    """A folder holds a run that was started with another configuration.
+
+    Args:
+        folder: `pathlib.Path` of the run.
+        name: String, the first setting that differs.
+        before: `(value, place)` of the setting when the run was started. The value is None if it
+            was not set. The place is the resolved path if the value is a path, else None.
+        now: `(value, place)` of the setting at this start.
+        can_grow: Boolean, whether the setting is a number that can grow. Defaults to `False`.
+
+    Attributes:
+        folder, name, before, now, can_grow: The arguments, for programs that describe the setting
+            in other words.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        name: str,
+        before: tuple[Any, str | None],
+        now: tuple[Any, str | None],
+        can_grow: bool = False,
+    ):
+        self.folder, self.name, self.before, self.now = folder, name, before, now
+        self.can_grow = can_grow
+        super().__init__(self.describe())
+
+    def describe(self, setting: str = "{name}") -> str:
+        """Returns the message, with the setting in the words of a program.
+
+        Args:
+            setting: String, a format of the setting with `{name}`, such as `"--{name}"`. Defaults
+                to its name.
+        """
+        label = setting.format(name=self.name)
+        old, new = _text(label, *self.before), _text(label, *self.now)
+        if self.can_grow:
+            return (
+                f"The folder {self.folder} was started {old}, which can only grow, and now runs "
+                f"{new}: use the same value or a larger one, or another folder"
+            )
+        return (
+            f"The folder {self.folder} was started {old}, and now runs {new}: use the same value, "
+            "or another folder"
+        )
+
+
 class _Lock:
-    """Closes a descriptor, and so gives up its lock, when nobody has it any more."""
+    """Closes a descriptor, and so releases its lock, when the object is garbage."""
 
     def __init__(self, descriptor):
         weakref.finalize(self, os.close, descriptor)
 
 
-def read_config(path):
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the configuration of the run in a folder.
 
     Args:
-        path: of the folder.
+        path: Path of the folder.
 
     Raises:
-        FileNotFoundError: there is no run in it.
-        ValueError: its configuration is damaged.
+        FileNotFoundError: If the folder has no run.
+        ValueError: If the configuration is damaged.
     """
     path = pathlib.Path(path)
     try:
@@ -232,23 +297,23 @@ def read_config(path):
     except ValueError as error:
         raise ValueError(f"{path / _CONFIG} is damaged: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path / _CONFIG} is damaged: it holds no flags")
+        raise ValueError(f"{path / _CONFIG} is damaged: it does not hold an object")
     return config
 
 
 def _place(value):
-    """Returns where a path leads, whatever its spelling; None: there is nothing."""
+    """Returns the resolved path of a value, or None if it is not the path of something."""
     if not isinstance(value, str):
         return None
     try:
         return str(pathlib.Path(value).expanduser().resolve(strict=True))
     except (OSError, RuntimeError, ValueError):
-        # There is nothing, or it cannot be looked at.
+        # Nothing has this path, or it cannot be read.
         return None
 
 
 def _is_same(old, new):
-    """Whether two values are equal; numbers in lists may be spelled otherwise, as 1 and 1.0."""
+    """Returns whether two values are equal. Numbers in lists can be spelled as 1 or 1.0."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return all(a == b or _number(a) == _number(b) is not None for a, b in zip(old, new))
     return old == new
@@ -261,13 +326,12 @@ def _number(value):
         return None
 
 
-def _flag(name, value, places=()):
+def _text(label, value, place=None):
     if value is None:
-        return f"without --{name}"
-    if name in places and places[name] != value:
-        return f"with --{name}={value} ({places[name]})"
-    return f"with --{name}={value if isinstance(value, str) else json.dumps(value)}"
+        return f"without {label}"
+    shown = value if isinstance(value, str) else json.dumps(value)
+    return f"with {label}={shown}" + (f" ({place})" if place not in (None, value) else "")
 
 
 def _cannot_write(path, error):
-    return OSError(error.errno, f"--workdir={path} cannot be written: {error.strerror}")
+    return OSError(error.errno, f"The folder {path} cannot be written: {error.strerror}")

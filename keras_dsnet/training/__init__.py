@@ -1,4 +1,4 @@
-"""What is done with a network to train and judge it."""
+"""The training of the paper: both stages, optimizer, recalibration, evaluation."""
 
 from keras_dsnet.training.evaluation import (
     better_excluded_widths,

@@ -1,14 +1,22 @@
-"""Accuracy, cost and gate choices of a trained network."""
+"""Evaluation of a network: accuracy against multiply-adds, choices of the gates."""
 
 import collections
+import numbers
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.training.arguments import check_network, resolve_paths
+from keras_dsnet.training.network_trainer import check_network
 from keras_dsnet.utils.argument_checks import check_bool
 from keras_dsnet.utils.batch_checks import class_numbers
-from keras_dsnet.utils.batches import batch_count, labelled_batches
+from keras_dsnet.utils.batches import batch_count, check_num_batches, labelled_batches
+
+# A gate has collapsed if a larger share of the images takes one width.
+_COLLAPSED = 0.99
 
 # Names of the rows that belong to no path of the routes: the routed network, and the widest path
 # after the wide front.
@@ -16,57 +24,74 @@ OFF_ROUTE_ROWS = ("dynamic", "largest")
 
 
 def evaluate_paths(
-    model, dataset, paths=None, dynamic=None, input_shape=None, steps=None, verbose=False
-):
-    """Measures top-1 and top-5 accuracy against multiply-adds.
+    model: keras.Model,
+    dataset: Any,
+    paths: Iterable | None = None,
+    dynamic: bool | None = None,
+    input_shape: Sequence[int] | None = None,
+    num_batches: int | None = None,
+    verbose: bool = False,
+    *,
+    steps: int | None = None,
+) -> list[dict[str, Any]]:
+    """Measures top-1 and top-5 accuracy against multiply-adds (MAdds).
 
     Args:
-        model: a `DynamicSlimmableNetwork` with a classifier.
-        dataset: batches of `(images, labels)`: a `tf.data.Dataset`, `keras.utils.PyDataset`,
+        model: `DynamicSlimmableNetwork` with a classifier.
+        dataset: Batches of `(images, labels)`: a `tf.data.Dataset`, `keras.utils.PyDataset`,
             generator or other iterable, a function that returns one, or two arrays. Images are
-            float `[batch, height, width, 3]`; labels are class numbers, `[batch]` or `[batch, 1]`,
-            or probabilities `[batch, classes]`, of which the likeliest class counts. Sample weights
-            in third place are left out: every image counts alike.
-        paths: list of the static paths to measure; None: every width, at all gates alike.
-        dynamic: bool: measure the routed network too; None: where the gates are trained.
-        input_shape: `(height, width, 3)` that MAdds are counted at; None: what the images have.
-        steps: int, how many batches to read; None: all of a data set that ends.
-        verbose: bool: show a progress bar.
+            float `[batch, height, width, 3]`. Labels are class numbers, `[batch]` or `[batch, 1]`,
+            or probabilities `[batch, classes]`, whose maximum is the class. Sample weights are
+            ignored, and every image counts once.
+        paths: List of the static paths to measure. Defaults to every width, used at all gates.
+        dynamic: Boolean, whether to measure the routed network too. Defaults to
+            `model.gates_trained`.
+        input_shape: `(height, width, 3)`, the size of the images that MAdds are counted for.
+            Defaults to the size of the images.
+        num_batches: Int, the maximum number of batches to read. Defaults to the whole data set.
+        verbose: Boolean, whether to show a progress bar. Defaults to `False`.
+        steps: Deprecated name of `num_batches`.
 
     Returns:
-        List of dicts: "path", "rho", "madds", "top1", "top5" (accuracies 0..1; "top5" only with
-        more than five classes), a row per path. MAdds of images of several sizes are their mean.
-        The last row's path is "dynamic": it has the mean of rho, the mean MAdds, slimming heads
-        counted, and "shares": for each gate a dict from width to the share of the images that took
-        it; with several gates also "path_shares", a dict from paths such as "0-1-2-3" to shares,
+        List of dicts with "path", "rho", "madds", "top1" and "top5", one for each path. Accuracies
+        are in [0, 1], and "top5" is left out for five classes or fewer. If the images have several
+        sizes, MAdds are the mean over the images. The path of the last row is "dynamic": its "rho"
+        is the mean over the images, its MAdds are the mean with the slimming heads included, and
+        "shares" has a dict for each gate, from widths to the shares of the images that took them.
+        With several gates it also has "path_shares", a dict from paths such as "0-1-2-3" to shares,
         the most frequent first.
 
     Raises:
-        ValueError: on a path that the model does not have, a batch that does not fit it, an empty
-            data set, or an endless one without `steps`.
+        ValueError: If the model does not have a path, a batch does not fit the model, the data set
+            is empty, or it is endless and `num_batches` is not given.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+    from keras_dsnet.training import evaluate_paths
+
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    model = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    images = np.random.normal(size=(16, 32, 32, 3)).astype("float32")
+
+    rows = evaluate_paths(model, (images, np.arange(16) % 10), paths=["slimmest", "widest"])
+    print(rows[0]["madds"], rows[0]["top1"])
+    ```
     """
     check_network(model)
     paths, resolved = resolve_paths(model, paths)
     dynamic = model.gates_trained if dynamic is None else check_bool("dynamic", dynamic)
+    if steps is not None:
+        num_batches = _renamed_steps(steps, num_batches)
     if input_shape is not None:
-        # Before the data, so that a wrong shape is told at once.
+        # Raises the error of a wrong shape before any data are read.
         model.costs("slimmest", input_shape)
-    batches = labelled_batches(dataset, model.input_shape[1:], model.classes, steps)
-    hits, routed = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64")
-    sizes, widths = collections.Counter(), collections.defaultdict(list)
-    for images, labels in _with_progress(batches, batch_count(dataset, steps), verbose):
-        labels, fronts = class_numbers(labels), {}
-        for index, path in enumerate(resolved):
-            front = (path.widths[0], path.statistics[0])
-            if front not in fronts:
-                fronts[front] = model.run_any_width(0, images, path)
-            hits[index] += _hits(model.run_any_width(1, fronts[front], path), labels)
-        size = tuple(input_shape or images.shape[1:])
-        sizes[size] += images.shape[0]
-        if dynamic:
-            logits, chosen = model.run_dynamic(images)
-            routed += _hits(logits, labels)
-            widths[size].append(chosen.numpy())
+    batches = labelled_batches(dataset, model.input_shape[1:], model.classes, num_batches)
+    batches = _with_progress(batches, batch_count(dataset, num_batches), verbose)
+    sizes, hits, routed_hits, widths = _measure(model, batches, resolved, input_shape, dynamic)
     count = sum(sizes.values())
     if not count:
         raise ValueError("`dataset` has no images to evaluate.")
@@ -75,9 +100,74 @@ def evaluate_paths(
         for path, p, hit in zip(paths, resolved, hits)
     ]
     if dynamic:
-        widths = {size: np.concatenate(chosen) for size, chosen in widths.items()}
-        rows.append(_dynamic_row(model, widths, routed / count))
+        rows.append(_dynamic_row(model, widths, routed_hits / count))
     return rows
+
+
+def resolve_paths(model: keras.Model, paths: Iterable | None) -> tuple[list, list]:
+    """Checks a list of paths.
+
+    Args:
+        model: `DynamicSlimmableNetwork`.
+        paths: List of values that a call of the network accepts as `path`, or None for every width,
+            used at all gates.
+
+    Returns:
+        Two lists: the paths as given, and the same paths as `Path`.
+
+    Raises:
+        ValueError: If `paths` is not a list, or the network does not have one of the paths.
+    """
+    given = range(model.num_widths) if paths is None else paths
+    if isinstance(given, (str, bytes, dict)) or not hasattr(given, "__iter__"):
+        raise ValueError(
+            f"`paths` must be a list of paths, or None for all widths. Received: paths={paths!r}"
+        )
+    given = list(given)
+    return given, [model.resolve_path(path) for path in given]
+
+
+def _renamed_steps(steps, num_batches):
+    """Returns the number of batches that was passed by its deprecated name."""
+    if num_batches is not None or not isinstance(steps, numbers.Integral):
+        raise ValueError(
+            "`steps` must be None or, as the deprecated name of `num_batches`, an int. "
+            f"Received: steps={steps!r}, num_batches={num_batches!r}"
+        )
+    check_num_batches(steps, "steps")
+    warnings.warn(
+        "`steps` of evaluate_paths is deprecated: pass the number of batches as `num_batches`.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return steps
+
+
+def _measure(model, batches, paths, input_shape, dynamic):
+    """Runs all paths on all batches.
+
+    Returns:
+        `(sizes, hits, routed_hits, widths)`: the number of images of each size, the top-1 and top-5
+        hits of each path, those of the routed network, and for each size of the images the widths
+        that they took, int32 `[images, gates]`.
+    """
+    sizes = collections.Counter()
+    hits, routed_hits = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64")
+    widths = collections.defaultdict(list)
+    for images, labels in batches:
+        labels, fronts = class_numbers(labels), {}
+        for index, path in enumerate(paths):
+            front = (path.widths[0], path.statistics[0])
+            if front not in fronts:
+                fronts[front] = model.run_any_width(0, images, path)
+            hits[index] += _hits(model.run_any_width(1, fronts[front], path), labels)
+        size = tuple(input_shape or images.shape[1:])
+        sizes[size] += images.shape[0]
+        if dynamic:
+            logits, chosen = model.run_dynamic(images)
+            routed_hits += _hits(logits, labels)
+            widths[size].append(chosen.numpy())
+    return sizes, hits, routed_hits, {size: np.concatenate(parts) for size, parts in widths.items()}
 
 
 def _with_progress(batches, count, verbose):
@@ -87,7 +177,7 @@ def _with_progress(batches, count, verbose):
 
 
 def _mean_madds(model, path, sizes):
-    """Returns the MAdds of one image: an int where all have one size."""
+    """Returns the MAdds of one image: an int if all images have the same size, else the mean."""
     madds = [model.madds(path, size) for size in sizes]
     return madds[0] if len(madds) == 1 else float(np.average(madds, weights=[*sizes.values()]))
 
@@ -110,12 +200,12 @@ def _row(path, rho, madds, accuracy, classes):
 
 def _dynamic_row(model, by_size, accuracy):
     widths = np.concatenate([*by_size.values()])
-    taken, counts = np.unique(widths, axis=0, return_counts=True)
-    taken = [tuple(map(int, path)) for path in taken]
+    paths, counts = np.unique(widths, axis=0, return_counts=True)
+    paths = [tuple(map(int, path)) for path in paths]
     shares = counts / counts.sum()
     means = [_mean_routed_madds(model, chosen, size) for size, chosen in by_size.items()]
     madds = float(np.average(means, weights=[len(chosen) for chosen in by_size.values()]))
-    rho = float(np.dot(shares, [_rho(model, path) for path in taken]))
+    rho = float(np.dot(shares, [_rho(model, path) for path in paths]))
     row = _row("dynamic", rho, madds, accuracy, model.classes)
     row["shares"] = [
         {int(width): float(np.mean(gate == width)) for width in np.unique(gate)}
@@ -123,31 +213,29 @@ def _dynamic_row(model, by_size, accuracy):
     ]
     if widths.shape[1] > 1:
         order = np.argsort(-counts, kind="stable")
-        row["path_shares"] = {"-".join(map(str, taken[i])): float(shares[i]) for i in order}
+        row["path_shares"] = {"-".join(map(str, paths[i])): float(shares[i]) for i in order}
     return row
 
 
 def _mean_routed_madds(model, widths, size):
-    """Returns the mean MAdds of images of one size along the paths that they took."""
-    taken, counts = np.unique(widths, axis=0, return_counts=True)
-    taken = [tuple(map(int, path)) for path in taken]
-    madds = np.average([model.madds(path, size) for path in taken], weights=counts)
-    return madds + model.costs(taken[0], size).slimming
+    """Returns the mean MAdds of images of one size over the paths that they took."""
+    paths, counts = np.unique(widths, axis=0, return_counts=True)
+    paths = [tuple(map(int, path)) for path in paths]
+    madds = np.average([model.madds(path, size) for path in paths], weights=counts)
+    return madds + model.costs(paths[0], size).slimming
 
 
-_COLLAPSED = 0.99
-
-
-def describe_gates(rows):
-    """Says in words what the gates of an evaluated network do, and what they gain.
+def describe_gates(rows: list[dict[str, Any]]) -> str:
+    """Describes in words the choices of each gate, and the gain of routing.
 
     Args:
-        rows: of `evaluate_paths`, with a row "dynamic".
+        rows: List of dicts that `evaluate_paths` returned, with a row "dynamic".
 
     Returns:
-        One line per gate, numbered from 1: how many widths it uses, or that it collapsed: over 99 %
-        of the images took one width. Of several gates a line with the paths in use. And a line with
-        the gain over the static widths, see `static_gain`.
+        String. It has one line per gate, numbered from 1, with the number of widths in use, or the
+        fact that the gate collapsed: more than 99 % of the images took one width. With several
+        gates a line describes the paths in use. The last line gives the gain over the static
+        widths, see `static_gain`.
     """
     dynamic = next(row for row in rows if row["path"] == "dynamic")
     lines = [_describe(number, gate) for number, gate in enumerate(dynamic["shares"], start=1)]
@@ -174,36 +262,40 @@ def _describe(number, gate):
     return f"gate {number} uses {len(gate)} widths, width {width} for {share:.1%} of the images"
 
 
-def static_gain(rows):
-    """Returns what the dynamic network gains over the static ones at its mean MAdds.
+def static_gain(rows: list[dict[str, Any]]) -> float | None:
+    """Returns the gain of the dynamic network over the static ones at its mean MAdds.
 
     Args:
-        rows: of `evaluate_paths`: static paths and a row "dynamic". The row "largest", whose front
-            is another one, is no point of their line.
+        rows: List of dicts that `evaluate_paths` returned, with static paths and a row "dynamic".
+            The row "largest" is ignored, because it has another front.
 
     Returns:
-        float: its top-1 less that of the line between the two static paths whose MAdds are next to
-        its own, on the scale 0..1; None where its MAdds lie beyond the static paths'.
+        Float, the dynamic network's top-1 minus the top-1 at the same MAdds on the line between the
+        two neighbouring static paths, in [-1, 1]. `None` if its MAdds are outside the range of the
+        static paths.
     """
     dynamic = next(row for row in rows if row["path"] == "dynamic")
     static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
-    static = sorted((row["madds"], row["top1"]) for row in static)
-    if not static or not static[0][0] <= dynamic["madds"] <= static[-1][0]:
+    points = sorted((row["madds"], row["top1"]) for row in static)
+    if not points or not points[0][0] <= dynamic["madds"] <= points[-1][0]:
         return None
-    madds, accuracies = zip(*static)
+    madds, accuracies = zip(*points)
     return float(dynamic["top1"] - np.interp(dynamic["madds"], madds, accuracies))
 
 
-def better_excluded_widths(rows, routes, images=None):
-    """Finds widths that routes leave out and that are clearly better than those in them.
+def better_excluded_widths(
+    rows: list[dict[str, Any]], routes: Sequence[int], images: int | None = None
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Finds widths outside the routes that are clearly better than the widest route.
 
     A width is clearly better if its top-1 is above that of the widest route by more than chance
     (two standard errors of the difference), or if it is as good at fewer MAdds.
 
     Args:
-        rows: of `evaluate_paths`: a row for each width; others are left out.
-        routes: tuple of ints, the candidate widths of the gates.
-        images: int, how many images were measured; None: any difference counts.
+        rows: List of dicts that `evaluate_paths` returned, with a row for each width. Other rows
+            are ignored.
+        routes: Tuple of ints, the candidate widths of the gates.
+        images: Int, the number of images that were measured. By default any difference counts.
 
     Returns:
         List of pairs `(row, row of the widest route)`, the highest top-1 first.

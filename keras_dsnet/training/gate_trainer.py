@@ -1,6 +1,8 @@
-"""Stage II: trains the slimming heads by Sandwich Gate Sparsification (Section 3.4)."""
+"""Stage II: trains the slimming heads by Sandwich Gate Sparsification (Section 3.2)."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -23,57 +25,75 @@ ESTIMATORS = ("straight_through", "exact")
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class GateTrainer(NetworkTrainer):
-    """Sandwich Gate Sparsification (Sec. 3.2 of the paper, Eqs. 10-12).
+    """Trains gates by Sandwich Gate Sparsification (Sec. 3.2 of the paper, Eqs. 10-12).
 
-    The supernet is frozen, and only the slimming heads learn, from three losses: the classification
-    loss through straight-through Gumbel-softmax and channel masks, the complexity penalty (Eq. 11),
-    and the SGS loss (Eq. 10). Easy images, which the slimmest route classifies rightly, should take
-    it; all others should take the widest.
+    The supernet is frozen. Only the slimming heads learn, from three losses: the classification
+    loss through the straight-through Gumbel-softmax and channel masks, the complexity penalty
+    (Eq. 11), and the SGS loss (Eq. 10). The SGS target of an image that the slimmest route
+    classifies correctly, an easy image, is the slimmest route. The target of all others is the
+    widest route.
 
-    Once a step has trained the gates, the model's `gates_trained` is True, after an interrupted
-    `fit` too.
+    After the first step the model's `gates_trained` is `True`, also if `fit` is interrupted.
 
     `fit` and `evaluate` take images, float32 `[batch, height, width, 3]`, and labels: class numbers
     `[batch]` or `[batch, 1]` of any type, or probabilities `[batch, classes]`. A sample weight, or
-    the weight of an image's class, multiplies all three losses of that image; a batch's loss is the
-    weighted sum over the number of images, as in Keras. Accuracies, MAdds and shares count every
-    image alike.
+    the weight of an image's class, multiplies all three losses of that image. The loss of a batch
+    is the weighted sum divided by the number of images, as in Keras. Accuracies, MAdds and shares
+    count every image once.
 
     Args:
-        model: a `DynamicSlimmableNetwork` with a trained supernet.
-        routes: candidate widths of every gate; they become the model's. None: those it has.
-        strategy: "try_best": images that the widest route gets wrong take the widest all the same;
-            "give_up": they take the slimmest (Table 6).
-        loss_weights: the three lambdas of Eq. 12, of 0 or more: classification, complexity, SGS.
-        temperature: float, of the Gumbel-softmax.
-        estimator: how the first two losses depend on a choice. "straight_through": Gumbel-softmax
-            and channel masks, as in the paper; the gradient of a mask only estimates what another
-            width would change. "exact": their expectation over the soft choice without noise, from
-            the outputs of every route; for one gate and few routes.
-        seed: int, of the Gumbel noise, which is a function of it, the step and the replica.
-        **kwargs: of `keras.Model`; `dtype` is the model's by default.
+        model: `DynamicSlimmableNetwork` with a classifier and a trained supernet.
+        routes: Tuple of ints, candidate widths of every gate in ascending order. They become the
+            routes of the model. Defaults to the model's routes.
+        strategy: String, the target of images that the widest route also gets wrong (Table 6):
+            the widest route with `"try_best"`, the slimmest with `"give_up"`. Defaults to
+            `"try_best"`.
+        loss_weights: Tuple of three floats of 0 or more, the lambdas of Eq. 12 for classification,
+            complexity and SGS. Defaults to `(1.0, 0.5, 1.0)`.
+        temperature: Float, temperature of the Gumbel-softmax. Defaults to `1.0`.
+        estimator: String, how the first two losses depend on a choice. `"straight_through"` uses
+            the Gumbel-softmax and channel masks of the paper; the gradient of a mask is only an
+            estimate of the effect of another width. `"exact"` uses the expectation over the soft
+            choice without noise, from the outputs of every route. It needs a network of one gate,
+            and its cost grows with the number of routes. Defaults to `"straight_through"`.
+        seed: Int, seed of the Gumbel noise. The noise is a function of the seed, the step and the
+            replica. Defaults to `0`.
+        **kwargs: Keyword arguments of `keras.Model`. `dtype` defaults to the dtype policy of
+            `model`.
 
     Raises:
-        ValueError: on an argument that is none of the above, "exact" for several gates, or routes
-            that the model does not have.
+        ValueError: If an argument has another value than those above, `"exact"` is used with
+            several gates, or the model does not have the routes.
 
     Example:
 
-    >>> trainer = GateTrainer(model, routes=(0, 1, 2, 3))
-    >>> trainer.compile("sgd")
-    >>> trainer.fit(dataset, epochs=10)
+    ```python
+    import numpy as np
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+    from keras_dsnet.training import GateTrainer
+
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    model = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    images, labels = np.random.normal(size=(16, 32, 32, 3)), np.arange(16) % 10
+
+    trainer = GateTrainer(model, routes=(0, 2))
+    trainer.compile("sgd")
+    trainer.fit(images.astype("float32"), labels, epochs=1)
+    paths = model.route(images.astype("float32"))
+    ```
     """
 
     def __init__(
         self,
-        model,
-        routes=None,
-        strategy="try_best",
-        loss_weights=(1.0, 0.5, 1.0),
-        temperature=1.0,
-        estimator="straight_through",
-        seed=0,
-        **kwargs,
+        model: keras.Model,
+        routes: Sequence[int] | None = None,
+        strategy: str = "try_best",
+        loss_weights: Sequence[float] = (1.0, 0.5, 1.0),
+        temperature: float = 1.0,
+        estimator: str = "straight_through",
+        seed: int = 0,
+        **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
         if not isinstance(strategy, str) or strategy not in STRATEGIES:
@@ -83,7 +103,7 @@ class GateTrainer(NetworkTrainer):
         known = isinstance(estimator, str) and estimator in ESTIMATORS
         if not known or (estimator == "exact" and model.num_gates > 1):
             raise ValueError(
-                f"`estimator` must be one of {ESTIMATORS}, 'exact' for networks of one gate alone. "
+                f"`estimator` must be one of {ESTIMATORS}, 'exact' only for networks of one gate. "
                 f"Received: estimator={estimator!r} for {model.num_gates} gates"
             )
         self.routes = check_routes(model.routes if routes is None else routes, model.num_widths)
@@ -94,34 +114,57 @@ class GateTrainer(NetworkTrainer):
         self.seed = check_int("seed", seed, -(2**31))
         model.replace_routes(self.routes)
         self.choice_madds = ChoiceMAdds(model, self.routes)
-        self._gate_metrics = GateMetrics(self.choice_madds, self.routes, model.num_gates)
+        names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
+        names += ["accuracy", "gate_accuracy", "easy"]
+        self._means = {name: keras.metrics.Mean(name) for name in names}
+        self._madds = keras.metrics.Mean("madds", dtype="float64")
+        gates = range(model.num_gates)
+        prefixes = ["share"] if model.num_gates == 1 else [f"share_{gate}" for gate in gates]
+        self._shares = [
+            [keras.metrics.Mean(f"{prefix}_{width}") for width in self.routes]
+            for prefix in prefixes
+        ]
 
     @property
-    def metrics(self):
-        return self._gate_metrics.metrics
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Losses, accuracies, MAdds and the share of the images at each width.
+
+        A share is named by its width, such as "share_2", or with several gates by gate and width,
+        such as "share_0_2".
+        """
+        shares = [share for gate in self._shares for share in gate]
+        return [*self._means.values(), self._madds, *shares]
 
     @property
-    def optimized_variables(self):
-        """What stage II trains: the slimming heads of gates that are not frozen."""
+    def optimized_variables(self) -> list[keras.Variable]:
+        """The variables that stage II trains: the slimming heads of gates that are not frozen."""
         gates = [gate for gate in self.model.slimming_gates if gate.trainable]
         return [variable for gate in gates for variable in gate.slimming_variables]
 
-    def compile(self, optimizer=None, **kwargs):
+    def compile(self, optimizer: keras.Optimizer | str | None = None, **kwargs: Any) -> None:
         """Sets the optimizer.
 
         Args:
-            optimizer: an optimizer that is not built yet; None: SGD with momentum 0.9. Gates have
-                no weight decay.
-            **kwargs: of `keras.Model.compile`.
+            optimizer: Keras optimizer that is not built yet. Weight decay does not apply to gates.
+                Defaults to SGD with learning rate 0.05 and Nesterov momentum 0.9.
+            **kwargs: Keyword arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: the optimizer is built: it has trained something before.
+            ValueError: If the optimizer is built, because it has then trained something else.
         """
         if optimizer is None:
             optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
         super().compile(optimizer, **kwargs)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Runs one step of stage II: one gradient of Eq. 12 by the slimming heads.
+
+        Args:
+            data: `(images, labels)` or `(images, labels, sample_weight)`.
+
+        Returns:
+            Dict from metric names to scalar tensors.
+        """
         images, labels, weights = self.unpack(data, "a training batch", training=True)
         variables = [variable.value for variable in self.optimized_variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -131,37 +174,53 @@ class GateTrainer(NetworkTrainer):
             scaled = self.optimizer.scale_loss(losses["loss"] / replicas)
         gradients = tape.gradient(scaled, variables)
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
-        logs = self._gate_metrics.update(losses, results)
-        return {**logs, "learning_rate": self.optimizer.learning_rate}
-
-    def test_step(self, data):
-        images, labels, weights = self.unpack(data, "an evaluation batch")
-        return self._gate_metrics.update(*self.losses(images, labels, weights=weights))
+        return {**self._report(losses, results), "learning_rate": self.optimizer.learning_rate}
 
     def _after_step(self):
         if not self.model.gates_trained:
             self.model.gates_trained = True
 
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Measures the losses and the choices of the gates without noise.
+
+        Args:
+            data: `(images, labels)` or `(images, labels, sample_weight)`.
+
+        Returns:
+            Dict from metric names to scalar tensors.
+        """
+        images, labels, weights = self.unpack(data, "an evaluation batch")
+        return self._report(*self.losses(images, labels, weights=weights))
+
     def _noise_seed(self):
         seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
         if self.distribute_strategy.num_replicas_in_sync == 1:
             return seed
-        # Replicas see other images, and need noise of their own.
+        # Each replica has other images, which need other noise.
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return tf.random.fold_in(seed, replica)
 
-    def losses(self, images, labels, noise_seed=None, weights=None):
+    def losses(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        noise_seed: tf.Tensor | None = None,
+        weights: tf.Tensor | None = None,
+    ) -> tuple[dict[str, tf.Tensor], dict[str, Any]]:
         """Computes the three losses of a batch (Eq. 12).
 
         Args:
-            images: `[batch, height, width, 3]`.
-            labels: int `[batch]`, or probabilities `[batch, classes]`.
-            noise_seed: int32 `[2]` of the Gumbel noise; None: no noise.
-            weights: float32 `[batch]`, of the losses of each image; None: all 1.
+            images: Tensor `[batch, height, width, 3]`.
+            labels: Int tensor `[batch]`, or probabilities `[batch, classes]`.
+            noise_seed: int32 tensor `[2]`, seed of the Gumbel noise. Defaults to no noise.
+            weights: float32 tensor `[batch]`, weights of the losses of each image. All weights are
+                1 by default.
 
         Returns:
-            `(losses, results)`: scalars by name, their weighted sum as "loss"; and per image
-            "right", "easy" (bool `[batch]`), "choices" (one-hot per gate) and "gate_right".
+            `(losses, results)`. `losses` is a dict of scalars, whose weighted sum is "loss".
+            `results` is a dict of values per image: "right" and "easy", bool `[batch]`; "choices",
+            a list of a one-hot tensor `[batch, len(routes)]` for each gate; and "gate_right",
+            float32 `[batch]`, the share of the gates that choose the SGS target.
         """
         if self.estimator == "exact":
             run = self._run_every_route(images, labels)
@@ -188,12 +247,12 @@ class GateTrainer(NetworkTrainer):
         return losses, results
 
     def _run_masked(self, images, labels, noise_seed):
-        """Runs the widest route under the masks of the images' choices."""
+        """Runs the widest route with the channel masks of each image's choices."""
 
         def choose(gate, scores, index):
             seed = noise_seed
             if seed is not None:
-                # Every gate has noise of its own.
+                # The noise of a gate is independent of that of the others.
                 seed = tf.stack([noise_seed[0] + 7919 * index, noise_seed[1]])
             return gate.sample(scores, self.routes, self.temperature, seed)
 
@@ -210,7 +269,7 @@ class GateTrainer(NetworkTrainer):
         }
 
     def _run_every_route(self, images, labels):
-        """Runs every route; the losses are their expectations over the soft choice."""
+        """Runs every route. The losses are expectations over the soft choice."""
         (gate,) = self.model.slimming_gates
         front = SlicedExecutor(self.model.resolve_path("slimmest"))
         features = front.run(self.model.sections[0], images)
@@ -231,11 +290,16 @@ class GateTrainer(NetworkTrainer):
         }
 
     def _targets(self, route_logits, labels):
-        """Returns which images are easy, and which should take the widest route (Eq. 10)."""
+        """Returns the easy images, and the images whose SGS target is the widest route (Eq. 10).
+
+        Args:
+            route_logits: Function of a width that returns the logits of its route.
+            labels: Int tensor `[batch]`, or probabilities `[batch, classes]`.
+        """
         easy = is_right(labels, route_logits(self.routes[0]))
         wide = tf.logical_not(easy)
         if self.strategy == "give_up":
-            # Hard images, which the widest gets wrong too, are not worth its cost.
+            # Images that the widest route gets wrong too do not justify its cost.
             wide &= is_right(labels, route_logits(self.routes[-1]))
         return easy, wide
 
@@ -244,7 +308,7 @@ class GateTrainer(NetworkTrainer):
         return tf.stop_gradient(self.model.run_sections(tf.stop_gradient(features), path, first=1))
 
     def _gate_right(self, scores, wide):
-        """Share of the gates whose choice, without noise, is the target."""
+        """Returns the share of the gates whose choice without noise is the SGS target."""
         target = tf.where(wide, self.routes[-1], self.routes[0])
         rights = [
             tf.cast(tf.equal(gate.choose(score, self.routes), target), tf.float32)
@@ -252,7 +316,21 @@ class GateTrainer(NetworkTrainer):
         ]
         return tf.add_n(rights) / len(rights)
 
-    def get_config(self):
+    def _report(self, losses, results):
+        """Adds a batch to the metrics, and returns the mean of each so far."""
+        for name, value in losses.items():
+            # One value per image, because the last batch can be smaller.
+            self._means[name].update_state(tf.fill(tf.shape(results["right"]), value))
+        for name, key in (("accuracy", "right"), ("gate_accuracy", "gate_right"), ("easy", "easy")):
+            self._means[name].update_state(results[key])
+        self._madds.update_state(self.choice_madds.exact(results["choices"]))
+        for shares, choice in zip(self._shares, results["choices"]):
+            chosen = tf.one_hot(tf.argmax(choice, axis=1), len(self.routes))
+            for share, values in zip(shares, tf.unstack(chosen, axis=1)):
+                share.update_state(values)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "routes": self.routes,
@@ -278,64 +356,14 @@ def _checked_loss_weights(loss_weights):
     return checked
 
 
-class GateMetrics:
-    """Means of the losses of stage II, of its accuracies, of MAdds, and the shares of each width.
-
-    Args:
-        choice_madds: `ChoiceMAdds`.
-        routes: tuple of candidate widths.
-        num_gates: int.
-
-    Attributes:
-        metrics: list of `keras.Metric`. A share is named "share_2" by its width, or with several
-            gates "share_0_2" by gate and width.
-    """
-
-    def __init__(self, choice_madds, routes, num_gates):
-        self._choice_madds = choice_madds
-        self._routes = routes
-        names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
-        names += ["accuracy", "gate_accuracy", "easy"]
-        self._means = {name: keras.metrics.Mean(name) for name in names}
-        self._madds = keras.metrics.Mean("madds", dtype="float64")
-        prefixes = ["share"] if num_gates == 1 else [f"share_{gate}" for gate in range(num_gates)]
-        self._shares = [
-            [keras.metrics.Mean(f"{prefix}_{width}") for width in routes] for prefix in prefixes
-        ]
-        shares = [share for gate in self._shares for share in gate]
-        self.metrics = [*self._means.values(), self._madds, *shares]
-
-    def update(self, losses, results):
-        """Adds a batch.
-
-        Args:
-            losses: dict of scalars, of `GateTrainer.losses`.
-            results: dict of values per image, of the same.
-
-        Returns:
-            Dict from the name of every metric to its mean so far.
-        """
-        for name, value in losses.items():
-            # Image by image, since the last batch may be smaller.
-            self._means[name].update_state(tf.fill(tf.shape(results["right"]), value))
-        for name, key in (("accuracy", "right"), ("gate_accuracy", "gate_right"), ("easy", "easy")):
-            self._means[name].update_state(results[key])
-        self._madds.update_state(self._choice_madds.exact(results["choices"]))
-        for shares, choice in zip(self._shares, results["choices"]):
-            taken = tf.one_hot(tf.argmax(choice, axis=1), len(self._routes))
-            for share, values in zip(shares, tf.unstack(taken, axis=1)):
-                share.update_state(values)
-        return {metric.name: metric.result() for metric in self.metrics}
-
-
 class ChoiceMAdds:
-    """Multiply-adds of the paths that a batch of images takes, as a function of choices.
+    """Multiply-adds of the paths of a batch of images, as a function of the gates' choices.
 
-    Choices are a list of one tensor `[batch, len(routes)]` per gate: one-hot, or soft.
+    Choices are a list of one tensor `[batch, len(routes)]` per gate, one-hot or soft.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        routes: tuple of candidate widths.
+        network: `DynamicSlimmableNetwork`.
+        routes: Tuple of ints, candidate widths of the gates.
     """
 
     def __init__(self, network, routes):
@@ -343,32 +371,38 @@ class ChoiceMAdds:
         self._widest = network.madds("widest")
 
     def relative(self, choices):
-        """Returns the MAdds over those of the widest path, differentiable: float32 `[batch]`.
+        """Returns the ratio of the MAdds to those of the widest path, the base of Eq. 11.
 
-        MAdds themselves overflow float16 and are inexact in float32.
+        A ratio, because MAdds overflow float16 and are inexact in float32.
 
         Args:
-            choices: as above.
+            choices: List of tensors, one-hot or soft.
+
+        Returns:
+            float32 tensor `[batch]`, differentiable by the choices.
         """
         total = self._front / self._widest
-        before = tf.ones_like(choices[0][:, :1])
+        previous = tf.ones_like(choices[0][:, :1])
         for choice, table in zip(choices, self._sections):
             relative = tf.constant(table / self._widest, tf.float32)
-            total += tf.reduce_sum((before @ relative) * choice, axis=1)
-            before = choice
+            total += tf.reduce_sum((previous @ relative) * choice, axis=1)
+            previous = choice
         return total
 
     def exact(self, choices):
-        """Returns the MAdds of every image, whole numbers without an error: float64 `[batch]`.
+        """Returns the exact MAdds of every image.
 
         Args:
-            choices: as above, one-hot.
+            choices: List of one-hot tensors.
+
+        Returns:
+            float64 tensor `[batch]` of whole numbers.
         """
         total = tf.constant(self._front, tf.float64)
-        before = tf.zeros_like(choices[0][:, 0], tf.int64)
+        previous = tf.zeros_like(choices[0][:, 0], tf.int64)
         for choice, table in zip(choices, self._sections):
-            after = tf.argmax(choice, axis=1)
-            pairs = tf.stack([before, after], axis=1)
+            current = tf.argmax(choice, axis=1)
+            pairs = tf.stack([previous, current], axis=1)
             total += tf.cast(tf.gather_nd(tf.constant(table), pairs), tf.float64)
-            before = after
+            previous = current
         return total

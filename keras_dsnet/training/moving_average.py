@@ -1,6 +1,7 @@
-"""The ensemble teacher's variables."""
+"""The teacher of stage I: an exponential moving average of the network's variables."""
 
 import contextlib
+from collections.abc import Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -10,28 +11,41 @@ class MovingAverage:
     """Exponential moving averages of variables, batch-norm statistics included (Eq. 3).
 
     Args:
-        variables: list of `keras.Variable`; those that are not of a float type, such as the states
+        variables: List of `keras.Variable`. Variables of other than float types, such as the states
             of seeds, have no average.
-        momentum: float, alpha of Eq. 3.
-        warmup: bool: momentum `min(momentum, (1 + t) / (10 + t))` at step t.
+        momentum: Float in [0, 1), alpha of Eq. 3.
+        warmup: Boolean, whether the momentum at step t is `min(momentum, (1 + t) / (10 + t))`.
 
     Attributes:
-        variables: the variables that have an average.
-        averages: list of `keras.Variable`, in the order of `variables`.
+        variables: List of the variables that have an average.
+        averages: List of `keras.Variable`, in the order of `variables`.
+
+    Example:
+
+    ```python
+    import keras
+    from keras_dsnet.training.moving_average import MovingAverage
+
+    weight = keras.Variable(0.0)
+    average = MovingAverage([weight], momentum=0.9, warmup=False)
+    weight.assign(1.0)
+    average.update(steps=1, num_replicas=1)
+    assert abs(float(average.averages[0]) - 0.1) < 1e-6
+    ```
     """
 
-    def __init__(self, variables, momentum, warmup):
+    def __init__(self, variables: Sequence[keras.Variable], momentum: float, warmup: bool):
         self.variables = [v for v in variables if v.dtype.startswith(("float", "bfloat"))]
         self.averages = [_copy(variable) for variable in self.variables]
         self._momentum = momentum
         self._warmup = warmup
 
-    def update(self, steps, num_replicas):
-        """Moves every average towards its variable.
+    def update(self, steps: int | tf.Tensor | keras.Variable, num_replicas: int) -> None:
+        """Moves every average towards its variable (Eq. 3).
 
         Args:
-            steps: int tensor or variable, the steps that the variables have seen.
-            num_replicas: int, of the distribution strategy.
+            steps: Int, tensor or variable, the number of steps that have changed the variables.
+            num_replicas: Int, number of replicas of the distribution strategy.
         """
         steps = tf.cast(steps, tf.float32)
         momentum = tf.constant(self._momentum)
@@ -43,24 +57,24 @@ class MovingAverage:
             if num_replicas > 1:
                 average.assign_sub(difference * rest)
             else:
-                # The product is not written to memory.
+                # The fused operation does not write the product to memory.
                 tf.raw_ops.ResourceApplyGradientDescent(
                     var=average.value.handle, alpha=rest, delta=difference
                 )
 
-    def scope(self):
+    def scope(self) -> keras.StatelessScope:
         """Returns a context in which the variables have the values of their averages."""
         averages = [tf.convert_to_tensor(average) for average in self.averages]
         return keras.StatelessScope(zip(self.variables, averages))
 
-    def load(self):
-        """Gives every variable its average."""
+    def load(self) -> None:
+        """Assigns the averages to the variables."""
         for average, variable in zip(self.averages, self.variables):
             variable.assign(average)
 
     @contextlib.contextmanager
-    def loaded(self):
-        """Gives every variable its average, and at the end of the context its own value back."""
+    def loaded(self) -> Iterator[None]:
+        """Assigns the averages to the variables, and restores the variables after the context."""
         values = [variable.numpy() for variable in self.variables]
         try:
             self.load()
@@ -71,7 +85,7 @@ class MovingAverage:
 
 
 def _copy(variable):
-    # By NumPy: given a TensorFlow variable, a Keras one would wrap it, not copy it.
+    # A NumPy value, because `keras.Variable` would wrap a TensorFlow variable and not copy it.
     return keras.Variable(
         variable.numpy(),
         dtype=variable.dtype,

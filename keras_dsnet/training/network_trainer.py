@@ -1,12 +1,13 @@
-"""What the trainers of both stages share."""
+"""The base class of the trainers: a Keras model around a network, with checks of its data."""
 
 import contextlib
 import inspect
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_dsnet.training.arguments import check_network
+from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.utils.argument_checks import check_int, check_number
 from keras_dsnet.utils.batch_checks import (
     check_images,
@@ -15,67 +16,78 @@ from keras_dsnet.utils.batch_checks import (
     class_numbers,
     line_of_assertion,
 )
-from keras_dsnet.utils.batches import batch_count, check_steps, is_endless
+from keras_dsnet.utils.batches import batch_count, check_num_batches, is_endless
 from keras_dsnet.utils.private_names import (
     OptimizerBuild,
     is_evaluated_by_fit,
     strategy_of_optimizer,
 )
 
-# Arguments of `compile` that no step would use.
+# Arguments of `compile` that the training steps ignore.
 _NOT_COMPILED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 _BOTH_WEIGHTS = (
-    "There must be only one of `class_weight` and sample weights: multiply them into one weight of "
+    "Only one of `class_weight` and sample weights is allowed: multiply them into one weight of "
     "each image. Received: both"
 )
 _ONE_SCOPE = (
-    "The network, the trainer and its optimizer must be made, and `compile` called, in the scope "
-    "of the same tf.distribute strategy, or all outside of one. Received: {}"
+    "The network, the trainer and its optimizer must be created, and `compile` called, in the "
+    "scope of the same tf.distribute strategy, or all without a strategy. Received: {}"
 )
-_NO_BATCH = "There must be an image or more to read. Received: {} without a batch"
+_NO_BATCH = "The data must have at least one image. Received: {} without a batch"
 
 
 class NetworkTrainer(OptimizerBuild, keras.Model):
-    """A model around a network, that optimizes some of its variables.
+    """A Keras model around a network, which trains some of the network's variables.
 
-    A subclass has the steps, and `optimized_variables`.
+    A subclass defines `train_step`, `test_step` and `optimized_variables`.
 
     Args:
-        model: a `DynamicSlimmableNetwork` with a classifier.
-        **kwargs: of `keras.Model`; its `dtype` is the network's by default.
+        model: `DynamicSlimmableNetwork` with a classifier.
+        **kwargs: Keyword arguments of `keras.Model`. `dtype` defaults to the dtype policy of
+            `model`.
 
     Raises:
-        ValueError: `model` is no such network, or was made outside of the scope of the strategy in
-            which the trainer is made.
+        ValueError: If `model` is not such a network, or the trainer is created in the scope of a
+            distribution strategy and `model` was created in another scope.
     """
 
-    def __init__(self, model, **kwargs):
+    def __init__(self, model: keras.Model, **kwargs: Any):
         check_network(model)
         strategy = tf.distribute.get_strategy()
         created_here = strategy.extended.variable_created_in_scope
         if not all(created_here(variable.value) for variable in model.variables):
             raise ValueError(_ONE_SCOPE.format("a network of another scope"))
-        # By the trainer's policy Keras decides whether the loss must be scaled.
+        # Keras scales the loss where the trainer's dtype policy computes in float16.
         super().__init__(**{"dtype": model.dtype_policy, **kwargs})
         self.model = model
         self._strategy = strategy
         self.supports_jit = False
         self.built = True
-        # A weight for every class while `fit` runs with `class_weight`: a tuple.
+        # Tuple of a weight per class while `fit` runs with `class_weight`, else None.
         self._class_weights = None
         self._batches_done = 0
 
-    def compile(self, optimizer, **kwargs):
-        """Sets the optimizer; Keras scales the loss where the network computes in float16.
+    @property
+    def optimized_variables(self) -> list[keras.Variable]:
+        """The variables of the network that the trainer changes by gradients."""
+        raise NotImplementedError
+
+    def _undecayed_variables(self):
+        """Returns the optimized variables that weight decay does not apply to."""
+        return self.optimized_variables
+
+    def compile(self, optimizer: keras.Optimizer | str, **kwargs: Any) -> None:
+        """Sets the optimizer. Keras scales the loss where the network computes in float16.
 
         Args:
-            optimizer: a Keras optimizer that is not built yet, or its name.
-            **kwargs: of `keras.Model.compile`, without losses and metrics, which the trainer has.
+            optimizer: Keras optimizer that is not built yet, or its name.
+            **kwargs: Keyword arguments of `keras.Model.compile`. Losses and metrics are those of
+                the trainer, and cannot be passed.
 
         Raises:
-            ValueError: the optimizer is built, so that it has trained something before, or it
-                averages weights itself; a loss or metrics are passed; or the optimizer or the
-                trainer was made in the scope of another strategy.
+            ValueError: If the optimizer is built, because it has then trained something else, or
+                averages weights itself (`use_ema`); if a loss or metrics are passed; or if the
+                optimizer or the trainer was created in the scope of another strategy.
         """
         for name in _NOT_COMPILED:
             if kwargs.get(name) is not None:
@@ -87,13 +99,14 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if inner.built:
             raise ValueError(
-                "`optimizer` must be a new one: which variables decay is fixed when it is built. "
+                "`optimizer` must be a new one, because the variables that decay are fixed when it "
+                "is built. "
                 f"Received: optimizer={inner.name!r}, built before"
             )
         if inner.use_ema:
             raise ValueError(
-                "`optimizer` must not average the weights: its average has no batch-norm "
-                "statistics, as that of SupernetTrainer's teacher has. "
+                "`optimizer` must not average the weights: unlike the teacher of SupernetTrainer, "
+                "its average has no batch-norm statistics. "
                 f"Received: optimizer={inner.name!r} with use_ema=True"
             )
         created_in = strategy_of_optimizer(inner, self._strategy)
@@ -103,42 +116,41 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         kwargs.setdefault("jit_compile", False)
         super().compile(optimizer=optimizer, **kwargs)
 
-    def compile_from_config(self, config):
-        """Compiles a loaded trainer as the saved one was, with the variables of its optimizer.
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded trainer like the saved one, and builds the optimizer's variables.
 
         Args:
-            config: of `get_compile_config`.
+            config: Dict that `get_compile_config` returned.
         """
         self.compile(**keras.saving.deserialize_keras_object(config))
-        # Not by all that is trainable, as Keras would.
+        # Keras would build the optimizer for all trainable variables.
         self.optimizer.build(self.optimized_variables)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "model": keras.saving.serialize_keras_object(self.model)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "NetworkTrainer":
         return cls(**keras.saving.deserialize_keras_object(config))
 
-    def _undecayed_variables(self):
-        """Returns those of the optimized variables that have no weight decay."""
-        return self.optimized_variables
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the network, with the arguments and the result of `keras.Model.fit`.
 
-    def fit(self, *args, **kwargs):
-        """Trains; arguments and result are those of `keras.Model.fit`.
-
-        Images, labels and sample weights are checked as far as they are known before the first
-        step, and each batch again before anything is computed from it.
+        Everything that is known of images, labels and sample weights before the first step is
+        checked then. Each batch is checked again before its step.
 
         Args:
-            *args: of `keras.Model.fit`.
-            **kwargs: of `keras.Model.fit`. `class_weight` is taken with data of every kind, and
-                classes that it leaves out have the weight 1.
+            *args: Arguments of `keras.Model.fit`.
+            **kwargs: Keyword arguments of `keras.Model.fit`. `class_weight` works with data of
+                every kind, and classes that it does not name have the weight 1.
+
+        Returns:
+            `keras.callbacks.History`.
 
         Raises:
-            ValueError: on data that does not fit the network, such as a label that is no class; on
-                an endless data set without a number of steps; and where everything that is to be
-                trained is frozen.
+            ValueError: If the data do not fit the network, such as a label that is not a class; if
+                a data set is endless and the number of steps is not given; or if all variables
+                that this stage trains are frozen.
         """
         bound = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
         options = bound.arguments
@@ -153,7 +165,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             return self._fit(bound)
         if options.get("sample_weight") is not None:
             raise ValueError(_BOTH_WEIGHTS)
-        # They are constants of the traced step.
+        # The class weights are constants of the traced step.
         self._class_weights, self.train_function = class_weights, None
         try:
             return self._fit(bound)
@@ -163,22 +175,25 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
     def _fit(self, bound):
         self._batches_done = 0
         history = super().fit(*bound.args[1:], **bound.kwargs)
-        # Of some data sets only reading shows that they are empty.
+        # Some data sets show only when they are read that they are empty.
         if history.epoch and not self._batches_done:
             raise ValueError(_NO_BATCH.format("`x`"))
         return history
 
-    def evaluate(self, *args, **kwargs):
-        """Evaluates; arguments and result are those of `keras.Model.evaluate`.
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the network, with the arguments and the result of `keras.Model.evaluate`.
 
         Args:
-            *args: of `keras.Model.evaluate`.
-            **kwargs: of `keras.Model.evaluate`.
+            *args: Arguments of `keras.Model.evaluate`.
+            **kwargs: Keyword arguments of `keras.Model.evaluate`.
+
+        Returns:
+            List or dict of metric values.
 
         Raises:
-            ValueError: on data that does not fit the network, as of `fit`.
+            ValueError: If the data do not fit the network, as in `fit`.
         """
-        # Within `fit` the data was looked at.
+        # `fit` has checked its validation data already.
         if not is_evaluated_by_fit(kwargs):
             options = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs).arguments
             self._check_data("x", _parts(options), options.get("steps"), "steps")
@@ -190,9 +205,17 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         return results
 
     def _check_data(self, name, parts, steps, steps_name):
-        """Checks what is known of images, labels and sample weights before a step reads them."""
+        """Checks everything that is known of the data before the first step.
+
+        Args:
+            name: String, name of the argument, for messages.
+            parts: List of images or a data set, labels, and sample weights; shorter where there are
+                no labels or weights.
+            steps: Int or None, the number of steps that the user passed.
+            steps_name: String, the name of that argument.
+        """
         x, y, weights = [*parts, None, None][:3]
-        check_steps(steps, steps_name)
+        check_num_batches(steps, steps_name)
         if x is None or isinstance(x, (str, bytes, dict, list, tuple)):
             raise ValueError(
                 f"`{name}` must be images and labels, two arrays, or a tf.data.Dataset, "
@@ -201,14 +224,15 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             )
         if steps is None and is_endless(x):
             raise ValueError(
-                f"`{steps_name}` must say how many batches to take of `{name}`, which never ends. "
+                f"`{steps_name}` must be the number of batches to read of `{name}`, which never "
+                "ends. "
                 f"Received: {steps_name}=None"
             )
         name = f"`{name}`"
         if batch_count(x) == 0:
             raise ValueError(_NO_BATCH.format(name))
         if isinstance(x, tf.data.Dataset):
-            # A trace sees types and shapes, and reads no batch.
+            # A trace checks types and shapes, and reads no batch.
             check = tf.function(lambda batch: self.unpack(batch, name)[0], autograph=False)
             check.get_concrete_function(x.element_spec)
         elif isinstance(x, keras.utils.PyDataset):
@@ -220,7 +244,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             check_weights(_no_list(weights, name), images, name)
 
     def _checked_class_weights(self, class_weight):
-        """Returns a weight for every class, a tuple; None where there are none."""
+        """Returns a tuple of a weight per class, or None if there are no class weights."""
         if class_weight is None:
             return None
         classes = self.model.classes
@@ -239,8 +263,8 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         if not self.optimized_variables:
             raise ValueError(
                 f"`{type(self).__name__}` has nothing to train: every layer that this stage trains "
-                "is frozen. Set `trainable = True` of the network or of some of its layers, and "
-                "compile the trainer anew. Received: a frozen network"
+                "is frozen. Set `trainable = True` on the network or on some of its layers, and "
+                "compile the trainer again. Received: a frozen network"
             )
         if self.train_function is None or force:
             super().make_train_function(force)
@@ -252,7 +276,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             self.test_function = self._in_one_line(self.test_function)
 
     def _in_one_line(self, function, after=lambda: None):
-        """Wraps a function of Keras that runs steps: a failed check of a batch is a ValueError."""
+        """Wraps Keras's function of a step, so that a failed check of a batch is a ValueError."""
 
         def run(iterator):
             try:
@@ -268,32 +292,36 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
 
         return run
 
-    def saved_weights(self, teacher=True):
-        """Returns a context in which the network has the weights that are worth saving.
+    def saved_weights(self, teacher: bool = True) -> contextlib.AbstractContextManager:
+        """Returns a context in which the network has the weights to save.
 
         Args:
-            teacher: bool: those of the teacher, where there is one.
+            teacher: Boolean, whether to use the teacher's weights if the trainer has a teacher.
+                Defaults to `True`.
         """
         return contextlib.nullcontext()
 
     def _after_step(self):
-        """Called when a step has changed the variables."""
+        """Runs after every training step."""
 
-    def unpack(self, data, name="a batch", training=False):
-        """Returns what a batch holds, checked; in a traced step by assertions.
+    def unpack(
+        self, data: Any, name: str = "a batch", training: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Checks a batch and returns its parts. In a traced step the checks are assertions.
 
         Args:
-            data: what `train_step` and `test_step` take: `(images, labels)` or
-                `(images, labels, sample_weight)`.
-            name: str, what the batch is, for messages.
-            training: bool: multiply by the class weights of `fit`, where it has some.
+            data: `(images, labels)` or `(images, labels, sample_weight)`, the argument of
+                `train_step` and `test_step`.
+            name: String, a description of the batch for messages.
+            training: Boolean, whether to apply the class weights of `fit`. Defaults to `False`.
 
         Returns:
-            `(images, labels, weights)`: `[batch, height, width, 3]`; class numbers, int32
-            `[batch]`, or probabilities, float32 `[batch, classes]`; float32 `[batch]` or None.
+            `(images, labels, weights)`. Images are `[batch, height, width, 3]`; labels are class
+            numbers, int32 `[batch]`, or probabilities, float32 `[batch, classes]`; weights are
+            float32 `[batch]` or None.
 
         Raises:
-            ValueError: it holds something else, or something that does not fit the network.
+            ValueError: If the batch has other parts, or does not fit the network.
         """
         if isinstance(data, (tuple, list)) and not 1 <= len(data) <= 3:
             raise ValueError(
@@ -308,22 +336,45 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             if weights is not None:
                 raise ValueError(_BOTH_WEIGHTS)
             weights = tf.gather(tf.constant(self._class_weights), class_numbers(labels))
-        # Batch-norm statistics move with the images: not before the labels are known to be right.
+        # The images depend on the check of the labels, so that batch-norm statistics do not move
+        # in a batch that is refused.
         checked = [labels] if weights is None else [labels, weights]
         with tf.control_dependencies(checked):
             return tf.identity(images), labels, weights
 
-    def call(self, inputs, **kwargs):
+    def call(self, inputs: tf.Tensor, **kwargs: Any) -> tf.Tensor:
         """Runs the network.
 
         Args:
-            inputs: float32 `[batch, height, width, 3]`, preprocessed.
+            inputs: float32 tensor `[batch, height, width, 3]`, preprocessed images.
             **kwargs: `path` and `training`, as in a call of the network.
 
         Returns:
-            `[batch, classes]`.
+            Tensor `[batch, classes]`.
         """
         return self.model(inputs, **kwargs)
+
+
+def check_network(model: Any, with_classifier: bool = True) -> None:
+    """Checks that an argument is a network.
+
+    Args:
+        model: The argument.
+        with_classifier: Boolean, whether the network must have a classifier. Defaults to `True`.
+
+    Raises:
+        ValueError: If `model` is not a `DynamicSlimmableNetwork`, or does not have a classifier.
+    """
+    if not isinstance(model, DynamicSlimmableNetwork):
+        raise ValueError(
+            "`model` must be a DynamicSlimmableNetwork, as the applications return it. "
+            f"Received: a {type(model).__name__}"
+        )
+    if with_classifier and not model.include_top:
+        raise ValueError(
+            "`model` must have a classifier, whose outputs are compared with labels. "
+            "Received: a network with include_top=False"
+        )
 
 
 def _parts(options):
@@ -331,7 +382,7 @@ def _parts(options):
 
 
 def _no_list(value, name):
-    # Keras would take a list for the labels of several outputs.
+    # Keras treats a list as the labels of several outputs.
     if isinstance(value, (list, tuple)):
         raise ValueError(
             "Labels and sample weights must be arrays. "

@@ -1,50 +1,75 @@
-"""Batch-norm statistics of every path, computed anew."""
+"""Recalibration: new batch-norm statistics for every path after training (Section 4)."""
 
 import contextlib
+from collections.abc import Iterable
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_dsnet.layers import SwitchableBatchNormalization
 from keras_dsnet.models.executors import SlicedExecutor
 from keras_dsnet.models.path import Path
-from keras_dsnet.training.arguments import check_network, resolve_paths
-from keras_dsnet.utils.batches import batch_count, check_steps, image_batches
+from keras_dsnet.training.evaluation import resolve_paths
+from keras_dsnet.training.network_trainer import check_network
+from keras_dsnet.utils.batches import batch_count, check_num_batches, image_batches
 
 
-def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True):
+def recalibrate_batch_norm(
+    model: keras.Model,
+    dataset: Any,
+    paths: Iterable | None = None,
+    steps: int | None = None,
+    verbose: bool = True,
+) -> int:
     """Replaces the batch-norm statistics by plain averages over batches (Sec. 4 of the paper).
 
-    Moving averages of a width that was drawn now and then lag behind the weights. Here each path
-    that is asked for sees the same batches, and its statistics become the cumulative mean of
-    theirs, whether the network is trainable or frozen. No other variable changes.
+    The moving averages of a width that training draws rarely lag its weights. Here each path sees
+    the same batches, and its statistics become the cumulative mean of the statistics of these
+    batches, whether the network is trainable or frozen. No other variable changes.
 
     Args:
-        model: a `DynamicSlimmableNetwork`.
-        dataset: batches of images, float `[batch, height, width, 3]`, or of `(images, labels)`: a
+        model: `DynamicSlimmableNetwork`.
+        dataset: Batches of images, float `[batch, height, width, 3]`, or of `(images, labels)`: a
             `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable, a function that
-            returns one, or an array of all images. Labels are left out.
-        paths: list of what to recalibrate; None: every width, at all gates alike. "largest" is one
-            of its own.
-        steps: int, how many batches at most; None: all of a data set that ends.
-        verbose: bool: show a progress bar.
+            returns one, or an array of all images. Labels are ignored.
+        paths: List of the paths to recalibrate. Defaults to every width, used at all gates. The
+            path "largest" has separate statistics.
+        steps: Int, the maximum number of batches to read. Defaults to the whole data set.
+        verbose: Boolean, whether to show a progress bar. Defaults to `True`.
 
     Returns:
-        The number of batches that the statistics are means of; 0, and nothing is run, for a network
-        without batch norm, such as DS-ResNet.
+        Int, the number of batches in the means. It is 0 for a network without batch norm, such as
+        DS-ResNet, for which nothing runs.
 
     Raises:
-        ValueError: on a path that the model does not have, a batch that does not fit it, a data set
-            without batches, or an endless one without `steps`.
+        ValueError: If the model does not have a path, a batch does not fit the model, the data set
+            has no batches, or it is endless and `steps` is not given.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+    from keras_dsnet.training import recalibrate_batch_norm
+
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    model = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    images = np.random.normal(size=(16, 32, 32, 3)).astype("float32")
+
+    recalibrate_batch_norm(model, images, paths=["slimmest", "widest"])
+    ```
     """
     check_network(model, with_classifier=False)
     _, resolved = resolve_paths(model, paths)
-    check_steps(steps)
+    check_num_batches(steps, "steps")
     norms = [
         layer for layer in model.supernet_layers if isinstance(layer, SwitchableBatchNormalization)
     ]
     if not norms:
         return 0
-    batches = image_batches(dataset, model.input_shape[1:], steps)
+    batches = image_batches(dataset, model.input_shape[1:], steps, count_name="steps")
     with (
         _trainable(norms),
         _restored_on_error(norms),
@@ -52,10 +77,10 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
     ):
         count = 0
         for count, _ in enumerate(_run(model, resolved, batches), start=1):
-            # Devices compute on while Python counts: a value waits for them.
+            # Reading a value waits until the device has computed the batch.
             norms[-1].moving_mean.numpy()
             progress(count - 1)
-        # The last batch counts when the data set is closed too.
+        # The bar shows the last batch when the data set is closed too.
         progress(count)
     if not count:
         raise ValueError("`dataset` has no batches to recalibrate batch norm with.")
@@ -63,16 +88,18 @@ def recalibrate_batch_norm(model, dataset, paths=None, steps=None, verbose=True)
 
 
 def _run(model, paths, batches):
-    """Moves the statistics of `paths` to their means over the batches, and yields after each."""
+    """Moves the statistics of `paths` to their means over the batches, and yields after each one.
+
+    Paths with the same front share the statistics of the front, which move once per batch.
+    """
     fronts = {}
     for path in paths:
         fronts.setdefault((path.widths[0], path.statistics[0]), []).append(path)
     run_front, run_tail = _traced(model)
     for count, images in enumerate(batches):
-        # After i batches the mean is (i * old + new) / (i + 1): a momentum that changes.
+        # The mean after i batches is (i * old + new) / (i + 1), a momentum of i / (i + 1).
         momentum = tf.constant(count / (count + 1.0), tf.float32)
         for group in fronts.values():
-            # Paths that share a front share its statistics, which must move once a batch.
             features = run_front(images, momentum, group[0])
             for path in group:
                 run_tail(features, tf.constant(path.widths), tf.constant(path.statistics), momentum)
@@ -80,7 +107,10 @@ def _run(model, paths, batches):
 
 
 def _traced(model):
-    """Returns functions for front and rest that update statistics; one trace for every path."""
+    """Returns traced functions that update the statistics before and after the first gate.
+
+    One trace of each serves all paths.
+    """
 
     @tf.function(autograph=False, reduce_retracing=True)
     def front(images, momentum, path):
@@ -98,13 +128,13 @@ def _traced(model):
 
 class _StatisticsExecutor(SlicedExecutor):
     def dropout(self, step, x):
-        # It stands behind every norm: its noise would change its seed and no statistic.
+        # Dropout comes after every norm: its noise would change its seed and no statistic.
         return x
 
 
 @contextlib.contextmanager
 def _trainable(norms):
-    """Batch norm that is frozen keeps its statistics: it is trainable in here, and frozen after."""
+    """Makes frozen norms trainable inside the context: frozen ones would keep their statistics."""
     frozen = [norm for norm in norms if not norm.trainable]
     for norm in frozen:
         norm.trainable = True
@@ -117,7 +147,7 @@ def _trainable(norms):
 
 @contextlib.contextmanager
 def _restored_on_error(norms):
-    """Gives the statistics back where a batch does not fit: means of few batches are of no use."""
+    """Restores the statistics after an error, because the means of few batches are useless."""
     statistics = [table for norm in norms for table in (norm.moving_mean, norm.moving_variance)]
     before = [table.numpy() for table in statistics]
     try:
@@ -130,7 +160,7 @@ def _restored_on_error(norms):
 
 @contextlib.contextmanager
 def _progress(count, verbose):
-    """Gives a function of the number of batches done, which moves a bar."""
+    """Yields a function of the number of finished batches, which moves a progress bar."""
     from tqdm import tqdm
 
     with tqdm(None, "recalibrating batch norm", count, disable=not verbose, unit="batch") as bar:

@@ -1,7 +1,10 @@
-"""Stage I: trains the supernet by In-place Ensemble Bootstrapping (Section 3.3)."""
+"""Stage I: trains the supernet by In-place Ensemble Bootstrapping (Section 3.1)."""
 
-import functools
+import collections
+import contextlib
 import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -20,68 +23,89 @@ TARGETS = ("in_place", "ema", "ensemble")
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class SupernetTrainer(NetworkTrainer):
-    """In-place Ensemble Bootstrapping (Sec. 3.1 of the paper, Eqs. 3-5).
+    """Trains a supernet by In-place Ensemble Bootstrapping (Sec. 3.1 of the paper, Eqs. 3-5).
 
-    Each step trains the widest sub-network on the labels, `num_random` random ones on the soft
-    labels of the teacher's widest, and the slimmest on the mean of the teacher's widest and random
-    ones (sandwich rule). The teacher is the exponential moving average of the model, batch-norm
-    statistics included. All widths share one traced step.
+    Each step follows the sandwich rule. The widest sub-network learns from the labels, `num_random`
+    random sub-networks learn from the probabilities of the teacher's widest sub-network, and the
+    slimmest learns from the mean of the teacher's widest and random sub-networks. The teacher is
+    the exponential moving average of the model, its batch-norm statistics included. One traced step
+    serves all widths.
 
-    The front of the network, before the first gate, does the same for all these sub-networks: it
-    runs once per step, with the sum of their gradients.
+    The layers before the first gate do the same for all these sub-networks. They run once per step,
+    and receive the sum of the sub-networks' gradients.
 
     `fit` and `evaluate` take images, float32 `[batch, height, width, 3]`, and labels: class numbers
     `[batch]` or `[batch, 1]` of any type, or probabilities `[batch, classes]`. Validation measures
-    the label path and the slimmest on the labels, as "widest_loss" and "widest_accuracy" (named by
-    `label_path`), "slimmest_label_loss" and "slimmest_accuracy"; "loss" is the sum of both losses.
+    the label path and the slimmest path on the labels. Its metrics are "widest_loss" and
+    "widest_accuracy" (named after `label_path`), "slimmest_label_loss" and "slimmest_accuracy", and
+    "loss" is the sum of both losses.
 
-    A sample weight, or the weight of an image's class, multiplies every loss of that image, those
-    of distillation too; a batch's loss is the weighted sum over the number of images, as in Keras.
-    Accuracies count every image alike, as Keras's `metrics` do.
+    A sample weight, or the weight of an image's class, multiplies every loss of that image,
+    including the losses of distillation. The loss of a batch is the weighted sum divided by the
+    number of images, as in Keras. Accuracies count every image once, as Keras's `metrics` do.
 
     Args:
-        model: a `DynamicSlimmableNetwork`.
-        target: "ensemble" (Eq. 4); "ema": the teacher's widest alone; "in_place": the widest of the
-            same step, without a teacher, as in US-Net (Table 5).
-        num_random: int, n of Eq. 4.
-        temperature: float, of the distillation (Table 10).
-        ema_momentum: float, alpha of Eq. 3.
-        ema_warmup: bool: momentum `min(ema_momentum, (1 + t) / (10 + t))` at step t, since a fresh
-            teacher knows nothing.
-        label_path: what is trained on labels: "widest", or "largest" (with the wide front).
-        sandwich: bool: train random sub-networks and the slimmest too. False: `label_path` alone,
-            which may be any path then, as a network of that width is trained.
-        label_smoothing: float.
-        decay_norms_and_biases: bool: weight decay on norms and biases too; never on gates.
-        seed: int, of the random widths, which are a function of it and the step.
-        **kwargs: of `keras.Model`; `dtype` is the model's by default.
+        model: `DynamicSlimmableNetwork` with a classifier.
+        target: String, the teacher of the random and slimmest sub-networks. `"ensemble"` is the
+            ensemble of Eq. 4; `"ema"` uses only the teacher's widest sub-network; `"in_place"` uses
+            the widest sub-network of the same step and no teacher, as US-Net does (Table 5).
+            Defaults to `"ensemble"`.
+        num_random: Int, number of random sub-networks, n of Eq. 4. Defaults to `2`.
+        temperature: Float, temperature of the distillation (Table 10). Defaults to `1.0`.
+        ema_momentum: Float in [0, 1), alpha of Eq. 3. Defaults to `0.997`.
+        ema_warmup: Boolean, whether the momentum at step t is
+            `min(ema_momentum, (1 + t) / (10 + t))`, because the averages of the first steps are
+            close to the initial weights. Defaults to `True`.
+        label_path: The path that is trained on the labels: `"widest"`, or `"largest"` (the widest
+            path with the wide front). With `sandwich=False` it can be any path of the model.
+            Defaults to `"widest"`.
+        sandwich: Boolean, whether to train random sub-networks and the slimmest too. With `False`
+            only `label_path` is trained, as a network of that width would be. Defaults to `True`.
+        label_smoothing: Float in [0, 1), smoothing of the labels. Defaults to `0.0`.
+        decay_norms_and_biases: Boolean, whether weight decay also applies to the parameters of
+            normalization layers and to biases. It never applies to gates. Defaults to `False`.
+        seed: Int, seed of the random widths. The widths are a function of the seed and of the step.
+            Defaults to `0`.
+        **kwargs: Keyword arguments of `keras.Model`. `dtype` defaults to the dtype policy of
+            `model`.
 
     Raises:
-        ValueError: on an argument that is none of the above, or a path that the model does not
-            have.
+        ValueError: If an argument has another value than those above, or `model` does not have
+            the path.
 
     Example:
 
-    >>> trainer = SupernetTrainer(model)
-    >>> trainer.compile(L2SGD(0.08))
-    >>> trainer.fit(dataset, epochs=150)
-    >>> trainer.load_teacher()
+    ```python
+    import numpy as np
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+    from keras_dsnet.training import L2SGD, SupernetTrainer
+
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    model = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    images, labels = np.random.normal(size=(16, 32, 32, 3)), np.arange(16) % 10
+
+    trainer = SupernetTrainer(model, num_random=1)
+    trainer.compile(L2SGD(0.08))
+    trainer.fit(images.astype("float32"), labels, epochs=1)
+    trainer.load_teacher()
+    ```
     """
 
     def __init__(
         self,
-        model,
-        target="ensemble",
-        num_random=2,
-        temperature=1.0,
-        ema_momentum=0.997,
-        ema_warmup=True,
-        label_path="widest",
-        sandwich=True,
-        label_smoothing=0.0,
-        decay_norms_and_biases=False,
-        seed=0,
-        **kwargs,
+        model: keras.Model,
+        target: str = "ensemble",
+        num_random: int = 2,
+        temperature: float = 1.0,
+        ema_momentum: float = 0.997,
+        ema_warmup: bool = True,
+        label_path: str | int | Sequence[int] = "widest",
+        sandwich: bool = True,
+        label_smoothing: float = 0.0,
+        decay_norms_and_biases: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
         is_named = isinstance(label_path, str)
@@ -100,13 +124,13 @@ class SupernetTrainer(NetworkTrainer):
         is_end = is_named and label_path in ("widest", "largest")
         _check(not sandwich or is_end, "label_path", label_path, "widest or largest")
         gates = model.resolve_path(label_path).gates
-        # In plain numbers, which a saved configuration can hold.
+        # Plain ints, which a saved configuration can hold.
         is_uniform = model.num_gates == 1 and not isinstance(label_path, (tuple, list))
         self.label_path = label_path if is_named else gates[0] if is_uniform else gates
         self._label_name = label_path if is_named else f"width_{self.label_path}"
-        taught = model.variables if target != "in_place" else []
-        self._average = MovingAverage(taught, self.ema_momentum, self.ema_warmup)
-        # So that Keras finds and saves them: it does not look into a plain object.
+        averaged = model.variables if target != "in_place" else []
+        self._average = MovingAverage(averaged, self.ema_momentum, self.ema_warmup)
+        # An attribute of the trainer, because Keras does not track variables in plain objects.
         self.teacher_variables = self._average.averages
         names = ["loss", f"{self._label_name}_loss"]
         names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
@@ -115,54 +139,89 @@ class SupernetTrainer(NetworkTrainer):
         self._trackers = {name: keras.metrics.Mean(name) for name in names}
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         return list(self._trackers.values())
 
-    def fit(self, *args, **kwargs):
-        """Trains; as `NetworkTrainer.fit`, with a warning where gates are trained already.
+    @property
+    def optimized_variables(self) -> list[keras.Variable]:
+        """The variables that stage I trains: all trainable ones except the slimming heads."""
+        steps = [step for steps in self.model.sections for step in walk(steps)]
+        layers = [step.layer for step in steps if step.layer is not None]
+        slimming = {id(v) for layer in layers for v in getattr(layer, "slimming_variables", [])}
+        return [v for layer in layers for v in layer.trainable_variables if id(v) not in slimming]
+
+    def _undecayed_variables(self):
+        undecayed = []
+        for step in (step for steps in self.model.sections for step in walk(steps)):
+            if step.kind == "gate":
+                undecayed += step.layer.variables
+            elif step.layer is not None and not self.decay_norms_and_biases:
+                variables = step.layer.trainable_variables
+                undecayed += [v for v in variables if v.name in ("gamma", "beta", "bias")]
+        return undecayed
+
+    def compile(self, optimizer: keras.Optimizer | str | None = None, **kwargs: Any) -> None:
+        """Sets the optimizer. The losses are those of Eqs. 5.
 
         Args:
-            *args: of `keras.Model.fit`.
-            **kwargs: of `keras.Model.fit`.
+            optimizer: Keras optimizer that is not built yet. Its weight decay, if it has one, does
+                not apply to gates, and applies to norms and biases only with
+                `decay_norms_and_biases=True`. Defaults to the paper's optimizer, `L2SGD()`.
+            **kwargs: Keyword arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: If the optimizer is built, because it has then trained something else.
+        """
+        super().compile(L2SGD() if optimizer is None else optimizer, **kwargs)
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the supernet, as `NetworkTrainer.fit`. Warns if the gates are already trained.
+
+        Args:
+            *args: Arguments of `keras.Model.fit`.
+            **kwargs: Keyword arguments of `keras.Model.fit`.
+
+        Returns:
+            `keras.callbacks.History`.
         """
         if self.model.gates_trained:
             warnings.warn(
-                "The gates of this network were trained on the supernet as it was, which this "
+                "The gates of this network were trained on its present supernet, which this "
                 "training changes: train them again afterwards with "
                 "keras_dsnet.training.GateTrainer, or set `model.gates_trained = False`.",
                 stacklevel=2,
             )
         return super().fit(*args, **kwargs)
 
-    def compile(self, optimizer=None, **kwargs):
-        """Sets the optimizer; the losses are those of Eqs. 5.
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Runs one step of stage I.
+
+        The sub-networks run forward and backward on the same batch (Eqs. 4 and 5), the sum of their
+        gradients updates the shared weights, and the teacher follows (Eq. 3).
 
         Args:
-            optimizer: an optimizer that is not built yet; None: `L2SGD()`, the paper's. Weight
-                decay, where it has one, leaves out the gates, and the norms and biases unless
-                `decay_norms_and_biases`.
-            **kwargs: of `keras.Model.compile`.
-
-        Raises:
-            ValueError: the optimizer is built: it has trained something before.
-        """
-        super().compile(L2SGD() if optimizer is None else optimizer, **kwargs)
-
-    def _undecayed_variables(self):
-        return undecayed_variables(self.model.sections, self.decay_norms_and_biases)
-
-    @property
-    def optimized_variables(self):
-        """What stage I trains: all but the slimming heads."""
-        return stage_one_variables(self.model.sections)
-
-    def draw_widths(self):
-        """Draws the random paths of a step.
+            data: `(images, labels)` or `(images, labels, sample_weight)`.
 
         Returns:
-            int32 `[num_random, num_gates]`, the same on every replica and after a resume. Of one
-            gate interior widths, since the slimmest and the widest are trained at every step; of
-            several gates every width, since their paths mix the ends.
+            Dict from metric names to scalar tensors.
+        """
+        images, labels, weights = self.unpack(data, "a training batch", training=True)
+        subnetworks = self._subnetworks(self.draw_widths())
+        losses, logits, gradients = self._gradients(images, labels, subnetworks, weights)
+        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        self._average.update(self.optimizer.iterations, replicas)
+        logs = self._report(self._training_values(losses, logits, labels), images)
+        return {**logs, "learning_rate": self.optimizer.learning_rate}
+
+    def draw_widths(self) -> tf.Tensor:
+        """Draws the random paths of a step.
+
+        With one gate the widths are interior, because every step trains the slimmest and the
+        widest. With several gates all widths are drawn, because a path can combine both ends.
+
+        Returns:
+            int32 tensor `[num_random, num_gates]`, the same on every replica and after a resume.
         """
         widths = self.model.num_widths
         interior = self.model.num_gates == 1 and widths > 2
@@ -171,87 +230,81 @@ class SupernetTrainer(NetworkTrainer):
         shape = (self.num_random, self.model.num_gates)
         return tf.random.stateless_uniform(shape, [self.seed, step], low, high, tf.int32)
 
-    def train_step(self, data):
-        images, labels, weights = self.unpack(data, "a training batch", training=True)
-        paths = self._paths(self.draw_widths())
-        losses, logits, gradients = self._gradients(images, labels, paths, weights)
-        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        self._average.update(self.optimizer.iterations, replicas)
-        logs = self._report(self._training_values(losses, logits, labels), images)
-        return {**logs, "learning_rate": self.optimizer.learning_rate}
+    def _subnetworks(self, widths):
+        """Returns the sub-networks of a step, and the order in which they run.
 
-    def test_step(self, data):
-        """Measures the label path and the slimmest on the labels; no teacher, no random paths."""
-        images, labels, weights = self.unpack(data, "an evaluation batch")
-        paths = [self.label_path, "slimmest"] if self.sandwich else [self.label_path]
-        # In training the slimmest path's loss is that of the teacher's soft labels.
-        names = [f"{self._label_name}_loss", "slimmest_label_loss"]
-        accuracies = [f"{self._label_name}_accuracy", "slimmest_accuracy"]
-        logits = self._logits(images, [self.model.resolve_path(path) for path in paths])
-        values = {"loss": 0.0}
-        for loss_name, accuracy_name, path_logits in zip(names, accuracies, logits):
-            loss = label_cross_entropy(labels, path_logits, self.label_smoothing, weights)
-            values[loss_name] = loss
-            values[accuracy_name] = is_right(labels, path_logits)
-            values["loss"] += loss
-        return self._report(values, images)
-
-    def _paths(self, widths):
-        if self._is_sorted:
-            # Their order matters to nothing but the speed of adding up gradients.
-            widths = tf.sort(widths, axis=0, direction="DESCENDING")
-        label = self.model.resolve_path(self.label_path)
-        if not self.sandwich:
-            return [label]
-        draws = [Path((0, *tf.unstack(w)), (0, *tf.unstack(w))) for w in tf.unstack(widths)]
-        return [label, *draws, self.model.resolve_path("slimmest")]
-
-    def _gradients(self, images, labels, paths, weights=None):
-        """Returns the losses, the first net's logits, and the gradients of their sum."""
-        teacher = self.teacher_probabilities(images, paths[:-1])
-        gradients = SubnetworkGradients(self.model, images, paths, self._scale, self._is_sorted)
-        losses = [None] * len(paths)
-        for index in self._order(paths):
-            loss = functools.partial(self._loss, index, labels, teacher, weights)
-            losses[index], logits = gradients.add(paths[index], loss)
-            if index == 0:
-                label_logits = logits
-            if index == 0 and self.target == "in_place":
-                teacher = [tf.nn.softmax(tf.stop_gradient(logits) / self.temperature)]
-        return losses, label_logits, gradients.result(self.optimized_variables)
-
-    @property
-    def _is_sorted(self):
-        """Whether the sub-networks of a step ascend in `_order`: the widths of one gate do."""
-        return self.model.num_gates == 1 and self.target != "in_place"
-
-    def _order(self, paths):
-        """The narrow sub-networks first, whose gradients are small, unless the widest teaches."""
-        order = range(len(paths))
-        return order if self.target == "in_place" else reversed(order)
-
-    def _scale(self, loss):
-        return self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
-
-    def _loss(self, index, labels, teacher, weights, logits):
-        """Eqs. 5: the first path learns from labels, the last from the mean of the teachers."""
-        if index == 0:
-            return label_cross_entropy(labels, logits, self.label_smoothing, weights)
-        slimmest = index == self.num_random + 1
-        soft = tf.add_n(teacher) / len(teacher) if slimmest else teacher[0]
-        return soft_cross_entropy(soft, logits, self.temperature, weights)
-
-    def teacher_probabilities(self, images, paths):
-        """Returns the teacher's probabilities of the given paths, the label path's first.
+        The order is decided only here. Narrow sub-networks run first: their gradients are small
+        tensors, so most of the sums are small too. With one gate the drawn widths are sorted, which
+        makes the sizes ascend, and `add_slices` need not compare them. The exception is the target
+        "in_place", whose label path teaches the others and must run first.
 
         Args:
-            images: `[batch, height, width, 3]`.
-            paths: list of `Path`.
+            widths: int32 `[num_random, num_gates]`.
+        """
+        label = self.model.resolve_path(self.label_path)
+        if not self.sandwich:
+            return _Subnetworks([label], order=[0], ascending=True)
+        narrow_first = self.target != "in_place"
+        ascending = narrow_first and self.model.num_gates == 1
+        if ascending:
+            widths = tf.sort(widths, axis=0, direction="DESCENDING")
+        draws = [Path((0, *tf.unstack(w)), (0, *tf.unstack(w))) for w in tf.unstack(widths)]
+        paths = [label, *draws, self.model.resolve_path("slimmest")]
+        order = range(len(paths))
+        return _Subnetworks(paths, list(reversed(order) if narrow_first else order), ascending)
+
+    def _gradients(self, images, labels, subnetworks, weights=None):
+        """Runs the sub-networks forward and backward.
+
+        No sub-network waits for the one before. Waiting would save 7 to 10 % of the memory of a
+        step on two cores, and cost 3 to 11 % of its time.
 
         Returns:
-            List of `[batch, classes]`: of all paths, or of target "ema" the first alone; None
-            where no teacher is asked.
+            `(losses, logits, gradients)`: the losses of Eqs. 5 in the order of `paths`, the logits
+            of the label path, and the gradients of the sum of the losses, one for each of
+            `optimized_variables`.
+        """
+        paths = subnetworks.paths
+        teacher = self.teacher_probabilities(images, paths[:-1])
+        fronts = self._run_fronts(images, paths)
+        front_gradients = dict.fromkeys(fronts)
+        losses = [None] * len(paths)
+        total, reads = {}, {}
+        for index in subnetworks.order:
+            path, front = paths[index], paths[index].widths[0]
+            features = tf.identity(fronts[front][1])
+            with SliceTape(reads) as tape:
+                tape.watch(features)
+                logits = self.model.run_sections(features, path, first=1, training=True)
+                logits = tf.cast(logits, tf.float32)
+                losses[index] = self._loss(index, logits, labels, teacher, weights)
+                scaled = self._scale(losses[index])
+            (gradient,), slices = tape.gradient(scaled, [features])
+            add_slices(total, slices, ascending=subnetworks.ascending)
+            others = front_gradients[front]
+            front_gradients[front] = gradient if others is None else others + gradient
+            if index == 0:
+                label_logits = logits
+                if self.target == "in_place":
+                    teacher = [tf.nn.softmax(tf.stop_gradient(logits) / self.temperature)]
+        for front, (tape, features) in fronts.items():
+            add_slices(total, tape.gradient(features, (), front_gradients[front])[1])
+        gradients = [whole_gradient(total, variable) for variable in self.optimized_variables]
+        return losses, label_logits, gradients
+
+    def teacher_probabilities(
+        self, images: tf.Tensor, paths: Sequence[Path]
+    ) -> list[tf.Tensor] | None:
+        """Runs the teacher (Eq. 4).
+
+        Args:
+            images: Tensor `[batch, height, width, 3]`.
+            paths: List of `Path`, the label path and the random paths.
+
+        Returns:
+            List of the probabilities of the sub-networks that teach, `[batch, classes]`: of all
+            `paths` with the target `"ensemble"`, of the first one with `"ema"`. `None` if there is
+            no teacher to run.
         """
         if self.target == "in_place" or not self.sandwich:
             return None
@@ -260,8 +313,39 @@ class SupernetTrainer(NetworkTrainer):
             logits = self._logits(images, paths)
         return [tf.stop_gradient(tf.nn.softmax(path / self.temperature)) for path in logits]
 
+    def _run_fronts(self, images, paths):
+        """Runs the layers before the first gate once for all paths that share them.
+
+        Their batch-norm statistics move as often as there are such paths.
+
+        Returns:
+            Dict from the front's width to its `(tape, features)`.
+        """
+        counts = collections.Counter(path.widths[0] for path in paths)
+        fronts = {}
+        for path in paths:
+            front = path.widths[0]
+            if front not in fronts:
+                with SliceTape() as tape:
+                    features = self.model.run_sections(
+                        images, path, last=0, training=True, repeats=counts[front]
+                    )
+                fronts[front] = tape, features
+        return fronts
+
+    def _loss(self, index, logits, labels, teacher, weights):
+        """Returns one loss of Eqs. 5: `index` is the place of the sub-network in `paths`."""
+        if index == 0:
+            return label_cross_entropy(labels, logits, self.label_smoothing, weights)
+        is_slimmest = index == self.num_random + 1
+        probabilities = tf.add_n(teacher) / len(teacher) if is_slimmest else teacher[0]
+        return soft_cross_entropy(probabilities, logits, self.temperature, weights)
+
+    def _scale(self, loss):
+        return self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
+
     def _logits(self, images, paths):
-        """Returns the logits of paths at inference, float32; each front runs once."""
+        """Returns the float32 logits of paths at inference. Each front runs once."""
         logits, fronts = [], {}
         for path in paths:
             front = path.widths[0]
@@ -280,24 +364,47 @@ class SupernetTrainer(NetworkTrainer):
         values[f"{self._label_name}_accuracy"] = is_right(labels, logits)
         return values
 
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Measures the label path and the slimmest path on the labels, without the teacher.
+
+        Args:
+            data: `(images, labels)` or `(images, labels, sample_weight)`.
+
+        Returns:
+            Dict from metric names to scalar tensors.
+        """
+        images, labels, weights = self.unpack(data, "an evaluation batch")
+        paths = [self.label_path, "slimmest"] if self.sandwich else [self.label_path]
+        # In training "slimmest_loss" compares with the teacher; this is another loss.
+        names = [f"{self._label_name}_loss", "slimmest_label_loss"]
+        accuracies = [f"{self._label_name}_accuracy", "slimmest_accuracy"]
+        logits = self._logits(images, [self.model.resolve_path(path) for path in paths])
+        values = {"loss": 0.0}
+        for loss_name, accuracy_name, path_logits in zip(names, accuracies, logits):
+            loss = label_cross_entropy(labels, path_logits, self.label_smoothing, weights)
+            values[loss_name] = loss
+            values[accuracy_name] = is_right(labels, path_logits)
+            values["loss"] += loss
+        return self._report(values, images)
+
     def _report(self, values, images):
         for name, value in values.items():
-            # Image by image, since the last batch may be smaller.
+            # One value per image, because the last batch can be smaller.
             value = tf.broadcast_to(tf.cast(value, tf.float32), tf.shape(images)[:1])
             self._trackers[name].update_state(value)
         return {name: self._trackers[name].result() for name in values}
 
-    def load_teacher(self):
-        """Gives the model the teacher's variables: the average, which is the better network.
+    def load_teacher(self) -> None:
+        """Assigns the teacher's variables, the better network, to the model.
 
-        Of target "in_place", which has no teacher, the model stays as it is.
+        The target `"in_place"` has no teacher, and the model stays unchanged.
         """
         self._average.load()
 
-    def saved_weights(self, teacher=True):
+    def saved_weights(self, teacher: bool = True) -> contextlib.AbstractContextManager:
         return self._average.loaded() if teacher else super().saved_weights(teacher)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "target": self.target,
@@ -313,110 +420,20 @@ class SupernetTrainer(NetworkTrainer):
         }
 
 
+class _Subnetworks(NamedTuple):
+    """The sub-networks of a step.
+
+    Args:
+        paths: List of `Path`: the label path, the random paths and the slimmest path.
+        order: List of ints, the indices into `paths` in the order in which they run.
+        ascending: Boolean, whether no sub-network runs after a wider one.
+    """
+
+    paths: list
+    order: list
+    ascending: bool
+
+
 def _check(holds, name, value, right):
     if not holds:
         raise ValueError(f"`{name}` must be {right}. Received: {name}={value!r}")
-
-
-class SubnetworkGradients:
-    """Runs sub-networks forwards and backwards on one batch, and adds up their gradients.
-
-    The front of the network, before the first gate, runs once for all of them, what follows once
-    for each.
-
-    Args:
-        model: a `DynamicSlimmableNetwork`.
-        images: `[batch, height, width, 3]`.
-        paths: list of `Path`: all that `add` will run.
-        scale: function that turns a loss into what is differentiated.
-        ascending: bool: no path is added after a wider one; saves operations.
-    """
-
-    def __init__(self, model, images, paths, scale, ascending=False):
-        self._model = model
-        self._scale = scale
-        self._ascending = ascending
-        self._total, self._reads = {}, {}
-        self._fronts = {path.widths[0]: None for path in paths}
-        self._front_gradients = dict.fromkeys(self._fronts)
-        for width in self._fronts:
-            alike = [path for path in paths if path.widths[0] == width]
-            self._fronts[width] = self._run_front(images, alike)
-
-    def _run_front(self, images, paths):
-        """Runs section 0 for all `paths` at once; batch norm moves as often as there are paths."""
-        with SliceTape() as tape:
-            features = self._model.run_sections(
-                images, paths[0], last=0, training=True, repeats=len(paths)
-            )
-        return tape, features
-
-    def add(self, path, loss):
-        """Runs one sub-network and adds its gradients.
-
-        Args:
-            path: one of the paths.
-            loss: function of logits, float32 `[batch, classes]`, that returns a scalar.
-
-        Returns:
-            `(loss, logits)`: tensors.
-        """
-        width = path.widths[0]
-        # Nothing makes a sub-network wait for the one before: on two cores that saves 7 to 10 % of
-        # a step's memory, and costs 3 to 11 % of its time.
-        features = tf.identity(self._fronts[width][1])
-        with SliceTape(self._reads) as tape:
-            tape.watch(features)
-            logits = self._model.run_sections(features, path, first=1, training=True)
-            logits = tf.cast(logits, tf.float32)
-            value = loss(logits)
-            scaled = self._scale(value)
-        (gradient,), gradients = tape.gradient(scaled, [features])
-        add_slices(self._total, gradients, ascending=self._ascending)
-        others = self._front_gradients[width]
-        self._front_gradients[width] = gradient if others is None else others + gradient
-        return value, logits
-
-    def result(self, variables):
-        """Returns the sums of the gradients by whole variables, once all paths are added.
-
-        Args:
-            variables: list of `keras.Variable`.
-        """
-        for width, (tape, features) in self._fronts.items():
-            add_slices(self._total, tape.gradient(features, (), self._front_gradients[width])[1])
-        return [whole_gradient(self._total, variable) for variable in variables]
-
-
-def stage_one_variables(sections):
-    """Returns the trainable variables of sections, slimming heads left out.
-
-    Args:
-        sections: tuples of `Step`.
-
-    Returns:
-        List of `keras.Variable`, in the order of the network.
-    """
-    layers = [step.layer for steps in sections for step in walk(steps) if step.layer is not None]
-    slimming = {id(v) for layer in layers for v in getattr(layer, "slimming_variables", [])}
-    return [v for layer in layers for v in layer.trainable_variables if id(v) not in slimming]
-
-
-def undecayed_variables(sections, decay_norms_and_biases=False):
-    """Returns the variables that have no weight decay: gates, and by default norms and biases.
-
-    Args:
-        sections: tuples of `Step`.
-        decay_norms_and_biases: bool: leave out the gates alone.
-
-    Returns:
-        List of `keras.Variable`.
-    """
-    undecayed = []
-    for step in (step for steps in sections for step in walk(steps)):
-        if step.kind == "gate":
-            undecayed += step.layer.variables
-        elif step.layer is not None and not decay_norms_and_biases:
-            variables = step.layer.trainable_variables
-            undecayed += [v for v in variables if v.name in ("gamma", "beta", "bias")]
-    return undecayed

@@ -1,4 +1,4 @@
-"""What every part of the package may use, and how command-line programs start."""
+"""Utilities that every part of the package can use."""
 
 from keras_dsnet.utils.argument_checks import UserError
 

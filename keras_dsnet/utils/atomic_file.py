@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import errno
@@ -8,47 +8,53 @@ import pathlib
 import platform
 import re
 import time
+from collections.abc import Iterator
+from typing import IO
 
-# A temporary file that nobody wrote to for so long is nobody's, wherever its process ran.
+# A temporary file of another machine's process is stale if nobody wrote to it for this time.
 _STALE_SECONDS = 24 * 3600
 
 
 @contextlib.contextmanager
-def atomic_file(path, mode="w"):
-    """Opens a file beside `path` that takes its place when the block ends without an error.
+def atomic_file(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Opens a temporary file that replaces `path` when the block ends without an error.
 
     Args:
-        path: of the file; its folder must exist.
-        mode: "w" (UTF-8 text, newlines as written) or "wb".
+        path: Path of the file. Its folder must exist.
+        mode: String, `"w"` for UTF-8 text with unchanged newlines, or `"wb"`. Defaults to `"w"`.
 
     Yields:
         The open file.
 
     Raises:
-        OSError: it cannot be written; the error names `path`, and what was there still is.
+        OSError: If the file cannot be written. The error names `path`, and an older file is kept.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    with atomic_path(path) as beside, beside.open(mode, **text) as file:
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
+    with (
+        atomic_path(path) as beside,
+        beside.open(mode, encoding=encoding, newline=newline) as file,
+    ):
         yield file
 
 
 @contextlib.contextmanager
-def atomic_path(path):
-    """Gives a name beside `path`, whose file takes its place when the block ends without an error.
+def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path whose file replaces `path` when the block ends without an error.
 
-    For libraries that open files by name and insist on the name's ending. The file is flushed to
-    the disk before it is renamed, so that whatever ends the process or the machine leaves either
-    the old file or the new one. Processes that write the same file do so under different names, and
-    the last one's stays.
+    It serves libraries that open files by name and require a suffix. The file is flushed to the
+    disk before it is renamed, so that a crash of the process or the machine leaves either the old
+    file or the new one. Processes that write the same file use different temporary paths, and the
+    file of the last one stays.
 
     Args:
-        path: of the file; its folder must exist.
+        path: Path of the file. Its folder must exist.
 
     Yields:
-        `pathlib.Path` with the ending of `path`; there is no file of that name yet.
+        `pathlib.Path` in the same folder and with the suffix of `path`. The file does not exist
+        yet.
 
     Raises:
-        OSError: it cannot be written; the error names `path`, and what was there still is.
+        OSError: If the file cannot be written. The error names `path`, and an older file is kept.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -56,12 +62,12 @@ def atomic_path(path):
     remove_leftovers(path)
     beside = temporary_path(path)
     try:
-        # A killed process may have had the number of this one.
+        # A killed process can have had the same process id.
         beside.unlink(missing_ok=True)
         yield beside
         _flush(beside)
         beside.replace(path)
-        # A rename is on the disk only when the folder is; some file systems cannot flush one.
+        # A rename is on the disk only when the folder is. Some file systems cannot flush a folder.
         with contextlib.suppress(OSError):
             _flush(path.parent)
     except BaseException as error:
@@ -72,26 +78,26 @@ def atomic_path(path):
         raise
 
 
-def temporary_path(path):
-    """Returns where this process writes what is to take the place of `path`."""
+def temporary_path(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of this process's temporary file for `path`."""
     path = pathlib.Path(path)
     return path.with_name(f"partial-{os.getpid()}@{platform.node()}-{path.name}")
 
 
-def remove_leftovers(path):
-    """Removes what killed writes of `path` left behind; those that go on keep their files."""
+def remove_leftovers(path: str | os.PathLike) -> None:
+    """Removes the temporary files of killed writes of `path`, and keeps those of running ones."""
     path = pathlib.Path(path)
     for beside in path.parent.glob(f"partial-*@*-{glob.escape(path.name)}"):
         writer = beside.name.removeprefix("partial-").removesuffix(f"-{path.name}")
-        # Another process may have removed it by now.
+        # Another process can remove the file at the same time.
         with contextlib.suppress(OSError):
             written = beside.stat().st_mtime
             if _is_gone(writer, written) or time.time() - written > _STALE_SECONDS:
                 beside.unlink()
 
 
-def remove_leftovers_of_the_dead(folder):
-    """Removes from a folder what processes of this machine that were killed left half-written."""
+def remove_leftovers_of_the_dead(folder: str | os.PathLike) -> None:
+    """Removes the temporary files in a folder of killed processes of this machine."""
     prefix = re.compile(rf"partial-(\d+@{re.escape(platform.node())})-")
     for beside in pathlib.Path(folder).glob("partial-*@*-*"):
         match = prefix.match(beside.name)
@@ -101,11 +107,11 @@ def remove_leftovers_of_the_dead(folder):
 
 
 def _is_gone(writer, written):
-    """Whether a process has ended that wrote on this machine.
+    """Returns whether a process that wrote on this machine has ended.
 
     Args:
-        writer: str, as in `temporary_path`.
-        written: float, when it last wrote, in seconds since 1970.
+        writer: String, process id and machine, as in `temporary_path`.
+        written: Float, the time of its last write, in seconds since 1970.
     """
     number, _, machine = writer.partition("@")
     if machine != platform.node() or not number.isdecimal():
@@ -115,15 +121,15 @@ def _is_gone(writer, written):
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
-        # It is another user's, or no number of a process.
+        # The process is another user's, or the number is not a process id.
         return False
     started = _start_time(int(number))
-    # A process that began after the writing has got the number of one that ended.
+    # A process that began after the write has the id of a process that ended.
     return started is not None and started > written + 2
 
 
 def _start_time(number):
-    """Returns when a process began, in seconds since 1970; None where the system does not tell."""
+    """Returns the start time of a process in seconds since 1970, or None if it is not known."""
     try:
         fields = pathlib.Path(f"/proc/{number}/stat").read_text("utf-8", "replace")
         ticks = int(fields.rpartition(")")[2].split()[19])

@@ -1,11 +1,13 @@
-"""Checks of the images, labels and weights of a batch, the same ones wherever they are passed.
+"""Checks of a batch that a user passes: images, labels, weights.
 
-Eagerly a mistake is a `ValueError`. In a traced function, where values are not known yet, it is an
-assertion, whose line `line_of_assertion` finds again in TensorFlow's error.
+A mistake raises a `ValueError` in eager code. A traced function does not know the values yet, so
+there the check is an assertion, and `line_of_assertion` finds its message in TensorFlow's error.
 """
 
 import numbers
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,50 +15,53 @@ import tensorflow as tf
 
 from keras_dsnet.utils.argument_checks import UserError
 
-# Types in which whole numbers are exact only up to here: a greater label is another one by now.
+# The largest number up to which all integers are exact in a type. A larger label has been rounded.
 _EXACT = {tf.bfloat16: 256, tf.float16: 2048}
-# Of a row of probabilities in a type of 8 bits of precision.
+# Tolerance for the sum of a row of probabilities, for types with 8 bits of precision.
 _SUM_TOLERANCE = 0.01
 _EMPTY = (
-    "A batch must have an image or more, of several replicas one for each; "
-    "`drop_remainder=True` leaves out what is left over. Received: 0 images in {}"
+    "A batch must have at least one image, with several replicas one for each; "
+    "`drop_remainder=True` leaves out a small last batch. Received: 0 images in {}"
 )
-# By its first word `keras_dsnet.utils.cli` finds the line too.
+# Programs recognise the message by the same first word as that of a `UserError` in a pipeline.
 _MARK = f"{UserError.__name__}: "
 _ASSERTED = re.compile(rf"{_MARK}(.*?) \(end of line\)")
 
 
-def check_images(images, input_shape, name, dtype="float32"):
+def check_images(
+    images: Any, input_shape: Sequence[int | None], name: str, dtype: str = "float32"
+) -> tf.Tensor:
     """Checks a batch of images.
 
     Args:
-        images: tensor or array, float `[batch, height, width, channels]`.
-        input_shape: `(height, width, channels)`; height and width may be None.
-        name: str, what the images are, for messages.
-        dtype: "float32": any float type is taken; "uint8": raw pixels.
+        images: Tensor or array, float `[batch, height, width, channels]`.
+        input_shape: `(height, width, channels)`. Height and width can be None.
+        name: String, a description of the batch for messages.
+        dtype: String, `"float32"` for images of any float type, `"uint8"` for raw pixels. Defaults
+            to `"float32"`.
 
     Returns:
-        A tensor of the type that `images` has. In a traced function it depends on the assertion of
-        what is known there only when it runs.
+        Tensor of the type of `images`. In a traced function the tensor depends on the assertions.
 
     Raises:
-        ValueError: on another rank, size, number of channels or type, on an empty batch, and on
-            values that are NaN or infinite.
+        ValueError: If the images have another rank, size, number of channels or type, the batch is
+            empty, or a value is NaN or infinite.
     """
     images = as_tensor(images, name)
     shape = tf.TensorShape([None, *input_shape])
-    sizes = f"`input_shape={tuple(input_shape)}`, where None stands for any size"
+    sizes = f"`input_shape={tuple(input_shape)}`, in which None is any size"
     right = f"Images must be [batch, height, width, channels] with the network's {sizes}."
     if images.shape.rank == 3 and shape[1:].is_compatible_with(images.shape):
         raise ValueError(
-            f"Images must be in batches [batch, height, width, channels]; of a data set "
-            f"`dataset.batch(32)` makes them. Received: one image of shape {images.shape} as {name}"
+            "Images must be in batches [batch, height, width, channels], which "
+            "`dataset.batch(32)` makes of a data set. "
+            f"Received: one image of shape {images.shape} as {name}"
         )
     if not shape.is_compatible_with(images.shape):
         raise ValueError(f"{right} Received: images of shape {images.shape} in {name}")
     if images.shape.rank is None:
         raise ValueError(
-            f"{right} Received: images whose rank is not known in {name}; `tf.ensure_shape` sets it"
+            f"{right} Received: images of unknown rank in {name}; `tf.ensure_shape` sets it"
         )
     if dtype == "uint8" and images.dtype != tf.uint8:
         raise ValueError(
@@ -71,14 +76,14 @@ def check_images(images, input_shape, name, dtype="float32"):
     images = _after(_require(tf.shape(images)[0] > 0, lambda: _EMPTY.format(name)), images)
     if dtype == "uint8":
         return images
-    # A sum is finite where all its terms are, and is the cheapest look at all of them.
+    # The sum is finite if all values are. It is the cheapest check of all values.
     finite = tf.math.is_finite(tf.reduce_sum(_at_least_float32(images)))
     line = f"Images must have finite values. Received: NaN or infinite values in {name}"
     return _after(_require(finite, lambda: line), images)
 
 
 def _check_sizes(images, shape, right, name):
-    """Checks what of the height, width and channels is known only when a traced function runs."""
+    """Checks the sizes that are known only when a traced function runs."""
     known = shape.merge_with(images.shape)
     if [*known[1:]] == [*images.shape[1:]]:
         return images
@@ -97,25 +102,24 @@ def _at_least_float32(values):
     return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
 
 
-def check_labels(labels, images, classes, name):
-    """Checks the labels of a batch and brings them into one of two forms.
+def check_labels(labels: Any, images: tf.Tensor, classes: int, name: str) -> tf.Tensor:
+    """Checks the labels of a batch and converts them to one of two forms.
 
     Args:
-        labels: tensor or array: class numbers, `[batch]` or `[batch, 1]`, of any integer or float
-            type or bool; or probabilities, one-hot among them, `[batch, classes]`. With one class
+        labels: Tensor or array of class numbers, `[batch]` or `[batch, 1]`, of any integer or float
+            type or bool, or of probabilities, one-hot included, `[batch, classes]`. With one class
             `[batch, 1]` are class numbers.
-        images: the tensor of the batch's images.
-        classes: int.
-        name: str, what the labels belong to, for messages.
+        images: Tensor, the images of the batch.
+        classes: Int, number of classes.
+        name: String, a description of the batch for messages.
 
     Returns:
         Class numbers, int32 `[batch]`, or probabilities, float32 `[batch, classes]`. In a traced
-        function they depend on the assertion of their values, and are probabilities where their
-        form is not known.
+        function the tensor depends on the assertions. Labels of unknown form become probabilities.
 
     Raises:
-        ValueError: on another shape or type, and, where the values are known, on a label that is
-            no class, or probabilities that are negative or do not sum to 1.
+        ValueError: If the labels have another shape or type, a label is not a class, or
+            probabilities are negative or do not sum to 1.
     """
     if labels is None:
         raise ValueError(f"There must be labels beside the images. Received: no labels in {name}")
@@ -142,9 +146,9 @@ def check_labels(labels, images, classes, name):
 
 
 def _check_open_form(labels, images, classes, right, name):
-    """Checks labels whose form only a run of a traced function shows; returns probabilities.
+    """Checks labels whose form is known only when a traced function runs; returns probabilities.
 
-    A function that was traced for one form of labels is traced for open shapes at the next form.
+    TensorFlow traces a function that has seen one form of labels with open shapes for the next.
     """
     shape, rank = tf.shape(labels), tf.rank(labels)
     # A scalar has no first and no last size.
@@ -172,7 +176,7 @@ def _check_open_form(labels, images, classes, right, name):
 
 
 def _check_count(values, images, what, name):
-    """Checks that there are as many as images, where only a run of a traced function knows."""
+    """Checks the number of labels or weights if it is known only when a traced function runs."""
     if None not in (values.shape[0], images.shape[0]):
         return values
     counts = [tf.shape(values)[0], tf.shape(images)[0]]
@@ -192,7 +196,7 @@ def _check_numbers(labels, classes, right, name):
             f"are {classes} classes: pass int32. Received: labels of {labels.dtype.name} in {name}"
         )
     is_floating = labels.dtype.is_floating
-    # 64 bits, in which the number of classes has no limit; a huge uint64 becomes negative.
+    # 64 bits hold any number of classes. A huge uint64 becomes negative, and is refused.
     values = tf.cast(labels, tf.float64 if is_floating else tf.int64)
     right_ones = (values >= 0) & (values < classes)
     if is_floating:
@@ -223,20 +227,20 @@ def _check_probabilities(labels, right, name):
     return _after(_require(tf.reduce_all(right_rows), line), labels)
 
 
-def check_weights(weights, images, name):
+def check_weights(weights: Any, images: tf.Tensor, name: str) -> tf.Tensor | None:
     """Checks the sample weights of a batch.
 
     Args:
-        weights: None; or tensor or array of numbers, `[batch]` or `[batch, 1]`.
-        images: the tensor of the batch's images.
-        name: str, what the weights belong to, for messages.
+        weights: Tensor or array of numbers, `[batch]` or `[batch, 1]`, or None.
+        images: Tensor, the images of the batch.
+        name: String, a description of the batch for messages.
 
     Returns:
-        float32 `[batch]`, or None where there are none.
+        float32 tensor `[batch]`, or None if there are no weights. In a traced function the tensor
+        depends on the assertions.
 
     Raises:
-        ValueError: on another shape or type, and, where the values are known, on NaN or infinite
-            weights.
+        ValueError: If the weights have another shape or type, or one is NaN or infinite.
     """
     if weights is None:
         return None
@@ -258,25 +262,29 @@ def check_weights(weights, images, name):
     return _after(_require(finite, lambda: line), weights)
 
 
-def class_numbers(labels):
-    """Returns the class of each image, int32 `[batch]`: of probabilities the likeliest.
+def class_numbers(labels: tf.Tensor) -> tf.Tensor:
+    """Returns the class of each image, the likeliest one for probabilities.
 
     Args:
-        labels: what `check_labels` returns.
+        labels: Tensor that `check_labels` returned.
+
+    Returns:
+        int32 tensor `[batch]`.
     """
     return labels if labels.shape.rank == 1 else tf.argmax(labels, axis=1, output_type=tf.int32)
 
 
-def as_tensor(value, name, what="images"):
-    """Returns a tensor of what should be one array.
+def as_tensor(value: Any, name: str, what: str = "images") -> tf.Tensor:
+    """Converts an array to a tensor.
 
     Args:
-        value: tensor or array.
-        name: str, what it belongs to, for messages.
-        what: str, what it holds.
+        value: Tensor or array.
+        name: String, a description of the batch for messages.
+        what: String, the contents for messages. Defaults to `"images"`.
 
     Raises:
-        ValueError: it is no such thing: a dictionary, a ragged tensor, a list of unequal rows.
+        ValueError: If `value` is something else, such as a dictionary, a ragged tensor or a list of
+            unequal rows.
     """
     if isinstance(value, tf.Tensor):
         return value
@@ -293,22 +301,28 @@ def as_tensor(value, name, what="images"):
         ) from None
 
 
-def line_of_assertion(error):
-    """Returns the line of a failed check that ran inside a traced function, else None.
+def line_of_assertion(error: Exception) -> str | None:
+    """Returns the message of a check that failed inside a traced function.
 
     Args:
-        error: an exception of TensorFlow.
+        error: Exception of TensorFlow.
+
+    Returns:
+        String, or None if the error is not of such a check.
     """
     found = _ASSERTED.search(str(error))
     return found[1] if found else None
 
 
 def _require(holds, line):
-    """Checks a condition; returns what must have run before the values may be used.
+    """Checks a condition, in a traced function by an assertion.
 
     Args:
-        holds: bool scalar tensor.
-        line: function that returns the message, a str or a string tensor.
+        holds: Boolean scalar tensor.
+        line: Function that returns the message, a string or a string tensor.
+
+    Returns:
+        Tensor that the checked values must depend on, or None in eager code.
     """
     if tf.executing_eagerly():
         if not holds:
@@ -317,7 +331,7 @@ def _require(holds, line):
         return None
 
     def refuse():
-        # Lower-level than `tf.debugging.Assert`, which would wrap this branch in another one.
+        # The raw operation, because `tf.debugging.Assert` would add another `tf.cond`.
         text = tf.strings.join([_MARK, line(), " (end of line)"])
         failed = tf.raw_ops.Assert(condition=tf.constant(False), data=[text], summarize=1)
         with tf.control_dependencies([failed]):
@@ -333,8 +347,8 @@ def _after(held, value):
         return tf.identity(value)
 
 
-def describe_value(value):
-    """Returns what a value is in a few words, without its contents."""
+def describe_value(value: Any) -> str:
+    """Describes a value in a few words, without its contents."""
     if isinstance(value, dict):
         return f"a dict with the keys {sorted(map(str, value))[:5]}"
     if isinstance(value, (tuple, list)):

@@ -1,8 +1,10 @@
-"""Reads the data sets that a user passes, of every kind, batch by batch and checked."""
+"""The data sets that a user passes, of every kind, read batch by batch with checks."""
 
 import collections
 import itertools
 import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,31 +12,39 @@ import tensorflow as tf
 
 from keras_dsnet.utils.batch_checks import as_tensor, check_images, check_labels, describe_value
 
+# Of arrays that are passed whole, as in `keras.Model.fit`.
 _BATCH_SIZE = 32
 
 
-def labelled_batches(data, input_shape, classes, steps=None, name="dataset"):
+def labelled_batches(
+    data: Any,
+    input_shape: Sequence[int | None],
+    classes: int,
+    num_batches: int | None = None,
+    name: str = "dataset",
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Yields the images and labels of a data set, checked.
 
     Args:
-        data: a `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable of batches
+        data: A `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable of batches
             `(images, labels)` or `(images, labels, sample_weight)`; a callable without arguments
             that returns one; or `(images, labels)`, two arrays of all images. Images are float
-            `[batch, height, width, channels]`, labels are as `check_labels` takes them.
-        input_shape: `(height, width, channels)`; height and width may be None.
-        classes: int.
-        steps: int: at most so many batches are read; None: all.
-        name: str, of the argument in the caller's signature, for messages.
+            `[batch, height, width, channels]`. `check_labels` describes the labels.
+        input_shape: `(height, width, channels)`. Height and width can be None.
+        classes: Int, number of classes.
+        num_batches: Int, the maximum number of batches to read. Defaults to all batches.
+        name: String, the name of the caller's argument, for messages.
 
     Returns:
-        A generator of pairs of tensors: images, float32, and labels: class numbers, int32
+        Generator of pairs of tensors: images, float32, and labels, which are class numbers, int32
         `[batch]`, or probabilities, float32 `[batch, classes]`. Sample weights are left out.
 
     Raises:
-        ValueError: at once on what is no data set, on `steps` that is no positive int, and on an
-            endless data set without `steps`; by the generator on a batch that does not fit.
+        ValueError: At once if `data` is not a data set, `num_batches` is not a positive int, or the
+            data set is endless and `num_batches` is None. The generator raises it for a batch that
+            does not fit.
     """
-    batches = _batches(data, steps, name)
+    batches = _batches(data, num_batches, name)
 
     def generate():
         for number, batch in enumerate(batches()):
@@ -50,25 +60,36 @@ def labelled_batches(data, input_shape, classes, steps=None, name="dataset"):
     return generate()
 
 
-def image_batches(data, input_shape, steps=None, name="dataset", dtype="float32", single=False):
-    """Yields the images of a data set, checked; labels and sample weights are left out.
+def image_batches(
+    data: Any,
+    input_shape: Sequence[int | None],
+    num_batches: int | None = None,
+    name: str = "dataset",
+    dtype: str = "float32",
+    single: bool = False,
+    count_name: str = "num_batches",
+) -> Iterator[tf.Tensor]:
+    """Yields the images of a data set, checked. Labels and sample weights are left out.
 
     Args:
-        data: as of `labelled_batches`; its batches may be images without labels, and an array holds
-            all images.
-        input_shape: `(height, width, channels)`; height and width may be None.
-        steps: int: at most so many batches are read; None: all.
-        name: str, of the argument in the caller's signature, for messages.
-        dtype: "float32": images of any float type; "uint8": raw pixels.
-        single: bool: an element may also be one image without a batch axis.
+        data: As in `labelled_batches`. Batches can also be images without labels, and an array
+            holds all images.
+        input_shape: `(height, width, channels)`. Height and width can be None.
+        num_batches: Int, the maximum number of batches to read. Defaults to all batches.
+        name: String, the name of the caller's argument, for messages.
+        dtype: String, `"float32"` for images of any float type, `"uint8"` for raw pixels. Defaults
+            to `"float32"`.
+        single: Boolean, whether an element can also be one image without a batch axis. Defaults to
+            `False`.
+        count_name: String, the name of the caller's argument for `num_batches`, for messages.
 
     Returns:
-        A generator of tensors of `dtype`, `[batch, height, width, channels]`.
+        Generator of tensors of type `dtype`, `[batch, height, width, channels]`.
 
     Raises:
-        ValueError: as of `labelled_batches`.
+        ValueError: As in `labelled_batches`.
     """
-    batches = _batches(data, steps, name)
+    batches = _batches(data, num_batches, name, count_name)
 
     def generate():
         for number, batch in enumerate(batches()):
@@ -84,12 +105,12 @@ def image_batches(data, input_shape, steps=None, name="dataset", dtype="float32"
     return generate()
 
 
-def batch_count(data, steps=None):
-    """Returns how many batches a data set will give: an int, or None where it is not known.
+def batch_count(data: Any, num_batches: int | None = None) -> int | None:
+    """Returns the number of batches that a data set will give, or None if it is not known.
 
     Args:
-        data: as of `labelled_batches`.
-        steps: int or None, as there.
+        data: As in `labelled_batches`.
+        num_batches: Int, the maximum number of batches to read. Defaults to all batches.
     """
     arrays = _arrays(data)
     if arrays is not None:
@@ -104,16 +125,19 @@ def batch_count(data, steps=None):
             count = len(data)
         except TypeError:
             count = None
-    if steps is None or count is None:
-        return count if steps is None else None if is_endless(data) is None else steps
-    return min(count, steps)
+    if num_batches is None:
+        return count
+    if count is not None:
+        return min(count, num_batches)
+    # A data set whose end is not known can end before `num_batches`.
+    return None if is_endless(data) is None else num_batches
 
 
-def is_endless(data):
-    """Returns whether a data set never ends; None where only reading it could show that.
+def is_endless(data: Any) -> bool | None:
+    """Returns whether a data set never ends, or None if only reading it can show that.
 
     Args:
-        data: as of `labelled_batches`.
+        data: As in `labelled_batches`.
     """
     if isinstance(data, tf.data.Dataset):
         cardinality = int(data.cardinality())
@@ -127,9 +151,9 @@ def is_endless(data):
     return False if hasattr(data, "__len__") else None
 
 
-def _batches(data, steps, name):
-    """Returns a function that gives an iterator of the batches of `data`, at most `steps`."""
-    check_steps(steps)
+def _batches(data, num_batches, name, count_name="num_batches"):
+    """Returns a function that returns an iterator of at most `num_batches` batches of `data`."""
+    check_num_batches(num_batches, count_name)
     arrays = _arrays(data)
     is_table = isinstance(data, (str, bytes, dict, tf.RaggedTensor, tf.SparseTensor))
     known = (collections.abc.Iterable, keras.utils.PyDataset)
@@ -138,10 +162,10 @@ def _batches(data, steps, name):
             f"`{name}` must be a tf.data.Dataset, a keras.utils.PyDataset, arrays or another "
             f"iterable of batches. Received: {describe_value(data)}"
         )
-    if steps is None and is_endless(data):
+    if num_batches is None and is_endless(data):
         raise ValueError(
-            f"`{name}` never ends: pass `steps`, how many batches to read of it, or leave out "
-            f"`repeat`. Received: {describe_value(data)} without `steps`"
+            f"`{name}` never ends: pass `{count_name}`, the number of batches to read, or leave "
+            f"out `repeat`. Received: {describe_value(data)} without `{count_name}`"
         )
 
     def read():
@@ -154,39 +178,42 @@ def _batches(data, steps, name):
             source = data()
             if not isinstance(source, collections.abc.Iterable):
                 raise ValueError(
-                    f"`{name}` must return an iterable of batches where it is a function. "
+                    f"If `{name}` is a function, it must return an iterable of batches. "
                     f"Received: a function that returns {describe_value(source)}"
                 )
         return iter(source)
 
-    return lambda: itertools.islice(read(), steps)
+    return lambda: itertools.islice(read(), num_batches)
 
 
-def check_steps(steps, name="steps"):
-    """Raises a ValueError unless `steps` is None or a positive int.
+def check_num_batches(num_batches: Any, name: str = "num_batches") -> None:
+    """Checks a number of batches.
 
     Args:
-        steps: what was passed.
-        name: str, of the argument.
+        num_batches: The argument.
+        name: String, the name of the caller's argument.
+
+    Raises:
+        ValueError: If it is neither None nor a positive int.
     """
-    if steps is None:
+    if num_batches is None:
         return
-    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
-    if not whole or steps < 1:
+    whole = isinstance(num_batches, numbers.Integral) and not isinstance(num_batches, bool)
+    if not whole or num_batches < 1:
         raise ValueError(
             f"`{name}` must be a number of batches, an int of 1 or more, or None. "
-            f"Received: {name}={steps!r}"
+            f"Received: {name}={num_batches!r}"
         )
 
 
 def _arrays(data):
-    """Returns the arrays of a data set that is given whole: a tuple, images first; else None."""
+    """Returns the tuple of arrays, images first, of a data set that is passed whole, else None."""
     rank = _rank(data)
     if rank == 4:
         return (data,)
     if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3:
         ranks = [_rank(part) for part in data]
-        # A list of batches has images in its second place too.
+        # The second element of a list of batches has images too, not labels.
         if None not in ranks and ranks[0] >= 3 and max(ranks[1:]) <= 2:
             return tuple(data)
     return None

@@ -1,25 +1,27 @@
-"""Old addresses of public names, which go on to work for a while."""
+"""Forwarding of public names that moved to another package."""
 
 import importlib
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 
-def forward(package, name, homes):
+def forward(package: str, name: str, homes: Mapping[str, str]) -> Any:
     """Returns a public name from the package that it moved to, with a `DeprecationWarning`.
 
-    A package calls it in its module-level `__getattr__`, so that the new home is imported only when
-    somebody asks for the old name.
+    A package calls it in its module-level `__getattr__`, so that the new package is imported only
+    when the old name is used.
 
     Args:
-        package: str, the full name of the package that was asked.
-        name: str, the attribute that was asked for.
-        homes: dict from a moved name to the full name of its package.
+        package: String, full name of the old package.
+        name: String, name of the attribute.
+        homes: Dict from moved names to the full names of their packages.
 
     Returns:
-        The object.
+        The object of that name.
 
     Raises:
-        AttributeError: the name did not move.
+        AttributeError: If the name did not move.
     """
     if name not in homes:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

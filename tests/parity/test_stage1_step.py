@@ -74,26 +74,27 @@ def of_tensor(target, value):
 
 
 def test_losses_and_logits(trainer, step, batch, tolerance):
-    paths = trainer._paths(trainer.draw_widths())
+    subnetworks = trainer._subnetworks(trainer.draw_widths())
     # Of the random sub-networks the wider one comes first here.
     order = [0, 2, 1, 3]
-    losses, logits, _ = trainer._gradients(*batch, paths)
+    losses, logits, _ = trainer._gradients(*batch, subnetworks)
     expected = [step["loss_largest"], *step["loss_uniform"][::-1], step["loss_smallest"]]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     np.testing.assert_allclose(logits, step["student_logits"][0], atol=tolerance)
-    for path, index in zip(paths, order):
+    for path, index in zip(subnetworks.paths, order):
         outputs = trainer.model.run_sections(batch[0], path, training=True)
         np.testing.assert_allclose(outputs, step["student_logits"][index], atol=tolerance)
 
 
 def test_teacher_probabilities(trainer, step, batch, tolerance):
-    probabilities = trainer.teacher_probabilities(batch[0], trainer._paths(trainer.draw_widths()))
+    paths = trainer._subnetworks(trainer.draw_widths()).paths
+    probabilities = trainer.teacher_probabilities(batch[0], paths)
     expected = tf.nn.softmax(step["teacher_logits"])
     np.testing.assert_allclose(probabilities, expected, atol=tolerance)
 
 
 def test_gradients(trainer, step, batch, tolerance):
-    gradients = trainer._gradients(*batch, trainer._paths(trainer.draw_widths()))[2]
+    gradients = trainer._gradients(*batch, trainer._subnetworks(trainer.draw_widths()))[2]
     by_variable = {
         id(variable): gradient
         for variable, gradient in zip(trainer.optimized_variables, gradients, strict=True)

@@ -1,10 +1,10 @@
-"""A log has one row per epoch, whatever was interrupted."""
+"""A log has one row per epoch, also after an interruption."""
 
 import errno
 
 import pytest
 
-from keras_dsnet.runs.callbacks import CsvLog, evaluation_metrics, read_log
+from keras_dsnet.runs.csv_log import CsvLog, evaluation_metrics, read_log
 
 
 def run(path, epochs, metric=lambda epoch: {"loss": 1.0 / (epoch + 1)}, initial=0):

@@ -1,4 +1,4 @@
-"""Pictures show what the numbers say, with axes that say what they are."""
+"""Plots show the right numbers on labelled axes."""
 
 import matplotlib
 import numpy as np

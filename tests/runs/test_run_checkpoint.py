@@ -1,4 +1,4 @@
-"""A checkpoint brings everything back bit for bit, or says in one line why not."""
+"""A checkpoint restores every bit, or nothing, and is saved at steps and ends of epochs."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from programs import start_program
 
-from keras_dsnet.runs.run_checkpoint import RunCheckpoint
+from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
 from keras_dsnet.utils.atomic_file import temporary_path
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "int32", "int64", "uint32", "bool")
@@ -20,7 +20,7 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64", "int32", "int64", "uint3
 _SAVE_FOREVER = """
 import sys
 import keras
-from keras_dsnet.training.run_checkpoint import RunCheckpoint
+from keras_dsnet.runs.run_checkpoint import RunCheckpoint
 
 checkpoint = RunCheckpoint(sys.argv[1])
 model = [keras.Variable(keras.ops.zeros((1000, 1000)), name=f"v{i}") for i in range(8)]
@@ -114,7 +114,7 @@ def test_training_goes_on_as_if_never_stopped(checkpoint):
         model.train_on_batch(x, y)
     checkpoint.save(groups, step=2)
     model.train_on_batch(x, y)
-    # Keras gives its layers other names by now; they are the same layers.
+    # Keras gives the same layers other names the second time.
     resumed, resumed_groups = make()
     assert resumed.layers[0].name != model.layers[0].name
     checkpoint.restore(resumed_groups)
@@ -138,7 +138,7 @@ def test_numpy_reads_the_file(checkpoint):
         (lambda: {"model": variables(size=4)}, r"variable 0 of 'model'.*\(3, 2\) there.*\(4, 2\)"),
         (lambda: {"model": variables()[:2]}, "'model' has 3 variables there, 2 here"),
         (lambda: {"model": variables()[::-1]}, None),
-        (lambda: {"teacher": variables()}, "holds 'model', this run has 'teacher'"),
+        (lambda: {"teacher": variables()}, "holds 'model', and this run has 'teacher'"),
         (
             lambda: {"model": [variable(v, "layer_0", dtype="float16") for v in variables()]},
             "float32 .* there, .*float16",
@@ -155,7 +155,7 @@ def test_variables_of_another_run_are_refused(checkpoint, other, message):
     groups = other()
     before = values(next(iter(groups.values())))
     if message is None:
-        # Numbers in names are Keras's own count: only the order of the variables matters.
+        # Keras counts the numbers in names, so only the order of the variables matters.
         checkpoint.restore(groups)
         return
     with pytest.raises(ValueError, match=message) as caught:
@@ -202,7 +202,7 @@ def test_a_flipped_bit_never_gives_other_values(checkpoint):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         checkpoint.path.write_bytes(damaged)
-        # Some bits stand for nothing, such as those of a date inside the archive.
+        # Some bits have no meaning, such as those of a date inside the archive.
         with contextlib.suppress(ValueError):
             assert checkpoint.restore({"model": group}) == {"step": 1}
         for old, new in zip(good, values(group)):
@@ -233,7 +233,7 @@ def test_a_diverged_state_does_not_replace_a_good_one(checkpoint, value, dtype):
 
 @contextlib.contextmanager
 def small_files():
-    """Limits files to 4 KiB: a write beyond it fails, as on a full disk, after a part of it.
+    """Limits files to 4 KiB, so that a longer write fails half-way, as on a full disk.
 
     For as short as can be: what pytest itself prints may go to a file.
     """
@@ -300,7 +300,7 @@ def test_a_killed_save_leaves_a_whole_checkpoint(tmp_path, tmp_path_factory):
 
 
 def _wait_for(folder, size, pattern):
-    """Waits until so many bytes of a file in a folder are on the disk."""
+    """Waits until a file in a folder has this number of bytes on the disk."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         # It may be renamed between the two calls.
@@ -308,3 +308,88 @@ def _wait_for(folder, size, pattern):
             if any(path.stat().st_size >= size for path in folder.glob(pattern)):
                 return
     raise AssertionError(f"{pattern} did not appear in {folder}")
+
+
+class RecordingCheckpoint:
+    def __init__(self):
+        self.saved = []
+
+    def save(self, variables, step, meta):
+        self.saved.append((step, variables, meta))
+
+    @property
+    def steps(self):
+        return [step for step, _, _ in self.saved]
+
+
+def run_epoch(callback, epoch, steps):
+    callback.on_epoch_begin(epoch)
+    for batch in range(steps):
+        callback.on_train_batch_end(batch, {"loss": 1.0})
+    callback.on_epoch_end(epoch, {})
+
+
+def make(every_steps, start_step=0, meta=None):
+    return SaveRunCheckpoint(RecordingCheckpoint(), every_steps, lambda: "groups", meta, start_step)
+
+
+def test_saves_every_so_many_global_steps_and_at_the_ends_of_epochs():
+    callback = make(every_steps=4)
+    for epoch in range(2):
+        run_epoch(callback, epoch, steps=10)
+    callback.on_train_end()
+    assert callback.checkpoint.steps == [4, 8, 10, 12, 16, 20]
+
+
+def test_a_resumed_run_saves_at_the_same_steps():
+    callback = make(every_steps=4, start_step=6)
+    run_epoch(callback, 0, steps=4)
+    run_epoch(callback, 1, steps=10)
+    assert callback.checkpoint.steps == [8, 10, 12, 16, 20]
+
+
+def test_without_a_number_of_steps_only_the_ends_of_epochs_are_saved():
+    callback = make(every_steps=None)
+    run_epoch(callback, 0, steps=10)
+    assert callback.checkpoint.steps == [10]
+
+
+def test_the_end_of_a_run_within_an_epoch_is_saved_once():
+    callback = make(every_steps=100)
+    callback.on_epoch_begin(0)
+    callback.on_train_batch_end(0, {})
+    callback.on_train_end()
+    callback.on_train_end()
+    assert callback.checkpoint.steps == [1]
+
+
+def test_a_run_that_did_nothing_saves_nothing():
+    callback = make(every_steps=1, start_step=5)
+    callback.on_train_end()
+    assert callback.checkpoint.steps == []
+
+
+def test_variables_and_meta_are_those_of_the_moment():
+    count = iter(range(10))
+    callback = make(every_steps=2, meta=lambda: {"call": next(count)})
+    run_epoch(callback, 0, steps=4)
+    assert callback.checkpoint.saved == [(2, "groups", {"call": 0}), (4, "groups", {"call": 1})]
+
+
+@pytest.mark.parametrize("every_steps", [0, -1])
+def test_a_wrong_number_of_steps_is_refused(every_steps):
+    with pytest.raises(ValueError, match=f"every_steps.*1 or more. Received: {every_steps}"):
+        make(every_steps)
+
+
+def test_a_diverging_run_keeps_its_last_good_state(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    checkpoint = RunCheckpoint(tmp_path / "checkpoint.npz")
+    callback = SaveRunCheckpoint(checkpoint, 1, lambda: {"model": model.variables})
+    x = np.ones((8, 2), "float32")
+    x[6] = np.inf
+    with pytest.raises(ValueError, match=r"step 4 is not saved.*diverged"):
+        model.fit(x, x[:, :1], batch_size=2, shuffle=False, verbose=0, callbacks=[callback])
+    assert checkpoint.restore({"model": model.variables}) == {"step": 3}
+    assert all(np.isfinite(variable.numpy()).all() for variable in model.variables)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from keras_dsnet.runs.training_run import TensorBoardLog
-from keras_dsnet.runs.workdir import WorkDir, read_config
+from keras_dsnet.runs.workdir import ConfigMismatchError, WorkDir, read_config
 
 _HOLD_LOCK = """
 import fcntl, sys
@@ -46,14 +46,14 @@ def test_the_same_configuration_goes_on(tmp_path):
     [
         (
             {"alpha": 1.0, "batch": 8},
-            "was started with --alpha=0.5, and now runs with --alpha=1.0: give the same flags",
+            "was started with alpha=0.5, and now runs with alpha=1.0: use the same value",
         ),
-        ({"dataset": "cifar10"}, "with --dataset=digits, and now runs with --dataset=cifar10"),
-        ({"seed": 3}, "was started without --seed, and now runs with --seed=3"),
-        ({"alpha": None}, "was started with --alpha=0.5, and now runs without --alpha"),
+        ({"dataset": "cifar10"}, "with dataset=digits, and now runs with dataset=cifar10"),
+        ({"seed": 3}, "was started without seed, and now runs with seed=3"),
+        ({"alpha": None}, "was started with alpha=0.5, and now runs without alpha"),
     ],
 )
-def test_another_configuration_is_refused_by_its_first_flag(tmp_path, changes, message):
+def test_another_configuration_is_refused_by_its_first_setting(tmp_path, changes, message):
     config = {"alpha": 0.5, "dataset": "digits", "batch": 4}
     WorkDir(tmp_path, config).checkpoint.touch()
     with pytest.raises(ValueError, match=message) as caught:
@@ -61,6 +61,26 @@ def test_another_configuration_is_refused_by_its_first_flag(tmp_path, changes, m
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert read_config(tmp_path) == config
+
+
+def test_a_program_can_describe_the_setting_in_its_own_words(tmp_path):
+    run, data = tmp_path / "run", tmp_path / "data"
+    data.mkdir()
+    config, options = {"data": str(data), "epochs": 3}, {"paths": ["data"], "growing": ["epochs"]}
+    WorkDir(run, config, **options).checkpoint.touch()
+    with pytest.raises(ConfigMismatchError) as caught:
+        WorkDir(run, {**config, "epochs": 2}, **options)
+    error = caught.value
+    assert (error.folder, error.name, error.can_grow) == (run, "epochs", True)
+    assert (error.before, error.now) == ((3, None), (2, None))
+    assert "with --epochs=3, which can only grow, and now runs with --epochs=2" in error.describe(
+        "--{name}"
+    )
+    with pytest.raises(ConfigMismatchError) as caught:
+        WorkDir(run, {"epochs": 3}, **options)
+    assert caught.value.before == (str(data), str(data))
+    assert caught.value.now == (None, None)
+    assert f"with --data={data}, and now runs without --data" in caught.value.describe("--{name}")
 
 
 def test_a_start_that_trained_nothing_leaves_the_folder_to_other_flags(tmp_path):
@@ -78,14 +98,14 @@ def test_whatever_a_run_leaves_ties_the_folder_to_its_flags(tmp_path, name):
     else:
         (tmp_path / name).touch()
     del workdir
-    with pytest.raises(ValueError, match=r"was started with --alpha=0\.3"):
+    with pytest.raises(ValueError, match=r"was started with alpha=0\.3"):
         WorkDir(tmp_path, {"alpha": 0.5})
     assert read_config(tmp_path) == {"alpha": 0.3}
 
 
 def test_a_run_about_to_train_in_this_process_keeps_its_flags(tmp_path):
     workdir = WorkDir(tmp_path, {"alpha": 0.3})
-    with pytest.raises(ValueError, match=r"was started with --alpha=0\.3"):
+    with pytest.raises(ValueError, match=r"was started with alpha=0\.3"):
         WorkDir(tmp_path, {"alpha": 0.5})
     assert read_config(workdir.path) == {"alpha": 0.3}
 
@@ -96,7 +116,7 @@ def test_without_locks_another_process_may_be_about_to_train(tmp_path, monkeypat
 
     monkeypatch.setattr("keras_dsnet.runs.workdir.fcntl.flock", refuse)
     WorkDir(tmp_path, {"alpha": 0.3})
-    with pytest.raises(ValueError, match=r"was started with --alpha=0\.3"):
+    with pytest.raises(ValueError, match=r"was started with alpha=0\.3"):
         WorkDir(tmp_path, {"alpha": 0.5})
 
 
@@ -118,7 +138,9 @@ def test_a_flag_that_is_new_and_unset_changes_nothing(tmp_path):
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, inside):
     path = tmp_path / "file"
     path.write_text("")
-    with pytest.raises(NotADirectoryError, match=r"--workdir=.*file.* is a file, or is inside one"):
+    with pytest.raises(
+        NotADirectoryError, match=r"must not be a file or lie inside one\. Received: .*file"
+    ):
         WorkDir(path / inside, {})
 
 
@@ -128,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr("keras_dsnet.runs.workdir.os.open", refuse)
     with pytest.raises(
-        PermissionError, match=f"--workdir={tmp_path} cannot be written: Permission"
+        PermissionError, match=f"The folder {tmp_path} cannot be written: Permission"
     ):
         WorkDir(tmp_path, {})
     monkeypatch.undo()
@@ -205,7 +227,7 @@ def test_a_number_that_may_grow_is_refused_only_where_it_shrinks(tmp_path):
     WorkDir(tmp_path, {"epochs": 5}, growing=("epochs",))
     assert read_config(tmp_path)["epochs"] == 5
     for make in (WorkDir, WorkDir.check):
-        with pytest.raises(ValueError, match=r"--epochs=5, which may grow, and now .*--epochs=4"):
+        with pytest.raises(ValueError, match=r"epochs=5, which can only grow, and now .*epochs=4"):
             make(tmp_path, {"epochs": 4}, growing=("epochs",))
     assert read_config(tmp_path)["epochs"] == 5
 
@@ -222,14 +244,22 @@ def test_the_same_folder_spelled_otherwise_is_the_same(tmp_path, monkeypatch):
     for spelled in ("data/", "./data", str(data), "home/../data", "~/data", "link"):
         WorkDir(run, {"dataset": spelled}, paths=("dataset",))
         WorkDir.check("~/run", {"dataset": spelled}, paths=("dataset",))
-    with pytest.raises(ValueError, match="now runs with --dataset=home"):
+    with pytest.raises(ValueError, match="now runs with dataset=home"):
         WorkDir(run, {"dataset": "home"}, paths=("dataset",))
-    # From another folder the same words mean another place.
+    # In another folder the same relative path is another place.
     (tmp_path / "home" / "data").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     WorkDir(run, {"dataset": "../data"}, paths=("dataset",))
-    with pytest.raises(ValueError, match=r"now runs with --dataset=data \(.*home/data\)"):
+    with pytest.raises(ValueError, match=r"now runs with dataset=data \(.*home/data\)"):
         WorkDir(run, {"dataset": "data"}, paths=("dataset",))
+
+
+def test_a_path_that_was_not_set_before_is_another_configuration(tmp_path):
+    (tmp_path / "weights").touch()
+    options = {"paths": ("weights",)}
+    WorkDir(tmp_path / "run", {"weights": None}, **options).checkpoint.touch()
+    with pytest.raises(ValueError, match="without weights, and now runs with weights="):
+        WorkDir(tmp_path / "run", {"weights": str(tmp_path / "weights")}, **options)
 
 
 def test_names_and_folders_that_have_moved_are_compared_as_words(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Stage II: what it trains, what it leaves alone, and its losses against their equations."""
+"""Stage II: the variables that it trains, and its losses against their equations."""
 
 import keras
 import numpy as np
@@ -48,7 +48,7 @@ def make_batch(count=40):
 
 
 def make_trainer(network=None, learning_rate=0.1, eagerly=True, **options):
-    """For few steps; for many of them a trace pays."""
+    """Runs eagerly by default, because a trace takes longer than a few steps."""
     trainer = GateTrainer(network or make_network(), **{"routes": ROUTES, **options})
     trainer.compile(keras.optimizers.SGD(learning_rate, momentum=0.9), run_eagerly=eagerly)
     return trainer
@@ -239,7 +239,7 @@ def test_the_exact_estimator_is_the_expectation_over_the_routes(options):
 
 
 def test_the_exact_estimator_follows_what_a_route_is_worth():
-    """From a gate at either end the gradient points to the route with the smaller loss."""
+    """The gradient of a gate at either end points to the route with the smaller loss."""
     network = make_network()
     images, labels = make_batch()
     routes = (0, 3)
@@ -284,7 +284,7 @@ def test_the_gain_is_over_the_line_between_neighbouring_static_paths():
         "top-1 is 2.50% above the line between the static widths at the same 0.00M MAdds",
     ]
     assert static_gain([rows[2], rows[3]]) is None
-    # A wider front is no point of that line.
+    # A path with a wider front does not belong to that line.
     assert static_gain([*rows, {"path": "largest", "madds": 30, "top1": 0.9}]) == static_gain(rows)
 
 

@@ -1,4 +1,4 @@
-"""What the trainers of both stages have in common."""
+"""The behaviour that the trainers of both stages share."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def test_the_loss_of_a_float16_network_is_scaled_whatever_the_global_policy(trai
     trainer.compile(L2SGD(0.05, weight_decay=0.5), run_eagerly=True)
     assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
     before = values_of(trainer.optimized_variables)
-    # The first steps may only find the scale.
+    # The first steps can do nothing but find the loss scale.
     for _ in range(5):
         logs = trainer.train_on_batch(images, labels, return_dict=True)
     assert np.isfinite(logs["loss"])
@@ -71,7 +71,7 @@ CONFIGURED = {
 def test_a_saved_trainer_goes_on_training_as_if_it_had_not_been(trainer_class, tmp_path):
     images, labels = make_batch()
     trainer = trainer_class(make_network(), **CONFIGURED[trainer_class])
-    # Decay and momentum, so that what is excluded and what was built count.
+    # With decay and momentum, the excluded variables and the optimizer's variables matter.
     trainer.compile(L2SGD(0.05, weight_decay=0.5), run_eagerly=True)
     save = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
     trainer.fit(images, labels, epochs=2, shuffle=False, verbose=0, callbacks=[save])

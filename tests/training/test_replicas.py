@@ -67,7 +67,7 @@ print("replicas", two.distribute_strategy.num_replicas_in_sync)
 print("model", difference(one.model.variables, two.model.variables))
 print("teacher", difference(one.teacher_variables, two.teacher_variables))
 print("apart", apart(two.model))
-# After training, outside of the strategy's scope, as the recipe does it.
+# After training, outside the scope of the strategy, as the recipes do.
 for trainer in (one, two):
     recalibrate_batch_norm(trainer.model, batches, steps=2, verbose=False)
 print("recalibrated", difference(one.model.variables, two.model.variables))
@@ -155,7 +155,7 @@ difference = [
     np.abs(a.numpy() - b.numpy()).max() for a, b in zip(one.model.variables, two.model.variables)
 ]
 print("model", max(difference))
-# Of the second replica, in the second step.
+# A label of the second replica, in the second step.
 labels[14] = 5
 before = [v.numpy() for v in two.model.variables]
 
@@ -208,7 +208,7 @@ def test_without_synchronized_batch_norm_replicas_agree_with_each_other_only(tmp
 @pytest.mark.slow
 def test_replicas_draw_gumbel_noise_of_their_own_and_train_the_same_gate(tmp_path):
     figures = run(tmp_path, "local", STAGE_2)
-    # Of the same images each takes a third of its choices as the other by chance alone.
+    # Two replicas agree on a third of the choices for the same images by chance.
     assert 0.1 < figures["first"] < 0.8
     assert figures["first_sum"] == figures["again_sum"], "a function of seed, step and replica"
     assert figures["apart"] == 0

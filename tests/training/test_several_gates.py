@@ -65,7 +65,9 @@ def test_a_step_of_stage_1_has_the_gradients_of_the_papers_equations():
     expected = tape.gradient(total, [v.value for v in variables], unconnected_gradients="zero")
     trainer = SupernetTrainer(network, num_random=1)
     trainer.compile(L2SGD(0.1, weight_decay=0.0))
-    got, _, gradients = trainer._gradients(IMAGES, LABELS, trainer._paths(tf.constant([middle])))
+    got, _, gradients = trainer._gradients(
+        IMAGES, LABELS, trainer._subnetworks(tf.constant([middle]))
+    )
     np.testing.assert_allclose(got, losses, rtol=1e-4)
     by_path = dict(zip([v.path for v in trainer.optimized_variables], gradients))
     assert sorted(by_path) == sorted(v.path for v in variables)
@@ -99,7 +101,7 @@ def test_every_loss_of_stage_2_reaches_every_gate(network, gate_trainer):
 
 
 def test_expected_madds_of_soft_choices_are_the_sum_over_all_paths(network, gate_trainer):
-    """A product of neighbouring choices gives what 27 paths and their probabilities give."""
+    """A product of neighbouring choices equals the sum over 27 paths with their probabilities."""
     generator = np.random.default_rng(3)
     choices = generator.dirichlet(np.ones(3), size=(3, 4)).astype("float32")
     expected = np.zeros(4)
@@ -140,7 +142,7 @@ def test_a_step_of_stage_2_moves_all_slimming_heads_and_nothing_else():
 
 
 def test_the_gradient_of_a_width_is_what_more_channels_would_change(network):
-    """A group sees no other, so the mask of a stage that runs slim tells what its rest is worth."""
+    """Groups do not mix, so the mask of a slim stage has the gradient of its other channels."""
     share = tf.Variable([0.0])
 
     def choose(gate, scores, index):

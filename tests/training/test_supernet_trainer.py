@@ -1,4 +1,4 @@
-"""Stage I against the same equations written plainly, and what its arguments change."""
+"""Stage I against a plain version of its equations, and the effects of its arguments."""
 
 import dataclasses
 import warnings
@@ -36,7 +36,7 @@ def make_network(seed=0, **options):
 
 
 def make_trainer(network=None, optimizer=None, eagerly=True, **options):
-    """For few steps; for many of them a trace pays."""
+    """Runs eagerly by default, because a trace takes longer than a few steps."""
     trainer = SupernetTrainer(network or make_network(), **options)
     trainer.compile(optimizer or L2SGD(0.1, weight_decay=0.0), run_eagerly=eagerly)
     return trainer
@@ -57,7 +57,7 @@ def softmax_cross_entropy(targets, logits):
 
 
 def plain_gradients(network, images, labels, random_width, target):
-    """The losses of Eqs. 5, every sub-network run whole, teacher equal to the model."""
+    """Returns the losses of Eqs. 5 and their gradients, with a teacher equal to the model."""
     teach = {k: tf.nn.softmax(network(images, path=k)) for k in ("widest", random_width)}
     variables = [v.value for v in network.trainable_variables if v.name != "w2"]
     with tf.GradientTape() as tape:
@@ -79,8 +79,8 @@ def test_a_step_has_the_losses_and_gradients_of_the_papers_equations(target):
     network = make_network()
     expected_losses, expected = plain_gradients(make_network(), images, labels, 1, target)
     trainer = make_trainer(network, num_random=1, target=target)
-    paths = trainer._paths(tf.constant([[1]]))
-    losses, _, gradients = trainer._gradients(images, labels, paths)
+    subnetworks = trainer._subnetworks(tf.constant([[1]]))
+    losses, _, gradients = trainer._gradients(images, labels, subnetworks)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     by_path = dict(zip([v.path for v in trainer.optimized_variables], gradients))
     names = [v.path for v in network.trainable_variables if v.name != "w2"]
@@ -94,7 +94,7 @@ def test_statistics_move_once_for_every_subnetwork():
     images, labels = make_batch()
     network, plain = make_network(), make_network()
     trainer = make_trainer(network, num_random=1)
-    trainer._gradients(images, labels, trainer._paths(tf.constant([[1]])))
+    trainer._gradients(images, labels, trainer._subnetworks(tf.constant([[1]])))
     for path in ("widest", 1, "slimmest"):
         plain(images, path=path, training=True)
     for moved, expected in zip(network.non_trainable_variables, plain.non_trainable_variables):
@@ -248,7 +248,7 @@ def test_validation_measures_the_ends_on_the_labels(label_path, sandwich):
     network = make_network()
     options = {"label_path": label_path, "sandwich": sandwich, "num_random": 0}
     trainer = make_trainer(network, L2SGD(0.0, weight_decay=0.0), **options)
-    # A last batch of 2: every image counts alike.
+    # The last batch has 2 images, and every image counts once.
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
     before = values_of(network.variables)
     logs = trainer.evaluate(batches, verbose=0, return_dict=True)

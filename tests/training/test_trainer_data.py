@@ -1,4 +1,4 @@
-"""What both trainers take as images, labels and weights, and what they refuse in one line."""
+"""The images, labels and weights that both trainers accept or refuse."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def make_trainer(trainer_class=SupernetTrainer, network=None, eagerly=True, **op
 
 @pytest.fixture(params=TRAINERS, scope="module")
 def trainer(request):
-    """One that no test changes."""
+    """A network that no test changes."""
     return make_trainer(request.param)
 
 
@@ -159,13 +159,13 @@ def test_data_sets_that_do_not_fit_are_refused_before_the_first_step(trainer, da
     ],
 )
 def test_a_wrong_batch_in_the_middle_of_an_epoch_ends_training_before_it(trainer_class, options):
-    """In a traced step, where only an assertion can see it; nothing moves, statistics neither."""
+    """Only an assertion can find it in a traced step, and no variable or statistic moves."""
     wrong = LABELS.copy()
     wrong[9] = 5
     holes = IMAGES.copy()
     holes[10] = np.nan
     trainer = make_trainer(trainer_class, eagerly=False, **options)
-    # Labels of three forms, for which one step is traced, and traced anew with open shapes.
+    # Labels of three forms: the step is traced for one, and again with open shapes for all.
     for labels in (LABELS[:, None], LABELS, ONE_HOT.astype("int64")):
         trainer.fit(batches(labels).take(2), shuffle=False, verbose=0)
     groups = [trainer.model.variables, getattr(trainer, "teacher_variables", [])]
@@ -229,7 +229,7 @@ def plain_and_trainer(width=1):
 def test_weights_train_as_they_do_in_keras(weights):
     plain, trainer = plain_and_trainer()
     names = {"loss": "loss", "width_1_accuracy": "accuracy"}
-    # A last batch of 2.
+    # The last batch has 2 images.
     options = {"batch_size": 5, "verbose": 0}
     expected = plain.evaluate(IMAGES, LABELS, sample_weight=WEIGHTS, return_dict=True, **options)
     triples = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS, WEIGHTS)).batch(5)
@@ -273,14 +273,14 @@ def test_a_weight_multiplies_every_loss_of_its_image():
     network = make_network()
     labels = tf.constant(LABELS, tf.int32)
     trainer = make_trainer(network=network, num_random=1)
-    paths = trainer._paths(tf.constant([[1]]))
+    subnetworks = trainer._subnetworks(tf.constant([[1]]))
     state = values_of(network.variables)
     runs = []
     for weights in (None, np.full(12, 2.0), np.eye(12)[3] * 12):
         for variable, value in zip(network.variables, state):
             variable.assign(value)
         weights = None if weights is None else tf.constant(weights, tf.float32)
-        runs.append(trainer._gradients(IMAGES, labels, paths, weights))
+        runs.append(trainer._gradients(IMAGES, labels, subnetworks, weights))
     (losses, _, gradients), (doubled, _, twice), (single, logits, _) = runs
     np.testing.assert_allclose(doubled, 2 * np.array(losses), rtol=1e-5)
     for one, two in zip(gradients, twice):

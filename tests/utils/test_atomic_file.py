@@ -1,4 +1,4 @@
-"""What is at a path is the old file or the new one, never half of one."""
+"""A path has the old file or the new one, never a part of a file."""
 
 import contextlib
 import errno
@@ -59,7 +59,7 @@ def test_an_error_keeps_the_old_file_and_cleans_up(tmp_path, error):
 
 @contextlib.contextmanager
 def opened_by_name(path):
-    """Writes as libraries do that are given a name."""
+    """Writes like a library that opens a file by its name."""
     with atomic_path(path) as beside, beside.open("w") as file:
         yield file
 
@@ -136,7 +136,7 @@ def test_processes_write_the_same_file_under_names_of_their_own(tmp_path, monkey
     with atomic_file(path) as file:
         file.write("first")
         with monkeypatch.context() as patch:
-            # A process that runs as long as this one.
+            # The parent process runs as long as this one.
             patch.setattr(os, "getpid", os.getppid)
             with atomic_file(path) as other:
                 other.write("second")
@@ -175,7 +175,7 @@ def test_what_a_process_left_whose_number_another_one_has_now_is_removed(tmp_pat
         beside.write_text("half")
         remove_leftovers(path)
         assert beside.exists()
-        # Written before the process that has the number was there.
+        # The file is older than the process that has the id now.
         hour_ago = time.time() - 3600
         os.utime(beside, (hour_ago, hour_ago))
         remove_leftovers(path)

@@ -77,18 +77,19 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("data", ENDLESS.values(), ids=ENDLESS)
-def test_what_never_ends_needs_steps(data):
+def test_what_never_ends_needs_a_number_of_batches(data):
     for read in (labelled_batches, lambda data, shape, _, **options: image_batches(data, shape)):
-        with pytest.raises(ValueError, match=r"^`dataset` never ends: pass `steps`"):
+        with pytest.raises(ValueError, match=r"^`dataset` never ends: pass `num_batches`"):
             read(data(), SHAPE, CLASSES)
-    assert len(list(labelled_batches(data(), SHAPE, CLASSES, steps=7))) == 7
-    assert len(list(image_batches(data(), SHAPE, steps=2))) == 2
+    assert len(list(labelled_batches(data(), SHAPE, CLASSES, num_batches=7))) == 7
+    assert len(list(image_batches(data(), SHAPE, num_batches=2))) == 2
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "3"])
-def test_steps_are_a_positive_number(steps):
-    with pytest.raises(ValueError, match=rf"`steps` must be .* Received: steps={steps!r}"):
-        labelled_batches(list(pairs()), SHAPE, CLASSES, steps=steps)
+@pytest.mark.parametrize("count", [0, -1, 2.5, True, "3"])
+def test_the_number_of_batches_is_positive(count):
+    message = rf"`num_batches` must be .* Received: num_batches={count!r}"
+    with pytest.raises(ValueError, match=message):
+        labelled_batches(list(pairs()), SHAPE, CLASSES, num_batches=count)
 
 
 def test_the_number_of_batches_is_known_where_it_can_be():
@@ -210,7 +211,7 @@ def test_an_open_size_takes_any_and_raw_pixels_are_asked_for_by_their_type():
 def test_single_images_are_taken_where_they_are_asked_for():
     data = of_array((IMAGES, LABELS))
     assert [batch.shape[0] for batch in image_batches(data, SHAPE, single=True)] == [1] * 6
-    with pytest.raises(ValueError, match=r"`dataset.batch\(32\)` makes them. .* batch 0 of `d`$"):
+    with pytest.raises(ValueError, match=r"`dataset.batch\(32\)` makes of .* batch 0 of `d`$"):
         list(image_batches(data, SHAPE, name="d"))
 
 

@@ -1,4 +1,4 @@
-"""Tables of accuracy and cost, and batch-norm statistics computed anew."""
+"""Accuracy against MAdds, recalibrated statistics, descriptions of gates."""
 
 import keras
 import numpy as np
@@ -8,7 +8,12 @@ import tqdm
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype
-from keras_dsnet.training import describe_gates, evaluate_paths, recalibrate_batch_norm
+from keras_dsnet.training import (
+    better_excluded_widths,
+    describe_gates,
+    evaluate_paths,
+    recalibrate_batch_norm,
+)
 from tests.training.test_gate_trainer import make_batch, make_network
 
 
@@ -139,7 +144,7 @@ EVALUATED = {
 
 @pytest.fixture(scope="module")
 def network():
-    """One that no test changes."""
+    """A network that no test changes."""
     return make_network()
 
 
@@ -153,17 +158,28 @@ def test_labels_and_data_sets_of_every_form_give_the_same_rows(network, expected
     assert evaluate_paths(network, dataset, paths=[0]) == expected_rows
 
 
-def test_steps_end_what_never_ends(network, capsys):
+def test_a_number_of_batches_ends_what_never_ends(network, capsys):
     endless = pairs_of(IMAGES, LABELS).repeat()
-    for function in (evaluate_paths, recalibrate_batch_norm):
-        with pytest.raises(ValueError, match="`dataset` never ends: pass `steps`"):
+    for function, name in ((evaluate_paths, "num_batches"), (recalibrate_batch_norm, "steps")):
+        with pytest.raises(ValueError, match=f"`dataset` never ends: pass `{name}`"):
             function(network, endless)
-        for steps in (0, -3, 1.5):
-            with pytest.raises(ValueError, match=f"Received: steps={steps}"):
-                function(network, endless, steps=steps)
-    rows = evaluate_paths(network, endless, paths=[1], steps=1, verbose=True)
+        for count in (0, -3, 1.5):
+            with pytest.raises(ValueError, match=f"Received: {name}={count}"):
+                function(network, endless, **{name: count})
+    rows = evaluate_paths(network, endless, paths=[1], num_batches=1, verbose=True)
     assert rows == evaluate_paths(network, [(IMAGES[:16], LABELS[:16])], paths=[1])
     assert "evaluating: 100%" in capsys.readouterr().err
+
+
+def test_steps_is_a_deprecated_name_of_the_number_of_batches(network):
+    endless = pairs_of(IMAGES, LABELS).repeat()
+    with pytest.warns(DeprecationWarning, match="`num_batches`") as caught:
+        rows = evaluate_paths(network, endless, paths=[1], steps=1)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert rows == evaluate_paths(network, endless, paths=[1], num_batches=1)
+    for wrong in ({"steps": (0, 2)}, {"steps": 1, "num_batches": 1}, {"steps": 0}):
+        with pytest.raises(ValueError, match=r"Received: steps=\S"):
+            evaluate_paths(network, endless, paths=[1], **wrong)
 
 
 def test_an_unbatched_data_set_after_a_batched_one_is_refused(network, expected_rows):
@@ -263,3 +279,45 @@ def test_recalibration_takes_data_of_unknown_length_and_shows_what_is_done(monke
     assert [n for _, n, _ in shown] == [0, 1, 2, 3] * 2
     assert {total for total, *_ in shown[4:]} == {3}
     assert recalibrate_batch_norm(network, generate, paths=[0], steps=2, verbose=False) == 2
+
+
+# A user's case: the routes were chosen for other classes, and another width is much better.
+ROWS = [
+    {"path": 0, "madds": 10, "top1": 0.50},
+    {"path": 1, "madds": 20, "top1": 0.55},
+    {"path": 2, "madds": 30, "top1": 0.56},
+    {"path": 3, "madds": 40, "top1": 0.66},
+    {"path": "dynamic", "madds": 15.0, "top1": 0.53, "shares": [{0: 1.0}, {0: 0.5, 1: 0.5}]},
+]
+
+
+def better(routes, images=None):
+    return [
+        (row["path"], widest["path"])
+        for row, widest in better_excluded_widths(ROWS, routes, images)
+    ]
+
+
+def test_gates_are_numbered_from_1_as_in_the_plots():
+    lines = describe_gates(ROWS).splitlines()
+    assert lines[0].startswith("gate 1 collapsed")
+    assert lines[1].startswith("gate 2 uses 2 widths")
+
+
+def test_a_width_outside_the_routes_is_better_by_more_than_chance():
+    assert better((0, 1)) == [(3, 1), (2, 1)]
+    assert better((0, 1), images=1000) == [(3, 1)]
+    assert better((0, 1), images=20) == []
+    assert better((0, 3)) == []
+
+
+def test_a_width_outside_the_routes_that_is_as_good_at_fewer_madds_is_better():
+    rows = [{"path": 0, "madds": 10, "top1": 0.7}, {"path": 1, "madds": 20, "top1": 0.7}]
+    assert better_excluded_widths(rows, (1,), 100) == [(rows[0], rows[1])]
+    assert better_excluded_widths(rows, (0,), 100) == []
+
+
+def test_paths_of_several_gates_and_missing_routes_are_left_out():
+    rows = [{"path": (0, 1), "madds": 10, "top1": 0.9}, {"path": 0, "madds": 10, "top1": 0.5}]
+    assert better_excluded_widths(rows, (0,)) == []
+    assert better_excluded_widths(rows, (0, 5)) == []

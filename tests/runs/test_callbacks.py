@@ -1,4 +1,4 @@
-"""Progress: a bar per epoch in a terminal, a line per epoch elsewhere."""
+"""Steps are counted over epochs and restarts, with a bar or lines for each epoch."""
 
 import io
 
@@ -6,7 +6,48 @@ import keras
 import numpy as np
 import pytest
 
-from keras_dsnet.runs.callbacks import ProgressBar
+from keras_dsnet.runs.callbacks import GlobalStepCallback, ProgressBar
+
+
+class Recorder(GlobalStepCallback):
+    def __init__(self, start_step=0):
+        super().__init__(start_step)
+        self.steps = []
+
+    def on_step_end(self, logs):
+        assert "loss" in logs
+        self.steps.append((self.epoch, self.step))
+
+
+def fit(callback, epochs, initial_epoch=0, steps_per_execution=1):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", steps_per_execution=steps_per_execution)
+    x = np.zeros((16, 2))
+    model.fit(
+        x,
+        x[:, :1],
+        batch_size=4,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        verbose=0,
+        callbacks=[callback],
+    )
+
+
+def test_steps_go_on_over_epochs_and_calls_of_fit():
+    recorder = Recorder(start_step=10)
+    fit(recorder, epochs=2)
+    fit(recorder, epochs=3, initial_epoch=2)
+    epochs, steps = zip(*recorder.steps)
+    assert steps == tuple(range(11, 23))
+    assert epochs == (0,) * 4 + (1,) * 4 + (2,) * 4
+
+
+def test_several_steps_in_one_call_are_all_counted():
+    recorder = Recorder()
+    fit(recorder, epochs=2, steps_per_execution=2)
+    assert recorder.steps == [(0, 2), (0, 4), (1, 6), (1, 8)]
+
 
 LOGS = {
     "loss": 6.9,
@@ -35,7 +76,7 @@ def run_epoch(bar, epoch, steps, clock, seconds_per_step=1.0, after=0.0):
     bar.set_params({"epochs": 3})
     bar.on_epoch_begin(epoch)
     for batch in range(steps):
-        # The first step traces, and takes long.
+        # The first step includes the tracing.
         clock[0] += seconds_per_step if batch else 500
         bar.on_train_batch_end(batch, LOGS)
     clock[0] += after
@@ -70,7 +111,7 @@ def test_a_resumed_run_starts_within_its_epoch(clock):
     run_epoch(bar, 2, 10, clock)
     lines = stream.getvalue().splitlines()
     assert [line.split(", ")[1] for line in lines] == ["step 10/10", "step 10/10"]
-    # 3 steps of 64 images in 3 seconds: what was done before is not this run's speed.
+    # 3 steps of 64 images in 3 seconds. The steps before this start do not count.
     assert ", 64 images/s, " in lines[0]
 
 
