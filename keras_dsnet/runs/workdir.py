@@ -261,7 +261,7 @@ class ConfigMismatchError(ValueError):
         old, new = _text(label, *self.before), _text(label, *self.now)
         if self.can_grow:
             return (
-                f"The folder {self.folder} was started {old}, which can only grow, and now runs "
+                f"The folder {self.folder} was started {old}, which may grow, and now runs "
                 f"{new}: use the same value or a larger one, or another folder"
             )
         return (

@@ -196,8 +196,9 @@ class SupernetTrainer(NetworkTrainer):
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Runs one step of stage I.
 
-        The sub-networks run forward and backward on the same batch (Eqs. 4 and 5), the sum of their
-        gradients updates the shared weights, and the teacher follows (Eq. 3).
+        The sub-networks use the first channels of the shared weights (Eq. 2). They run forward and
+        backward on the same batch, taught by the labels and by the ensemble (Eqs. 4 and 5). The sum
+        of their gradients updates the weights, and the teacher follows the weights (Eq. 3).
 
         Args:
             data: `(images, labels)` or `(images, labels, sample_weight)`.
@@ -254,7 +255,7 @@ class SupernetTrainer(NetworkTrainer):
         return _Subnetworks(paths, list(reversed(order) if narrow_first else order), ascending)
 
     def _gradients(self, images, labels, subnetworks, weights=None):
-        """Runs the sub-networks forward and backward.
+        """Runs the sub-networks forward and backward, and sums the gradients of Eqs. 5.
 
         No sub-network waits for the one before. Waiting would save 7 to 10 % of the memory of a
         step on two cores, and cost 3 to 11 % of its time.

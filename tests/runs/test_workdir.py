@@ -73,7 +73,7 @@ def test_a_program_can_describe_the_setting_in_its_own_words(tmp_path):
     error = caught.value
     assert (error.folder, error.name, error.can_grow) == (run, "epochs", True)
     assert (error.before, error.now) == ((3, None), (2, None))
-    assert "with --epochs=3, which can only grow, and now runs with --epochs=2" in error.describe(
+    assert "with --epochs=3, which may grow, and now runs with --epochs=2" in error.describe(
         "--{name}"
     )
     with pytest.raises(ConfigMismatchError) as caught:
@@ -227,7 +227,7 @@ def test_a_number_that_may_grow_is_refused_only_where_it_shrinks(tmp_path):
     WorkDir(tmp_path, {"epochs": 5}, growing=("epochs",))
     assert read_config(tmp_path)["epochs"] == 5
     for make in (WorkDir, WorkDir.check):
-        with pytest.raises(ValueError, match=r"epochs=5, which can only grow, and now .*epochs=4"):
+        with pytest.raises(ValueError, match=r"epochs=5, which may grow, and now .*epochs=4"):
             make(tmp_path, {"epochs": 4}, growing=("epochs",))
     assert read_config(tmp_path)["epochs"] == 5
 

@@ -253,7 +253,7 @@ def test_class_weights_are_taken_with_data_sets_and_end_with_the_fit():
     halves = dict.fromkeys(range(5), 0.5)
     weighted = trainer.fit(pairs, class_weight=halves, **options).history["loss"]
     before = float(trainer.train_on_batch(IMAGES, LABELS, return_dict=True)["loss"])
-    with pytest.raises(ValueError, match="only one of `class_weight` and sample weights"):
+    with pytest.raises(ValueError, match="Only one of `class_weight` and sample weights"):
         trainer.fit(triples, class_weight=halves, **options)
     fresh = make_trainer(network=make_network(), sandwich=False)
     plain = fresh.train_on_batch(IMAGES, LABELS, return_dict=True)["loss"]
