@@ -20,7 +20,7 @@ from keras_dsnet.export.options import (
 from keras_dsnet.export.partition import LAYOUTS, cuts_of, plan_sections
 from keras_dsnet.export.tflite_model import operators_of
 from keras_dsnet.models.path import check_routes
-from keras_dsnet.models.variants import with_dtype
+from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 

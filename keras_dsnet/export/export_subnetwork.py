@@ -13,7 +13,7 @@ from keras_dsnet.export.metadata import describe, with_labels
 from keras_dsnet.export.options import check_network, check_options, check_target
 from keras_dsnet.export.tflite_model import pack, parse, tensor_index
 from keras_dsnet.models.executors import activate
-from keras_dsnet.models.variants import with_dtype
+from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 

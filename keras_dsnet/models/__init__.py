@@ -6,8 +6,8 @@ from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.models.resnet import ResNetSpec, ResNetStage
+from keras_dsnet.models.serialization import with_dtype, with_slimming_head
 from keras_dsnet.models.spec import NetworkSpec, register_family
-from keras_dsnet.models.variants import with_dtype, with_slimming_head
 from keras_dsnet.utils.moved_names import forward
 
 __all__ = [

@@ -226,7 +226,7 @@ def test_a_slimming_gate_needs_a_convolution_behind_it(behind, received):
             last = max(i for i, step in enumerate(steps) if step.is_slimming_gate)
             return [*steps[: last + 1], *behind(build, steps[last + 1 :])], channels
 
-    with pytest.raises(ValueError, match=rf"needs a convolution behind it.*Received: {received}$"):
+    with pytest.raises(ValueError, match=rf"needs a convolution after it.*Received: {received}$"):
         tiny_network(Changed(stem=TINY_RESNET.stem, stages=TINY_RESNET.stages))
 
 
