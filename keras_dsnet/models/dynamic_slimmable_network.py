@@ -19,6 +19,7 @@ from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
 from keras_dsnet.models.subnetwork import plain_subnetwork
 from keras_dsnet.models.topology import walk
+from keras_dsnet.utils.argument_checks import check_bool
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -102,7 +103,7 @@ class DynamicSlimmableNetwork(keras.Model):
         arguments.check_policy(self.dtype_policy)
         self.spec = spec
         self.classes = arguments.check_classes(classes)
-        self.include_top = arguments.check_flag("include_top", include_top)
+        self.include_top = check_bool("include_top", include_top)
         self.pooling = arguments.check_pooling(pooling, self.include_top)
         self.classifier_activation = arguments.activation_name(classifier_activation)
         self._image_shape = arguments.check_image_shape(input_shape)
@@ -316,7 +317,7 @@ class DynamicSlimmableNetwork(keras.Model):
 
     @gates_trained.setter
     def gates_trained(self, trained: bool) -> None:
-        self._routing.gates_trained = arguments.check_flag("gates_trained", trained)
+        self._routing.gates_trained = check_bool("gates_trained", trained)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

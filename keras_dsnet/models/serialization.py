@@ -13,8 +13,8 @@ import h5py
 import keras
 import numpy as np
 
-from keras_dsnet.models.arguments import check_flag
 from keras_dsnet.models.spec import spec_config
+from keras_dsnet.utils.argument_checks import check_bool
 
 _EXPORT_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
 
@@ -128,7 +128,7 @@ def with_slimming_head(
         ValueError: If there is no such design.
     """
     if share_encoder is not None:
-        check_flag("share_encoder", share_encoder)
+        check_bool("share_encoder", share_encoder)
     wanted = {"slimming_head": slimming_head, "share_encoder": share_encoder}
     changes = {
         name: value

@@ -6,8 +6,9 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
-from keras_dsnet.models.arguments import activation_name, check_flag, positive_int
+from keras_dsnet.models.arguments import activation_name, positive_int
 from keras_dsnet.models.topology import Step, StepBuilder, entry_steps, split_sections
+from keras_dsnet.utils.argument_checks import check_bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +179,7 @@ class NetworkSpec:
             if hasattr(stage, "blocks"):
                 self._check_positive(f"{name}.blocks", stage.blocks)
             self._check_positive(f"{name}.strides", stage.strides)
-            check_flag(f"{name}.gated", stage.gated)
+            check_bool(f"{name}.gated", stage.gated)
         for name in self.stride_fields:
             self._check_positive(name, getattr(self, name))
         if not _is_number(self.attention_ratio) or not self.attention_ratio > 0:
@@ -205,8 +206,8 @@ class NetworkSpec:
                 f"Received: activation={self.activation!r}"
             )
         activation_name(self.activation, "activation")
-        check_flag("share_encoder", self.share_encoder)
-        check_flag("synchronized", self.synchronized)
+        check_bool("share_encoder", self.share_encoder)
+        check_bool("synchronized", self.synchronized)
         self._check_channels()
 
     def _check_positive(self, name, value):

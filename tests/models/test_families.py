@@ -185,8 +185,8 @@ def test_a_spec_survives_json(family):
     ("stages", "message"),
     [
         ((), "needs a gated stage"),
-        (((8, 16), (8, 16, 24)), r"2 here.*stages\[1\]\.channels=\(8, 16, 24\)$"),
-        (((8, 16, 24), (8, 16)), r"2 here.*stages\[0\]\.channels=\(8, 16, 24\)$"),
+        (((8, 16), (8, 16, 24)), r"options, 2, .*stages\[1\]\.channels=\(8, 16, 24\)$"),
+        (((8, 16, 24), (8, 16)), r"options, 2, .*stages\[0\]\.channels=\(8, 16, 24\)$"),
         (((8, 16), 8), r"stages\[1\]\.channels` must be a tuple of ints.*channels=8$"),
         (((8, 16), (8, 16.0)), r"must be a tuple of ints.*channels=\(8, 16\.0\)$"),
     ],
