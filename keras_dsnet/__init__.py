@@ -5,6 +5,7 @@ them. Everything that needs more than Keras and TensorFlow is imported on first 
 """
 
 import importlib
+from typing import Any
 
 from keras_dsnet import layers, models
 
@@ -17,7 +18,7 @@ _DEPRECATED = ("checkpoints",)
 __all__ = ["__version__", "layers", "models", *_ON_FIRST_USE]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in (*_ON_FIRST_USE, *_DEPRECATED):
         return importlib.import_module(f"keras_dsnet.{name}")
     raise AttributeError(f"module 'keras_dsnet' has no attribute {name!r}")

@@ -76,7 +76,9 @@ class DoubleHeadedGate(keras.layers.Layer):
         self.attention = attention
         self.num_choices = num_choices
         self.slimming_head = slimming_head
-        self.choice_ratios = None if choice_ratios is None else tuple(map(float, choice_ratios))
+        self.choice_ratios: Any = (
+            None if choice_ratios is None else tuple(map(float, choice_ratios))
+        )
         self.share_encoder = share_encoder
         self.supports_jit = len(self.channels) == 1
         if attention not in ("tanh", "sigmoid", None):

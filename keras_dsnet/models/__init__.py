@@ -1,4 +1,6 @@
-"""The networks: what they are made of, their paths, and how they run."""
+"""Dynamic slimmable networks: their specs, their paths, their execution."""
+
+from typing import Any
 
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.efficientnet import EfficientNetSpec, EfficientNetStage
@@ -29,5 +31,5 @@ __all__ = [
 _MOVED = dict.fromkeys(("LatencyTable", "best_path"), "keras_dsnet.export")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     return forward(__name__, name, _MOVED)

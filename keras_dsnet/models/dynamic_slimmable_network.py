@@ -224,8 +224,8 @@ class DynamicSlimmableNetwork(keras.Model):
         # sections themselves are traced.
         if self.distribute_strategy.num_replicas_in_sync > 1:
             return super().make_predict_function(force)
-        if self.predict_function is None or force:
-            self.predict_function = self._predict_eagerly
+        if force or getattr(self, "predict_function", None) is None:
+            self.predict_function: Any = self._predict_eagerly
         return self.predict_function
 
     def _predict_eagerly(self, data):

@@ -116,6 +116,6 @@ class EfficientNetSpec(NetworkSpec):
         ]
         return [build.residual(steps)] if has_shortcut else steps
 
-    def scaled(self, alpha: float = 1.0, **arguments: Any) -> "EfficientNetSpec":
-        spec: Any = super().scaled(alpha, **arguments)
+    def scaled(self, alpha: float = 1.0, *args: Any, **kwargs: Any) -> "EfficientNetSpec":
+        spec: Any = super().scaled(alpha, *args, **kwargs)
         return dataclasses.replace(spec, top=self._scaled((self.top,), alpha)[0])

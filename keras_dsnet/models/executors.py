@@ -35,7 +35,7 @@ class SlicedExecutor(Executor):
         self.training = training
         self.momentum = momentum
         self.repeats = repeats
-        self.scores = []
+        self.scores: list = []
 
     def conv(self, step, x):
         return step.layer(x, width=self.path.widths[step.section])
@@ -115,12 +115,12 @@ class MaskedExecutor(SlicedExecutor):
         super().__init__(Path((0, *widest), (0, *widest)))
         self.routes = routes
         self.choose = choose
-        self.choices = []
+        self.choices: list = []
         self._has_batch_norm = any(
             isinstance(layer, SwitchableBatchNormalization) for layer in network.supernet_layers
         )
         # Layers whose outputs a later step masks.
-        self._unmasked = set()
+        self._unmasked: set = set()
 
     def run(self, steps, x):
         for step, after in zip(steps, steps[1:]):

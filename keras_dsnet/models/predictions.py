@@ -94,7 +94,7 @@ def decode_predictions(
     classes = probabilities.shape[1]
     top = _checked_top(top)
     if class_names is not None:
-        names = check_class_names(class_names, classes)
+        names: Any = check_class_names(class_names, classes)
     elif classes == _IMAGENET_CLASSES:
         return keras.applications.mobilenet.decode_predictions(probabilities, top=min(top, classes))
     else:

@@ -165,7 +165,7 @@ class NetworkSpec:
     def check_options(self) -> None:
         """Raises a ValueError if a field has a wrong type or value."""
         family = type(self).__name__
-        kind = self.stage_class or object
+        kind: Any = self.stage_class or object
         if not isinstance(self.stages, tuple):
             raise ValueError(
                 f"{family}: `stages` must be a tuple of stages. Received: stages={self.stages!r}"

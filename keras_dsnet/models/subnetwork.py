@@ -51,7 +51,7 @@ class PlainExecutor(Executor):
     def __init__(self, path: Path, fold_batch_norm: bool):
         self.path = path
         self.fold_batch_norm = fold_batch_norm
-        self._norm_after = {}
+        self._norm_after: dict = {}
 
     def run(self, steps, x):
         if self.fold_batch_norm:

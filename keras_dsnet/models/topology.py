@@ -301,8 +301,9 @@ def entry_steps(steps: Sequence[Step]) -> list[Step]:
         ValueError: If the section starts with another kind of step, whose width cannot be chosen.
     """
     first = steps[0] if steps else None
-    residual = first and first.kind == "residual"
-    branches = (first.branch, first.shortcut) if residual else (steps,)
+    branches: tuple = (steps,)
+    if first and first.kind == "residual":
+        branches = (first.branch, first.shortcut)
     found = [branch[0] for branch in branches if branch and branch[0].kind == "conv"]
     if len(found) < len(branches):
         raise ValueError(
