@@ -5,7 +5,7 @@ them. Everything that needs more than Keras and TensorFlow is imported on first 
 """
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from keras_dsnet import layers, models
 
@@ -18,7 +18,7 @@ _DEPRECATED = ("checkpoints",)
 __all__ = ["__version__", "layers", "models", *_ON_FIRST_USE]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> ModuleType:
     if name in (*_ON_FIRST_USE, *_DEPRECATED):
         return importlib.import_module(f"keras_dsnet.{name}")
     raise AttributeError(f"module 'keras_dsnet' has no attribute {name!r}")

@@ -9,10 +9,15 @@ import tensorflow as tf
 from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_dsnet.models.preprocessing import is_dense
+from keras_dsnet.utils.argument_checks import check_bool
 
 POOLINGS = (None, "avg", "max")
 # Batch norm has no kernels with half-precision statistics.
 _POLICIES = ("float32", "float64", "mixed_float16", "mixed_bfloat16")
+
+
+# The applications import it by this name.
+check_flag = check_bool
 
 
 def check_image_shape(shape: Any, name: str = "input_shape") -> tuple:
