@@ -16,7 +16,6 @@ from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.arguments import (
     activation_name,
     check_classes,
-    check_flag,
     check_image_shape,
     check_policy,
     check_pooling,
@@ -24,6 +23,7 @@ from keras_dsnet.models.arguments import (
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.predictions import check_class_names, decode_predictions
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
+from keras_dsnet.utils.argument_checks import check_bool
 from keras_dsnet.weights import Preset, WeightsFile
 
 __all__ = [
@@ -195,7 +195,7 @@ def _check_arguments(input_shape, classes, include_top, pooling, dtype):
             )
     if classes is not None:
         check_classes(classes)
-    check_pooling(pooling, check_flag("include_top", include_top))
+    check_pooling(pooling, check_bool("include_top", include_top))
     try:
         policy = keras.dtype_policies.get(dtype)
     except Exception as error:
@@ -209,7 +209,7 @@ def _open_weights(family, weights, presets, ema):
     if ema is not None:
         if not presets:
             raise ValueError(f"`{family}` has no argument 'ema'. Received: ema={ema!r}")
-        check_flag("ema", ema)
+        check_bool("ema", ema)
     if weights is None:
         if ema is not None:
             raise ValueError(f"`ema` is for checkpoints, and there are no weights. Received: {ema}")

@@ -26,7 +26,7 @@ from keras_dsnet.export.partition import LAYOUTS, group_ends_of, plan_sections
 from keras_dsnet.export.tflite_model import operators_of, pack
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.path import check_routes
-from keras_dsnet.models.variants import with_dtype
+from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 # The largest difference of a float32 file's outputs from the network's, where 1 is their largest

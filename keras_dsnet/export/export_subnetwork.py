@@ -16,7 +16,7 @@ from keras_dsnet.export.options import check_network, check_options, check_targe
 from keras_dsnet.export.tflite_model import pack, parse, separate_buffers
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.executors import activate
-from keras_dsnet.models.variants import with_dtype
+from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 

@@ -1,4 +1,7 @@
-"""The double-headed dynamic gate: channel attention and a choice of width."""
+"""The double-headed dynamic gate: channel attention with a choice of width."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,48 +13,62 @@ from keras_dsnet.layers.slicing import as_options, channels_at, resolve_width, v
 class DoubleHeadedGate(keras.layers.Layer):
     """Double-headed dynamic gate (Sec. 3.2 of the paper, Eqs. 6-9).
 
-    An average pool encodes the features (Eq. 6) and a hidden layer `W1` maps them, sliced to the
-    channels at hand, to a vector of fixed length. The attention head `W3` scales the channels
-    (Eq. 9); the slimming head `W2` scores the candidate widths of what follows (Eqs. 7 and 8).
+    An average pool encodes the features (Eq. 6). A hidden layer `W1`, sliced to the channels of the
+    input, maps them to a vector of fixed length. The attention head `W3` scales the channels
+    (Eq. 9). The slimming head `W2` scores the candidate widths of the next section (Eqs. 7 and 8).
 
     Args:
-        channels: int, or ascending tuple of ints: the channel options of the input.
-        hidden_units: int or None: length of the hidden vector; None: a quarter of the most
-            channels.
-        attention: "tanh" (`1 + tanh`, `W3` starts at zero, so that attention starts at one),
-            "sigmoid", or None for no attention head.
-        num_choices: int or None: candidate widths of the slimming head; None disables the head.
-        slimming_head: "one_hot": a score for each width, the largest is chosen; or "scalar": one
-            score, whose sigmoid picks the width with the nearest ratio (Table 7).
-        choice_ratios: for the scalar head: the ratio of each choice to the widest, in (0, 1].
-        share_encoder: bool: whether both heads share `W1` (Table 7). False gives the slimming head
-            a `W1` of its own.
-        **kwargs: of `keras.layers.Layer`.
+        channels: Int or tuple of ints in ascending order, channel options of the input.
+        hidden_units: Int, length of the hidden vector. Defaults to a quarter of the maximum channel
+            count.
+        attention: "tanh" for `1 + tanh`, where `W3` starts at zero and attention at one, "sigmoid",
+            or None for no attention head.
+        num_choices: Int, number of candidate widths of the slimming head. None disables the head.
+        slimming_head: "one_hot" gives one score per width, and the largest score is chosen.
+            "scalar" gives one score, whose sigmoid chooses the width with the nearest ratio
+            (Table 7).
+        choice_ratios: Sequence of floats in (0, 1], the ratio of each choice to the widest, for the
+            scalar head.
+        share_encoder: Bool, whether both heads share `W1` (Table 7). If False, the slimming head
+            has a separate `W1`.
+        **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: `[batch, height, width, channels]`.
-        width: Python int or int32 scalar tensor: the index into `channels`.
-        attention_mask: `[batch, channels]`, which the attention head's logits are multiplied with:
-            in stage II each image has its own width. None: no mask.
+        width: Python int or int32 scalar tensor, index into `channels`.
+        attention_mask: `[batch, channels]`, factor of the logits of the attention head. Stage II
+            uses it because every image has a different width there. Defaults to no mask.
 
     Returns:
-        The attended input; with a slimming head the pair of it and the scores, float32
-        `[batch, num_choices]` (`[batch, 1]` for a scalar head).
+        The attended input. With a slimming head the pair of the attended input and the scores,
+        float32 `[batch, num_choices]`, or `[batch, 1]` for a scalar head.
 
     Raises:
-        ValueError: on a width that the layer does not have, or unknown options.
+        ValueError: If the layer does not have the width, or an option is unknown.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.layers import DoubleHeadedGate
+
+    gate = DoubleHeadedGate(channels=8, num_choices=4)
+    outputs, scores = gate(np.ones((2, 5, 5, 8), "float32"))
+    assert outputs.shape == (2, 5, 5, 8)
+    assert gate.choose(scores, routes=(0, 2, 3)).shape == (2,)
+    ```
     """
 
     def __init__(
         self,
-        channels,
-        hidden_units=None,
-        attention="tanh",
-        num_choices=None,
-        slimming_head="one_hot",
-        choice_ratios=None,
-        share_encoder=True,
-        **kwargs,
+        channels: int | Sequence[int],
+        hidden_units: int | None = None,
+        attention: str | None = "tanh",
+        num_choices: int | None = None,
+        slimming_head: str = "one_hot",
+        choice_ratios: Sequence[float] | None = None,
+        share_encoder: bool = True,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.channels = as_options(channels, "channels")
@@ -59,7 +76,9 @@ class DoubleHeadedGate(keras.layers.Layer):
         self.attention = attention
         self.num_choices = num_choices
         self.slimming_head = slimming_head
-        self.choice_ratios = None if choice_ratios is None else tuple(map(float, choice_ratios))
+        self.choice_ratios: Any = (
+            None if choice_ratios is None else tuple(map(float, choice_ratios))
+        )
         self.share_encoder = share_encoder
         self.supports_jit = len(self.channels) == 1
         if attention not in ("tanh", "sigmoid", None):
@@ -74,13 +93,13 @@ class DoubleHeadedGate(keras.layers.Layer):
         if num_choices and slimming_head == "scalar":
             if self.choice_ratios is None or len(self.choice_ratios) != num_choices:
                 raise ValueError(
-                    f"A scalar slimming head needs `choice_ratios`, one for each of {num_choices} "
-                    f"choices. Received: choice_ratios={choice_ratios!r}"
+                    "A scalar slimming head needs `choice_ratios` with one ratio for each of its "
+                    f"{num_choices} choices. Received: choice_ratios={choice_ratios!r}"
                 )
 
     @property
-    def slimming_variables(self):
-        """The variables of the slimming head alone: what stage II trains."""
+    def slimming_variables(self) -> list:
+        """The variables of only the slimming head, which stage II trains."""
         if not self.num_choices:
             return []
         return [self.w2] if self.share_encoder else [self.w1_slimming, self.b1_slimming, self.w2]
@@ -108,7 +127,7 @@ class DoubleHeadedGate(keras.layers.Layer):
     def call(self, inputs, width=None, attention_mask=None):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
-        # Unlike TensorFlow's own mean this one sums float16 in float32, where it cannot overflow.
+        # Keras sums float16 in float32, where the sum cannot overflow; `tf.reduce_mean` does not.
         pooled = keras.ops.mean(inputs, (1, 2))
         hidden = None if self.w1 is None else self._encode(pooled, channels, self.w1, self.b1)
         outputs = inputs
@@ -131,12 +150,12 @@ class DoubleHeadedGate(keras.layers.Layer):
         logits = logits if mask is None else logits * mask
         return 1.0 + tf.tanh(logits) if self.attention == "tanh" else tf.sigmoid(logits)
 
-    def route_scores(self, scores, routes):
-        """Returns what the choice is the argmax of: float32 `[batch, len(routes)]`.
+    def route_scores(self, scores: tf.Tensor, routes: Sequence[int]) -> tf.Tensor:
+        """Returns one score per route, float32 `[batch, len(routes)]`; the largest is chosen.
 
         Args:
-            scores: the slimming head's output.
-            routes: tuple of candidate widths, ascending.
+            scores: Output of the slimming head, `[batch, num_choices]`.
+            routes: Tuple of ints, candidate widths in ascending order.
         """
         if self.slimming_head == "one_hot":
             if len(routes) == self.num_choices:
@@ -145,41 +164,50 @@ class DoubleHeadedGate(keras.layers.Layer):
         ratios = tf.constant([self.choice_ratios[width] for width in routes])
         return -tf.abs(tf.sigmoid(scores) - ratios)
 
-    def choose(self, scores, routes):
+    def choose(self, scores: tf.Tensor, routes: Sequence[int]) -> tf.Tensor:
         """Returns the chosen widths, int32 `[batch]`, always among `routes` (Eq. 8).
 
         Args:
-            scores: the slimming head's, `[batch, num_choices]`.
-            routes: tuple of candidate widths.
+            scores: Output of the slimming head, `[batch, num_choices]`.
+            routes: Tuple of ints, candidate widths in ascending order.
         """
         index = tf.argmax(self.route_scores(scores, routes), axis=1, output_type=tf.int32)
         return tf.gather(tf.constant(routes, tf.int32), index)
 
-    def sample(self, scores, routes, temperature=1.0, seed=None):
+    def sample(
+        self,
+        scores: tf.Tensor,
+        routes: Sequence[int],
+        temperature: float = 1.0,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Returns a differentiable choice: one-hot forwards, soft backwards (straight-through).
 
         Args:
-            scores: the slimming head's output.
-            routes: tuple of candidate widths, ascending.
-            temperature: float: of the Gumbel-softmax.
-            seed: int32 tensor `[2]` for the Gumbel noise; None: no noise. A scalar head has none.
+            scores: Output of the slimming head, `[batch, num_choices]`.
+            routes: Tuple of ints, candidate widths in ascending order.
+            temperature: Float, temperature of the Gumbel-softmax.
+            seed: int32 tensor `[2]`, seed of the Gumbel noise. Defaults to no noise. A scalar head
+                never has noise.
 
         Returns:
-            float32 `[batch, len(routes)]`: exactly one-hot in value, with the gradient of the
-            Gumbel-softmax, or for a scalar head of the linear interpolation between its ratio's
-            neighbours.
+            float32 `[batch, len(routes)]`. The value is exactly one-hot. The gradient is that of
+            the Gumbel-softmax, or for a scalar head that of a linear interpolation between the
+            neighbours of its ratio.
         """
         soft, hard = self._soft_and_hard(scores, routes, temperature, seed)
         one_hot = tf.one_hot(tf.argmax(hard, axis=1), len(routes))
         return one_hot + soft - tf.stop_gradient(soft)
 
-    def soft_choice(self, scores, routes, temperature=1.0):
-        """Returns the shares of a choice without noise: float32 `[batch, len(routes)]`, sum 1.
+    def soft_choice(
+        self, scores: tf.Tensor, routes: Sequence[int], temperature: float = 1.0
+    ) -> tf.Tensor:
+        """Returns a soft choice without noise, float32 `[batch, len(routes)]` with sum 1.
 
         Args:
-            scores: the slimming head's output.
-            routes: tuple of candidate widths, ascending.
-            temperature: float: of the softmax.
+            scores: Output of the slimming head, `[batch, num_choices]`.
+            routes: Tuple of ints, candidate widths in ascending order.
+            temperature: Float, temperature of the softmax.
         """
         return self._soft_and_hard(scores, routes, temperature, None)[0]
 
@@ -195,7 +223,7 @@ class DoubleHeadedGate(keras.layers.Layer):
     def _interpolated(self, scores, routes):
         ratios = [self.choice_ratios[width] for width in routes]
         ratio = tf.sigmoid(scores)
-        # Beyond the first and the last candidate the interpolation has no slope of its own.
+        # The interpolation has no slope outside the first and the last candidate.
         ratio += tf.stop_gradient(tf.clip_by_value(ratio, ratios[0], ratios[-1]) - ratio)
         gaps = [b - a for a, b in zip(ratios, ratios[1:])] or [1.0]
         left, right = tf.constant([gaps[0], *gaps]), tf.constant([*gaps, gaps[-1]])
@@ -220,7 +248,7 @@ class DoubleHeadedGate(keras.layers.Layer):
         scores = 1 if self.slimming_head == "scalar" else self.num_choices
         return input_shape, (input_shape[0], scores)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         config.update(
             channels=self.channels,

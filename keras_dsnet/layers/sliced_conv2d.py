@@ -1,4 +1,7 @@
-"""A convolution that runs with the first of its filters."""
+"""A convolution that runs with any of its channel options."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,94 +16,59 @@ from keras_dsnet.layers.slicing import (
 )
 
 
-def tf_padding(padding, kernel_size, strides):
-    """Returns the `padding` argument of TensorFlow's convolutions.
-
-    "symmetric" pads `kernel_size // 2` on both sides at every stride, as PyTorch does; TensorFlow's
-    "SAME" pads one side alone at stride 2. Where both agree, "SAME" is the faster one.
-    """
-    if padding != "symmetric":
-        return padding.upper()
-    if strides == 1 and kernel_size % 2:
-        return "SAME"
-    pad = [kernel_size // 2] * 2
-    return [[0, 0], pad, pad, [0, 0]]
-
-
-def pointwise(inputs, kernel):
-    """1x1 convolution as a product of matrices, whose gradients are faster on a CPU."""
-    channels = [static or size for static, size in zip(kernel.shape, tf.unstack(tf.shape(kernel)))]
-    outputs = tf.matmul(tf.reshape(inputs, (-1, channels[2])), tf.reshape(kernel, channels[2:]))
-    sizes = [static or size for static, size in zip(inputs.shape[:3], tf.unstack(tf.shape(inputs)))]
-    return tf.reshape(outputs, (*sizes, channels[3]))
-
-
-def check_padding(padding):
-    """Raises a ValueError unless `padding` is one that the sliced convolutions know."""
-    if padding not in ("symmetric", "same", "valid"):
-        raise ValueError(
-            f"`padding` must be 'symmetric', 'same' or 'valid'. Received: padding={padding!r}"
-        )
-
-
-def padded_size(size, padding, kernel_size, strides):
-    """Returns the output height or width of a convolution (None stays None)."""
-    if size is None:
-        return None
-    if padding == "same":
-        return -(-size // strides)
-    padded = size + (2 * (kernel_size // 2) if padding == "symmetric" else 0)
-    return (padded - kernel_size) // strides + 1
-
-
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class SlicedConv2D(keras.layers.Layer):
     """2D convolution whose filters are sliced: `W[:rho * N] * X`, Eq. 2 of the paper.
 
-    The full kernel is held once. A call uses as many input channels as its input has, and the
-    first `filters[width]` filters.
+    The layer holds the full kernel once. A call uses the first `filters[width]` filters and as many
+    input channels as its input has.
 
     Args:
-        filters: int, or ascending tuple of ints: the channel options of the output. One option
-            makes the output static.
-        kernel_size: int, height and width of the kernel.
-        strides: int.
+        filters: Int or tuple of ints in ascending order, channel options of the output. A single
+            option makes the output static.
+        kernel_size: Int, height and width of the kernel.
+        strides: Int.
         padding: "symmetric" (`kernel_size // 2` on both sides, as in PyTorch), "same" or "valid".
-        use_bias: bool.
-        input_channels: int or None: the most channels an input may have. None: the channels of the
-            first input, which then must be the widest.
+        use_bias: Bool, whether the layer has a bias.
+        input_channels: Int, maximum number of channels of an input. Defaults to the channels of the
+            first input, which must then be the widest.
         kernel_initializer: Keras initializer.
         bias_initializer: Keras initializer.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: `[batch, height, width, channels]`.
-        width: Python int or int32 scalar tensor: the index into `filters`.
+        width: Python int or int32 scalar tensor, index into `filters`.
 
     Returns:
         `[batch, new_height, new_width, filters[width]]`.
 
     Raises:
-        ValueError: on a width that the layer does not have, or an input with too many channels.
+        ValueError: If the layer does not have the width, or the input has too many channels.
 
     Example:
 
-    >>> layer = SlicedConv2D((8, 16, 24), kernel_size=3, input_channels=4)
-    >>> layer(np.ones((1, 5, 5, 2), "float32"), width=1).shape
-    TensorShape([1, 5, 5, 16])
+    ```python
+    import numpy as np
+    from keras_dsnet.layers import SlicedConv2D
+
+    layer = SlicedConv2D((8, 16, 24), kernel_size=3, input_channels=4)
+    outputs = layer(np.ones((1, 5, 5, 2), "float32"), width=1)
+    assert outputs.shape == (1, 5, 5, 16)
+    ```
     """
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="symmetric",
-        use_bias=False,
-        input_channels=None,
-        kernel_initializer="he_normal",
-        bias_initializer="zeros",
-        **kwargs,
+        filters: int | Sequence[int],
+        kernel_size: int,
+        strides: int = 1,
+        padding: str = "symmetric",
+        use_bias: bool = False,
+        input_channels: int | None = None,
+        kernel_initializer: Any = "he_normal",
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         check_padding(padding)
@@ -118,7 +86,7 @@ class SlicedConv2D(keras.layers.Layer):
         channels = self.input_channels or input_shape[-1]
         if channels is None:
             raise ValueError(
-                f"Layer '{self.name}' needs `input_channels`, since those of its input are open. "
+                f"Layer '{self.name}' needs `input_channels`: the channels of its input are open. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         self.kernel = self.add_weight(
@@ -163,7 +131,7 @@ class SlicedConv2D(keras.layers.Layer):
         ]
         return (input_shape[0], *sizes, static_channels(self.filters, width, self.name))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         config.update(
             filters=self.filters,
@@ -176,3 +144,43 @@ class SlicedConv2D(keras.layers.Layer):
             bias_initializer=keras.initializers.serialize(self.bias_initializer),
         )
         return config
+
+
+def tf_padding(padding: str, kernel_size: int, strides: int) -> Any:
+    """Returns the `padding` argument of TensorFlow's convolutions.
+
+    "symmetric" pads `kernel_size // 2` on both sides at every stride, as PyTorch does. TensorFlow's
+    "SAME" pads only one side at stride 2. If both agree, "SAME" is faster.
+    """
+    if padding != "symmetric":
+        return padding.upper()
+    if strides == 1 and kernel_size % 2:
+        return "SAME"
+    pad = [kernel_size // 2] * 2
+    return [[0, 0], pad, pad, [0, 0]]
+
+
+def pointwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Computes a 1x1 convolution as a matrix product, whose gradients are faster on a CPU."""
+    channels = [static or size for static, size in zip(kernel.shape, tf.unstack(tf.shape(kernel)))]
+    outputs = tf.matmul(tf.reshape(inputs, (-1, channels[2])), tf.reshape(kernel, channels[2:]))
+    sizes = [static or size for static, size in zip(inputs.shape[:3], tf.unstack(tf.shape(inputs)))]
+    return tf.reshape(outputs, (*sizes, channels[3]))
+
+
+def check_padding(padding: str) -> None:
+    """Raises a ValueError if the sliced convolutions do not support `padding`."""
+    if padding not in ("symmetric", "same", "valid"):
+        raise ValueError(
+            f"`padding` must be 'symmetric', 'same' or 'valid'. Received: padding={padding!r}"
+        )
+
+
+def padded_size(size: int | None, padding: str, kernel_size: int, strides: int) -> int | None:
+    """Returns the output height or width of a convolution. None stays None."""
+    if size is None:
+        return None
+    if padding == "same":
+        return -(-size // strides)
+    padded = size + (2 * (kernel_size // 2) if padding == "symmetric" else 0)
+    return (padded - kernel_size) // strides + 1

@@ -1,4 +1,7 @@
-"""A fully connected layer that runs with the first of its inputs and units."""
+"""A fully connected layer that runs with any of its channel options."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,34 +21,44 @@ class SlicedDense(keras.layers.Layer):
     """Fully connected layer whose matrix is sliced on both sides, Eq. 2 of the paper.
 
     Args:
-        units: int, or ascending tuple of ints: the channel options of the output. One option makes
-            the output static, as in a classifier over a slimmable network.
-        use_bias: bool.
-        input_channels: int or None: the most channels an input may have. None: the channels of the
-            first input, which then must be the widest.
+        units: Int or tuple of ints in ascending order, channel options of the output. A single
+            option makes the output static, as in the classifier of a slimmable network.
+        use_bias: Bool, whether the layer has a bias.
+        input_channels: Int, maximum number of channels of an input. Defaults to the channels of the
+            first input, which must then be the widest.
         kernel_initializer: Keras initializer.
         bias_initializer: Keras initializer.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: `[batch, channels]`.
-        width: Python int or int32 scalar tensor: the index into `units`.
+        width: Python int or int32 scalar tensor, index into `units`.
 
     Returns:
         `[batch, units[width]]`.
 
     Raises:
-        ValueError: on a width that the layer does not have, or an input with too many channels.
+        ValueError: If the layer does not have the width, or the input has too many channels.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.layers import SlicedDense
+
+    layer = SlicedDense((2, 4), input_channels=8)
+    assert layer(np.ones((1, 6), "float32"), width=0).shape == (1, 2)
+    ```
     """
 
     def __init__(
         self,
-        units,
-        use_bias=True,
-        input_channels=None,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
+        units: int | Sequence[int],
+        use_bias: bool = True,
+        input_channels: int | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.units = as_options(units, "units")
@@ -59,7 +72,7 @@ class SlicedDense(keras.layers.Layer):
         channels = self.input_channels or input_shape[-1]
         if channels is None:
             raise ValueError(
-                f"Layer '{self.name}' needs `input_channels`, since those of its input are open. "
+                f"Layer '{self.name}' needs `input_channels`: the channels of its input are open. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         self.kernel = self.add_weight(
@@ -96,7 +109,7 @@ class SlicedDense(keras.layers.Layer):
     def compute_output_shape(self, input_shape, width=None):
         return (*input_shape[:-1], static_channels(self.units, width, self.name))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         config.update(
             units=self.units,

@@ -1,4 +1,7 @@
-"""A depthwise convolution that runs on as many channels as its input has."""
+"""A depthwise convolution that runs with any of its channel options."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,36 +21,48 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
     """2D depthwise convolution whose kernels are sliced (Eq. 2 of the paper, channel by channel).
 
     Args:
-        channels: int, or ascending tuple of ints: the channel options of input and output.
-        kernel_size: int, height and width of the kernel.
-        strides: int.
+        channels: Int or tuple of ints in ascending order, channel options of input and output.
+        kernel_size: Int, height and width of the kernel.
+        strides: Int.
         padding: "symmetric" (`kernel_size // 2` on both sides, as in PyTorch), "same" or "valid".
-        use_bias: bool.
-        depthwise_initializer: Keras initializer.
+        use_bias: Bool, whether the layer has a bias.
+        depthwise_initializer: Keras initializer. Defaults to `depthwise_he_normal(kernel_size)`.
         bias_initializer: Keras initializer.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: `[batch, height, width, channels[width]]`.
-        width: Python int or int32 scalar tensor: the index into `channels`.
+        width: Python int or int32 scalar tensor, index into `channels`.
 
     Returns:
         `[batch, new_height, new_width, channels[width]]`.
 
     Raises:
-        ValueError: on a width that the layer does not have, or an input of another width.
+        ValueError: If the layer does not have the width, or the input has another number of
+            channels.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.layers import SlicedDepthwiseConv2D
+
+    layer = SlicedDepthwiseConv2D((8, 16), kernel_size=3, strides=2)
+    layer.build((None, 6, 6, 16))
+    assert layer(np.ones((1, 6, 6, 8), "float32"), width=0).shape == (1, 3, 3, 8)
+    ```
     """
 
     def __init__(
         self,
-        channels,
-        kernel_size,
-        strides=1,
-        padding="symmetric",
-        use_bias=False,
-        depthwise_initializer=None,
-        bias_initializer="zeros",
-        **kwargs,
+        channels: int | Sequence[int],
+        kernel_size: int,
+        strides: int = 1,
+        padding: str = "symmetric",
+        use_bias: bool = False,
+        depthwise_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         check_padding(padding)
@@ -95,8 +110,8 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
         padding = tf_padding(self.padding, self.kernel_size, self.strides)
         small = None not in shape[1:3] and max(shape[1:3]) < self.kernel_size
         if padding == "SAME" and self.strides == 1 and self.kernel_size % 2 and small:
-            # On features smaller than the kernel oneDNN's filter gradient is many times slower than
-            # TensorFlow's own, which explicit padding selects.
+            # If the features are smaller than the kernel, the filter gradient of oneDNN is many
+            # times slower than TensorFlow's, which explicit padding selects.
             pad = [self.kernel_size // 2] * 2
             return [[0, 0], pad, pad, [0, 0]]
         return padding
@@ -113,7 +128,7 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
         ]
         return (input_shape[0], *sizes, input_shape[3])
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         config.update(
             channels=self.channels,
@@ -127,11 +142,11 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
         return config
 
 
-def depthwise_he_normal(kernel_size):
-    """Returns He initialisation for one input channel a filter.
+def depthwise_he_normal(kernel_size: int) -> keras.initializers.Initializer:
+    """Returns a He initializer for filters with one input channel.
 
-    Keras computes the fan of a kernel `[size, size, channels, 1]` from all its channels, which
-    would start a depthwise kernel far too small.
+    Keras computes the fan of a kernel `[size, size, channels, 1]` from all its channels, so that
+    the initial values of a depthwise kernel would be far too small.
     """
     stddev = (2.0 / kernel_size**2) ** 0.5
     return keras.initializers.TruncatedNormal(stddev=stddev / 0.87962566103423978)

@@ -1,5 +1,8 @@
 """Group normalisation whose number of groups grows with the width."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -10,31 +13,46 @@ from keras_dsnet.layers.slicing import as_options, channels_at, resolve_width, v
 class SlicedGroupNormalization(keras.layers.Layer):
     """Group normalisation with a constant number of channels per group.
 
-    The groups of a narrow path are then the first groups of a wide one (Sec. 4 and appendix A,
-    "Equispaced channel group", of the paper).
+    The groups of a narrow path are therefore the first groups of a wide path (Sec. 4 and appendix
+    A of the paper, "Equispaced channel group").
 
     Args:
-        channels: int, or ascending tuple of ints: the channel options.
-        channels_per_group: int that divides every channel option.
-        epsilon: float.
-        gamma_initializer: Keras initializer; "zeros" for the last norm of a residual branch.
-        **kwargs: of `keras.layers.Layer`.
+        channels: Int or tuple of ints in ascending order, the channel options.
+        channels_per_group: Int that divides every channel option.
+        epsilon: Float, added to the variance.
+        gamma_initializer: Keras initializer. Use "zeros" for the last norm of a residual branch.
+        **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: `[batch, height, width, channels[width]]`.
-        width: Python int or int32 scalar tensor: the index into `channels`.
-        training: bool: whether a gradient will be asked for; changes speed alone.
+        width: Python int or int32 scalar tensor, index into `channels`.
+        training: Bool, whether a gradient will be computed. It changes only the speed.
 
     Returns:
         A tensor of the shape of `inputs`.
 
     Raises:
-        ValueError: on a width that the layer does not have, or a channel option that
-            `channels_per_group` does not divide.
+        ValueError: If the layer does not have the width, or `channels_per_group` does not divide a
+            channel option.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.layers import SlicedGroupNormalization
+
+    layer = SlicedGroupNormalization((8, 16), channels_per_group=4)
+    assert layer(np.ones((1, 3, 3, 8), "float32"), width=0).shape == (1, 3, 3, 8)
+    ```
     """
 
     def __init__(
-        self, channels, channels_per_group, epsilon=1e-5, gamma_initializer="ones", **kwargs
+        self,
+        channels: int | Sequence[int],
+        channels_per_group: int,
+        epsilon: float = 1e-5,
+        gamma_initializer: Any = "ones",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.channels = as_options(channels, "channels")
@@ -58,7 +76,7 @@ class SlicedGroupNormalization(keras.layers.Layer):
     def call(self, inputs, width=None, training=False):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
-        # Statistics of float16 activations overflow, so they are taken in float32 at least.
+        # Statistics in float16 would overflow, so they are computed in float32 or wider.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         values = tf.cast(inputs, dtype)
         gamma = tf.cast(variable_slice(self.gamma, channels), dtype)
@@ -70,7 +88,7 @@ class SlicedGroupNormalization(keras.layers.Layer):
         if training:
             outputs = tf.custom_gradient(normalized)(values, gamma, beta)
         else:
-            # An exported graph has no use for what a gradient of one's own leaves in it.
+            # A custom gradient would leave operations that an exported graph does not need.
             outputs, _ = normalized(values, gamma, beta)
         return tf.cast(tf.ensure_shape(outputs, inputs.shape), inputs.dtype)
 
@@ -82,7 +100,7 @@ class SlicedGroupNormalization(keras.layers.Layer):
     def compute_output_shape(self, input_shape, width=None):
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         config.update(
             channels=self.channels,
@@ -94,11 +112,13 @@ class SlicedGroupNormalization(keras.layers.Layer):
 
 
 def _normalized(x, gamma, beta, group_size, epsilon):
-    """Returns the normalised `x`, and a function from their gradient to those by `x`, gamma, beta.
+    """Returns the normalised `x` and the function of its gradient.
 
-    A group's moments come from those of its channels: nothing as large as the input is cut into
-    groups, which takes half the time on a CPU. The gradient, with the same means of channels, takes
-    fewer passes over memory than the one that TensorFlow would find.
+    The function maps the gradient of the output to those of `x`, `gamma` and `beta`.
+
+    The moments of a group are computed from those of its channels, so that no tensor as large as
+    the input is split into groups. This takes half the time on a CPU. The gradient uses the same
+    means of channels and takes fewer passes over memory than TensorFlow's automatic one.
     """
     channels = tf.shape(x)[3]
     rows = tf.stack([-1, 1, 1, channels])

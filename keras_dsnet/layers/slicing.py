@@ -1,28 +1,30 @@
-"""How layers use the first channels of a variable, forward and in gradients.
+"""Slices of variables: the first channels of a variable, forwards and in gradients.
 
-A layer's channel options are the ascending channel counts that it can run with; a width is an index
-into them.
+The channel options of a layer are the channel counts that it can run with, in ascending order. A
+width is an index into them.
 """
 
 import contextvars
 import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from keras import KerasTensor
 
 
-def as_options(value, name):
-    """Returns `value` as a tuple of ascending channel counts.
+def as_options(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """Returns `value` as a tuple of channel options.
 
     Args:
-        value: int or sequence of ints. One count makes a static layer.
-        name: what is being checked, for the error message.
+        value: Int or sequence of ints. A single count makes a static layer.
+        name: Str, name of the argument for the error message.
 
     Returns:
-        Tuple of ints, strictly ascending.
+        Tuple of ints in strictly ascending order.
 
     Raises:
-        ValueError: if a count is not a positive integer, or the counts do not ascend.
+        ValueError: If a count is not a positive int, or the counts are not in ascending order.
     """
     counts = value if isinstance(value, (tuple, list)) else (value,)
     try:
@@ -37,21 +39,20 @@ def as_options(value, name):
     return options
 
 
-def resolve_width(width, num_widths, layer):
-    """Checks a width and returns it as a Python int where its value is known.
+def resolve_width(width: Any, num_widths: int, layer: str) -> Any:
+    """Checks a width and returns it as a Python int if its value is known.
 
     Args:
-        width: Python int, int32 scalar tensor, `KerasTensor`, or None (only where there is one
-            width).
-        num_widths: how many widths the layer has.
-        layer: the layer's name, for the error message.
+        width: Python int, int32 scalar tensor, `KerasTensor`, or None if the layer has one width.
+        num_widths: Int, number of widths of the layer.
+        layer: Str, name of the layer for the error message.
 
     Returns:
-        Python int; an int32 scalar tensor inside a traced function; a `KerasTensor` as it is. A
-        layer with one width is static: it takes any width and returns 0.
+        A Python int, or an int32 scalar tensor inside a traced function, or the given
+        `KerasTensor`. A layer with one width is static: every width resolves to 0.
 
     Raises:
-        ValueError: if the layer does not have this width. A symbolic tensor out of range fails when
+        ValueError: If the layer does not have this width. A symbolic tensor out of range fails when
             its value is used (`tf.gather` on CPU).
     """
     if num_widths == 1:
@@ -71,35 +72,51 @@ def resolve_width(width, num_widths, layer):
     return index
 
 
-def option_at(options, width):
-    """Returns the channels at a width, a Python int; a static layer has one option for all."""
+def option_at(options: Sequence[int], width: int) -> int:
+    """Returns the channels at a width. A static layer has one option for all widths.
+
+    Args:
+        options: Tuple of ints, channel options.
+        width: Python int.
+    """
     return options[width] if len(options) > 1 else options[0]
 
 
-def channels_at(options, width):
-    """Returns the number of channels at a resolved width: an int, or a scalar tensor."""
+def channels_at(options: Sequence[int], width: Any) -> Any:
+    """Returns the channels at a width that `resolve_width` returned, an int or a scalar tensor.
+
+    Args:
+        options: Tuple of ints, channel options.
+        width: Python int or int32 scalar tensor.
+    """
     if isinstance(width, int):
         return options[width]
     return tf.gather(tf.constant(options, tf.int32), width)
 
 
-def static_channels(options, width, layer):
-    """Returns the number of channels at a width where it is known, else None."""
+def static_channels(options: Sequence[int], width: Any, layer: str) -> int | None:
+    """Returns the channels at a width if they are known without running the layer, else None.
+
+    Args:
+        options: Tuple of ints, channel options.
+        width: As in `resolve_width`.
+        layer: Str, name of the layer for the error message.
+    """
     if width is None and len(options) > 1:
         return None
     index = resolve_width(width, len(options), layer)
     return options[index] if isinstance(index, int) else None
 
 
-def first_channels(tensor, *channels):
+def first_channels(tensor: Any, *channels: Any) -> Any:
     """Slices the first channels of the last axes of `tensor` (Eq. 2 of the paper).
 
     Args:
-        tensor: a kernel or a vector.
-        *channels: for each of the last axes how many entries to keep: an int, or a scalar tensor.
+        tensor: A kernel or a vector.
+        *channels: Number of entries to keep on each of the last axes, an int or a scalar tensor.
 
     Returns:
-        The slice; `tensor` itself where nothing is cut.
+        The slice, or `tensor` itself if the slice is the whole tensor.
     """
     full = tensor.shape[-len(channels) :]
     if all(isinstance(count, int) and count == size for count, size in zip(channels, full)):
@@ -108,43 +125,52 @@ def first_channels(tensor, *channels):
     return tensor[tuple(leading + [slice(count) for count in channels])]
 
 
-def channels_of(inputs):
-    """Returns the channels of a tensor: an int where static, else a scalar tensor.
+def channels_of(inputs: Any) -> Any:
+    """Returns the number of channels of a tensor, an int if it is static, else a scalar tensor.
 
     Args:
-        inputs: a tensor whose last axis is the channels.
+        inputs: Tensor with the channels on its last axis.
     """
     static = inputs.shape[-1]
     return static if static is not None else tf.shape(inputs)[-1]
 
 
-_current = contextvars.ContextVar("slice_tape", default=None)
+_current: contextvars.ContextVar = contextvars.ContextVar("slice_tape", default=None)
 
 
 class SliceTape:
-    """A gradient tape that differentiates by the slices of variables that the layers use.
+    """A gradient tape whose sources are the slices of variables that sliced layers use.
 
-    By a whole variable the gradient of a narrow sub-network is mostly zeros, which TensorFlow
-    writes out for every sub-network and then adds up. Under this tape each slice that a sliced
-    layer takes is a source of its own, and `add_slices` sums them.
+    The gradient of a narrow sub-network with respect to whole variables is mostly zeros, which
+    TensorFlow writes out and adds for every sub-network. Under this tape each slice that a sliced
+    layer uses is a separate source. `add_slices` sums the gradients of slices.
 
     Args:
-        reads: dictionary in which tapes of one step share what they read of variables, or None. No
-            variable may change in between.
+        reads: Dict in which the tapes of one step share the variables that they read. No variable
+            may change between these tapes. Defaults to a new dict.
 
     Example:
 
-    >>> with SliceTape() as tape:
-    ...     loss = loss_of(model.run_sections(images, path, training=True))
-    >>> _, gradients = tape.gradient(loss)
-    >>> whole = whole_gradient(gradients, variable)
+    ```python
+    import tensorflow as tf
+    from keras_dsnet.layers import SlicedDense
+    from keras_dsnet.layers.slicing import SliceTape, whole_gradient
+
+    layer = SlicedDense((2, 4), input_channels=3)
+    layer.build((None, 3))
+    with SliceTape() as tape:
+        loss = tf.reduce_sum(layer(tf.ones((1, 3)), width=0))
+    _, gradients = tape.gradient(loss)
+    assert whole_gradient(gradients, layer.kernel).shape == (3, 4)
+    ```
     """
 
-    def __init__(self, reads=None):
+    def __init__(self, reads: dict | None = None):
         self._tape = tf.GradientTape(watch_accessed_variables=False)
         self._reads = {} if reads is None else reads
-        # The slices that were taken of each variable, and beside them their sizes.
-        self._slices, self._sizes = {}, {}
+        # Both dicts map the id of a variable to one entry per slice.
+        self._slices: dict[int, list] = {}
+        self._sizes: dict[int, list] = {}
 
     def __enter__(self):
         self._tape.__enter__()
@@ -155,47 +181,50 @@ class SliceTape:
         _current.reset(self._token)
         self._tape.__exit__(*exception)
 
-    def watch(self, tensor):
-        """Makes a tensor a source.
+    def watch(self, tensor: tf.Tensor) -> None:
+        """Makes a tensor a source of gradients.
 
         Args:
-            tensor: a tensor of a float type.
+            tensor: Tensor of a float type.
         """
         self._tape.watch(tensor)
 
-    def take(self, variable, channels):
-        """Returns the slice of a variable, and remembers it as a source.
+    def take(self, variable: Any, channels: tuple) -> tf.Tensor:
+        """Returns a slice of a variable and records it as a source.
 
         Args:
-            variable: `keras.Variable`.
-            channels: tuple: for each of its last axes how many entries to keep.
+            variable: A `keras.Variable`.
+            channels: Tuple with the number of entries to keep on each of the last axes.
         """
         with self._tape.stop_recording():
             if id(variable) not in self._reads:
                 self._reads[id(variable)] = tf.convert_to_tensor(variable)
-            taken = tf.identity(first_channels(self._reads[id(variable)], *channels))
-        self._tape.watch(taken)
-        self._slices.setdefault(id(variable), []).append(taken)
-        leading = taken.shape[: len(taken.shape) - len(channels)]
+            piece = tf.identity(first_channels(self._reads[id(variable)], *channels))
+        self._tape.watch(piece)
+        self._slices.setdefault(id(variable), []).append(piece)
+        leading = piece.shape[: len(piece.shape) - len(channels)]
         self._sizes.setdefault(id(variable), []).append([*leading, *channels])
-        return taken
+        return piece
 
-    def gradient(self, target, sources=(), output_gradients=None):
-        """Returns the gradients by `sources`, and those by slices.
+    def gradient(
+        self, target: Any, sources: Iterable = (), output_gradients: Any = None
+    ) -> tuple[list, dict]:
+        """Returns the gradients with respect to `sources` and to the slices.
 
         Args:
-            target: the tensor to differentiate.
-            sources: watched tensors.
-            output_gradients: of `tf.GradientTape.gradient`.
+            target: The tensor to differentiate.
+            sources: Watched tensors.
+            output_gradients: As in `tf.GradientTape.gradient`.
 
         Returns:
-            A list, and a dictionary from a variable's `id` to the gradient by its slice, in the
-            type of the slice, with its size, a list of ints and scalar tensors.
+            `(gradients, slices)`: a list with one gradient per source, and a dict that maps the
+            `id` of a variable to a pair. The pair is the gradient of the largest slice, in the
+            dtype of the slice, and its size, a list of ints and scalar tensors.
         """
         values, slices = self._tape.gradient(
             target, (list(sources), self._slices), output_gradients=output_gradients
         )
-        summed = {}
+        summed: dict = {}
         for key, gradients in slices.items():
             for gradient, size in zip(gradients, self._sizes[key]):
                 if gradient is not None:
@@ -203,12 +232,15 @@ class SliceTape:
         return values, summed
 
 
-def variable_slice(variable, *channels):
+def variable_slice(variable: Any, *channels: Any) -> tf.Tensor:
     """Returns the first channels of the last axes of a variable (Eq. 2 of the paper).
 
+    Layers must slice their variables by this function: it records the slice on the current
+    `SliceTape`.
+
     Args:
-        variable: a Keras variable.
-        *channels: as of `first_channels`.
+        variable: A `keras.Variable`.
+        *channels: As in `first_channels`.
     """
     tape = _current.get()
     if tape is None:
@@ -216,13 +248,14 @@ def variable_slice(variable, *channels):
     return tape.take(variable, channels)
 
 
-def add_slices(total, gradients, ascending=False):
-    """Adds gradients by slices to `total` in place; the sum has the larger size of each axis.
+def add_slices(total: dict, gradients: dict, ascending: bool = False) -> None:
+    """Adds gradients of slices to `total` in place. A sum has the larger size on each axis.
 
     Args:
-        total: dictionary of sums so far, as `SliceTape.gradient` returns.
-        gradients: dictionary of what to add.
-        ascending: bool: no axis of a gradient is smaller than that of its sum; saves operations.
+        total: Dict of the sums so far, as returned by `SliceTape.gradient`.
+        gradients: Dict of the gradients to add.
+        ascending: Bool, whether no axis of a gradient is smaller than that of its sum. This saves
+            operations.
     """
     for key, (gradient, size) in gradients.items():
         if key in total:
@@ -234,16 +267,20 @@ def add_slices(total, gradients, ascending=False):
         total[key] = gradient, size
 
 
-def whole_gradient(total, variable):
-    """Returns the gradient by the whole variable: zeros where no slice reached.
+def whole_gradient(total: dict, variable: Any) -> tf.Tensor:
+    """Returns the gradient of a whole variable, with zeros outside the slices.
+
+    Args:
+        total: Dict of gradients, as returned by `SliceTape.gradient`.
+        variable: A `keras.Variable`.
 
     Raises:
-        ValueError: if no layer took a slice of the variable.
+        ValueError: If no layer used a slice of the variable.
     """
     if id(variable) not in total:
         raise ValueError(
             f"No sliced layer used the variable '{variable.path}', so it has no gradient: "
-            "a layer must take its variables by `variable_slice`."
+            "a layer must slice its variables with `variable_slice`."
         )
     gradient, size = total[id(variable)]
     full = list(variable.shape)
@@ -265,7 +302,7 @@ def _is_same(first, second):
 
 
 def _grow(tensor, size, new_size):
-    """Pads with zeros at the end; equal sizes make equal operations, which TensorFlow merges."""
+    """Pads with zeros at the end. Equal sizes make equal operations, which TensorFlow merges."""
     if all(map(_is_same, size, new_size)):
         return tensor
     return tf.pad(tensor, [[0, new - old] for old, new in zip(size, new_size)])

@@ -1,4 +1,7 @@
-"""Batch normalisation with statistics of its own for every width."""
+"""Batch normalisation with separate statistics for every width."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,46 +17,61 @@ from keras_dsnet.layers.slicing import (
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class SwitchableBatchNormalization(keras.layers.Layer):
-    """Batch normalisation: one `gamma` and `beta`, moving statistics per width.
+    """Batch normalisation with one `gamma` and `beta`, and moving statistics per width.
 
-    A sub-network of another width sees another distribution, so moving averages cannot be shared
-    between widths (slimmable networks, ref. 74 of the paper), while scale and offset can.
+    The distribution of activations differs between widths. Moving averages can therefore not be
+    shared between widths (slimmable networks, ref. 74 of the paper), while scale and offset can.
 
     Args:
-        channels: int, or ascending tuple of ints: the channel options.
-        num_statistics: int or None: rows of moving statistics; None: one per channel option. More
-            rows than options give further paths through the same channels statistics of their own.
-        momentum: float: `moving = momentum * moving + (1 - momentum) * batch`.
-        epsilon: float.
-        synchronized: bool: batch statistics over all replicas of a `tf.distribute` strategy.
-            Replicas equal one device with the same global batch only so.
-        gamma_initializer: Keras initializer; "zeros" for the last norm of a residual branch.
-        **kwargs: of `keras.layers.Layer`.
+        channels: Int or tuple of ints in ascending order, the channel options.
+        num_statistics: Int, number of rows of moving statistics. Additional rows give separate
+            statistics to further paths through the same channels. Defaults to one row per channel
+            option.
+        momentum: Float: `moving = momentum * moving + (1 - momentum) * batch`.
+        epsilon: Float, added to the variance.
+        synchronized: Bool, whether batch statistics are computed over all replicas of a
+            `tf.distribute` strategy. Required for several replicas to match one device at the same
+            global batch size.
+        gamma_initializer: Keras initializer. Use "zeros" for the last norm of a residual branch.
+        **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
         inputs: `[batch, height, width, channels[width]]`.
-        width: Python int or int32 scalar tensor: the index into `channels`.
-        training: bool: normalise with the batch's statistics and update the moving ones. The moving
-            variance takes the unbiased variance of the batch.
-        statistics: the row of moving statistics; None: `width`.
-        momentum: float or scalar tensor for this call alone; None: the layer's.
+        width: Python int or int32 scalar tensor, index into `channels`.
+        training: Bool, whether to normalise with the statistics of the batch and to update the
+            moving statistics. The moving variance uses the unbiased variance of the batch.
+        statistics: Python int or int32 scalar tensor, row of the moving statistics. Defaults to
+            `width`.
+        momentum: Float or scalar tensor, momentum of this call. Defaults to the layer's.
 
     Returns:
         A tensor of the shape of `inputs`.
 
     Raises:
-        ValueError: on a width that the layer does not have.
+        ValueError: If the layer does not have the width.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.layers import SwitchableBatchNormalization
+
+    layer = SwitchableBatchNormalization((8, 16))
+    layer.build((None, 3, 3, 16))
+    assert layer(np.ones((2, 3, 3, 8), "float32"), width=0).shape == (2, 3, 3, 8)
+    assert layer.moving_mean.shape == (2, 16)
+    ```
     """
 
     def __init__(
         self,
-        channels,
-        num_statistics=None,
-        momentum=0.9,
-        epsilon=1e-5,
-        synchronized=False,
-        gamma_initializer="ones",
-        **kwargs,
+        channels: int | Sequence[int],
+        num_statistics: int | None = None,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        synchronized: bool = False,
+        gamma_initializer: Any = "ones",
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.channels = as_options(channels, "channels")
@@ -84,7 +102,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
 
     def __call__(self, inputs, *args, momentum=None, **kwargs):
         if tf.is_tensor(momentum):
-            # Keras would round a tensor to the precision of the inputs, but not what gives one.
+            # Keras would cast a tensor to the dtype of the inputs. It does not touch a function.
             kwargs["momentum"] = lambda: momentum
         elif momentum is not None:
             kwargs["momentum"] = momentum
@@ -111,15 +129,23 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             self._assign(table, row, channels, tf.stop_gradient(moving))
         return outputs
 
-    def scale_and_offset(self, channels):
-        """Returns the first `channels` entries of `gamma` and `beta`, float32."""
+    def scale_and_offset(self, channels: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the first `channels` entries of `gamma` and `beta`, float32 `[channels]`."""
         return (
             variable_slice(self.gamma, channels),
             variable_slice(self.beta, channels),
         )
 
-    def statistics_at(self, row, channels):
-        """Returns moving mean and variance of one row, or of a vector of rows, float32."""
+    def statistics_at(self, row: Any, channels: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the moving mean and variance of a row or of a vector of rows.
+
+        Args:
+            row: Int, int32 scalar tensor, or int32 tensor `[rows]`.
+            channels: Int or int32 scalar tensor.
+
+        Returns:
+            float32 `[channels]` or `[rows, channels]`, each.
+        """
         tables = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
         if isinstance(row, int) or row.shape.rank == 0:
             return tuple(table[row, :channels] for table in tables)
@@ -155,7 +181,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         return outputs, *(new if fused else _average(moving, new, momentum))
 
     def _normalize_by_sums(self, inputs, gamma, beta, moving, momentum):
-        # TensorFlow's fused kernel knows neither replicas nor float64.
+        # TensorFlow's fused kernel supports neither replicas nor float64.
         values = tf.cast(inputs, gamma.dtype)
         count = tf.cast(tf.size(values[..., 0]), gamma.dtype)
         sums = tf.reduce_sum(values, (0, 1, 2)), tf.reduce_sum(values**2, (0, 1, 2))
@@ -184,7 +210,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
     def compute_output_shape(self, input_shape, width=None):
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         config.update(
             channels=self.channels,
@@ -202,7 +228,7 @@ def _average(moving, batch, momentum):
 
 
 def _has_replicas(variable):
-    # The variable's strategy, which may not be the current one: outside of its scope a slice would
-    # be assigned on one replica alone.
+    # The strategy of the variable may not be the current one. Outside its scope a slice would be
+    # assigned on only one replica.
     mirrored = isinstance(variable, tf.distribute.DistributedValues)
     return mirrored and variable.distribute_strategy.num_replicas_in_sync > 1

@@ -1,4 +1,6 @@
-"""The networks: what they are made of, their paths, and how they run."""
+"""Dynamic slimmable networks: their specs, their paths, their execution."""
+
+from typing import Any
 
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.efficientnet import EfficientNetSpec, EfficientNetStage
@@ -6,8 +8,8 @@ from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.models.resnet import ResNetSpec, ResNetStage
+from keras_dsnet.models.serialization import with_dtype, with_slimming_head
 from keras_dsnet.models.spec import NetworkSpec, register_family
-from keras_dsnet.models.variants import with_dtype, with_slimming_head
 from keras_dsnet.utils.moved_names import forward
 
 __all__ = [
@@ -29,5 +31,5 @@ __all__ = [
 _MOVED = dict.fromkeys(("LatencyTable", "best_path"), "keras_dsnet.export")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     return forward(__name__, name, _MOVED)

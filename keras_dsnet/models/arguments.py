@@ -1,6 +1,7 @@
-"""Checks of the arguments of a network and of the inputs of a call."""
+"""Checks of the arguments of a network, at its construction or at a call."""
 
 import operator
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,19 +11,19 @@ from keras_dsnet.models.preprocessing import is_dense
 from keras_dsnet.utils.private_names import in_layer_call
 
 POOLINGS = (None, "avg", "max")
-# Batch norm has no kernels for statistics of half precision.
+# Batch norm has no kernels with half-precision statistics.
 _POLICIES = ("float32", "float64", "mixed_float16", "mixed_bfloat16")
 
 
-def check_image_shape(shape, name="input_shape"):
-    """Returns `(height, width, channels)` as a tuple; height and width may be None.
+def check_image_shape(shape: Any, name: str = "input_shape") -> tuple:
+    """Returns the shape of an image as a tuple.
 
     Args:
-        shape: what the user passed.
-        name: of the argument, for the message.
+        shape: `(height, width, channels)`. Height and width may be None.
+        name: Str, name of the argument for the message.
 
     Raises:
-        ValueError: it is no such shape.
+        ValueError: If `shape` is not such a shape.
     """
     sides = tuple(shape) if isinstance(shape, (tuple, list)) else ()
     checked = tuple(None if side is None else positive_int(side) for side in sides)
@@ -35,32 +36,33 @@ def check_image_shape(shape, name="input_shape"):
     return checked
 
 
-def resolve_image_shape(shape, own):
-    """Returns the shape that images have, without any None.
+def resolve_image_shape(shape: Any, network_shape: tuple) -> tuple[int, ...]:
+    """Returns the shape of the images that costs are counted for, without None.
 
     Args:
-        shape: `(height, width, channels)` that the user passed, or None: the network's.
-        own: the network's, whose height and width may be None.
+        shape: `(height, width, channels)`. None takes the shape of the network.
+        network_shape: `(height, width, channels)` of the network. Height and width may be None.
 
     Raises:
-        ValueError: `shape` contradicts the network's, or leaves a side open.
+        ValueError: If `shape` contradicts the network's shape, or a side is not known.
     """
-    given = check_image_shape(own if shape is None else shape)
-    if any(side not in (None, size) for side, size in zip(own, given)):
+    resolved = check_image_shape(network_shape if shape is None else shape)
+    if any(side not in (None, size) for side, size in zip(network_shape, resolved)):
         raise ValueError(
-            f"`input_shape` must agree with the network's, {own}, where None stands for any size. "
-            f"Received: input_shape={shape!r}"
+            f"`input_shape` must agree with the network's, {network_shape}, where None stands for "
+            f"any size. Received: input_shape={shape!r}"
         )
-    if None in given:
+    if None in resolved:
         raise ValueError(
-            f"Costs need the image's size: pass `input_shape=(height, width, {own[2]})`. "
-            f"Received: input_shape={shape!r} for a network of {own}"
+            "Costs need the size of the images: pass `input_shape=(height, width, "
+            f"{network_shape[2]})`. Received: input_shape={shape!r} for a network of "
+            f"{network_shape}"
         )
-    return given
+    return resolved
 
 
-def positive_int(value):
-    """Returns a positive int as a Python int, and None for anything else."""
+def positive_int(value: Any) -> int | None:
+    """Returns a positive int as a Python int, and None for any other value."""
     if isinstance(value, (bool, np.bool_)):
         return None
     try:
@@ -70,11 +72,11 @@ def positive_int(value):
     return number if number > 0 else None
 
 
-def check_classes(classes):
+def check_classes(classes: Any) -> int:
     """Returns the number of classes as an int.
 
     Raises:
-        ValueError: it is not a positive int.
+        ValueError: If `classes` is not a positive int.
     """
     number = positive_int(classes)
     if number is None:
@@ -82,26 +84,15 @@ def check_classes(classes):
     return number
 
 
-def check_flag(name, value):
-    """Returns a bool as a Python bool.
-
-    Args:
-        name: of the argument, for the message.
-        value: what the user passed.
-
-    Raises:
-        ValueError: it is not a bool.
-    """
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r}")
-    return bool(value)
-
-
-def check_pooling(pooling, include_top):
+def check_pooling(pooling: Any, include_top: bool) -> str | None:
     """Returns `pooling`.
 
+    Args:
+        pooling: "avg", "max" or None.
+        include_top: Bool, whether the network has its classifier, which pools itself.
+
     Raises:
-        ValueError: it is unknown, or the network has its classifier, which pools by itself.
+        ValueError: If `pooling` is unknown, or the network has its classifier.
     """
     if pooling is not None and not (isinstance(pooling, str) and pooling in POOLINGS):
         raise ValueError(f"`pooling` must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
@@ -113,15 +104,15 @@ def check_pooling(pooling, include_top):
     return pooling
 
 
-def activation_name(activation, argument="classifier_activation"):
+def activation_name(activation: Any, argument: str = "classifier_activation") -> str:
     """Returns the name of a Keras activation.
 
     Args:
-        activation: its name, the function itself, or None: "linear".
-        argument: its name, for the message.
+        activation: Name of the activation, its function, or None for "linear".
+        argument: Str, name of the argument for the message.
 
     Raises:
-        ValueError: Keras has no such activation, so that a saved network would not know it.
+        ValueError: If Keras has no such activation, so that a saved network could not be loaded.
     """
     if activation is None:
         return "linear"
@@ -138,11 +129,11 @@ def activation_name(activation, argument="classifier_activation"):
     return name
 
 
-def check_policy(policy):
-    """Raises a ValueError unless a network can compute by a dtype policy.
+def check_policy(policy: keras.DTypePolicy) -> None:
+    """Raises a ValueError if networks do not support a dtype policy.
 
     Args:
-        policy: a `keras.DTypePolicy`.
+        policy: A `keras.DTypePolicy`.
     """
     if policy.quantization_mode or policy.name not in _POLICIES:
         raise ValueError(
@@ -151,17 +142,20 @@ def check_policy(policy):
         )
 
 
-def check_images(images, image_shape):
-    """Returns a batch of images as a network takes them: a list of images becomes one array.
+def check_images(images: Any, image_shape: tuple) -> Any:
+    """Checks the images of a call and returns them. A list of images becomes one array.
+
+    This checks only the form of the images, which costs no time at a call.
+    `keras_dsnet.utils.batch_checks.check_images` also checks the values of a data set.
 
     Args:
-        images: array, tensor or `keras.KerasTensor` `[batch, height, width, channels]`, or a list
+        images: Array, tensor or `keras.KerasTensor` `[batch, height, width, channels]`, or a list
             of images of one size.
-        image_shape: `(height, width, channels)` of the network; height and width may be None.
+        image_shape: `(height, width, channels)` of the network. Height and width may be None.
 
     Raises:
-        ValueError: the images are of another size or number of channels, no floats, sparse,
-            ragged, or none at all.
+        ValueError: If the images have another size or number of channels, are not floats, are
+            sparse or ragged, or if there are none.
     """
     if isinstance(images, (list, tuple)):
         images = _stacked(images)
@@ -185,7 +179,7 @@ def check_images(images, image_shape):
     dtype = getattr(dtype, "name", str(dtype))
     if not dtype.startswith(("float", "bfloat")):
         raise ValueError(
-            "Images must be floats, as `preprocess_input` of the application makes them. "
+            "Images must be floats, as `preprocess_input` of the application returns them. "
             f"Received: images of dtype {dtype}"
         )
     return images
@@ -196,22 +190,22 @@ def inside_a_call():
     return in_layer_call()
 
 
-def refuse_training(training):
-    """Raises a ValueError for training without a path.
+def refuse_training(training: Any) -> None:
+    """Raises a ValueError if a network would train without a path.
 
     Args:
-        training: bool.
+        training: Bool.
     """
     if training:
         raise ValueError(
             "Training needs a path: train with `keras_dsnet.training.SupernetTrainer`, or call "
-            "`model(x, path=..., training=True)`. Inside of a model in training the network routes "
-            "once it is frozen: `network.trainable = False`. Received: path=None"
+            "`model(x, path=..., training=True)`. Inside a model that trains, the network routes "
+            "if it is frozen: `network.trainable = False`. Received: path=None"
         )
 
 
 def _stacked(images):
-    """Returns a list of images as one array or tensor; Keras takes a list for several inputs."""
+    """Stacks a list of images, which Keras would take for several inputs."""
     try:
         return tf.stack(images) if any(map(tf.is_tensor, images)) else np.asarray(images)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError):

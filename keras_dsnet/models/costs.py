@@ -1,4 +1,7 @@
-"""Multiply-adds and parameters of paths."""
+"""Costs of a path: multiply-adds, parameters, output shapes."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,20 +13,20 @@ from keras_dsnet.models.topology import Executor
 
 
 class CostCounter(Executor):
-    """Runs steps over shapes `(height, width, channels)` and counts what they cost for one image.
+    """Runs steps over shapes `(height, width, channels)` and counts the costs of one image.
 
     Args:
-        path: a `Path` of Python ints.
+        path: A `Path` of Python ints.
 
     Attributes:
-        madds: multiply-adds of convolutions and linear layers, without the slimming heads.
-        attention: the share of the attention heads in `madds`.
-        pooling: input elements of every average pool (the paper's count adds them).
-        slimming: multiply-adds of the slimming heads.
-        parameters: trainable parameters that the path uses, without the slimming heads.
+        madds: Int, multiply-adds of convolutions and linear layers, without the slimming heads.
+        attention: Int, the part of `madds` in the attention heads.
+        pooling: Int, input elements of all average pools, which the paper's count includes.
+        slimming: Int, multiply-adds of the slimming heads.
+        parameters: Int, trainable parameters that the path uses, without the slimming heads.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path):
         self.path = path
         self.madds = self.attention = self.pooling = self.slimming = self.parameters = 0
 
@@ -62,8 +65,8 @@ class CostCounter(Executor):
             self.parameters += 2 * encoder + layer.hidden_units + channels
         if step.is_slimming_gate:
             scores = 1 if layer.slimming_head == "scalar" else layer.num_choices
-            own_encoder = not (layer.attention and layer.share_encoder)
-            self.slimming += layer.hidden_units * scores + encoder * own_encoder
+            separate_encoder = not (layer.attention and layer.share_encoder)
+            self.slimming += layer.hidden_units * scores + encoder * separate_encoder
         return shape
 
     def max_pool(self, step, shape):
@@ -75,7 +78,7 @@ class CostCounter(Executor):
         return (shape[2],)
 
     def global_max_pool(self, step, shape):
-        # Comparisons: no multiply-adds.
+        # A maximum takes comparisons and no multiply-adds.
         return (shape[2],)
 
     def dropout(self, step, shape):
@@ -89,17 +92,20 @@ class CostCounter(Executor):
 
     def add(self, step, shape, shortcut):
         if shape != shortcut:
-            raise ValueError(f"A residual branch gives {shape}, and its shortcut {shortcut}")
+            raise ValueError(
+                "The branch and the shortcut of a residual block must have the same output shape. "
+                f"Received: a residual branch gives {shape}, and its shortcut {shortcut}"
+            )
         return shape
 
 
-def count_costs(sections, path, image_shape):
-    """Counts what one image costs along a path.
+def count_costs(sections: Sequence, path: Path, image_shape: Sequence[int]) -> CostCounter:
+    """Counts the costs of one image along a path.
 
     Args:
-        sections: tuple of tuples of `Step`.
-        path: a `Path` of Python ints.
-        image_shape: `(height, width, channels)`, all known.
+        sections: Tuple of tuples of `Step`.
+        path: A `Path` of Python ints.
+        image_shape: `(height, width, channels)`, all ints.
 
     Returns:
         A `CostCounter` that has run all sections.
@@ -110,15 +116,17 @@ def count_costs(sections, path, image_shape):
     return counter
 
 
-def features_shape(sections, path, image_shape):
-    """Returns the shape of one image's outputs of a network without its top.
-
-    `(height, width, channels)`, or `(channels,)` of pooled features.
+def features_shape(sections: Sequence, path: Path, image_shape: Sequence) -> tuple:
+    """Returns the output shape of a network without its top, for one image.
 
     Args:
-        sections: as of `count_costs`.
-        path: a `Path` of Python ints.
-        image_shape: `(height, width, channels)`; a side that is None is None in the result too.
+        sections: Tuple of tuples of `Step`.
+        path: A `Path` of Python ints.
+        image_shape: `(height, width, channels)`. If height or width is None, it is None in the
+            result too.
+
+    Returns:
+        `(height, width, channels)`, or `(channels,)` if the network pools its features.
     """
     counter, shape = CostCounter(path), (*(side or 1 for side in image_shape[:2]), image_shape[2])
     for steps in sections:
@@ -134,40 +142,42 @@ def _elements(shape):
     return height * width * channels
 
 
-def section_costs(network, routes, input_shape=None):
-    """Returns the multiply-adds that each section adds, for every pair of routes around it.
+def section_costs(
+    network: Any, routes: Sequence[int], input_shape: Sequence[int] | None = None
+) -> tuple[int, list[np.ndarray]]:
+    """Returns the multiply-adds of each section, for every pair of widths before and in it.
 
-    Their sum along a path is `network.madds(path)`, exactly. A section's cost depends on the width
-    before it and its own alone, so the expectation over soft choices is a product of neighbouring
-    choices.
+    Their sum along a path is exactly `network.madds(path)`. The cost of a section depends only on
+    its width and on the width before it, so the expectation over soft choices is a product of
+    neighbouring choices.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        routes: tuple of candidate widths.
-        input_shape: `(height, width, 3)`; None: the network's.
+        network: A `DynamicSlimmableNetwork`.
+        routes: Tuple of ints, candidate widths.
+        input_shape: `(height, width, 3)`. Defaults to the network's.
 
     Returns:
-        `(front, tables)`: an int, and for each gate an int64 array `[before, after]`; the first has
-        one row, since one front stands before every route.
+        `(trunk, tables)`: an int, and for each gate an int64 array `[widths before, widths]`. The
+        first table has one row, since every route has the same trunk.
 
     Raises:
-        ValueError: the size of the images is open, or `input_shape` contradicts the network's.
+        ValueError: If the size of the images is open, or `input_shape` contradicts the network's.
     """
     input_shape = resolve_image_shape(input_shape, network.input_shape[1:])
     cumulative = [
         [_sections_cost(network, section, path, input_shape) for path in paths]
         for section, paths in enumerate(_paths(network, routes))
     ]
-    front = cumulative[0][0]
+    trunk = cumulative[0][0]
     tables = []
     for section in range(1, network.num_gates + 1):
         shape = (1 if section == 1 else len(routes), len(routes))
         tables.append(np.array(cumulative[section], "int64").reshape(shape))
-    return front, tables
+    return trunk, tables
 
 
 def _paths(network, routes):
-    """Yields for each section a path for every pair of widths around it."""
+    """Yields for each section one path per pair of widths before and in it."""
     rest = (0,) * network.num_gates
     yield [Path((0, *rest), (0, *rest))]
     for section in range(1, network.num_gates + 1):
@@ -191,18 +201,18 @@ def _sections_cost(network, section, path, input_shape):
     return counter.madds + counter.pooling
 
 
-def width_table(network, input_shape=None):
-    """Returns a row per width, run at every gate.
+def width_table(network: Any, input_shape: Sequence[int] | None = None) -> list[dict]:
+    """Returns one row for each path that has the same width at every gate.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        input_shape: `(height, width, 3)`; None: the network's.
+        network: A `DynamicSlimmableNetwork`.
+        input_shape: `(height, width, 3)`. Defaults to the network's.
 
     Returns:
-        List of dicts: "path", "rho", "channels", "parameters" and "madds".
+        List of dicts with "path", "rho", "channels", "parameters" and "madds".
 
     Raises:
-        ValueError: the size of the images is open.
+        ValueError: If the size of the images is open.
     """
     rows = []
     for width in range(network.num_widths):

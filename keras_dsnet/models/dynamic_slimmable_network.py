@@ -1,86 +1,98 @@
-"""The model class: one supernet, its sub-networks, and the gates that choose among them."""
+"""The model class: a supernet whose gates choose a sub-network for each image."""
 
-import json
+from collections.abc import Sequence
+from typing import Any
 
-import h5py
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.models.arguments import (
-    activation_name,
-    check_classes,
-    check_flag,
-    check_image_shape,
-    check_images,
-    check_policy,
-    check_pooling,
-    inside_a_call,
-    refuse_training,
-    resolve_image_shape,
+from keras_dsnet.models import arguments, serialization
+from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
+from keras_dsnet.models.path import Path, PathLike, RoutingSpace, resolve_path
+from keras_dsnet.models.predictions import (
+    check_class_names,
+    check_number_of_classes,
+    decode_predictions,
 )
-from keras_dsnet.models.costs import count_costs, features_shape, width_table
-from keras_dsnet.models.path import Path, RoutingSpace, resolve_path
-from keras_dsnet.models.predictions import check_class_names, decode_predictions
-from keras_dsnet.models.preprocessing import as_normalization
-from keras_dsnet.models.routing import Router, SectionRunner
+from keras_dsnet.models.preprocessing import Normalization, as_normalization
+from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
 from keras_dsnet.models.subnetwork import plain_subnetwork
 from keras_dsnet.models.topology import walk
+from keras_dsnet.utils.argument_checks import check_bool
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class DynamicSlimmableNetwork(keras.Model):
-    """A network that chooses, image by image, how many of its filters to run.
+    """A network that chooses for each image how many of its filters to run.
 
     Args:
-        spec: a `NetworkSpec`: what the network is made of, as `MobileNetSpec`.
-        input_shape: `(height, width, 3)`; height and width may be None.
-        classes: int.
-        include_top: bool: end with pool and classifier. Without, the outputs are the last features,
-            those of a routed batch padded with zeros to the channels of the widest of `routes`.
-        classifier_activation: name of a Keras activation; None: logits.
-        routes: candidate widths of every gate; None: all widths.
-        gates_trained: bool: whether the slimming heads were trained to choose.
-        class_names: a name for each class, by its index; None: not known.
-        normalization: the `Normalization` that images get before they come here, which exported
-            files repeat; None: ImageNet's.
-        pooling: without the top, "avg" or "max": the outputs are the last features' mean or
-            maximum over height and width; None: the features themselves.
-        **kwargs: of `keras.Model`; `dtype` may be a policy such as "mixed_bfloat16".
+        spec: A `NetworkSpec`, such as `MobileNetSpec`, that describes the network.
+        input_shape: `(height, width, 3)`. Height and width may be None.
+        classes: Int, number of classes.
+        include_top: Bool, whether the network ends with the pooling and the classifier. Without
+            them the outputs are the last features. Features of a routed batch are padded with zeros
+            to the number of channels of the widest of `routes`.
+        classifier_activation: Name of a Keras activation. None returns logits.
+        routes: Tuple of ints, candidate widths of every gate in ascending order. Defaults to all
+            widths.
+        gates_trained: Bool, whether the slimming heads were trained to choose a width.
+        class_names: Sequence of str, the name of each class by its index. None if the names are not
+            known.
+        normalization: The `Normalization` that images get before the network. Exported files repeat
+            it. Defaults to ImageNet's.
+        pooling: "avg" or "max" to return the mean or maximum of the last features over height and
+            width. It needs `include_top=False`. Defaults to None, the features themselves.
+        **kwargs: Further arguments of `keras.Model`. `dtype` may be a policy such as
+            "mixed_bfloat16".
 
     Call arguments:
         inputs: float32 `[batch, height, width, 3]`, preprocessed, of the size in `input_shape`.
-        path: int, tuple of ints (one per gate; or an array, a row of what `route` returns),
-            "slimmest", "widest" or, where the front has wider options, "largest"; or a `Path`,
-            whose entries may be int32 scalar tensors inside a traced function. None: the gates
-            choose a path for each image, and only that is computed.
-        training: bool; True needs a path. A network whose variables are all frozen routes inside
-            of a model in training too: it is a feature extractor.
+        path: Int (this width at every gate), tuple of ints (one width per gate), a row of what
+            `route` returns, "slimmest", "widest" or, if the spec has a wide front, "largest". A
+            `Path` may hold int32 scalar tensors inside a traced function. By default the gates
+            choose a path for each image, and only that path is computed.
+        training: Bool. True needs a path. A network whose variables are all frozen also routes
+            inside a model that trains: it is a feature extractor.
 
     Returns:
-        float32 `[batch, classes]`; without the top `[batch, height, width, channels]`, or with
-        `pooling` `[batch, channels]`, in the dtype that the network computes in.
+        float32 `[batch, classes]`. Without the top `[batch, height, width, channels]`, or with
+        `pooling` `[batch, channels]`, in the compute dtype of the network.
 
     Raises:
-        ValueError: on an argument of another type or value, a path that the network does not have,
-            images of another size or number of channels than `input_shape`, or `training` without a
-            path.
+        ValueError: If an argument has a wrong type or value, the network does not have the path,
+            the images do not have the size or the channels of `input_shape`, or `training` is True
+            without a path.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+
+    spec = MobileNetSpec(stem=(8,), stages=(MobileNetStage(2, 2, (8, 16, 24), gated=True),))
+    network = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    images = np.zeros((2, 32, 32, 3), "float32")
+    assert network(images, path="slimmest").shape == (2, 10)
+    network.gates_trained = True  # After `keras_dsnet.training.GateTrainer`.
+    assert network(images).shape == (2, 10)
+    assert network.route(images).shape == (2, 1)
+    ```
     """
 
     def __init__(
         self,
-        spec,
-        input_shape=(224, 224, 3),
-        classes=1000,
-        include_top=True,
-        classifier_activation="softmax",
-        routes=None,
-        gates_trained=False,
-        class_names=None,
-        normalization=None,
-        pooling=None,
-        **kwargs,
+        spec: NetworkSpec,
+        input_shape: Sequence[int | None] = (224, 224, 3),
+        classes: int = 1000,
+        include_top: bool = True,
+        classifier_activation: Any = "softmax",
+        routes: Sequence[int] | None = None,
+        gates_trained: bool = False,
+        class_names: Sequence[str] | None = None,
+        normalization: Normalization | None = None,
+        pooling: str | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if not isinstance(spec, NetworkSpec):
@@ -88,195 +100,47 @@ class DynamicSlimmableNetwork(keras.Model):
                 "`spec` must be a NetworkSpec, such as keras_dsnet.models.MobileNetSpec(). "
                 f"Received: spec={spec!r}"
             )
-        check_policy(self.dtype_policy)
+        arguments.check_policy(self.dtype_policy)
         self.spec = spec
-        self.classes = check_classes(classes)
-        self.include_top = check_flag("include_top", include_top)
-        self.pooling = check_pooling(pooling, self.include_top)
-        self.classifier_activation = activation_name(classifier_activation)
-        self._image_shape = check_image_shape(input_shape)
+        self.classes = arguments.check_classes(classes)
+        self.include_top = check_bool("include_top", include_top)
+        self.pooling = arguments.check_pooling(pooling, self.include_top)
+        self.classifier_activation = arguments.activation_name(classifier_activation)
+        self._image_shape = arguments.check_image_shape(input_shape)
         self.class_names = class_names
         self.normalization = normalization
         steps = spec.build(
             self._image_shape[-1], self.classes, self.include_top, self.dtype_policy, self.pooling
         )
-        # Keras finds layers, and names them in weights files, by attributes that are layers or
-        # lists of them; the steps, which hold them too, stay behind an object that it leaves alone.
+        # Keras tracks layers in attributes and names them by it in weights files. The steps hold
+        # the same layers, so they stay inside an object that Keras does not search.
         self.supernet_layers = [step.layer for step in walk(steps) if step.layer is not None]
         self._runner = SectionRunner(steps, self._image_shape)
-        self._router = Router(self)
         self._routing = RoutingSpace(self.num_widths, routes)
         self.gates_trained = gates_trained
         self.supports_jit = False
         self.built = True
         if not self.trainable:
-            # There was no layer yet that Keras could have told.
+            # `keras.Model` set `trainable` before there were layers to pass it on to.
             self._freeze(trainable=False)
 
-    def _freeze(self, trainable, frozen_layers=None):
-        """Sets which layers train: all or none, or those that are not `frozen_layers`, by name."""
-        self.trainable = trainable
-        # One by one, since setting what is already set changes nothing further down.
-        for layer in self.supernet_layers:
-            layer.trainable = (
-                trainable if frozen_layers is None else layer.name not in frozen_layers
-            )
-
-    @property
-    def input_shape(self):
-        """`(None, height, width, channels)`."""
-        return (None, *self._image_shape)
-
-    @property
-    def output_shape(self):
-        """`(None, classes)`; without the top that of the outputs of the widest of `routes`."""
-        if self.include_top:
-            return (None, self.classes)
-        path = self.resolve_path((self.routes[-1],) * self.num_gates)
-        return (None, *features_shape(self.sections, path, self._image_shape))
-
-    @property
-    def sections(self):
-        """The topology: tuple of tuples of `Step`, cut behind every slimming gate."""
-        return self._runner.sections
-
-    @property
-    def slimming_gates(self):
-        """The gates with a slimming head, in order."""
-        return [step.layer for step in self._runner.steps if step.is_slimming_gate]
-
-    @property
-    def num_gates(self):
-        """How many slimming heads there are: the length of a path."""
-        return self.spec.num_gates
-
-    @property
-    def num_widths(self):
-        """How many widths each gate can choose from."""
-        return self.spec.num_widths
-
-    @property
-    def routes(self):
-        """The candidate widths of every gate: a tuple of ints, ascending; settable.
-
-        A slimming head scores every width, and those outside of the routes are masked, so that
-        routes may change without new weights. Trained gates know the routes of their training only:
-        another choice warns once.
-        """
-        return self._routing.routes
-
-    @routes.setter
-    def routes(self, routes):
-        self._routing.change_routes(routes)
-
-    def replace_routes(self, routes):
-        """Sets `routes` without the warning: for what trains the gates on them next.
-
-        Args:
-            routes: candidate widths, ascending.
-        """
-        self._routing.routes = routes
-
-    def reset_gates(self):
-        """Makes all widths routes and the gates untrained, as those of a new network are."""
-        self._routing.gates_trained = False
-        self._routing.routes = range(self.num_widths)
-
-    @property
-    def gates_trained(self):
-        """Whether the slimming heads were trained; settable, saved with the weights."""
-        return self._routing.gates_trained
-
-    @gates_trained.setter
-    def gates_trained(self, trained):
-        self._routing.gates_trained = check_flag("gates_trained", trained)
-
-    @property
-    def class_names(self):
-        """The name of each class, by its index: a tuple of str, or None; settable."""
-        return self._class_names
-
-    @class_names.setter
-    def class_names(self, names):
-        self._class_names = check_class_names(names, self.classes)
-
-    @property
-    def normalization(self):
-        """The `Normalization` of images before they come here; settable, None: ImageNet's."""
-        return self._normalization
-
-    @normalization.setter
-    def normalization(self, normalization):
-        self._normalization = as_normalization(normalization)
-
-    @property
-    def trace_count(self):
-        """How many sections were traced so far, at one width each."""
-        return self._runner.trace_count
-
-    def preprocess_input(self, images):
-        """Normalises images by the network's own `normalization`.
-
-        Args:
-            images: as of `Normalization`: RGB, 0 to 255.
-
-        Returns:
-            float32 of the same shape.
-        """
-        return self.normalization(images)
-
-    def decode_predictions(self, probabilities, top=5):
-        """Names the most probable classes of each image by the network's own `class_names`.
-
-        Args:
-            probabilities: `[batch, classes]`.
-            top: int.
-
-        Returns:
-            As of `keras_dsnet.applications.ds_mobilenet.decode_predictions`.
-
-        Raises:
-            ValueError: `probabilities` are of another number of classes, or the network knows no
-                names and its classes are not ImageNet's 1000.
-        """
-        shape = np.shape(probabilities)
-        if len(shape) == 2 and shape[1] != self.classes:
-            raise ValueError(
-                f"`probabilities` must be of the network's {self.classes} classes. "
-                f"Received: probabilities of shape {tuple(shape)}"
-            )
-        return decode_predictions(probabilities, top, self.class_names)
-
     def __call__(self, inputs, *args, path=None, **kwargs):
-        inputs = check_images(inputs, self._image_shape)
-        if path is None and not args and not inside_a_call():
-            refuse_training(kwargs.get("training"))
-        # Here and not in `call` alone: Keras would make a tensor of a numpy integer on the way. As
-        # plain values, since a functional model that calls the network writes them into its config.
+        inputs = arguments.check_images(inputs, self._image_shape)
+        if path is None and not args and not arguments.inside_a_call():
+            arguments.refuse_training(kwargs.get("training"))
+        # The path is resolved here because Keras would turn a NumPy integer into a tensor on the
+        # way to `call`. It stays a plain value, since a functional model around the network writes
+        # it into its config.
         if path is not None:
             resolved = self.resolve_path(path)
             kwargs["path"] = path if isinstance(path, (str, Path)) else resolved.gates
         return super().__call__(inputs, *args, **kwargs)
 
-    def resolve_path(self, path):
-        """Returns `path` as a `Path`; see `Call arguments`.
-
-        Args:
-            path: what a call takes as `path`.
-
-        Raises:
-            ValueError: the network does not have it.
-        """
-        if isinstance(path, Path):
-            return path
-        return resolve_path(path, self.num_gates, self.num_widths, self.spec.wide_front)
-
-    def call(self, inputs, path=None, training=False):
+    def call(self, inputs: Any, path: PathLike | None = None, training: bool = False) -> tf.Tensor:
         if path is None:
-            # A model around the network passes on that it is in training, whatever the network was
-            # called with.
-            refuse_training(training and any(v.trainable for v in self.variables))
-            outputs = self._router(inputs, self._routing.candidates())[0]
+            # A model around the network passes its own `training` on.
+            arguments.refuse_training(training and any(v.trainable for v in self.variables))
+            outputs, _ = self._route(inputs)
         else:
             outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
         if not self.include_top:
@@ -285,39 +149,12 @@ class DynamicSlimmableNetwork(keras.Model):
         logits = tf.cast(outputs, tf.float32)
         return keras.activations.get(self.classifier_activation)(logits)
 
-    def run_sections(self, x, path, first=0, last=None, executor=None, **kwargs):
-        """Runs sections `first` to `last` (None: the last) and returns features or logits.
+    def _route(self, images):
+        channels = None if self.include_top else self.output_shape[-1]
+        return self._runner.route(images, self._routing.candidates(), channels)
 
-        What trainers are built from: it traces nothing by itself and takes widths as tensors.
-
-        Args:
-            x: input of the first of these sections.
-            path: a `Path`.
-            first: int.
-            last: int or None, inclusive.
-            executor: an executor to run with; None: a `SlicedExecutor` of `path`.
-            **kwargs: of the `SlicedExecutor`.
-
-        Returns:
-            Features, or the last section's logits, before any activation.
-
-        Raises:
-            ValueError: on images that a call would refuse.
-        """
-        if first == 0:
-            x = check_images(x, self._image_shape)
-        return self._runner.run(x, path, first, last, executor, **kwargs)
-
-    def run_section(self, section, before, after, x):
-        """Runs one section at inference: `(outputs, scores)`; see `TracedSections`."""
-        return self._runner.run_section(section, before, after, x)
-
-    def run_any_width(self, first, x, path):
-        """Runs the front (`first=0`) or the rest (1) along any path by one trace for all."""
-        return self._runner.run_any_width(first, x, path)
-
-    def route(self, inputs):
-        """Returns the widths that the gates choose.
+    def route(self, inputs: Any) -> tf.Tensor:
+        """Returns the widths that the gates choose for each image.
 
         Args:
             inputs: float32 `[batch, height, width, 3]`, preprocessed.
@@ -326,150 +163,297 @@ class DynamicSlimmableNetwork(keras.Model):
             int32 `[batch, num_gates]`.
 
         Raises:
-            ValueError: on images of another size or number of channels than `input_shape`.
+            ValueError: If the images do not have the size or the channels of `input_shape`.
         """
-        return self._router.choose(self._images(inputs), self._routing.candidates())
+        return self._runner.choose_widths(self._images(inputs), self._routing.candidates())
 
-    def run_dynamic(self, inputs):
-        """Routes a batch: `(logits [batch, classes], widths int32 [batch, num_gates])`.
+    def run_dynamic(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """Runs the path that the gates choose for each image.
 
         Args:
-            inputs: as of `route`.
+            inputs: float32 `[batch, height, width, 3]`, preprocessed.
+
+        Returns:
+            `(logits, widths)`: `[batch, classes]` and int32 `[batch, num_gates]`.
         """
-        return self._router(self._images(inputs), self._routing.candidates())
+        return self._route(self._images(inputs))
 
     def _images(self, inputs):
-        images = check_images(inputs, self._image_shape)
+        images = arguments.check_images(inputs, self._image_shape)
         return tf.cast(tf.convert_to_tensor(images), self.compute_dtype)
 
-    def make_predict_function(self, force=False):
-        # Eager, because only so a width that no image chose costs nothing at all; the sections
-        # themselves are traced.
+    def run_sections(
+        self,
+        x: Any,
+        path: Path | None,
+        first: int = 0,
+        last: Any = None,
+        executor: Any = None,
+        **kwargs: Any,
+    ) -> tf.Tensor:
+        """Runs sections `first` to `last` without tracing them, as the trainers do.
+
+        Args:
+            x: Input of section `first`.
+            path: A `Path`, whose widths may be tensors. Not used if `executor` is given.
+            first: Int.
+            last: Int, inclusive. Defaults to the last section.
+            executor: The executor to run. Defaults to a `SlicedExecutor` of `path`.
+            **kwargs: Further arguments of the `SlicedExecutor`.
+
+        Returns:
+            Features, or the logits of the last section, before any activation.
+
+        Raises:
+            ValueError: If a call would refuse the images.
+        """
+        if first == 0:
+            x = arguments.check_images(x, self._image_shape)
+        return self._runner.run(x, path, first, last, executor, **kwargs)
+
+    def run_section(self, section: int, before: Any, after: tuple[int, int], x: Any) -> tuple:
+        """Runs one section at inference; see `SectionRunner.run_section`."""
+        return self._runner.run_section(section, before, after, x)
+
+    def run_any_width(self, first: int, x: Any, path: Path) -> tf.Tensor:
+        """Runs sections by one trace for all paths; see `SectionRunner.run_any_width`."""
+        return self._runner.run_any_width(first, x, path)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        # `predict` runs eagerly: only then does a width that no image chose cost nothing. The
+        # sections themselves are traced.
         if self.distribute_strategy.num_replicas_in_sync > 1:
             return super().make_predict_function(force)
-        if self.predict_function is None or force:
-            self.predict_function = self._predict_eagerly
+        if force or getattr(self, "predict_function", None) is None:
+            self.predict_function: Any = self._predict_eagerly
         return self.predict_function
 
     def _predict_eagerly(self, data):
         outputs = [self.predict_step(batch) for batch in data]
         return outputs[0] if len(outputs) == 1 else tf.concat(outputs, 0)
 
-    def costs(self, path, input_shape=None):
-        """Returns the `CostCounter` of a path at an input shape; see `madds`.
+    def resolve_path(self, path: PathLike) -> Path:
+        """Returns the `Path` that the argument `path` of a call stands for.
 
         Args:
-            path: as in a call.
-            input_shape: `(height, width, 3)`; None: the model's.
+            path: See `Call arguments`.
 
         Raises:
-            ValueError: the size of the images is open, or `input_shape` contradicts the model's.
+            ValueError: If the network does not have this path.
         """
-        shape = resolve_image_shape(input_shape, self._image_shape)
-        return count_costs(self.sections, self.resolve_path(path), shape)
+        if isinstance(path, Path):
+            return path
+        return resolve_path(path, self.num_gates, self.num_widths, self.spec.wide_front)
 
-    def madds(self, path, input_shape=None, include_pooling=True):
-        """Returns the multiply-adds of one image along a path.
+    @property
+    def input_shape(self) -> tuple:
+        """Shape of the input, `(None, height, width, channels)`."""
+        return (None, *self._image_shape)
+
+    @property
+    def output_shape(self) -> tuple:
+        """Shape of the output at the widest of `routes`, `(None, classes)` with the top."""
+        if self.include_top:
+            return (None, self.classes)
+        path = self.resolve_path((self.routes[-1],) * self.num_gates)
+        return (None, *features_shape(self.sections, path, self._image_shape))
+
+    @property
+    def sections(self) -> tuple:
+        """The topology: tuple of tuples of `Step`, split after every slimming gate."""
+        return self._runner.sections
+
+    @property
+    def slimming_gates(self) -> list:
+        """The gates with a slimming head, in order."""
+        return list(self._runner.slimming_gates)
+
+    @property
+    def trace_count(self) -> int:
+        """Number of sections traced so far, each at one width."""
+        return self._runner.trace_count
+
+    @property
+    def num_gates(self) -> int:
+        """Number of slimming heads, which is the length of a path."""
+        return self.spec.num_gates
+
+    @property
+    def num_widths(self) -> int:
+        """Number of widths that each gate can choose from."""
+        return self.spec.num_widths
+
+    @property
+    def routes(self) -> tuple[int, ...]:
+        """The candidate widths of every gate, a tuple of ints in ascending order. Settable.
+
+        A slimming head scores every width, and the scores of widths outside the routes are masked.
+        Routes can therefore change without new weights. Trained gates know only the routes of their
+        training, so another choice warns once.
+        """
+        return self._routing.routes
+
+    @routes.setter
+    def routes(self, routes: Sequence[int]) -> None:
+        self._routing.change_routes(routes)
+
+    def replace_routes(self, routes: Sequence[int]) -> None:
+        """Sets `routes` without the warning, for code that trains the gates on them next.
 
         Args:
-            path: as in a call.
-            input_shape: `(height, width, 3)`; None: the model's.
-            include_pooling: bool: count the input elements of every average pool too, as the
-                authors' figures do. False: convolutions and linear layers alone.
+            routes: Sequence of ints, candidate widths in ascending order.
+        """
+        self._routing.routes = routes
+
+    def reset_gates(self) -> None:
+        """Makes all widths routes and marks the gates as untrained, as in a new network."""
+        self._routing.gates_trained = False
+        self._routing.routes = range(self.num_widths)
+
+    @property
+    def gates_trained(self) -> bool:
+        """Whether the slimming heads were trained. Settable, and saved with the weights."""
+        return self._routing.gates_trained
+
+    @gates_trained.setter
+    def gates_trained(self, trained: bool) -> None:
+        self._routing.gates_trained = check_bool("gates_trained", trained)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The name of each class by its index, a tuple of str or None. Settable."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str] | None) -> None:
+        self._class_names = check_class_names(names, self.classes)
+
+    @property
+    def normalization(self) -> Normalization:
+        """The `Normalization` of images before the network. Settable; None sets ImageNet's."""
+        return self._normalization
+
+    @normalization.setter
+    def normalization(self, normalization: Normalization | dict | None) -> None:
+        self._normalization = as_normalization(normalization)
+
+    def preprocess_input(self, images: Any) -> Any:
+        """Normalises images with the `normalization` of the network.
+
+        Args:
+            images: RGB `[..., height, width, 3]`, pixels from 0 to 255; see `Normalization`.
 
         Returns:
-            int. The slimming heads, which a fixed path does not run, are not counted;
-            `costs(path).slimming` is their share.
+            float32 of the same shape.
+        """
+        return self.normalization(images)
+
+    def decode_predictions(self, probabilities: Any, top: int = 5) -> list:
+        """Names the most probable classes of each image with the network's `class_names`.
+
+        Args:
+            probabilities: `[batch, classes]`.
+            top: Int, number of classes per image.
+
+        Returns:
+            See `keras_dsnet.applications.ds_mobilenet.decode_predictions`.
+
+        Raises:
+            ValueError: If `probabilities` have another number of classes, or the network has no
+                class names and its classes are not ImageNet's 1000.
+        """
+        check_number_of_classes(probabilities, self.classes)
+        return decode_predictions(probabilities, top, self.class_names)
+
+    def costs(self, path: PathLike, input_shape: Sequence[int] | None = None) -> CostCounter:
+        """Returns a `CostCounter` with the costs of one image along a path.
+
+        Args:
+            path: See `Call arguments`.
+            input_shape: `(height, width, 3)`. Defaults to the network's.
+
+        Raises:
+            ValueError: If the size of the images is open, or `input_shape` contradicts the
+                network's.
+        """
+        shape = arguments.resolve_image_shape(input_shape, self._image_shape)
+        return count_costs(self.sections, self.resolve_path(path), shape)
+
+    def madds(
+        self, path: PathLike, input_shape: Sequence[int] | None = None, include_pooling: bool = True
+    ) -> int:
+        """Returns the number of multiply-adds of one image along a path.
+
+        Args:
+            path: See `Call arguments`.
+            input_shape: `(height, width, 3)`. Defaults to the network's.
+            include_pooling: Bool, whether the input elements of every average pool count too, as in
+                the figures of the paper. False counts only convolutions and linear layers.
+
+        Returns:
+            Int. The slimming heads do not run on a fixed path and are not counted.
+            `costs(path).slimming` holds their multiply-adds.
         """
         cost = self.costs(path, input_shape)
         return cost.madds + cost.pooling * include_pooling
 
-    def width_table(self, input_shape=None):
-        """Returns a row per width: its path, rho, channels, parameters and MAdds.
+    def width_table(self, input_shape: Sequence[int] | None = None) -> list[dict]:
+        """Returns one row per width with its path, rho, channels, parameters and MAdds.
 
         Args:
-            input_shape: `(height, width, 3)`; None: the model's.
+            input_shape: `(height, width, 3)`. Defaults to the network's.
         """
         return width_table(self, input_shape)
 
-    def subnetwork(self, path, fold_batch_norm=False):
+    def subnetwork(self, path: PathLike, fold_batch_norm: bool = False) -> keras.Model:
         """Returns one sub-network as a plain Keras model of stock layers.
 
         Args:
-            path: as in a call.
-            fold_batch_norm: bool: put batch normalisation into the convolutions before it.
+            path: See `Call arguments`.
+            fold_batch_norm: Bool, whether batch normalisation is folded into the convolutions
+                before it.
         """
         return plain_subnetwork(self, self.resolve_path(path), fold_batch_norm)
 
-    def export(self, filepath, format="tf_saved_model", verbose=None, **options):
-        """Writes the network for use without this package.
+    def export(
+        self, filepath: Any, format: str = "tf_saved_model", verbose: Any = None, **options: Any
+    ) -> Any:
+        """Exports the network for use without this package.
 
         Args:
-            filepath: of the file or folder.
-            format: "litert": one TFLite file in which the gate routes each image; see
-                `keras_dsnet.export.export_routed` for its options `routes`, `quantize`, `layout`,
-                `representative_data`, `input_shape`, `input_type`. Any other: what
-                `keras.Model.export` makes of the dynamic network.
-            verbose: bool: print what is done; None: yes.
-            **options: of the format.
+            filepath: Path of the file or folder.
+            format: "litert" writes one TFLite file in which the gate routes each image; see
+                `keras_dsnet.export.export_routed` for its options. Any other format of
+                `keras.Model.export` holds the dynamic network.
+            verbose: Bool, whether progress is printed. Defaults to True.
+            **options: Options of the format.
 
         Returns:
-            For "litert" what the file holds: see `export_routed`.
+            For "litert" a description of the file; see `export_routed`.
 
         Raises:
-            ValueError: on options that do not fit, or a format that cannot hold a network that
-                chooses; `subnetwork(path)` gives a plain model, which every format can hold.
-            ImportError: where the format needs a package that is not installed.
+            ValueError: If the options do not fit, or the format cannot hold a network that chooses
+                its path. `subnetwork(path)` returns a plain model for such formats.
+            ImportError: If a package that the format needs is not installed.
         """
         if format == "litert":
             from keras_dsnet.export import export_routed
 
             return export_routed(self, filepath, verbose=verbose is not False, **options)
-        return keras_export(self, filepath, format, verbose, **options)
+        return serialization.keras_export(self, filepath, format, verbose, **options)
 
-    def save_own_variables(self, store):
-        store["routes"] = np.array(self.routes, "int32")
-        store["gates_trained"] = np.array(self.gates_trained)
-        # So that a file of weights says what network it is for. What is frozen is not of weights.
-        config = {**self.get_config(), "trainable": True, "frozen_layers": ()}
-        store["config"] = np.frombuffer(json.dumps(config).encode(), "uint8")
+    def save_own_variables(self, store: Any) -> None:
+        serialization.save_facts(self, store)
 
-    def load_own_variables(self, store):
-        config = json.loads(bytes(np.array(store["config"]))) if "config" in store else {}
-        routes = [int(width) for width in store["routes"]]
-        trained = bool(np.array(store["gates_trained"]))
-        self._take_facts({**config, "routes": routes, "gates_trained": trained})
+    def load_own_variables(self, store: Any) -> None:
+        serialization.load_facts(self, store)
 
-    def load_weights(self, filepath, skip_mismatch=False, **kwargs):
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         if str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith(".weights.h5"):
-            # A whole model in Keras's older format has its facts in its config only.
-            with h5py.File(filepath) as file:
-                self._take_facts(json.loads(file.attrs.get("model_config", "{}")).get("config", {}))
+            serialization.load_facts_of_h5_model(self, filepath)
 
-    def _take_facts(self, config):
-        """Takes what the config of a file says of its weights.
-
-        A gate that was trained for other classes is a new one here.
-        """
-        other_classes = config.get("classes", self.classes) != self.classes
-        if other_classes and self.include_top:
-            self.reset_gates()
-        elif "routes" in config:
-            try:
-                self.replace_routes(config["routes"])
-            except ValueError as error:
-                raise ValueError(
-                    f"The weights are of a network with more widths than the {self.num_widths} of "
-                    f"this one: {error}"
-                ) from error
-            self.gates_trained = config["gates_trained"]
-        if config.get("class_names") is not None and not other_classes:
-            self.class_names = config["class_names"]
-        if config.get("normalization") is not None:
-            self.normalization = config["normalization"]
-
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             "spec": spec_config(self.spec),
             "input_shape": self._image_shape,
@@ -488,57 +472,23 @@ class DynamicSlimmableNetwork(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "DynamicSlimmableNetwork":
         config = dict(config)
-        # Files of before have none: a network that was frozen was so as a whole.
+        # Older files have no such entry: a frozen network was frozen as a whole.
         frozen_layers = config.pop("frozen_layers", None)
         network = cls(**{**config, "spec": spec_from_config(config["spec"])})
         network._freeze(network.trainable, frozen_layers)
         return network
 
+    def _freeze(self, trainable, frozen_layers=None):
+        """Sets which layers train: all or none, or all except `frozen_layers`, a list of names."""
+        self.trainable = trainable
+        # Keras passes `trainable` on only when it changes, so every layer is set here.
+        for layer in self.supernet_layers:
+            layer.trainable = (
+                trainable if frozen_layers is None else layer.name not in frozen_layers
+            )
+
 
 # Keras's older `.h5` files name the class of a whole model without its package.
 keras.saving.get_custom_objects()["DynamicSlimmableNetwork"] = DynamicSlimmableNetwork
-
-
-_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
-
-
-def keras_export(network, filepath, format, verbose=None, **options):
-    """Writes what `keras.Model.export` makes of a network, its gates included.
-
-    Args:
-        network: a `DynamicSlimmableNetwork`.
-        filepath: of the file or folder.
-        format: "tf_saved_model", "onnx", "openvino" or "torch".
-        verbose: bool; None: Keras's default.
-        **options: of the format.
-
-    Raises:
-        ValueError: on another format, or one that cannot hold a network that chooses its path.
-        ImportError: where the format needs a package that is not installed.
-        OSError: the file cannot be written.
-    """
-    if format not in _FORMATS:
-        raise ValueError(
-            f"`format` must be 'litert' or one of {', '.join(map(repr, _FORMATS))}. "
-            f"Received: format={format!r}"
-        )
-    # Keras knows it only of a model that was called.
-    images = keras.InputSpec(dtype="float32", shape=network.input_shape)
-    options.setdefault("input_signature", [images])
-    try:
-        keras.Model.export(network, str(filepath), format=format, verbose=verbose, **options)
-    except OSError:
-        raise
-    except ImportError as error:
-        raise ImportError(
-            f"format={format!r} needs a package that is not installed: {error}"
-        ) from error
-    except Exception as error:
-        line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(
-            f"Keras cannot export this network to format={format!r}: {line.rstrip('.')}. Where "
-            "a format cannot hold a network that chooses its path, export one path: "
-            "`model.subnetwork(path).export(...)`"
-        ) from error

@@ -1,21 +1,22 @@
-"""The spec and the block of DS-EfficientNet."""
+"""The spec of DS-EfficientNet."""
 
 import dataclasses
 from typing import Any, ClassVar
 
 from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
+from keras_dsnet.models.topology import Step, StepBuilder
 
 _LAST_RATIO = 1.7
 
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetStage(NetworkStage):
-    """Inverted residual blocks of one width; the other arguments are those of `NetworkStage`.
+    """Inverted residual blocks of one width. The other arguments are those of `NetworkStage`.
 
     Args:
-        kernel_size: int, of the depthwise convolutions.
-        expansion: int: channels inside of a block for each of its input.
-        gated: bool, whether the first block holds the slimming gate.
+        kernel_size: Int, height and width of the depthwise kernels.
+        expansion: Int, ratio of the channels inside a block to the channels of its input.
+        gated: Bool, whether the first block holds the slimming gate.
     """
 
     kernel_size: int = 3
@@ -26,17 +27,26 @@ class EfficientNetStage(NetworkStage):
 @register_family
 @dataclasses.dataclass(frozen=True)
 class EfficientNetSpec(NetworkSpec):
-    """All that makes one DS-EfficientNet different from another.
+    """The description of a DS-EfficientNet.
 
-    The defaults are DS-EfficientNet-B0 (appendix B of the paper): rho = 0.5 in stem and first 8
-    blocks, and in the other 8 blocks 20 widths, rho from 0.75 to 1.7 in steps of 0.05. As the
-    paper's appendix A asks, a layer's channels are multiples of 8 at one interval: the multiples
-    nearest to the ratios' 5.6, 9.6 and 16 channels, from the slimmest's 84, 144 and 240 up.
+    The defaults are DS-EfficientNet-B0 (appendix B of the paper). The stem and the first 8 blocks
+    have rho = 0.5. The other 8 blocks have 20 widths, with rho from 0.75 to 1.7 in steps of 0.05.
+    The channels of a layer are multiples of 8 at a constant interval, as appendix A requires. In
+    the last three stages a step of rho is 5.6, 9.6 and 16 channels and the slimmest width has 84,
+    144 and 240 channels. The interval and the first option are the multiples nearest to these.
 
-    The other arguments are those of `NetworkSpec`; `stages` are `EfficientNetStage`.
+    The other arguments are those of `NetworkSpec`, and `stages` holds `EfficientNetStage`.
 
     Args:
-        top: int, channels of the last convolution, which every path ends with.
+        top: Int, channels of the last convolution, which all paths share.
+
+    Example:
+
+    ```python
+    from keras_dsnet.models import EfficientNetSpec
+
+    assert EfficientNetSpec().num_widths == 20
+    ```
     """
 
     stem: tuple = (16,)
@@ -56,12 +66,12 @@ class EfficientNetSpec(NetworkSpec):
     channel_multiple: ClassVar[int] = 4
 
     @property
-    def ratios(self):
-        """The slimming ratio rho of every width, by the last stage: its interval is exact."""
+    def ratios(self) -> tuple[float, ...]:
+        """The slimming ratio rho of every width, from the last stage, whose interval is exact."""
         channels = self.stages[-1].channels
         return tuple(_LAST_RATIO * count / channels[-1] for count in channels)
 
-    def features(self, build, input_channels):
+    def features(self, build: StepBuilder, input_channels: int) -> tuple[list[Step], tuple]:
         channels = self.stem
         steps = [
             build.conv("stem_conv", (input_channels,), channels, 3, self.stem_strides),
@@ -79,10 +89,11 @@ class EfficientNetSpec(NetworkSpec):
         return steps, top
 
     def _block(self, build, name, inputs, stage, first):
-        """Expansion, depthwise, gate, projection; the gate's attention is squeeze-and-excitation.
+        """Makes the expansion, depthwise convolution, gate and projection of a block.
 
-        The slimming gate is that of the first block behind the front: it chooses the channels of
-        the block's projection and of all that follows.
+        The attention of the gate is squeeze-and-excitation. The slimming gate is in the first block
+        of the gated stage. It chooses the channels of that block's projection and of all layers
+        after it.
         """
         strides = stage.strides if first else 1
         has_shortcut = strides == 1 and inputs == stage.channels
@@ -93,18 +104,18 @@ class EfficientNetSpec(NetworkSpec):
                 build.conv(f"{name}_expand", inputs, inside),
                 build.batch_norm(f"{name}_expand_norm", inside, self.activation),
             ]
-        # As in EfficientNet, the hidden units are counted by the block's input.
+        # As in EfficientNet, the hidden units depend on the input channels of the block.
         hidden_units = max(1, round(self.attention_ratio * inputs[-1]))
         steps += [
             build.depthwise(f"{name}_depthwise", inside, stage.kernel_size, strides),
             build.batch_norm(f"{name}_depthwise_norm", inside, self.activation),
             build.gate(f"{name}_gate", inside, first and stage.gated, hidden_units),
             build.conv(f"{name}_project", inside, stage.channels),
-            # A block starts as its shortcut (appendix A of the paper).
+            # At initialization a block equals its shortcut (appendix A of the paper).
             build.batch_norm(f"{name}_project_norm", stage.channels, zero_gamma=has_shortcut),
         ]
         return [build.residual(steps)] if has_shortcut else steps
 
-    def scaled(self, alpha=1.0, **arguments):
-        spec = super().scaled(alpha, **arguments)
+    def scaled(self, alpha: float = 1.0, *args: Any, **kwargs: Any) -> "EfficientNetSpec":
+        spec: Any = super().scaled(alpha, *args, **kwargs)
         return dataclasses.replace(spec, top=self._scaled((self.top,), alpha)[0])

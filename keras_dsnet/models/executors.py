@@ -1,4 +1,7 @@
-"""The executors that compute a network: sliced along one path, or masked for stage II."""
+"""The executors that compute a network, sliced along one path or masked for stage II."""
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -9,55 +12,30 @@ from keras_dsnet.models.path import Path
 from keras_dsnet.models.topology import Executor
 
 
-def activate(name, x, training=False):
-    """Applies the activation of a "norm" step.
-
-    Args:
-        name: of a Keras activation, or None.
-        x: a tensor.
-        training: bool: whether a gradient will be asked for; changes speed alone.
-    """
-    if name is None:
-        return x
-    if training and name in ("swish", "silu"):
-        return _swish(x)
-    return keras.activations.get(name)(x)
-
-
-@tf.custom_gradient
-def _swish(x):
-    """Swish that keeps its derivative for the gradient instead of `x`: as much memory, less work.
-
-    The derivative is `s(x) + x * s(x) * (1 - s(x))` with the sigmoid `s`.
-    """
-    gate = tf.sigmoid(x)
-    derivative = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
-    return x * gate, lambda gradient: gradient * derivative
-
-
 class SlicedExecutor(Executor):
     """Runs steps with the first channels of every layer (Eq. 2 of the paper).
 
-    With Python ints as widths every shape is static: a sub-network. With int32 scalar tensors one
-    trace serves every width.
+    With Python ints as widths all shapes are static, as in a sub-network. With int32 scalar tensors
+    one trace serves every width.
 
     Args:
-        path: a `Path`; its entries are Python ints or int32 scalar tensors.
-        training: bool.
-        momentum: momentum of the batch-norm statistics for this run; None: each layer's own.
-        repeats: int: how many sub-networks this run stands for. Their equal updates of the same
-            batch-norm statistics are made in one: momentum to this power.
+        path: A `Path`, whose entries are Python ints or int32 scalar tensors.
+        training: Bool.
+        momentum: Float or scalar tensor, momentum of the batch-norm statistics in this run.
+            Defaults to the momentum of each layer.
+        repeats: Int, number of sub-networks that this run stands for. Their equal updates of the
+            same batch-norm statistics become one update, with the momentum to this power.
 
     Attributes:
-        scores: the slimming heads' outputs, in order, filled while running.
+        scores: List of the outputs of the slimming heads, in order, filled by `run`.
     """
 
-    def __init__(self, path, training=False, momentum=None, repeats=1):
+    def __init__(self, path: Path, training: bool = False, momentum: Any = None, repeats: int = 1):
         self.path = path
         self.training = training
         self.momentum = momentum
         self.repeats = repeats
-        self.scores = []
+        self.scores: list = []
 
     def conv(self, step, x):
         return step.layer(x, width=self.path.widths[step.section])
@@ -97,7 +75,7 @@ class SlicedExecutor(Executor):
         return activate(step.activation, x + shortcut, self.training)
 
     def pool(self, step, x):
-        # Unlike TensorFlow's own mean this one sums float16 in float32, where it cannot overflow.
+        # Keras sums float16 in float32, where the sum cannot overflow; `tf.reduce_mean` does not.
         return keras.ops.mean(x, (1, 2))
 
     def global_max_pool(self, step, x):
@@ -110,41 +88,43 @@ class SlicedExecutor(Executor):
 class MaskedExecutor(SlicedExecutor):
     """Runs the widest route and masks the channels that an image's choice leaves out.
 
-    The choice stays differentiable: the mask of an image is its straight-through one-hot choice
-    times a table of zeros and ones, and it multiplies the outputs of convolutions, of norms and the
-    logits of attention heads; the batch-norm statistics are the choice times those of the routes.
-    The outputs are those of the sliced path, and the gradient of the choice that of the authors'
-    code.
+    The choice stays differentiable, as stage II needs. The mask of an image is its straight-through
+    one-hot choice times a table of zeros and ones. It multiplies the outputs of convolutions and
+    norms and the logits of attention heads. The batch-norm statistics are the choice times the
+    statistics of the routes. The outputs equal those of the sliced path, and the gradient of the
+    choice equals that of the authors' code.
 
-    They released no network with group norm. Its groups do not see one another, so that one mask
-    behind norm, sum and activation is enough; its gradient then is what the channels left out would
-    change, where a mask before a ReLU would have none.
+    The authors released no network with group norm. Group norm does not mix groups, so one mask
+    after norm, sum and activation is enough. The gradient of the choice then shows what the masked
+    channels would change, whereas a mask before a ReLU would give no gradient.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        routes: tuple of candidate widths, ascending.
-        choose: function of (gate layer, scores, index of the gate) that gives one-hot choices
-            `[batch, len(routes)]`.
+        network: A `DynamicSlimmableNetwork`.
+        routes: Tuple of ints, candidate widths in ascending order.
+        choose: Function of a gate layer, its scores and the index of the gate. It returns one-hot
+            choices `[batch, len(routes)]`.
 
     Attributes:
-        choices: the one-hot choices, in the order of the gates, filled while running.
+        choices: List of the one-hot choices, in the order of the gates, filled by `run`.
     """
 
-    def __init__(self, network, routes, choose):
+    def __init__(
+        self, network: Any, routes: tuple[int, ...], choose: Callable[[Any, Any, int], tf.Tensor]
+    ):
         widest = (routes[-1],) * network.num_gates
         super().__init__(Path((0, *widest), (0, *widest)))
         self.routes = routes
         self.choose = choose
-        self.choices = []
+        self.choices: list = []
         self._has_batch_norm = any(
             isinstance(layer, SwitchableBatchNormalization) for layer in network.supernet_layers
         )
-        # Layers whose outputs are masked by a step behind them.
-        self._unmasked = set()
+        # Layers whose outputs a later step masks.
+        self._unmasked: set = set()
 
     def run(self, steps, x):
-        for step, behind in zip(steps, steps[1:]):
-            if behind.kind == "norm" and not behind.is_batch_norm:
+        for step, after in zip(steps, steps[1:]):
+            if after.kind == "norm" and not after.is_batch_norm:
                 self._unmasked.add(step.layer)
         return super().run(steps, x)
 
@@ -173,7 +153,7 @@ class MaskedExecutor(SlicedExecutor):
         x = self._normalize(step, x)
         mask = self._mask(step, step.layer.channels, x.dtype)
         x = activate(step.activation, x * mask, training=True)
-        # An activation that is not zero at zero would fill the masked channels again.
+        # An activation that is not zero at zero makes the masked channels nonzero again.
         return x if _keeps_zero(step.activation) else x * tf.stop_gradient(mask)
 
     def add(self, step, x, shortcut):
@@ -201,7 +181,7 @@ class MaskedExecutor(SlicedExecutor):
         return tf.cast(choice @ self._table(options), dtype)[:, None, None, :]
 
     def _table(self, options):
-        """Returns which channels each route has: zeros and ones `[routes, channels]`."""
+        """Returns the channels of each route as ones and zeros `[routes, channels]`."""
         counts = [option_at(options, width) for width in self.routes]
         return tf.sequence_mask(counts, counts[-1], dtype=tf.float32)
 
@@ -222,7 +202,35 @@ class MaskedExecutor(SlicedExecutor):
 
 
 def _keeps_zero(activation):
+    """Whether an activation maps zero to zero."""
     if activation is None:
         return True
     with tf.init_scope():
         return float(keras.activations.get(activation)(tf.zeros(()))) == 0.0
+
+
+def activate(name: str | None, x: Any, training: bool = False) -> Any:
+    """Applies the activation of a "norm" or "residual" step.
+
+    Args:
+        name: Name of a Keras activation, or None for no activation.
+        x: Tensor.
+        training: Bool, whether a gradient will be computed. It changes only the speed.
+    """
+    if name is None:
+        return x
+    if training and name in ("swish", "silu"):
+        return _swish(x)
+    return keras.activations.get(name)(x)
+
+
+@tf.custom_gradient
+def _swish(x):
+    """Swish that keeps its derivative for the gradient instead of `x`.
+
+    This takes as much memory and less work. The derivative is `s(x) + x * s(x) * (1 - s(x))` with
+    the sigmoid `s`.
+    """
+    gate = tf.sigmoid(x)
+    derivative = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
+    return x * gate, lambda gradient: gradient * derivative

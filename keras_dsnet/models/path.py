@@ -1,8 +1,9 @@
-"""Paths through a network, with the routes that restrict them."""
+"""Paths through a network."""
 
 import operator
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,36 +15,48 @@ class Path(NamedTuple):
     """The widths of one sub-network, section by section.
 
     Args:
-        widths: index into the channel options per section: the front's first, then one per gate.
-        statistics: row of batch-norm statistics per section.
+        widths: Tuple of widths. The first one is that of the trunk, and one per gate follows.
+        statistics: Tuple with the row of batch-norm statistics of each section.
+
+    Example:
+
+    ```python
+    from keras_dsnet.models import Path
+
+    assert Path(widths=(0, 2, 3), statistics=(0, 2, 3)).gates == (2, 3)
+    ```
     """
 
     widths: tuple
     statistics: tuple
 
     @property
-    def gates(self):
+    def gates(self) -> tuple:
         """One width per slimming gate."""
         return self.widths[1:]
 
 
-def resolve_path(path, num_gates, num_widths, wide_front=False):
-    """Turns what a user may pass as `path` into a `Path`.
+# Types that users may pass as `path`.
+PathLike = int | str | Sequence[int] | np.ndarray | Path
+
+
+def resolve_path(path: PathLike, num_gates: int, num_widths: int, wide_front: bool = False) -> Path:
+    """Converts the `path` argument of a user to a `Path`.
 
     Args:
-        path: int (that width at every gate), a tuple, array or tensor with one int per gate, as
-            `route` gives one for each image, "slimmest", "widest", or, with a wide front,
-            "largest": the widest path behind a front at its most channels, with statistics of its
-            own.
-        num_gates: int.
-        num_widths: int, the widths of each gate.
-        wide_front: bool: whether the network has a path "largest".
+        path: Int (this width at every gate), a tuple, array or tensor with one int per gate, such
+            as a row of what `route` returns, "slimmest", "widest" or, with a wide front, "largest".
+            "largest" is the widest path after a trunk with its maximum channels, and has separate
+            batch-norm statistics.
+        num_gates: Int, number of slimming gates.
+        num_widths: Int, number of widths of each gate.
+        wide_front: Bool, whether the network has a path "largest".
 
     Returns:
         A `Path` of Python ints.
 
     Raises:
-        ValueError: on anything else.
+        ValueError: If the network does not have this path.
     """
     last = num_widths - 1
     given = _plain(path)
@@ -65,18 +78,22 @@ def resolve_path(path, num_gates, num_widths, wide_front=False):
 
 
 def _plain(value):
-    """Returns an array or a tensor as Python numbers, and so the entries of a tuple."""
+    """Converts arrays and tensors, also those inside a tuple, to Python numbers."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain, value))
     value = value.numpy() if hasattr(value, "numpy") else value
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def check_routes(routes, num_widths):
+def check_routes(routes: Iterable[int], num_widths: int) -> tuple[int, ...]:
     """Returns `routes` as a tuple of candidate widths.
 
+    Args:
+        routes: Iterable of ints.
+        num_widths: Int, number of widths of each gate.
+
     Raises:
-        ValueError: unless they ascend and are widths of the network.
+        ValueError: If the routes are not in ascending order, or are not widths of the network.
     """
     try:
         checked = tuple(operator.index(width) for width in routes)
@@ -95,42 +112,33 @@ _PACKAGES = ("keras", "keras_dsnet", "tensorflow")
 
 
 class RoutingSpace:
-    """The candidate widths of every gate, and whether the gates were trained to choose.
+    """The paths that the gates can choose, and whether they were trained to choose.
 
     Args:
-        num_widths: int, the widths of each gate.
-        routes: tuple of ints, ascending; None: all widths.
+        num_widths: Int, number of widths of each gate.
+        routes: Tuple of ints, candidate widths in ascending order. Defaults to all widths.
     """
 
-    def __init__(self, num_widths, routes=None):
+    def __init__(self, num_widths: int, routes: Iterable[int] | None = None):
         self._num_widths = num_widths
-        self._gates_trained = False
+        self.gates_trained = False
         self._warned = self._warned_of_routes = False
         self.routes = range(num_widths) if routes is None else routes
 
     @property
-    def routes(self):
-        """The candidate widths: a tuple of ints, ascending; settable."""
+    def routes(self) -> tuple[int, ...]:
+        """The candidate widths, a tuple of ints in ascending order. Settable."""
         return self._routes
 
     @routes.setter
     def routes(self, routes):
         self._routes = check_routes(routes, self._num_widths)
 
-    @property
-    def gates_trained(self):
-        """Whether the slimming heads were trained; settable, for the routes of that time."""
-        return self._gates_trained
-
-    @gates_trained.setter
-    def gates_trained(self, trained):
-        self._gates_trained = trained
-
-    def change_routes(self, routes):
-        """Sets the routes; under trained gates a warning says once what that means."""
+    def change_routes(self, routes: Iterable[int]) -> None:
+        """Sets the routes. If the gates are trained, warns once about what the change means."""
         before = self._routes
         self.routes = routes
-        if self._gates_trained and self._routes != before and not self._warned_of_routes:
+        if self.gates_trained and self._routes != before and not self._warned_of_routes:
             self._warned_of_routes = True
             new = [width for width in self._routes if width not in before]
             scores = (
@@ -145,12 +153,12 @@ class RoutingSpace:
                 stacklevel=_level_of_caller(),
             )
 
-    def candidates(self):
-        """Returns the routes to choose from: of untrained gates, with a warning, the widest."""
-        if self._gates_trained:
+    def candidates(self) -> tuple[int, ...]:
+        """Returns the routes to choose from: only the widest, with a warning, if untrained."""
+        if self.gates_trained:
             return self.routes
-        # Keras also calls a network to learn its shapes, when a file is loaded say, whose gates
-        # are known to be trained only afterwards.
+        # Keras also calls a network symbolically to infer its shapes, for example before it loads
+        # a file that holds trained gates.
         if not self._warned and not in_symbolic_scope():
             self._warned = True
             warnings.warn(
@@ -163,7 +171,7 @@ class RoutingSpace:
 
 
 def _level_of_caller():
-    """Returns the `stacklevel` at which a warning names the user's line, not one of Keras's."""
+    """Returns the `stacklevel` at which a warning shows the line of the user's code."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
         level, frame = level + 1, frame.f_back

@@ -1,7 +1,8 @@
-"""The names of classes, and predictions that are given in them."""
+"""Predictions in the names of their classes."""
 
 import operator
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,16 +12,16 @@ _IMAGENET_CLASSES = 1000
 _ROUNDING = 1e-3
 
 
-def check_class_names(names, classes):
+def check_class_names(names: Sequence[Any] | None, classes: int) -> tuple[str, ...] | None:
     """Returns `names` as a tuple of str.
 
     Args:
-        names: sequence of str or numbers, one per class in the order of the class indices, or None.
-        classes: int.
+        names: Sequence of str or numbers, one per class in the order of the class indices, or None.
+        classes: Int.
 
     Raises:
-        ValueError: there is not one name per class, `names` has no order, or a name is empty or
-            has a line break, which a file of labels could not hold.
+        ValueError: If the number of names is not `classes`, `names` has no order, or a name is
+            empty or contains a line break, which a file of labels cannot hold.
     """
     if names is None:
         return None
@@ -57,36 +58,48 @@ def _as_name(name):
     raise TypeError(name)
 
 
-def decode_predictions(probabilities, top=5, class_names=None):
+def decode_predictions(
+    probabilities: Any, top: int = 5, class_names: Sequence[str] | None = None
+) -> list[list[tuple]]:
     """Names the most probable classes of each image.
 
-    ImageNet's names are Keras's, which downloads them on first use.
+    The names of ImageNet are those of Keras, which downloads them on first use.
 
     Args:
-        probabilities: array or tensor `[batch, classes]`, what the network returns with its
-            softmax.
-        top: int: how many classes to name for each image; all where there are fewer.
-        class_names: sequence of str: the name of each class, by its index, such as
-            `network.class_names`. None: `probabilities` are of ImageNet's 1000 classes.
+        probabilities: Array or tensor `[batch, classes]`, the output of a network with softmax.
+        top: Int, number of classes to name per image. All classes if there are fewer.
+        class_names: Sequence of str, the name of each class by its index, such as
+            `network.class_names`. Defaults to the names of ImageNet's 1000 classes.
 
     Returns:
-        For each image a list of `(id, name, probability)`, most probable first. The id is the index
-        of the class as str, for ImageNet's own names the WordNet id.
+        For each image a list of `(id, name, probability)`, most probable first. The id is the class
+        index as a str, or the WordNet id for the names of ImageNet.
 
     Raises:
-        ValueError: `class_names` are missing or of another number of classes, or `probabilities`
-            are not `[batch, classes]` in 0..1, as logits are not.
+        ValueError: If `class_names` are missing or have another number of classes, or if
+            `probabilities` are not `[batch, classes]` in 0..1, as logits are not.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.models.predictions import decode_predictions
+
+    probabilities = np.array([[0.2, 0.8]], "float32")
+    ((best,),) = decode_predictions(probabilities, top=1, class_names=("cat", "dog"))
+    assert best[:2] == ("1", "dog")
+    ```
     """
     probabilities = _checked(probabilities)
     classes = probabilities.shape[1]
     top = _checked_top(top)
     if class_names is not None:
-        names = check_class_names(class_names, classes)
+        names: Any = check_class_names(class_names, classes)
     elif classes == _IMAGENET_CLASSES:
         return keras.applications.mobilenet.decode_predictions(probabilities, top=min(top, classes))
     else:
         raise ValueError(
-            f"`class_names` are needed for other classes than ImageNet's {_IMAGENET_CLASSES}: pass "
+            f"`class_names` are needed for classes other than ImageNet's {_IMAGENET_CLASSES}: pass "
             "the names in the order of the class indices, such as `network.class_names`. "
             f"Received: class_names=None for {classes} classes"
         )
@@ -95,6 +108,21 @@ def decode_predictions(probabilities, top=5, class_names=None):
         [(str(index), names[index], float(row[index])) for index in indices]
         for row, indices in zip(probabilities, best)
     ]
+
+
+def check_number_of_classes(probabilities: Any, classes: int) -> None:
+    """Raises a ValueError if predictions are of another number of classes than the network's.
+
+    Args:
+        probabilities: `[batch, classes]`.
+        classes: Int, the classes of the network.
+    """
+    shape = np.shape(probabilities)
+    if len(shape) == 2 and shape[1] != classes:
+        raise ValueError(
+            f"`probabilities` must be of the network's {classes} classes. "
+            f"Received: probabilities of shape {tuple(shape)}"
+        )
 
 
 def _checked(probabilities):
@@ -110,7 +138,7 @@ def _checked(probabilities):
             "`probabilities` must be [batch, classes]. "
             f"Received: probabilities of shape {array.shape}"
         )
-    # bfloat16 is not one of NumPy's own kinds.
+    # NumPy does not count bfloat16 among its float kinds.
     if array.dtype.kind not in "f" and array.dtype.name != "bfloat16":
         raise ValueError(
             "`probabilities` must be floats; dequantise int8 outputs first. "

@@ -1,6 +1,7 @@
-"""How images are normalised before a network sees them."""
+"""Normalization of images before a network."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,22 +17,27 @@ _RGB = "Images must be RGB, [..., height, width, 3]; convert grey or RGBA images
 class Normalization:
     """Normalises RGB pixels channel by channel: `(pixel / 255 - mean) / std`.
 
-    A network carries the normalisation that its weights were trained with, and saves it, so that
-    exported files and their metadata agree with it.
+    A network holds and saves the normalization that its weights were trained with, so that exported
+    files and their metadata agree with it.
 
     Args:
-        mean: three floats, the mean of each channel on the scale 0 to 1.
-        std: three positive floats, the standard deviation of each channel on the same scale.
+        mean: Tuple of three floats, the mean of each channel on the scale 0 to 1.
+        std: Tuple of three positive floats, the standard deviation of each channel on the same
+            scale.
 
     Raises:
-        ValueError: `mean` or `std` is not three finite numbers, a `std` is not positive, or a
-            number is of another scale, such as that of pixels from 0 to 255.
+        ValueError: If `mean` or `std` is not three finite numbers, a `std` is not positive, or a
+            number is on another scale, such as that of pixels from 0 to 255.
 
     Example:
 
-    >>> half = Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    >>> half(np.full((1, 2, 2, 3), 255, "uint8")).max()
-    np.float32(1.0)
+    ```python
+    import numpy as np
+    from keras_dsnet.models import Normalization
+
+    half = Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert half(np.full((1, 2, 2, 3), 255, "uint8")).max() == 1.0
+    ```
     """
 
     mean: tuple = IMAGENET_MEAN
@@ -48,27 +54,27 @@ class Normalization:
                 f"Received: mean={self.mean}, std={self.std}"
             )
 
-    def __call__(self, images):
+    def __call__(self, images: Any) -> Any:
         """Normalises images.
 
         Args:
-            images: array, tensor, `keras.KerasTensor`, PIL image, or a list of arrays or of PIL
-                images of one size: `[..., height, width, 3]`, integers or floats, 0 to 255.
+            images: Array, tensor, `keras.KerasTensor`, PIL image, or a list of arrays or of PIL
+                images of one size: `[..., height, width, 3]`, integers or floats from 0 to 255.
 
         Returns:
-            float32 of the same shape: a `keras.KerasTensor` or a tensor where `images` is one, else
-            an array.
+            float32 of the same shape. It is a `keras.KerasTensor` or a tensor if `images` is one,
+            and otherwise an array.
 
         Raises:
-            ValueError: the images are not RGB, not numbers, integers outside of 0 to 255, not
-                finite, or of different sizes.
+            ValueError: If the images are not RGB, not numbers, not finite, integers outside 0 to
+                255, or of different sizes.
         """
         images = _as_array(images)
         _check_pixels(images)
         mean = 255 * np.array(self.mean, "float32")
         std = 255 * np.array(self.std, "float32")
         if isinstance(images, keras.KerasTensor):
-            # Keras takes the product of a tensor and an array for sparse, but not their quotient.
+            # Keras would mark the product of a tensor and an array as sparse, but not the quotient.
             return (keras.ops.cast(images, "float32") - mean) / (
                 255 * np.array(self.std, "float32")
             )
@@ -76,19 +82,19 @@ class Normalization:
             return (tf.cast(_with_known_channels(images), tf.float32) - mean) * (1 / std)
         return (images.astype("float32") - mean) * (1 / std)
 
-    def get_config(self):
-        """Returns the fields as plain lists, for JSON."""
+    def get_config(self) -> dict[str, list[float]]:
+        """Returns the fields as lists, for JSON."""
         return {"mean": list(self.mean), "std": list(self.std)}
 
 
-def as_normalization(value):
-    """Returns what a user may pass as `normalization` as a `Normalization`.
+def as_normalization(value: Any) -> Normalization:
+    """Converts the `normalization` argument of a user to a `Normalization`.
 
     Args:
-        value: a `Normalization`, what its `get_config` returns, or None: ImageNet's.
+        value: A `Normalization`, its config, or None for ImageNet's.
 
     Raises:
-        ValueError: on anything else.
+        ValueError: If the value is anything else.
     """
     if isinstance(value, Normalization):
         return value
@@ -103,24 +109,24 @@ def as_normalization(value):
 
 
 def _as_array(images):
-    """Returns tensors as they are, and anything else as an array."""
+    """Converts everything except tensors to an array."""
     if isinstance(images, (keras.Variable, tf.Variable)):
         return tf.convert_to_tensor(images)
     if isinstance(images, keras.KerasTensor) or tf.is_tensor(images):
         return images
     if isinstance(images, tf.data.Dataset):
         raise ValueError(
-            "A data set is normalised element by element: "
+            "Normalise a dataset element by element: "
             "`dataset.map(lambda image, label: (preprocess_input(image), label))`. "
             f"Received: {type(images).__name__}"
         )
     parts = images if isinstance(images, (list, tuple)) else ()
     if any(isinstance(part, keras.KerasTensor) for part in parts):
         raise ValueError(
-            "Stack symbolic images by `keras.ops.stack` first. Received: a list of KerasTensors"
+            "Stack symbolic images with `keras.ops.stack` first. Received: a list of KerasTensors"
         )
     try:
-        # Inside of a traced function a list of tensors cannot become an array.
+        # Inside a traced function a list of tensors cannot become an array.
         return tf.stack(parts) if any(map(tf.is_tensor, parts)) else np.asarray(images)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
         shapes = sorted({tuple(np.shape(part)) for part in parts}) if _all_arrays(parts) else ""
@@ -137,7 +143,7 @@ def _all_arrays(parts):
 def _check_pixels(images):
     if not is_dense(images):
         raise ValueError(
-            "Images must be dense and of one size: resize them, or convert them by `tf.sparse."
+            "Images must be dense and of one size: resize them, or convert them with `tf.sparse."
             f"to_dense`, first. Received: {_described(images)}"
         )
     dtype = _dtype_name(images)
@@ -156,7 +162,7 @@ def _check_pixels(images):
         _check_values(images.numpy())
 
 
-def is_dense(images):
+def is_dense(images: Any) -> bool:
     """Whether a tensor, symbolic or not, is neither sparse nor ragged."""
     if isinstance(images, (tf.RaggedTensor, tf.SparseTensor)):
         return False
@@ -164,7 +170,7 @@ def is_dense(images):
 
 
 def _allowed_channels(images):
-    """A tensor of a traced function may not know its channels; a check then runs with it."""
+    """Returns the channels that may be known. In a traced function they may be checked later."""
     return (3, None) if tf.is_tensor(images) else (3,)
 
 
@@ -183,7 +189,7 @@ def _check_values(array):
 
 
 def _with_known_channels(images):
-    """Checks, where the static shape does not say it, that a tensor has three channels."""
+    """Checks at run time that a tensor has three channels, if its static shape is unknown."""
     if images.shape.rank is not None and images.shape[-1] is not None:
         return images
     shape = tf.shape(images)

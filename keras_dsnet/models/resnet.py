@@ -1,21 +1,25 @@
-"""The spec and the block of DS-ResNet."""
+"""The spec of DS-ResNet."""
 
 import dataclasses
 from typing import Any, ClassVar
 
 from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
+from keras_dsnet.models.topology import Step, StepBuilder
 
 _EXPANSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetStage(NetworkStage):
-    """Bottleneck blocks of one width; `blocks` and `strides` are those of `NetworkStage`.
+    """Bottleneck blocks of one width.
 
     Args:
-        channels: tuple of ints, the channel options inside of the blocks; their outputs have four
-            times as many.
-        gated: bool, whether the stage has a slimming gate; without, `channels` has one option.
+        blocks: Int, number of blocks.
+        strides: Int, strides of the first block.
+        channels: Tuple of ints, channel options inside the blocks. The outputs of the blocks have
+            four times as many channels.
+        gated: Bool, whether the stage has a slimming gate. Without a gate `channels` has one
+            option.
     """
 
     gated: bool = True
@@ -24,14 +28,23 @@ class ResNetStage(NetworkStage):
 @register_family
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec(NetworkSpec):
-    """All that makes one DS-ResNet different from another.
+    """The description of a DS-ResNet.
 
-    The defaults are DS-ResNet-50 (Sec. 4 of the paper, "Architecture details"): four stages, a gate
-    in the first block of each, rho in {0.25, 0.5, 0.75, 1}. The other arguments are those of
-    `NetworkSpec`; `stages` are `ResNetStage`.
+    The defaults are DS-ResNet-50 (Sec. 4 of the paper, "Architecture details"): four stages with a
+    gate in the first block of each, and rho in {0.25, 0.5, 0.75, 1}. The other arguments are those
+    of `NetworkSpec`, and `stages` holds `ResNetStage`.
 
     Args:
-        pool_strides: int, of the max pool behind the stem; 1: there is none.
+        pool_strides: Int, strides of the max pool after the stem. 1 removes the pool.
+
+    Example:
+
+    ```python
+    from keras_dsnet.models import ResNetSpec
+
+    assert ResNetSpec().num_gates == 4
+    assert ResNetSpec().ratios == (0.25, 0.5, 0.75, 1.0)
+    ```
     """
 
     stem: tuple = (32,)
@@ -46,16 +59,16 @@ class ResNetSpec(NetworkSpec):
     pool_strides: int = 2
 
     stage_class: ClassVar[Any] = ResNetStage
-    # Groups of 4 channels are the least that normalise well.
+    # Groups of fewer than 4 channels do not normalise well.
     channel_multiple: ClassVar[int] = 4
     stride_fields: ClassVar[tuple] = ("stem_strides", "pool_strides")
 
     @property
-    def gated_channels(self):
-        """For every width the channels inside of the blocks, stage by stage."""
+    def gated_channels(self) -> tuple:
+        """The channels inside the blocks of every gated stage, for every width."""
         return tuple(zip(*(stage.channels for stage in self.stages if stage.gated)))
 
-    def features(self, build, input_channels):
+    def features(self, build: StepBuilder, input_channels: int) -> tuple[list[Step], tuple]:
         channels = self.stem
         steps = [
             build.conv("stem_conv", (input_channels,), channels, 7, self.stem_strides),
@@ -67,7 +80,7 @@ class ResNetSpec(NetworkSpec):
             for index in range(stage.blocks):
                 first = index == 0
                 name = f"stage_{number}_block_{index + 1}"
-                # A gate stands before its block: branch and shortcut have the width it chooses.
+                # The gate stands before its block: branch and shortcut have the width it chooses.
                 steps.append(build.gate(f"{name}_gate", channels, first and stage.gated))
                 steps.append(self._bottleneck(build, name, channels, stage, first))
                 channels = _expanded(stage.channels)
@@ -82,7 +95,7 @@ class ResNetSpec(NetworkSpec):
             build.conv(f"{name}_conv_2", channels, channels, 3, strides),
             build.group_norm(f"{name}_norm_2", channels, self.activation),
             build.conv(f"{name}_conv_3", channels, outputs),
-            # A block starts as its shortcut (appendix A of the paper).
+            # At initialization a block equals its shortcut (appendix A of the paper).
             build.group_norm(f"{name}_norm_3", outputs, zero_gamma=True),
         ]
         shortcut = []
@@ -93,7 +106,7 @@ class ResNetSpec(NetworkSpec):
             ]
         return build.residual(branch, shortcut, self.activation)
 
-    def check(self, received, unscaled):
+    def check(self, received: str, unscaled: NetworkSpec) -> None:
         super().check(received, unscaled)
         for stage in self.stages:
             if len({b - a for a, b in zip(stage.channels, stage.channels[1:])}) > 1:

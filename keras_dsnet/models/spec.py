@@ -1,33 +1,45 @@
-"""The spec of a network: the data that describes it, whatever its family."""
+"""The spec of a network: the data that describes it, in every family."""
 
 import dataclasses
 import math
 import numbers
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
 
-from keras_dsnet.models.arguments import activation_name, check_flag, positive_int
-from keras_dsnet.models.topology import StepBuilder, entry_steps, split_sections
+from keras_dsnet.models.arguments import activation_name, positive_int
+from keras_dsnet.models.topology import Step, StepBuilder, entry_steps, split_sections
+from keras_dsnet.utils.argument_checks import check_bool
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """All that makes one network different from another; the base of every family.
+    """The description of a network, and the base of every family.
 
-    A family is a subclass, a frozen dataclass under `@register_family`, that says by `features`
-    what its network is made of.
+    A family is a frozen dataclass that inherits from this class, carries `@register_family` and
+    makes the steps of its networks in `features`.
 
     Args:
-        stem: tuple of ints, channel options of the first convolution.
-        stem_strides: int.
-        stages: tuple of dataclasses with `strides`, `channels` (a tuple of ints, the channel
-            options) and `gated` (bool: whether a slimming gate chooses among them).
-        attention: "tanh" or "sigmoid", of the gates' attention heads.
-        attention_ratio: float: hidden units of a gate for each of its most channels.
-        activation: name of a Keras activation.
+        stem: Tuple of ints, channel options of the first convolution.
+        stem_strides: Int.
+        stages: Tuple of dataclasses with `strides`, `channels` (tuple of ints, the channel options)
+            and `gated` (bool, whether a slimming gate chooses among them).
+        attention: "tanh" or "sigmoid", activation of the attention heads of the gates.
+        attention_ratio: Float, ratio of a gate's hidden units to its maximum channel count.
+        activation: Name of a Keras activation.
         slimming_head: "one_hot" or "scalar".
-        share_encoder: bool: whether a gate's two heads share their first layer.
-        dropout: float: the rate before the classifier.
-        synchronized: bool: batch statistics over all replicas.
+        share_encoder: Bool, whether the two heads of a gate share their first layer.
+        dropout: Float, dropout rate before the classifier.
+        synchronized: Bool, whether batch statistics are computed over all replicas.
+
+    Example:
+
+    ```python
+    from keras_dsnet.models import ResNetSpec
+
+    spec = ResNetSpec().scaled(alpha=0.5, output_stride=16)
+    assert spec.num_gates == 4
+    assert spec.stages[0].channels == (8, 16, 24, 32)
+    ```
     """
 
     stem: tuple
@@ -41,39 +53,39 @@ class NetworkSpec:
     dropout: float = 0.0
     synchronized: bool = False
 
-    # The class of a stage.
+    # The class of every stage.
     stage_class: ClassVar[Any] = None
-    # Scaled channels are multiples of it.
+    # `scaled` rounds channels to multiples of this number.
     channel_multiple: ClassVar[int] = 8
-    # Fields that are strides before the stages', in order.
+    # The fields with strides before the stages, in order.
     stride_fields: ClassVar[tuple] = ("stem_strides",)
-    # Whether the layers before the gate have a second, wider option: the path "largest".
+    # Whether the layers before the gate have a second, wider option, used by the path "largest".
     wide_front: ClassVar[bool] = False
 
     @property
-    def num_gates(self):
-        """How many slimming gates there are."""
+    def num_gates(self) -> int:
+        """Number of slimming gates."""
         return sum(stage.gated for stage in self.stages)
 
     @property
-    def gated_channels(self):
+    def gated_channels(self) -> tuple:
         """The channel options that the first gate chooses from."""
         return self.stages[self._gated_index].channels
 
     @property
-    def num_widths(self):
-        """How many widths each gate can choose from."""
+    def num_widths(self) -> int:
+        """Number of widths that each gate can choose from."""
         return len(self.gated_channels)
 
     @property
-    def ratios(self):
+    def ratios(self) -> tuple[float, ...]:
         """The slimming ratio rho of every width, for display."""
         channels = self.stages[self._gated_index].channels
         return tuple(count / channels[-1] for count in channels)
 
     @property
-    def strides(self):
-        """All strides that a user may change, in the order of the network."""
+    def strides(self) -> tuple[int, ...]:
+        """All strides that may be changed, in the order of the network."""
         return (
             *(getattr(self, name) for name in self.stride_fields),
             *(stage.strides for stage in self.stages),
@@ -84,11 +96,11 @@ class NetworkSpec:
         return next(i for i, stage in enumerate(self.stages) if stage.gated)
 
     @classmethod
-    def from_dict(cls, config):
-        """Rebuilds a spec from `dataclasses.asdict` after a round trip through JSON.
+    def from_dict(cls, config: dict) -> "NetworkSpec":
+        """Rebuilds a spec from the output of `dataclasses.asdict`, also after a JSON round trip.
 
         Args:
-            config: dict.
+            config: Dict of the fields.
         """
         fields = {name: _tuples(value) for name, value in config.items()}
         stages = tuple(
@@ -97,35 +109,43 @@ class NetworkSpec:
         )
         return cls(**{**fields, "stages": stages})
 
-    def features(self, build, input_channels):
-        """Makes the network up to its last features; every family has its own.
+    def features(self, build: StepBuilder, input_channels: int) -> tuple[list[Step], tuple]:
+        """Makes the network up to its last features. Every family implements this method.
 
         Args:
-            build: a `StepBuilder`.
-            input_channels: int, channels of the image.
+            build: A `StepBuilder`.
+            input_channels: Int, number of channels of the image.
 
         Returns:
-            `(steps, channels)`: a list of `Step`, and the channel options of the last.
+            `(steps, channels)`: a list of `Step` and the channel options of its last step.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method `features`.")
 
-    def build(self, input_channels, classes, include_top, dtype=None, pooling=None):
+    def build(
+        self,
+        input_channels: int,
+        classes: int,
+        include_top: bool,
+        dtype: Any = None,
+        pooling: str | None = None,
+    ) -> tuple[Step, ...]:
         """Makes the layers of the network.
 
         Args:
-            input_channels: int, channels of the image.
-            classes: int.
-            include_top: bool: end with the classifier instead of the last features.
-            dtype: dtype policy of the layers.
-            pooling: "avg", "max" or None: without the classifier, how the last features are pooled.
+            input_channels: Int, number of channels of the image.
+            classes: Int, number of classes.
+            include_top: Bool, whether the network ends with the classifier.
+            dtype: Dtype policy of the layers.
+            pooling: "avg" or "max" to pool the last features of a network without the classifier.
+                Defaults to None, no pooling.
 
         Returns:
-            Tuple of `Step`: the topology.
+            Tuple of `Step`, the topology.
 
         Raises:
-            ValueError: the channel options of the stages do not fit together, `features` does not
-                give the gates that the stages say, or something else than a convolution stands
-                behind one.
+            ValueError: If the channel options of the stages do not fit together, `features` returns
+                another number of gates than there are gated stages, or a gate does not have a
+                convolution after it.
         """
         self.check_options()
         builder = StepBuilder(self, dtype)
@@ -142,10 +162,10 @@ class NetworkSpec:
             return (*steps, *builder.head(channels, classes))
         return (*steps, *([builder.global_pool(pooling)] if pooling else []))
 
-    def check_options(self):
-        """Raises a ValueError if a field has a type or a value that no network has."""
+    def check_options(self) -> None:
+        """Raises a ValueError if a field has a wrong type or value."""
         family = type(self).__name__
-        kind = self.stage_class or object
+        kind: Any = self.stage_class or object
         if not isinstance(self.stages, tuple):
             raise ValueError(
                 f"{family}: `stages` must be a tuple of stages. Received: stages={self.stages!r}"
@@ -159,7 +179,7 @@ class NetworkSpec:
             if hasattr(stage, "blocks"):
                 self._check_positive(f"{name}.blocks", stage.blocks)
             self._check_positive(f"{name}.strides", stage.strides)
-            check_flag(f"{name}.gated", stage.gated)
+            check_bool(f"{name}.gated", stage.gated)
         for name in self.stride_fields:
             self._check_positive(name, getattr(self, name))
         if not _is_number(self.attention_ratio) or not self.attention_ratio > 0:
@@ -186,8 +206,8 @@ class NetworkSpec:
                 f"Received: activation={self.activation!r}"
             )
         activation_name(self.activation, "activation")
-        check_flag("share_encoder", self.share_encoder)
-        check_flag("synchronized", self.synchronized)
+        check_bool("share_encoder", self.share_encoder)
+        check_bool("synchronized", self.synchronized)
         self._check_channels()
 
     def _check_positive(self, name, value):
@@ -213,24 +233,32 @@ class NetworkSpec:
             stage, widths = self.stages[index], self.num_widths
             if len(stage.channels) != widths and (stage.gated or len(stage.channels) > 1):
                 raise ValueError(
-                    f"{family}: from the first gated stage on all have as many channel options: "
-                    f"{widths} here. Received: stages[{index}].channels={stage.channels!r}"
+                    f"{family}: all stages from the first gated one on must have the same number "
+                    f"of channel options, {widths}, or a single one if they are not gated. "
+                    f"Received: stages[{index}].channels={stage.channels!r}"
                 )
 
-    def scaled(self, alpha=1.0, output_stride=32, front_alpha=None, strides=None):
-        """Returns a spec with all channels times `alpha` and fewer strides.
+    def scaled(
+        self,
+        alpha: float = 1.0,
+        output_stride: int = 32,
+        front_alpha: float | None = None,
+        strides: Sequence[int] | None = None,
+    ) -> "NetworkSpec":
+        """Returns a spec with all channels multiplied by `alpha` and with fewer strides.
 
         Args:
-            alpha: float; channels are rounded to multiples of `channel_multiple`.
-            output_stride: 32, 16 or 8: height of the image over height of the last features. The
-                earliest strides go first, so that small images keep their resolution where the
-                features are made.
-            front_alpha: float: the factor of the static front, whose features the gate judges an
-                image by; None: `alpha`.
-            strides: tuple of 1 and 2: all `strides` one by one, in place of `output_stride`.
+            alpha: Float, factor of all channels, which are rounded to multiples of
+                `channel_multiple`.
+            output_stride: 32, 16 or 8, the height of the image divided by the height of the last
+                features. The earliest strides are removed first, so that small images keep their
+                resolution in the early layers.
+            front_alpha: Float, factor of the static layers before the first gated stage, whose
+                features the gate sees. Defaults to `alpha`.
+            strides: Tuple of 1s and 2s, all `strides` in order, instead of `output_stride`.
 
         Raises:
-            ValueError: on another output stride, or an alpha that makes two widths equal.
+            ValueError: If `output_stride` is unsupported, or `alpha` makes two widths equal.
         """
         front_alpha = alpha if front_alpha is None else front_alpha
         for name, factor in (("alpha", alpha), ("front_alpha", front_alpha)):
@@ -248,18 +276,20 @@ class NetworkSpec:
         spec.check(f"alpha={alpha!r}", self)
         return spec
 
-    def with_strides(self, strides):
-        """Returns a spec with other `strides`, which change no variable of a network.
+    def with_strides(self, strides: Sequence[int]) -> "NetworkSpec":
+        """Returns a spec with other strides. Strides do not change the variables of a network.
 
         Args:
-            strides: sequence of ints, as `strides`.
+            strides: Sequence of ints in the order of the property `strides`.
         """
-        own, stage_strides = strides[: len(self.stride_fields)], strides[len(self.stride_fields) :]
+        count = len(self.stride_fields)
+        first_strides, stage_strides = strides[:count], strides[count:]
         stages = tuple(
             dataclasses.replace(stage, strides=stride)
             for stage, stride in zip(self.stages, stage_strides, strict=True)
         )
-        return dataclasses.replace(self, stages=stages, **dict(zip(self.stride_fields, own)))
+        fields: dict[str, Any] = dict(zip(self.stride_fields, first_strides))
+        return dataclasses.replace(self, stages=stages, **fields)
 
     def _scaled(self, options, alpha):
         if alpha == 1:
@@ -268,14 +298,14 @@ class NetworkSpec:
         return tuple(max(1, int(alpha * count / size + 0.5)) * size for count in options)
 
     def _new_strides(self, output_stride, strides):
-        own = self.strides
+        current = self.strides
         if strides is not None:
             strides = tuple(strides) if isinstance(strides, (list, tuple)) else (strides,)
             whole = [positive_int(stride) for stride in strides]
-            if len(strides) != len(own) or not set(whole) <= {1, 2} or output_stride != 32:
+            if len(strides) != len(current) or not set(whole) <= {1, 2} or output_stride != 32:
                 raise ValueError(
-                    f"`strides` must be {len(own)} numbers, each 1 or 2, in place of "
-                    f"{own} and without another `output_stride`. "
+                    f"`strides` must be {len(current)} numbers, each 1 or 2, in place of "
+                    f"{current} and without another `output_stride`. "
                     f"Received: strides={strides!r}, output_stride={output_stride!r}"
                 )
             return whole
@@ -283,16 +313,16 @@ class NetworkSpec:
             raise ValueError(
                 f"`output_stride` must be 8, 16 or 32. Received: output_stride={output_stride!r}"
             )
-        early = [index for index, stride in enumerate(own) if stride > 1]
+        early = [index for index, stride in enumerate(current) if stride > 1]
         dropped = early[: {32: 0, 16: 1, 8: 2}[output_stride]]
-        return [1 if index in dropped else stride for index, stride in enumerate(own)]
+        return [1 if index in dropped else stride for index, stride in enumerate(current)]
 
-    def check(self, received, unscaled):
+    def check(self, received: str, unscaled: "NetworkSpec") -> None:
         """Raises a ValueError if scaling made two widths of the gated stages equal.
 
         Args:
-            received: what the user asked for, for the message.
-            unscaled: the spec that was scaled.
+            received: Str, the user's argument, for the message.
+            unscaled: The spec before scaling.
         """
         for stage in self.stages[self._gated_index :]:
             if any(a >= b for a, b in zip(stage.channels, stage.channels[1:])):
@@ -301,12 +331,12 @@ class NetworkSpec:
                 raise ValueError(
                     "`alpha` makes two widths equal, since channels are multiples of "
                     f"{self.channel_multiple}; {self.channel_multiple / gap:g} is the least that "
-                    f"keeps all {self.num_widths}. Received: {received}"
+                    f"keeps all {self.num_widths} widths. Received: {received}"
                 )
 
 
 def _is_number(value):
-    """Whether a value is a finite real number, NumPy's included."""
+    """Whether a value is a finite real number of Python or NumPy."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -316,12 +346,14 @@ def _tuples(value):
 
 @dataclasses.dataclass(frozen=True)
 class NetworkStage:
-    """Blocks of one width; the base of every family's stage, which says in addition `gated`.
+    """Blocks of one width, the base of the stages of every family.
+
+    The stage of a family adds the field `gated`.
 
     Args:
-        blocks: int, how many.
-        strides: int, of the first block.
-        channels: tuple of ints, the channel options of every block's output.
+        blocks: Int, number of blocks.
+        strides: Int, strides of the first block.
+        channels: Tuple of ints, channel options of the output of every block.
     """
 
     blocks: int
@@ -329,70 +361,72 @@ class NetworkStage:
     channels: tuple
 
 
-FAMILIES = {}
+Spec = TypeVar("Spec", bound=NetworkSpec)
+
+FAMILIES: dict[str, type[NetworkSpec]] = {}
 
 
-def register_family(spec_class):
-    """Makes saved networks of a family loadable; a decorator of its `NetworkSpec`.
+def register_family(spec_class: type[Spec]) -> type[Spec]:
+    """Registers a family, so that its saved networks can be loaded. Used as a decorator.
 
     Args:
-        spec_class: a subclass of `NetworkSpec`; files know it by its name.
+        spec_class: A subclass of `NetworkSpec`. Saved files refer to it by its name.
 
     Returns:
         `spec_class`.
 
     Raises:
-        ValueError: another class has this name.
+        ValueError: If another class has this name.
     """
     name = spec_class.__name__
     known = FAMILIES.get(name, spec_class)
-    # The same class once more is a cell of a notebook that was run again.
+    # A notebook cell that runs again defines the same class again.
     if (known.__module__, known.__qualname__) != (spec_class.__module__, spec_class.__qualname__):
         raise ValueError(
-            f"There is a family of this name, in {known.__module__}: choose another. "
+            f"There is already a family of this name in {known.__module__}: choose another name. "
             f"Received: {name}"
         )
     FAMILIES[name] = spec_class
     return spec_class
 
 
-def find_family(name):
+def find_family(name: str) -> type[NetworkSpec]:
     """Returns the spec class of a saved network.
 
     Args:
-        name: str, the name of the class.
+        name: Str, name of the class.
 
     Raises:
-        ValueError: no imported module registers it.
+        ValueError: If no imported module registers the class.
     """
     if name not in FAMILIES:
         raise ValueError(
-            f"The network is of a family that is not known here, of {sorted(FAMILIES)}: import the "
-            f"module that registers it first. Received: {name!r}"
+            f"The family of the network is not one of {sorted(FAMILIES)}: import the module that "
+            f"registers it first. Received: {name!r}"
         )
     return FAMILIES[name]
 
 
-def spec_config(spec):
-    """Returns a spec as JSON can hold it, with the name of its family.
+def spec_config(spec: NetworkSpec) -> dict:
+    """Returns a spec as a dict for JSON, with the name of its family.
 
     Args:
-        spec: a `NetworkSpec`.
+        spec: A `NetworkSpec`.
     """
     return {"family": type(spec).__name__, **dataclasses.asdict(spec)}
 
 
-def spec_from_config(config):
-    """Rebuilds a spec from what `spec_config` returned, also after a round trip through JSON.
+def spec_from_config(config: dict) -> NetworkSpec:
+    """Rebuilds a spec from the output of `spec_config`, also after a JSON round trip.
 
     Args:
-        config: dict.
+        config: Dict.
 
     Returns:
         A `NetworkSpec`.
 
     Raises:
-        ValueError: no imported module registers its family.
+        ValueError: If no imported module registers its family.
     """
     fields = dict(config)
     return find_family(fields.pop("family")).from_dict(fields)

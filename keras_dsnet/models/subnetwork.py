@@ -1,29 +1,33 @@
-"""Writes a path out as a plain Keras model of stock layers."""
+"""A sub-network as a plain Keras model of stock layers."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.layers.slicing import option_at
-from keras_dsnet.models.topology import Executor
+from keras_dsnet.models.path import Path
+from keras_dsnet.models.topology import Executor, Step
 
-# Whatever policy the network, or Keras, computes in: a plain sub-network is for every runtime.
+# A plain sub-network is for every runtime, so it does not depend on the dtype policy of the network
+# or of Keras, nor on Keras's global data format.
 DTYPE = "float32"
-# And whatever Keras's global format is.
 FORMAT = "channels_last"
 
 
-def plain_subnetwork(network, path, fold_batch_norm=False):
-    """Returns one sub-network as a functional Keras model, with weights of its own.
+def plain_subnetwork(network: Any, path: Path, fold_batch_norm: bool = False) -> keras.Model:
+    """Returns one sub-network as a functional Keras model with a copy of the weights.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        path: a `Path` of Python ints.
-        fold_batch_norm: bool: put batch normalisation into the kernels and biases of the
-            convolutions before it.
+        network: A `DynamicSlimmableNetwork`.
+        path: A `Path` of Python ints.
+        fold_batch_norm: Bool, whether batch normalisation is folded into the kernels and biases of
+            the convolutions before it.
 
     Returns:
-        `keras.Model` of stock layers: it saves and loads without this package.
+        A `keras.Model` of stock layers, which saves and loads without this package.
     """
     x = inputs = keras.Input(network.input_shape[1:], name="image", dtype=DTYPE)
     executor = PlainExecutor(path, fold_batch_norm)
@@ -37,21 +41,21 @@ def plain_subnetwork(network, path, fold_batch_norm=False):
 
 
 class PlainExecutor(Executor):
-    """Runs steps over symbolic tensors with stock Keras layers that hold sliced copies.
+    """Runs steps over symbolic tensors with stock Keras layers that hold sliced weights.
 
     Args:
-        path: a `Path` of Python ints.
-        fold_batch_norm: bool.
+        path: A `Path` of Python ints.
+        fold_batch_norm: Bool, whether batch normalisation is folded into the convolutions.
     """
 
-    def __init__(self, path, fold_batch_norm):
+    def __init__(self, path: Path, fold_batch_norm: bool):
         self.path = path
         self.fold_batch_norm = fold_batch_norm
-        self._norm_behind = {}
+        self._norm_after: dict = {}
 
     def run(self, steps, x):
         if self.fold_batch_norm:
-            self._norm_behind.update(foldable_norms(steps))
+            self._norm_after.update(foldable_norms(steps))
         return super().run(steps, x)
 
     def conv(self, step, x):
@@ -67,8 +71,8 @@ class PlainExecutor(Executor):
     def _convolve(self, stock, step, x, kernel, channels, **arguments):
         layer = step.layer
         bias = None if layer.bias is None else as_numpy(layer.bias)[:channels]
-        if layer in self._norm_behind:
-            norm = self._norm_behind[layer]
+        if layer in self._norm_after:
+            norm = self._norm_after[layer]
             scale, offset = scale_and_offset(norm.layer, self._row(norm), channels)
             # A depthwise kernel [size, size, channels, 1] has its channels on the third axis.
             kernel = kernel * (scale[:, None] if stock is keras.layers.DepthwiseConv2D else scale)
@@ -169,7 +173,7 @@ class PlainExecutor(Executor):
         return _apply(stock, x, as_numpy(layer.kernel)[: x.shape[-1], :units], bias)
 
     def add(self, step, x, shortcut):
-        # Keras's own names would count on from call to call.
+        # Keras would number its default names on from call to call.
         name = f"{step.branch[-1].layer.name}_add"
         x = keras.layers.Add(name=name, dtype=DTYPE)([x, shortcut])
         if step.activation is None:
@@ -178,55 +182,55 @@ class PlainExecutor(Executor):
 
 
 def _apply(layer, x, *weights):
-    """Calls a new stock layer and sets its weights; those that are None do not exist."""
+    """Calls a new stock layer and sets its weights, without those that are None."""
     outputs = layer(x)
     layer.set_weights([weight for weight in weights if weight is not None])
     return outputs
 
 
-def foldable_norms(steps):
-    """Returns the "norm" step right behind each convolution, where it is a batch norm.
+def foldable_norms(steps: Sequence[Step]) -> dict:
+    """Returns the batch norms that directly follow a convolution.
 
     Args:
-        steps: of a topology.
+        steps: Sequence of `Step`.
 
     Returns:
-        Dict from the convolution's layer to the "norm" step.
+        Dict from the layer of the convolution to the "norm" step.
     """
     return {
-        step.layer: behind
-        for step, behind in zip(steps, steps[1:])
-        if step.kind in ("conv", "depthwise") and behind.is_batch_norm
+        step.layer: after
+        for step, after in zip(steps, steps[1:])
+        if step.kind in ("conv", "depthwise") and after.is_batch_norm
     }
 
 
-def batch_norm_values(layer, row, channels):
+def batch_norm_values(layer: Any, row: int, channels: int) -> list[np.ndarray]:
     """Returns gamma, beta, moving mean and moving variance, each float32 `[channels]`.
 
     Args:
-        layer: a `SwitchableBatchNormalization`.
-        row: int: the row of its statistics.
-        channels: int: the first so many channels.
+        layer: A `SwitchableBatchNormalization`.
+        row: Int, row of its statistics.
+        channels: Int, number of channels, counted from the first.
     """
     vectors = [as_numpy(v)[:channels] for v in (layer.gamma, layer.beta)]
     tables = [as_numpy(v)[row, :channels] for v in (layer.moving_mean, layer.moving_variance)]
     return [*vectors, *tables]
 
 
-def scale_and_offset(layer, row, channels):
-    """Returns what a batch norm multiplies its input with and then adds, float32 `[channels]`.
+def scale_and_offset(layer: Any, row: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a batch norm as a scale and an offset, each float32 `[channels]`.
 
     Args:
-        layer: a `SwitchableBatchNormalization`.
-        row: int: the row of its statistics.
-        channels: int: the first so many channels.
+        layer: A `SwitchableBatchNormalization`.
+        row: Int, row of its statistics.
+        channels: Int, number of channels, counted from the first.
     """
     gamma, beta, mean, variance = batch_norm_values(layer, row, channels)
     scale = gamma / np.sqrt(variance + layer.epsilon)
     return scale, beta - mean * scale
 
 
-def as_numpy(variable):
-    """Returns the value of a variable now, float32, inside of a traced function too."""
+def as_numpy(variable: Any) -> np.ndarray:
+    """Returns the current value of a variable as float32, also inside a traced function."""
     with tf.init_scope():
         return keras.ops.convert_to_numpy(variable).astype("float32")

@@ -1,11 +1,13 @@
 """The topology of a network: its steps, written once and run by executors.
 
-A network is a flat tuple of steps. Executors (`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`,
-`CostCounter`) have one method per kind of step and run them over tensors, symbolic tensors or
-shapes; none of them knows the network, and the network knows none of them.
+A network is a flat tuple of steps. A family makes them with a `StepBuilder`. Executors
+(`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`, `CostCounter`) have one method per kind of
+step and run the steps over tensors, symbolic tensors or shapes. Executors do not depend on a
+network, and a network does not depend on them.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from keras import layers
@@ -26,14 +28,14 @@ class Step:
 
     Args:
         kind: "conv", "depthwise", "norm", "gate", "max_pool" (padding "same"), "pool" (global
-            average), "global_max_pool", "dropout", "dense" or "residual" (branch plus shortcut, of
-            the same input).
-        layer: the Keras layer, where the kind has one.
-        section: 0 before the first slimming gate; i from the step after the i-th one on. The path's
-            i-th width is the width of the outputs of section i.
-        activation: for "norm" and "residual": name of the activation that follows, or None.
-        branch: for "residual": the steps of the branch.
-        shortcut: for "residual": the steps of the shortcut; empty: the identity.
+            average), "global_max_pool", "dropout", "dense" or "residual" (the sum of a branch and
+            a shortcut of the same input).
+        layer: The Keras layer, if the kind has one.
+        section: Int, number of slimming gates before this step. The outputs of section i have the
+            i-th width of the path.
+        activation: Name of the activation that follows a "norm" or "residual" step, or None.
+        branch: Tuple of `Step`, the branch of a "residual" step.
+        shortcut: Tuple of `Step`, the shortcut of a "residual" step. Empty for the identity.
     """
 
     kind: str
@@ -44,102 +46,28 @@ class Step:
     shortcut: tuple = ()
 
     @property
-    def is_slimming_gate(self):
+    def is_slimming_gate(self) -> bool:
         """Whether this step chooses the width of the next section."""
         return self.kind == "gate" and bool(self.layer.num_choices)
 
     @property
-    def is_batch_norm(self):
-        """Whether this step is a norm with moving statistics, which a convolution can take in."""
+    def is_batch_norm(self) -> bool:
+        """Whether this step is a batch norm, which can be folded into a convolution."""
         return isinstance(self.layer, SwitchableBatchNormalization)
 
 
-def split_sections(steps):
-    """Cuts steps behind every slimming gate.
-
-    A gate at the start of a residual block is a step before the block's "residual" step: what it
-    attends is the input of branch and shortcut, and its choice the width of both.
-
-    Returns:
-        Tuple of tuples of steps, one more than there are slimming gates.
-    """
-    sections = [[]]
-    for step in steps:
-        sections[-1].append(step)
-        if step.is_slimming_gate:
-            sections.append([])
-    return tuple(map(tuple, sections))
-
-
-def entry_steps(steps):
-    """Returns the convolutions that a section behind a gate begins with: one, or two of a residual.
-
-    Only these see how many channels there were before the gate.
-
-    Args:
-        steps: of the section.
-
-    Raises:
-        ValueError: it begins with something else, which has no width of its own to choose.
-    """
-    first = steps[0] if steps else None
-    residual = first and first.kind == "residual"
-    branches = (first.branch, first.shortcut) if residual else (steps,)
-    found = [branch[0] for branch in branches if branch and branch[0].kind == "conv"]
-    if len(found) < len(branches):
-        raise ValueError(
-            "A slimming gate needs a convolution behind it, or a residual block whose branch and "
-            "shortcut begin with one. "
-            f"Received: {repr(first.kind) if first else 'the end of the features'}"
-        )
-    return found
-
-
-def walk(steps):
-    """Yields every step, those inside of residual branches and shortcuts included.
-
-    Args:
-        steps: iterable of `Step`.
-    """
-    for step in steps:
-        if step.kind == "residual":
-            yield from walk(step.branch)
-            yield from walk(step.shortcut)
-        else:
-            yield step
-
-
-class Executor:
-    """Runs steps one after the other; subclasses define a method per kind of step."""
-
-    def run(self, steps, x):
-        """Runs `steps` on `x` and returns what the last one gives.
-
-        Args:
-            steps: iterable of `Step`.
-            x: what the executor runs over: a tensor, a symbolic tensor or a shape.
-        """
-        for step in steps:
-            x = getattr(self, step.kind)(step, x)
-        return x
-
-    def residual(self, step, x):
-        shortcut = self.run(step.shortcut, x)
-        return self.add(step, self.run(step.branch, x), shortcut)
-
-
 class StepBuilder:
-    """Makes steps whose layers are built, and counts the sections.
+    """Makes the steps of a network, with built layers.
 
-    Channels are tuples of channel options; one option is static. What is made after a slimming gate
-    belongs to the gate's section.
+    Channels are tuples of channel options; a single option is static. Steps that are made after a
+    slimming gate belong to the section of that gate.
 
     Args:
-        spec: a `NetworkSpec`, whose options the layers follow.
-        dtype: dtype policy of the layers.
+        spec: A `NetworkSpec`, whose options the layers follow.
+        dtype: Dtype policy of the layers.
 
     Attributes:
-        section: int: the slimming gates made so far.
+        section: Int, number of slimming gates made so far.
     """
 
     def __init__(self, spec, dtype=None):
@@ -147,15 +75,17 @@ class StepBuilder:
         self.dtype = dtype
         self.section = 0
 
-    def conv(self, name, inputs, outputs, kernel_size=1, strides=1):
-        """A convolution from channel options to channel options.
+    def conv(
+        self, name: str, inputs: tuple, outputs: tuple, kernel_size: int = 1, strides: int = 1
+    ) -> Step:
+        """Makes a convolution.
 
         Args:
-            name: str, of the layer.
-            inputs: tuple of ints, channel options of the input.
-            outputs: tuple of ints, channel options of the output.
-            kernel_size: int.
-            strides: int.
+            name: Str, name of the layer.
+            inputs: Tuple of ints, channel options of the input.
+            outputs: Tuple of ints, channel options of the output.
+            kernel_size: Int, height and width of the kernel.
+            strides: Int.
 
         Returns:
             A `Step`.
@@ -170,14 +100,14 @@ class StepBuilder:
         )
         return self._built("conv", conv, inputs[-1])
 
-    def depthwise(self, name, channels, kernel_size=3, strides=1):
-        """A depthwise convolution.
+    def depthwise(self, name: str, channels: tuple, kernel_size: int = 3, strides: int = 1) -> Step:
+        """Makes a depthwise convolution.
 
         Args:
-            name: str, of the layer.
-            channels: tuple of ints, channel options of input and output.
-            kernel_size: int.
-            strides: int.
+            name: Str, name of the layer.
+            channels: Tuple of ints, channel options of input and output.
+            kernel_size: Int, height and width of the kernel.
+            strides: Int.
 
         Returns:
             A `Step`.
@@ -185,14 +115,17 @@ class StepBuilder:
         conv = SlicedDepthwiseConv2D(channels, kernel_size, strides, dtype=self.dtype, name=name)
         return self._built("depthwise", conv, channels[-1])
 
-    def batch_norm(self, name, channels, activation=None, zero_gamma=False):
-        """Batch normalisation with statistics for every width of this section.
+    def batch_norm(
+        self, name: str, channels: tuple, activation: str | None = None, zero_gamma: bool = False
+    ) -> Step:
+        """Makes a batch normalisation with separate statistics for every width of this section.
 
         Args:
-            name: str, of the layer.
-            channels: tuple of ints, channel options of input and output.
-            activation: name of the Keras activation that follows; None: none does.
-            zero_gamma: bool: start with scales of 0, as the last norm of a residual branch does.
+            name: Str, name of the layer.
+            channels: Tuple of ints, channel options of input and output.
+            activation: Name of the Keras activation that follows. Defaults to no activation.
+            zero_gamma: Bool, whether `gamma` starts at zero, as in the last norm of a residual
+                branch.
 
         Returns:
             A `Step`.
@@ -200,7 +133,7 @@ class StepBuilder:
         widths = self.spec.num_widths if self.section else 1
         norm = SwitchableBatchNormalization(
             channels,
-            # One row more for the path "largest".
+            # The path "largest" has an additional row.
             num_statistics=widths + self.spec.wide_front,
             synchronized=self.spec.synchronized,
             gamma_initializer="zeros" if zero_gamma else "ones",
@@ -209,14 +142,17 @@ class StepBuilder:
         )
         return self._built("norm", norm, channels[-1], activation)
 
-    def group_norm(self, name, channels, activation=None, zero_gamma=False):
-        """Group normalisation, 16 channels a group, or 8 or 4 where the slimmest needs it.
+    def group_norm(
+        self, name: str, channels: tuple, activation: str | None = None, zero_gamma: bool = False
+    ) -> Step:
+        """Makes a group normalisation with 16 channels per group, or 8 or 4 if 16 do not fit.
 
         Args:
-            name: str, of the layer.
-            channels: tuple of ints, channel options of input and output.
-            activation: name of the Keras activation that follows; None: none does.
-            zero_gamma: bool: start with scales of 0, as the last norm of a residual branch does.
+            name: Str, name of the layer.
+            channels: Tuple of ints, channel options of input and output.
+            activation: Name of the Keras activation that follows. Defaults to no activation.
+            zero_gamma: Bool, whether `gamma` starts at zero, as in the last norm of a residual
+                branch.
 
         Returns:
             A `Step`.
@@ -230,14 +166,17 @@ class StepBuilder:
         )
         return self._built("norm", norm, channels[-1], activation)
 
-    def gate(self, name, channels, slimming=False, hidden_units=None):
-        """A gate; with `slimming` it chooses the width of all steps made after it.
+    def gate(
+        self, name: str, channels: tuple, slimming: bool = False, hidden_units: int | None = None
+    ) -> Step:
+        """Makes a gate. With `slimming` it chooses the width of all steps made after it.
 
         Args:
-            name: str.
-            channels: tuple of ints, the channel options of its input.
-            slimming: bool.
-            hidden_units: int; None: the spec's `attention_ratio` times the most channels.
+            name: Str, name of the layer.
+            channels: Tuple of ints, channel options of the input.
+            slimming: Bool, whether the gate has a slimming head.
+            hidden_units: Int. Defaults to the spec's `attention_ratio` times the maximum channel
+                count.
 
         Returns:
             A `Step`.
@@ -259,30 +198,35 @@ class StepBuilder:
         self.section += slimming
         return step
 
-    def max_pool(self, name, size, strides):
-        """A maximum over windows, padded at the end where the size needs it.
+    def max_pool(self, name: str, size: int, strides: int) -> Step:
+        """Makes a max pool with padding "same".
 
         Args:
-            name: str, of the layer.
-            size: int, of a window.
-            strides: int.
+            name: Str, name of the layer.
+            size: Int, height and width of a window.
+            strides: Int.
 
         Returns:
             A `Step`.
         """
-        # Whatever Keras's global format is: all other layers know this one alone.
+        # All other layers support only this format, whatever Keras's global one is.
         pool = layers.MaxPooling2D(
             size, strides, "same", "channels_last", dtype=self.dtype, name=name
         )
         return Step("max_pool", pool, self.section)
 
-    def residual(self, branch, shortcut=(), activation=None):
-        """The sum of a branch and a shortcut of the same input; no shortcut: the input itself.
+    def residual(
+        self,
+        branch: Sequence[Step],
+        shortcut: Sequence[Step] = (),
+        activation: str | None = None,
+    ) -> Step:
+        """Makes the sum of a branch and a shortcut of the same input.
 
         Args:
-            branch: list of `Step`.
-            shortcut: list of `Step`.
-            activation: name of the Keras activation behind the sum; None: none.
+            branch: List of `Step`.
+            shortcut: List of `Step`. Defaults to the identity.
+            activation: Name of the Keras activation after the sum. Defaults to no activation.
 
         Returns:
             A `Step`.
@@ -295,8 +239,8 @@ class StepBuilder:
             shortcut=tuple(shortcut),
         )
 
-    def global_pool(self, pooling):
-        """The features' mean or maximum over height and width.
+    def global_pool(self, pooling: str) -> Step:
+        """Makes the mean or the maximum of the features over height and width.
 
         Args:
             pooling: "avg" or "max".
@@ -306,12 +250,12 @@ class StepBuilder:
         """
         return Step({"avg": "pool", "max": "global_max_pool"}[pooling], section=self.section)
 
-    def head(self, channels, classes):
-        """Pool, dropout where the spec has it, and classifier: a list of steps.
+    def head(self, channels: tuple, classes: int) -> list[Step]:
+        """Makes the global pool, the dropout if the spec has one, and the classifier.
 
         Args:
-            channels: tuple of ints, channel options of the last features.
-            classes: int.
+            channels: Tuple of ints, channel options of the last features.
+            classes: Int, number of classes.
         """
         steps = [self.global_pool("avg")]
         if self.spec.dropout:
@@ -326,3 +270,78 @@ class StepBuilder:
     def _built(self, kind, layer, channels, activation=None):
         layer.build((None, None, None, channels))
         return Step(kind, layer, self.section, activation)
+
+
+def split_sections(steps: Iterable[Step]) -> tuple[tuple[Step, ...], ...]:
+    """Splits steps after every slimming gate.
+
+    The gate of a residual block stands before the "residual" step. Its output is the input of
+    branch and shortcut, and both have the width that it chooses.
+
+    Returns:
+        Tuple of tuples of steps, one more than there are slimming gates.
+    """
+    sections: list[list[Step]] = [[]]
+    for step in steps:
+        sections[-1].append(step)
+        if step.is_slimming_gate:
+            sections.append([])
+    return tuple(map(tuple, sections))
+
+
+def entry_steps(steps: Sequence[Step]) -> list[Step]:
+    """Returns the convolutions at the start of a section: one, or two in a residual block.
+
+    Only their inputs have the channels of the section before.
+
+    Args:
+        steps: The steps of a section after a gate.
+
+    Raises:
+        ValueError: If the section starts with another kind of step, whose width cannot be chosen.
+    """
+    first = steps[0] if steps else None
+    branches: tuple = (steps,)
+    if first and first.kind == "residual":
+        branches = (first.branch, first.shortcut)
+    found = [branch[0] for branch in branches if branch and branch[0].kind == "conv"]
+    if len(found) < len(branches):
+        raise ValueError(
+            "A slimming gate needs a convolution after it, or a residual block whose branch and "
+            "shortcut begin with one. "
+            f"Received: {repr(first.kind) if first else 'the end of the features'}"
+        )
+    return found
+
+
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yields every step, including those inside residual branches and shortcuts.
+
+    Args:
+        steps: Iterable of `Step`.
+    """
+    for step in steps:
+        if step.kind == "residual":
+            yield from walk(step.branch)
+            yield from walk(step.shortcut)
+        else:
+            yield step
+
+
+class Executor:
+    """Runs steps one after the other. Subclasses define one method per kind of step."""
+
+    def run(self, steps: Iterable[Step], x: Any) -> Any:
+        """Runs `steps` on `x` and returns the output of the last step.
+
+        Args:
+            steps: Iterable of `Step`.
+            x: Input of the first step: a tensor, a symbolic tensor or a shape.
+        """
+        for step in steps:
+            x = getattr(self, step.kind)(step, x)
+        return x
+
+    def residual(self, step, x):
+        shortcut = self.run(step.shortcut, x)
+        return self.add(step, self.run(step.branch, x), shortcut)

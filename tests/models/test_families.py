@@ -185,8 +185,8 @@ def test_a_spec_survives_json(family):
     ("stages", "message"),
     [
         ((), "needs a gated stage"),
-        (((8, 16), (8, 16, 24)), r"2 here.*stages\[1\]\.channels=\(8, 16, 24\)$"),
-        (((8, 16, 24), (8, 16)), r"2 here.*stages\[0\]\.channels=\(8, 16, 24\)$"),
+        (((8, 16), (8, 16, 24)), r"options, 2, .*stages\[1\]\.channels=\(8, 16, 24\)$"),
+        (((8, 16, 24), (8, 16)), r"options, 2, .*stages\[0\]\.channels=\(8, 16, 24\)$"),
         (((8, 16), 8), r"stages\[1\]\.channels` must be a tuple of ints.*channels=8$"),
         (((8, 16), (8, 16.0)), r"must be a tuple of ints.*channels=\(8, 16\.0\)$"),
     ],
@@ -226,7 +226,7 @@ def test_a_slimming_gate_needs_a_convolution_behind_it(behind, received):
             last = max(i for i, step in enumerate(steps) if step.is_slimming_gate)
             return [*steps[: last + 1], *behind(build, steps[last + 1 :])], channels
 
-    with pytest.raises(ValueError, match=rf"needs a convolution behind it.*Received: {received}$"):
+    with pytest.raises(ValueError, match=rf"needs a convolution after it.*Received: {received}$"):
         tiny_network(Changed(stem=TINY_RESNET.stem, stages=TINY_RESNET.stages))
 
 

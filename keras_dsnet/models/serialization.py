@@ -1,0 +1,190 @@
+"""Serialization of a network.
+
+A weights file holds the facts that belong to its weights: routes, whether the gates are trained,
+class names and normalization. A copy of a network is made from a changed config. Keras writes the
+export formats other than TFLite.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from keras_dsnet.models.spec import spec_config
+from keras_dsnet.utils.argument_checks import check_bool
+
+_EXPORT_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
+
+
+def save_facts(network: Any, store: Any) -> None:
+    """Writes the facts that belong to the weights of a network into a weights file.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        store: The store that Keras passes to `save_own_variables`.
+    """
+    store["routes"] = np.array(network.routes, "int32")
+    store["gates_trained"] = np.array(network.gates_trained)
+    # The config shows which network the weights are for. Frozen layers do not belong to weights.
+    config = {**network.get_config(), "trainable": True, "frozen_layers": ()}
+    store["config"] = np.frombuffer(json.dumps(config).encode(), "uint8")
+
+
+def load_facts(network: Any, store: Any) -> None:
+    """Gives a network the facts that `save_facts` wrote.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        store: The store that Keras passes to `load_own_variables`.
+
+    Raises:
+        ValueError: If the routes have a width that the network does not have.
+    """
+    config = json.loads(bytes(np.array(store["config"]))) if "config" in store else {}
+    routes = [int(width) for width in store["routes"]]
+    trained = bool(np.array(store["gates_trained"]))
+    _restore(network, {**config, "routes": routes, "gates_trained": trained})
+
+
+def load_facts_of_h5_model(network: Any, filepath: Any) -> None:
+    """Gives a network the facts of a whole model in Keras's older `.h5` format.
+
+    Such a file holds them only in its config. A file of weights without a config changes nothing.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        filepath: Path of the file.
+
+    Raises:
+        ValueError: If the routes have a width that the network does not have.
+    """
+    with h5py.File(filepath) as file:
+        _restore(network, json.loads(file.attrs.get("model_config", "{}")).get("config", {}))
+
+
+def _restore(network, config):
+    other_classes = config.get("classes", network.classes) != network.classes
+    if other_classes and network.include_top:
+        # Gates that were trained for other classes count as new.
+        network.reset_gates()
+    elif "routes" in config:
+        try:
+            network.replace_routes(config["routes"])
+        except ValueError as error:
+            raise ValueError(
+                "The weights are of a network with more widths than the "
+                f"{network.num_widths} of this one: {error}"
+            ) from error
+        network.gates_trained = config["gates_trained"]
+    if config.get("class_names") is not None and not other_classes:
+        network.class_names = config["class_names"]
+    if config.get("normalization") is not None:
+        network.normalization = config["normalization"]
+
+
+def with_dtype(network: Any, dtype: Any) -> Any:
+    """Returns the network with another dtype policy, which it keeps when it is saved and loaded.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        dtype: Dtype policy or its name, such as "float32" or "mixed_bfloat16".
+
+    Returns:
+        `network` itself if it has that policy. Otherwise a copy with the same weights, routes,
+        trained gates, class names, normalization and frozen layers.
+
+    Raises:
+        ValueError: If there is no such policy, or networks do not support it.
+    """
+    policy = keras.dtype_policies.get(dtype)
+    if network.dtype_policy.name == policy.name:
+        return network
+    copy = type(network).from_config({**network.get_config(), "dtype": policy})
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def with_slimming_head(
+    model: Any, slimming_head: str | None = None, share_encoder: bool | None = None
+) -> Any:
+    """Returns the network with slimming heads of another design (Table 7 of the paper).
+
+    Stage I does not train the slimming heads, so one supernet serves to compare their designs.
+
+    Args:
+        model: A `DynamicSlimmableNetwork`.
+        slimming_head: "one_hot" or "scalar". Defaults to the model's.
+        share_encoder: Bool, whether the slimming head uses the first layer of the attention head.
+            Defaults to the model's.
+
+    Returns:
+        `model` itself if it has that design. Otherwise a network with the same variables, whose
+        slimming heads are new and untrained: its `gates_trained` is False.
+
+    Raises:
+        ValueError: If there is no such design.
+    """
+    if share_encoder is not None:
+        check_bool("share_encoder", share_encoder)
+    wanted = {"slimming_head": slimming_head, "share_encoder": share_encoder}
+    changes = {
+        name: value
+        for name, value in wanted.items()
+        if value is not None and value != getattr(model.spec, name)
+    }
+    if not changes:
+        return model
+    config = {**model.get_config(), "gates_trained": False}
+    config["spec"] = spec_config(dataclasses.replace(model.spec, **changes))
+    changed = type(model).from_config(config)
+    heads = {id(v) for gate in changed.slimming_gates for v in gate.slimming_variables}
+    trained = {variable.path: variable for variable in model.variables}
+    for variable in changed.variables:
+        if id(variable) not in heads:
+            variable.assign(trained[variable.path])
+    return changed
+
+
+def keras_export(
+    network: Any, filepath: Any, format: str, verbose: bool | None = None, **options: Any
+) -> None:
+    """Exports a network with its gates by `keras.Model.export`.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        filepath: Path of the file or folder.
+        format: "tf_saved_model", "onnx", "openvino" or "torch".
+        verbose: Bool. Defaults to Keras's default.
+        **options: Further options of the format.
+
+    Raises:
+        ValueError: If the format is unknown or cannot hold a network that chooses its path.
+        ImportError: If a package that the format needs is not installed.
+        OSError: If the file cannot be written.
+    """
+    if format not in _EXPORT_FORMATS:
+        raise ValueError(
+            f"`format` must be 'litert' or one of {', '.join(map(repr, _EXPORT_FORMATS))}. "
+            f"Received: format={format!r}"
+        )
+    # Keras would find the signature only if the model had been called before.
+    images = keras.InputSpec(dtype="float32", shape=network.input_shape)
+    options.setdefault("input_signature", [images])
+    try:
+        keras.Model.export(network, str(filepath), format=format, verbose=verbose, **options)
+    except OSError:
+        raise
+    except ImportError as error:
+        raise ImportError(
+            f"format={format!r} needs a package that is not installed: {error}"
+        ) from error
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(
+            f"Keras cannot export this network to format={format!r}: {line.rstrip('.')}. If the "
+            "format cannot hold a network that chooses its path, export one path: "
+            "`model.subnetwork(path).export(...)`"
+        ) from error
