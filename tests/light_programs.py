@@ -22,7 +22,6 @@ for line in sys.stdin:
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
             os.chdir(folder)
             sys.argv = argv
-            sys.path.insert(0, argv[0].rpartition("/")[0])
             runpy.run_path(argv[0], run_name="__main__")
             code = 0
         except SystemExit as stop:

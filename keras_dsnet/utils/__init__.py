@@ -1,4 +1,4 @@
-"""What every part of the package may use, and how command-line programs start."""
+"""What every part of the package may use."""
 
 from keras_dsnet.utils.errors import UserError
 

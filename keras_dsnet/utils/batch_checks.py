@@ -21,7 +21,7 @@ _EMPTY = (
     "A batch must have an image or more, of several replicas one for each; "
     "`drop_remainder=True` leaves out what is left over. Received: 0 images in {}"
 )
-# By its first word `keras_dsnet.utils.cli` finds the line too.
+# By its first word the programs find the line too.
 _MARK = f"{UserError.__name__}: "
 _ASSERTED = re.compile(rf"{_MARK}(.*?) \(end of line\)")
 

@@ -4,5 +4,5 @@
 class UserError(ValueError):
     """A mistake in a flag, a path or a file, with a one-line message that says what would be right.
 
-    Programs started through `keras_dsnet.utils.cli.run` print the message and exit with code 1.
+    A program prints the message, without a traceback, and exits with code 1.
     """

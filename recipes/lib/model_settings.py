@@ -91,12 +91,22 @@ def choose_variant(model, name):
     settings = settings_of(model)
     variants = settings.variants if settings else {}
     check_variant(variants, name)
-    count = variants[name].widths
-    if count and count > model.num_widths:
-        raise ValueError(
-            f"--variant={name} has {count} widths; this network has {model.num_widths}."
-        )
+    _check_count(variants[name], name, model.num_widths)
     return variants[name]
+
+
+def check_saved_variant(saved, name):
+    """Raises a ValueError unless a saved network has a variant; builds nothing.
+
+    Args:
+        saved: `checks.SavedNetwork`.
+        name: str or None.
+    """
+    settings = next((known for known in MODELS.values() if known.spec == saved.family), None)
+    if name is None or settings is None:
+        return
+    check_variant(settings.variants, name)
+    _check_count(settings.variants[name], name, saved.num_widths or settings.widths)
 
 
 def check_variant(variants, name):
@@ -118,3 +128,10 @@ def variant_routes(model, name):
     if name is None:
         return None
     return tuple(range(choose_variant(model, name).widths or model.num_widths))
+
+
+def _check_count(variant, name, num_widths):
+    if variant.widths and variant.widths > num_widths:
+        raise ValueError(
+            f"--variant={name} has {variant.widths} widths; this network has {num_widths}."
+        )
