@@ -11,7 +11,8 @@ import json, os, runpy, sys
 import matplotlib
 from absl import app, flags
 
-sys.modules["tensorflow"] = sys.modules["keras"] = None
+for name in ("tensorflow", "keras", "keras_dsnet"):
+    sys.modules[name] = None
 for line in sys.stdin:
     argv, folder, out, err = json.loads(line)
     child = os.fork()

@@ -34,10 +34,13 @@ from keras_dsnet_recipes.benchmarks.timing import (
 )
 from keras_dsnet_recipes.lib import checks
 from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.model_settings import MODELS
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 FASTEST = "mobilenet_v1_1.0"
+# The identifier that follows the first four bytes of a TFLite file.
+_TFLITE = b"TFL3"
 BASELINES = ("mobilenet_v1_0.5", "mobilenet_v1_0.75", FASTEST)
 # The networks of random variables, and the widths of their files.
 ROUTES = {
@@ -86,15 +89,38 @@ def check_flags(arguments):
         if place in known:
             raise ValueError(f"{path} is named twice: name each file once")
         known.add(place)
-    if FLAGS.model and FLAGS.model not in ROUTES:
+    for place in known:
+        with place.open("rb") as file:
+            if file.read(8)[4:] != _TFLITE:
+                raise ValueError(f"{place} is not a TFLite file")
+    if not FLAGS.model or FLAGS.model in ROUTES:
+        check_routes(FLAGS.model or next(iter(ROUTES)))
+    else:
         try:
-            checks.check_model(checks.find_model(FLAGS.model))
+            saved = checks.check_model(checks.find_model(FLAGS.model))
+            saved.check_widths(FLAGS.routes, "routes")
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}, and none of {', '.join(ROUTES)}") from None
     if FLAGS.all_widths and arguments and not FLAGS.model:
         raise ValueError("--all_widths makes files of the widths of --model: name it")
+    if not FLAGS.device.strip():
+        raise ValueError("--device must name this device. Received: --device=")
     checks.check_workdir(FLAGS.workdir, folders=["files"])
     checks.check_plots()
+
+
+def check_routes(name):
+    """Raises a ValueError for a width of --routes that a network does not have.
+
+    Args:
+        name: str, of the network.
+    """
+    most = MODELS[name].widths - 1
+    if FLAGS.routes and FLAGS.routes[-1] > most:
+        raise ValueError(
+            f"--routes must be widths from 0 to {most} of --model={name}. "
+            f"Received: --routes={','.join(map(str, FLAGS.routes))}"
+        )
 
 
 def make_network():

@@ -77,6 +77,8 @@ def check_output(name, flag="output"):
         flag: name of the flag, for messages.
     """
     output = pathlib.Path(name)
+    if not name:
+        raise ValueError(f"--{flag} must name a file that ends in .tflite. Received: --{flag}=")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--{flag}={name}: there is no folder {output.parent}")
     if output.is_dir():

@@ -255,6 +255,7 @@ def test_help_shows_the_flags_of_the_program_and_those_that_programs_share(outco
     assert set(re.findall(r"--([a-z_\[\]]+)", out.split("flags:", 1)[1])) == {
         "batch_size",
         "[no]debug",
+        "[no]h",
         "do",
         "helpfull",
         "workdir",
