@@ -1,6 +1,6 @@
 """Finds the packages; everything else about the distribution is in setup.cfg."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 APPLICATIONS = "keras_dsnet.applications"
 RECIPES = "keras_dsnet_recipes"
@@ -11,6 +11,6 @@ setup(
         APPLICATIONS,
         *(f"{APPLICATIONS}.{name}" for name in find_packages("applications")),
         RECIPES,
-        *(f"{RECIPES}.{name}" for name in find_packages("recipes")),
+        *(f"{RECIPES}.{name}" for name in find_namespace_packages("recipes")),
     ]
 )

@@ -1,1 +1,1 @@
-"""Programs: training, evaluation, export, benchmarks; installed as `keras_dsnet_recipes`."""
+"""Programs that train, evaluate, export and time Dynamic Slimmable Networks."""

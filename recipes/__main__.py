@@ -1,17 +1,40 @@
 """The command `keras-dsnet`: every program of this folder as a sub-command."""
 
 import pathlib
+import runpy
 import sys
+
+from keras_dsnet_recipes.lib import run
+
+FOLDER = pathlib.Path(__file__).resolve().parent
 
 
 def main():
-    """Runs the sub-command that the command line names."""
-    # Programs find what they share beside them, whichever way they are started.
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+    """Runs the program of a sub-command as `python recipes/program.py` does.
 
-    from commands import dispatch
+    Raises:
+        SystemExit: with the program's exit code; 1 if there is no such sub-command.
+    """
+    arguments = sys.argv[1:]
+    name = arguments[0] if arguments else "help"
+    if name in ("help", "-h", "--help", "-?"):
+        print(_usage())
+        sys.exit(0)
+    if name not in run.PROGRAMS:
+        known = ", ".join(run.PROGRAMS)
+        print(f"error: {run.COMMAND} has no command {name!r}: it has {known}", file=sys.stderr)
+        sys.exit(1)
+    run.started_as_command = True
+    program = str(FOLDER / run.PROGRAMS[name][0])
+    sys.argv = [program, *arguments[1:]]
+    runpy.run_path(program, run_name="__main__")
 
-    dispatch(sys.argv[1:])
+
+def _usage():
+    width = max(map(len, run.PROGRAMS))
+    lines = [f"  {name.ljust(width)}  {about}" for name, (_, about) in run.PROGRAMS.items()]
+    lines = [f"usage: {run.COMMAND} COMMAND --flag=value ...", "", "commands:", *lines, ""]
+    return "\n".join([*lines, f"{run.COMMAND} COMMAND --help lists the flags of a command."])
 
 
 if __name__ == "__main__":

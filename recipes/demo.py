@@ -12,13 +12,13 @@ import shlex
 import subprocess
 import sys
 
-import checks
 from absl import flags
-from flag_types import define_path
-from start import start
+from keras_dsnet_recipes.lib import checks
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-define_path("workdir", None, "Folder of the demo: all that it writes.", required=True)
+shared.define_workdir("Folder of the demo: everything that it writes.")
 flags.DEFINE_bool("quick", False, "A few epochs: shows that every step works, not what it learns.")
 
 RECIPES = pathlib.Path(__file__).resolve().parent
@@ -72,7 +72,7 @@ def main(_):
         f"--output={workdir / 'digits.tflite'}",
     )
     run_recipe(
-        "benchmark_mobile.py",
+        "benchmarks/benchmark_mobile.py",
         workdir / "digits.tflite",
         f"--model={workdir / 'gate'}",
         f"--workdir={workdir / 'benchmark'}",

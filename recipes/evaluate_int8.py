@@ -14,39 +14,39 @@ activations from its training images, the figures from the first of its test ima
 
 import pathlib
 
-import checks
 import numpy as np
-import representative_data
 from absl import flags
-from flag_types import define_path, define_widths
-from start import start
-from trained_model import check_model, find_model
+from keras_dsnet_recipes.lib import checks, data
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-LAYOUTS = ("shared", "fast")
-define_path("model", None, "Work directory of a finished stage, or a .keras file.", required=True)
-define_path("workdir", None, "Folder for the files and the table.", required=True)
-define_widths("routes", "Widths to choose from, as 0,4,8,13; none: the network's.")
-flags.DEFINE_integer("images", 1000, "How many test images.", lower_bound=1)
-flags.DEFINE_string("eval_split", None, "TFDS slice of --dataset to take them from.")
-representative_data.define_flags()
+shared.define_saved_model()
+shared.define_workdir("Folder for the files and the table.")
+shared.define_routes()
+shared.define_representative_images()
+shared.define_eval_split()
+flags.DEFINE_integer("images", 1000, "Number of test images.", lower_bound=1)
 
 
 def check_flags():
     """Raises an error for what is wrong with the flags or the files that they name."""
-    model_file = find_model(FLAGS.model)
-    check_model(model_file)
+    model_file = checks.find_model(FLAGS.model)
+    saved = checks.check_model(model_file)
+    saved.check_widths(FLAGS.routes, "routes")
+    if None in saved.image_size:
+        raise ValueError(f"--model={FLAGS.model} takes images of any size; int8 needs one")
     checks.check_workdir(FLAGS.workdir)
-    representative_data.check_flags(model_file.parent, needed=True)
+    data.check_representative_flags(model_file.parent, needed=True)
 
 
 def test_images(network, folder, image_size):
     """Returns test images, prepared as for evaluation, and their labels, as arrays."""
     from keras_dsnet.data import evaluation_pipeline, load_source
 
-    values = representative_data.source_flags(folder)
+    values = data.training_source(folder)
     source = load_source(values["dataset"], values["data_dir"], "eval", eval_split=FLAGS.eval_split)
-    representative_data.check_names(network, source)
+    data.check_names(network, source)
     count = min(FLAGS.images, source.num_examples)
     print(f"compared on {count} test images of {source.name}", flush=True)
     batches = evaluation_pipeline(
@@ -81,7 +81,7 @@ def make_routed(network, routes, options, workdir):
     """Returns the filename of the int8 file of every layout."""
     from keras_dsnet.export import export_routed
 
-    files = {layout: workdir / f"{layout}.tflite" for layout in LAYOUTS}
+    files = {layout: workdir / f"{layout}.tflite" for layout in shared.LAYOUTS}
     for layout, filename in files.items():
         export_routed(network, filename, routes, layout=layout, **options)
     return files
@@ -119,21 +119,16 @@ def compare(network, routes, options, images, labels, workdir):
 
 
 def main(_):
-    check_flags()
     import keras
 
     from keras_dsnet.runs import write_table
 
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    model_file = find_model(FLAGS.model)
+    model_file = checks.find_model(FLAGS.model)
     network = keras.models.load_model(model_file, compile=False)
     shape = network.input_shape[1:]
-    if None in shape:
-        raise ValueError(f"--model={FLAGS.model} takes images of any size; int8 needs one")
-    ranges = representative_data.representative_data(
-        network, model_file.parent, shape[:2], "float32"
-    )
+    ranges = data.representative_data(network, model_file.parent, shape[:2], "float32")
     # The test images first: what is wrong with them shows before the ranges are measured.
     images, labels = test_images(network, model_file.parent, shape[:2])
     options = {"quantize": "int8", "representative_data": list(ranges)}

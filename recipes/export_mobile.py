@@ -15,68 +15,55 @@ import json
 import pathlib
 import warnings
 
-import checks
-import commands
-import common
-import representative_data
 from absl import flags
-from flag_types import define_path, define_path_through, define_widths
-from start import start
-from trained_model import check_model, find_model
+from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-define_path("model", None, "Work directory of a finished stage, or a .keras file.", required=True)
-define_path("output", None, "The .tflite file to write.", required=True)
-define_widths("routes", "Widths to choose from, as 0,4,8,13; none: the network's.")
-define_path_through(
+shared.define_saved_model()
+shared.define_path("output", None, "The .tflite file to write.", required=True)
+shared.define_routes()
+shared.define_path_through(
     "path",
-    "One sub-network instead: slimmest, widest, largest, a width, or one per gate, as 0,2,1.",
+    "Export only one sub-network: slimmest, widest, largest, a width, or one width per gate such "
+    "as 0,2,1.",
 )
-flags.DEFINE_enum(
-    "quantize",
-    "none",
-    ["none", "float16", "dynamic", "int8"],
-    "float16 and dynamic (int8): weights; int8: weights and activations.",
-)
-flags.DEFINE_enum(
-    "layout",
-    "shared",
-    ["shared", "fast"],
-    "shared: one copy of the weights; fast: one for each route.",
-)
+shared.define_quantize()
 flags.DEFINE_enum(
     "input_type",
     "float32",
     ["float32", "uint8"],
-    "float32: preprocessed images; uint8: raw pixels, which the file normalises.",
+    "float32: preprocessed images. uint8: raw pixels, which the file normalises.",
 )
-flags.DEFINE_integer("image_size", None, "Side of the images; none: the network's.", lower_bound=1)
-representative_data.define_flags()
+shared.define_image_size("Side of the images. None: the network's.")
+shared.define_representative_images()
 
 
 def check_flags():
     """Raises an error for what is wrong with the flags or the files that they name."""
-    model_file = find_model(FLAGS.model)
-    check_model(model_file)
+    model_file = checks.find_model(FLAGS.model)
+    saved = checks.check_model(model_file)
     checks.check_output(FLAGS.output)
     for name in ("routes", "layout"):
         if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
             raise ValueError(
                 f"--{name} is for a file with routes; --path={FLAGS.path} asks for one sub-network"
             )
-    representative_data.check_flags(model_file.parent, needed=FLAGS.quantize == "int8")
+    saved.check_widths(FLAGS.routes, "routes")
+    if isinstance(FLAGS.path, (int, tuple)):
+        path = FLAGS.path if isinstance(FLAGS.path, tuple) else (FLAGS.path,)
+        saved.check_path(path, "path", separator=",")
+    if FLAGS.image_size is None:
+        saved.check_image_size(None)
+    data.check_representative_flags(model_file.parent, needed=FLAGS.quantize == "int8")
 
 
 def input_shape(network):
     """Returns the shape of the images that the file takes."""
     if FLAGS.image_size:
         return (FLAGS.image_size, FLAGS.image_size, 3)
-    shape = network.input_shape[1:]
-    if None in shape:
-        raise ValueError(
-            f"--model={FLAGS.model} takes images of any size: choose one by --image_size"
-        )
-    return shape
+    return network.input_shape[1:]
 
 
 def warn_of_gates(network, folder):
@@ -98,28 +85,27 @@ def warn_of_gates(network, folder):
     try:
         rows = json.loads((folder / "tables" / "paths.json").read_text("utf-8"))
         how = "stage II with --routes that have it makes it a route"
-        common.warn_of_better_widths(rows, routes, None, how)
+        run.warn_of_better_widths(rows, routes, None, how)
     except (OSError, ValueError, KeyError, TypeError):
         # No run's folder, or none that was evaluated: nothing is known of the other widths.
         return
 
 
 def main(_):
-    check_flags()
     import keras
 
     from keras_dsnet.export import export_routed, export_subnetwork
     from keras_dsnet.utils.atomic_file import remove_leftovers_of_the_dead
 
-    folder = find_model(FLAGS.model).parent
+    folder = checks.find_model(FLAGS.model).parent
     remove_leftovers_of_the_dead(pathlib.Path(FLAGS.output).parent)
-    network = keras.models.load_model(find_model(FLAGS.model), compile=False)
+    network = keras.models.load_model(checks.find_model(FLAGS.model), compile=False)
     shape = input_shape(network)
     options = {"input_shape": shape, "input_type": FLAGS.input_type}
     if FLAGS.quantize != "none":
         options["quantize"] = FLAGS.quantize
     if FLAGS.quantize == "int8":
-        options["representative_data"] = representative_data.representative_data(
+        options["representative_data"] = data.representative_data(
             network, folder, shape[:2], FLAGS.input_type
         )
     if FLAGS.path is None:
@@ -144,14 +130,14 @@ def print_end():
         print(f"\nwritten: {FLAGS.output}", flush=True)
         return
     workdir = pathlib.Path(FLAGS.output).with_suffix("")
-    following = commands.command(
+    following = run.command(
         "benchmark",
         FLAGS.output,
         f"--model={FLAGS.model}",
         f"--workdir={workdir}_benchmark",
         "--baseline=none",
     )
-    commands.print_end([FLAGS.output], "time every route on this machine", following)
+    run.print_end([FLAGS.output], "time every route on this machine", following)
 
 
 if __name__ == "__main__":

@@ -34,72 +34,74 @@ dropout rate above 0 is exempt, since its masks are drawn by a stateful generato
 
 import pathlib
 
-import commands
-import common
 from absl import flags
-from flag_types import define_number, define_path, define_strides
-from model_settings import MODELS, PAPER_WIDTHS, check_variant, variant_routes
-from start import start
+from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.model_settings import (
+    MODELS,
+    PAPER_WIDTHS,
+    check_variant,
+    variant_routes,
+)
+from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-common.define_data_flags()
-define_path("workdir", None, "Folder of the run: all that it writes.", required=True)
-flags.DEFINE_enum("model", "ds_mobilenet", list(MODELS), "The network.")
-define_path(
+shared.define_training()
+shared.define_workdir()
+shared.define_network(MODELS)
+shared.define_channels(
+    None,
+    "Scales all channels. None: 1, or as --weights.",
+    None,
+    "Total stride, 8 or 16 for small images. None: 32, or as --weights.",
+)
+shared.define_gate_design(("one_hot, or as --weights", "they do, or as --weights"))
+shared.define_variant("The paper's routes. None: every width.")
+shared.define_schedule(150, None, " None: the paper's.")
+shared.define_temperature("Temperature of the distillation (Table 10).")
+shared.define_path(
     "weights",
     None,
-    "To start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file, of this network or of "
-    "other classes. None: random ones.",
+    "Weights to start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file, of this network "
+    "or of other classes. None: random ones.",
 )
 flags.DEFINE_enum(
     "widths",
     None,
     ["paper"],
-    "paper: the 18 widths that the paper describes, of ds_mobilenet; none: the released 14, or as "
+    "paper: the 18 widths that the paper describes, of ds_mobilenet. None: the released 14, or as "
     "--weights.",
 )
-define_number("alpha", None, "Scales all channels; none: 1, or as --weights.", above=0)
-define_number("front_alpha", None, "Scales the channels before the gate; none: --alpha.", above=0)
-flags.DEFINE_enum(
-    "output_stride", None, ["8", "16", "32"], "8 or 16 for small images; none: 32, or as --weights."
+shared.define_number(
+    "front_alpha", None, "Scales the channels before the gate. None: --alpha.", above=0
 )
-define_strides("strides", "1 or 2, stem and stages one by one: no output_stride.")
-flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes; none: every width.")
-flags.DEFINE_enum(
-    "attention", None, ["tanh", "sigmoid"], "Of the attention heads; none: tanh, or as --weights."
+shared.define_strides(
+    "strides", "Strides of the stem and of each stage, 1 or 2; excludes --output_stride."
 )
 flags.DEFINE_enum(
-    "slimming_head",
+    "attention",
     None,
-    ["one_hot", "scalar"],
-    "Design of the gate (Table 7); none: one_hot, or as --weights.",
+    ["tanh", "sigmoid"],
+    "Activation of the attention heads. None: tanh, or as --weights.",
 )
-flags.DEFINE_bool(
-    "share_encoder",
-    None,
-    "Both heads of a gate share W1 (Table 7); none: they do, or as --weights.",
+shared.define_number("dropout", 0.0, "Dropout rate before the classifier.", low=0, below=1)
+shared.define_number("warmup_epochs", 0.0, "Epochs of linear warm-up.", low=0)
+shared.define_number(
+    "weight_decay", 1e-4, "L2 penalty in the gradient; the gates have none.", low=0
 )
-define_number("dropout", 0.0, "Rate before the classifier.", low=0, below=1)
-flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
-flags.DEFINE_integer("epochs", 150, "Epochs.", lower_bound=1)
-define_number(
-    "learning_rate",
-    None,
-    "At batch 512; it is multiplied by --batch_size / 512. None: the paper's.",
-    low=0,
-)
-define_number("warmup_epochs", 0.0, "Epochs of linear warm-up.", low=0)
-define_number("weight_decay", 1e-4, "L2 in the gradient; none on the gates.", low=0)
 flags.DEFINE_bool("decay_norms_and_biases", False, "Weight decay on norms and biases too.")
 flags.DEFINE_enum("target", "ensemble", ["in_place", "ema", "ensemble"], "Soft labels (Table 5).")
 flags.DEFINE_integer("num_random", 2, "Random sub-networks per step.", lower_bound=0)
-define_number("temperature", 1.0, "Of the distillation (Table 10).", above=0)
-define_number("ema_momentum", 0.997, "Of the teacher.", low=0, below=1)
-flags.DEFINE_enum("label_path", "widest", ["widest", "largest"], "What is trained on labels.")
-flags.DEFINE_integer(
-    "alone", None, "Trains this one width alone, on labels, for comparison.", lower_bound=0
+shared.define_number(
+    "ema_momentum", 0.997, "Momentum of the teacher's moving average.", low=0, below=1
 )
-define_number("label_smoothing", 0.0, "Of the labels.", low=0, below=1)
+flags.DEFINE_enum(
+    "label_path", "widest", ["widest", "largest"], "The sub-network that is trained on labels."
+)
+flags.DEFINE_integer(
+    "alone", None, "Trains only this width, on labels, for comparison.", lower_bound=0
+)
+shared.define_number("label_smoothing", 0.0, "Label smoothing.", low=0, below=1)
 flags.DEFINE_integer(
     "recalibration_steps", 100, "Batches for the batch-norm statistics.", lower_bound=1
 )
@@ -107,7 +109,7 @@ flags.DEFINE_integer(
 
 def check_flags():
     """Raises an error for what the flags name and is not there, or what cannot be together."""
-    common.check_flags()
+    checks.check_run()
     settings = MODELS[FLAGS.model]
     named = FLAGS.weights in (None, "imagenet", "cifar10")
     if not named and pathlib.Path(FLAGS.weights).is_dir():
@@ -150,7 +152,7 @@ def make_model(classes):
     """Builds the network that the flags ask for."""
     from keras_dsnet import applications
 
-    size = common.image_size()
+    size = data.image_size()
     # What a flag leaves open, the weights say, or the application's defaults.
     names = ("widths", "attention", "slimming_head", "share_encoder")
     options = {name: FLAGS[name].value for name in names}
@@ -202,7 +204,7 @@ def make_trainer(model, total_steps, steps_per_epoch):
     rate = FLAGS.learning_rate
     rate = MODELS[FLAGS.model].learning_rate if rate is None else rate
     scaled = scaled_learning_rate(rate, FLAGS.batch_size)
-    common.print_learning_rate(rate, scaled)
+    run.print_learning_rate(rate, scaled)
     schedule = cosine_schedule(
         scaled,
         total_steps,
@@ -216,7 +218,7 @@ def recalibrate(model, train, steps, paths):
     """Gives the network batch-norm statistics of the training images, and says where it cannot."""
     from keras_dsnet.training import recalibrate_batch_norm
 
-    batches = common.training_dataset(model, train, 0, model.input_shape[1:3])
+    batches = data.training_dataset(model, train, 0, model.input_shape[1:3])
     try:
         recalibrate_batch_norm(model, batches, paths, steps=steps)
     except BaseException:
@@ -231,35 +233,35 @@ def recalibrate(model, train, steps, paths):
 def print_end(workdir):
     """Prints what was written and the command that follows."""
     gates = f"{FLAGS.workdir.rstrip('/')}_gates"
-    arguments = [*common.data_flags(), commands.flag("batch_size", FLAGS.batch_size)]
-    following = commands.command(
+    arguments = [*run.data_flags(), run.flag("batch_size", FLAGS.batch_size)]
+    following = run.command(
         "stage2", *arguments, f"--supernet={FLAGS.workdir}", f"--workdir={gates}"
     )
     purpose = "train the gates"
     if FLAGS.alone is not None:
         purpose = "write the width as a TFLite file"
-        following = commands.command(
+        following = run.command(
             "export",
             f"--model={FLAGS.workdir}",
             f"--path={FLAGS.alone}",
             f"--output={workdir.path / 'model.tflite'}",
         )
     files = ["supernet.keras", "labels.txt", "log.csv", "tables", "plots"]
-    commands.print_end([workdir.path / name for name in files], purpose, following)
+    run.print_end([workdir.path / name for name in files], purpose, following)
 
 
 def main(_):
     from keras_dsnet.runs import TrainingRun
     from keras_dsnet.training import evaluate_paths
 
-    common.open_workdir(check_only=True)
+    run.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():
         # A large folder takes minutes to look through: what is wrong with the network shows before.
         # Of the classes of the weights, so that the log does not tell of others yet.
         make_model(None)
-    scope = common.prepare_machine()
-    train, evaluation = common.load_sources()
-    workdir = common.open_workdir()
+    scope = run.prepare_machine()
+    train, evaluation = data.load_sources()
+    workdir = run.open_workdir()
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
     with scope:
         model = make_model(FLAGS.classes or train.num_classes)
@@ -274,13 +276,13 @@ def main(_):
     training = TrainingRun(
         trainer,
         workdir,
-        lambda step: common.training_dataset(model, train, step, size),
+        lambda step: data.training_dataset(model, train, step, size),
         batch_size=FLAGS.batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
         evaluate=lambda: evaluate_paths(
-            model, common.evaluation_dataset(model, evaluation, size), ends, False
+            model, data.evaluation_dataset(model, evaluation, size), ends, False
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
         class_names=train.class_names,
@@ -289,15 +291,15 @@ def main(_):
 
     def save():
         trainer.load_teacher()
-        common.write_labels(model, workdir.path)
-        common.save_model(model, workdir.path / "supernet.keras")
+        run.write_labels(model, workdir.path)
+        run.save_model(model, workdir.path / "supernet.keras")
 
-    common.fit(training, save)
+    run.fit(training, save)
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
-    common.save_model(model, workdir.path / "supernet.keras")
-    batches = common.evaluation_dataset(model, evaluation, size)
+    run.save_model(model, workdir.path / "supernet.keras")
+    batches = data.evaluation_dataset(model, evaluation, size)
     rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True)
-    common.report(model, rows, workdir.tables, workdir.plots, workdir.log)
+    run.report(model, rows, workdir.tables, workdir.plots, workdir.log)
     print_end(workdir)
 
 

@@ -19,57 +19,65 @@ leave out is clearly better than they are. Batches, augmentation and Gumbel nois
 
 import pathlib
 
-import commands
-import common
 from absl import flags
-from flag_types import define_number, define_numbers, define_path, define_widths
-from model_settings import choose_variant, variant_routes
-from start import start
-from trained_model import check_model, find_model
+from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.model_settings import (
+    check_saved_variant,
+    choose_variant,
+    variant_routes,
+)
+from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-common.define_data_flags()
-define_path("workdir", None, "Folder of the run: all that it writes.", required=True)
-define_path("supernet", None, "Work directory of a stage, or a .keras file.", required=True)
-flags.DEFINE_enum("variant", None, ["S", "M", "L"], "The paper's routes and loss weights.")
-define_widths("routes", "Candidate widths, as 0,1,2,3; none: of --variant.")
+shared.define_training()
+shared.define_workdir()
+shared.define_saved_model("supernet", help="Work directory of a stage, or a .keras file.")
+shared.define_variant("The paper's routes and loss weights.")
+shared.define_routes("Candidate widths, such as 0,1,2,3. None: those of --variant.")
+shared.define_gate_design(("as in --supernet", "as in --supernet"))
+shared.define_schedule(10, 0.05)
+shared.define_temperature("Temperature of the Gumbel-softmax.")
 flags.DEFINE_enum(
-    "gate_strategy", "try_best", ["try_best", "give_up"], "For hard images (Table 6)."
+    "gate_strategy", "try_best", ["try_best", "give_up"], "Target of hard images (Table 6)."
+)
+shared.define_numbers(
+    "loss_weights",
+    3,
+    "Weights of classification, complexity and SGS loss (Eq. 12). None: those of --variant.",
 )
 flags.DEFINE_enum(
-    "slimming_head", None, ["one_hot", "scalar"], "Design of the gate (Table 7); none: as it is."
+    "estimator",
+    "straight_through",
+    ["straight_through", "exact"],
+    "Gradient of the choice of a width.",
 )
-flags.DEFINE_bool("share_encoder", None, "Both heads share W1 (Table 7); none: as it is.")
-define_numbers("loss_weights", 3, "Classification, complexity, SGS (Eq. 12); none: of --variant.")
-define_number("temperature", 1.0, "Of the Gumbel-softmax.", above=0)
-flags.DEFINE_enum(
-    "estimator", "straight_through", ["straight_through", "exact"], "Of the choice's gradient."
-)
-flags.DEFINE_integer("batch_size", 512, "Images per step, of all replicas.", lower_bound=1)
-flags.DEFINE_integer("epochs", 10, "Epochs.", lower_bound=1)
-define_number("learning_rate", 0.05, "At batch 512; it is multiplied by --batch_size / 512.", low=0)
 
 
 def find_supernet():
     """Returns the path of the saved network that --supernet names."""
-    return find_model(FLAGS.supernet, "supernet", ("supernet.keras", "model.keras"))
+    return checks.find_model(FLAGS.supernet, "supernet", ("supernet.keras", "model.keras"))
 
 
 def check_flags():
-    """Raises an error for what the flags name and is not there."""
-    common.check_flags()
-    if find_supernet().parent.resolve() == pathlib.Path(FLAGS.workdir).resolve():
+    """Raises an error for a flag that cannot be followed."""
+    checks.check_run()
+    supernet = find_supernet()
+    if supernet.parent.resolve() == pathlib.Path(FLAGS.workdir).resolve():
         raise ValueError(
             f"--workdir={FLAGS.workdir} is the folder of --supernet, whose run stays there: name "
             "another folder"
         )
-    saved = check_model(find_supernet(), "supernet")
-    classes = saved.get("classes")
-    if FLAGS.classes is not None and FLAGS.classes != classes:
+    saved = checks.check_model(supernet, "supernet")
+    if FLAGS.classes is not None and FLAGS.classes != saved.classes:
         raise ValueError(
-            f"--classes must be that of --supernet={FLAGS.supernet}: {classes}, or left out. "
+            f"--classes must be that of --supernet={FLAGS.supernet}: {saved.classes}, or left out. "
             f"Received: --classes={FLAGS.classes}"
         )
+    saved.check_widths(FLAGS.routes, "routes")
+    is_fixed = None not in saved.image_size
+    saved.check_image_size(FLAGS.image_size if is_fixed else data.image_size())
+    check_saved_variant(saved, FLAGS.variant)
     if FLAGS.loss_weights is not None and not any(FLAGS.loss_weights):
         raise ValueError("--loss_weights must not all be 0. Received: --loss_weights=0,0,0")
 
@@ -93,21 +101,12 @@ def choose_image_size(model):
     fixed = model.input_shape[1:3]
     if FLAGS.image_size is None and None not in fixed:
         return fixed
-    size = (common.image_size(),) * 2
-    common.check_image_size(model, size, "supernet")
-    return size
+    return (data.image_size(),) * 2
 
 
 def choose_routes(model):
     """Returns the candidate widths of --routes, of --variant, or of the supernet."""
-    if FLAGS.routes is None:
-        return variant_routes(model, FLAGS.variant) or model.routes
-    if FLAGS.routes[-1] >= model.num_widths:
-        raise ValueError(
-            f"--routes must be widths from 0 to {model.num_widths - 1} of "
-            f"--supernet={FLAGS.supernet}. Received: --routes={','.join(map(str, FLAGS.routes))}"
-        )
-    return tuple(FLAGS.routes)
+    return tuple(FLAGS.routes or variant_routes(model, FLAGS.variant) or model.routes)
 
 
 def choose_loss_weights(model):
@@ -168,7 +167,7 @@ def compile_trainer(trainer, steps_per_epoch):
     from keras_dsnet.training import exponential_schedule, scaled_learning_rate
 
     rate = scaled_learning_rate(FLAGS.learning_rate, FLAGS.batch_size)
-    common.print_learning_rate(FLAGS.learning_rate, rate)
+    run.print_learning_rate(FLAGS.learning_rate, rate)
     schedule = exponential_schedule(rate, steps_per_epoch)
     trainer.compile(keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
 
@@ -176,11 +175,11 @@ def compile_trainer(trainer, steps_per_epoch):
 def print_end(workdir):
     """Prints what was written and the command that follows."""
     output = workdir.path / "model.tflite"
-    following = commands.command(
+    following = run.command(
         "export", f"--model={FLAGS.workdir}", "--quantize=int8", f"--output={output}"
     )
     files = ["model.keras", "labels.txt", "log.csv", "tables", "plots"]
-    commands.print_end(
+    run.print_end(
         [workdir.path / name for name in files], "write a TFLite file for a phone", following
     )
 
@@ -189,12 +188,12 @@ def main(_):
     from keras_dsnet.runs import TrainingRun, read_log
     from keras_dsnet.training import describe_gates, evaluate_paths
 
-    common.open_workdir(check_only=True)
-    with common.prepare_machine():
+    run.open_workdir(check_only=True)
+    with run.prepare_machine():
         model = load_supernet()
         trainer = make_trainer(model)
         size = choose_image_size(model)
-        train, evaluation = common.load_sources()
+        train, evaluation = data.load_sources()
         for source in (train, evaluation):
             check_classes(model, source)
         if model.class_names is None and train.num_classes == model.classes:
@@ -204,20 +203,20 @@ def main(_):
                 flush=True,
             )
             model.class_names = train.class_names
-        workdir = common.open_workdir()
+        workdir = run.open_workdir()
         steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
         compile_trainer(trainer, steps_per_epoch)
         model.gates_trained = True
     training = TrainingRun(
         trainer,
         workdir,
-        lambda step: common.training_dataset(model, train, step, size),
+        lambda step: data.training_dataset(model, train, step, size),
         batch_size=FLAGS.batch_size,
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
         evaluate=lambda: evaluate_paths(
-            model, common.evaluation_dataset(model, evaluation, size), [], True
+            model, data.evaluation_dataset(model, evaluation, size), [], True
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
         class_names=train.class_names,
@@ -226,17 +225,17 @@ def main(_):
     )
 
     def save():
-        common.write_labels(model, workdir.path)
-        common.save_model(model, workdir.path / "model.keras")
+        run.write_labels(model, workdir.path)
+        run.save_model(model, workdir.path / "model.keras")
 
-    common.fit(training, save)
-    batches = common.evaluation_dataset(model, evaluation, size)
+    run.fit(training, save)
+    batches = data.evaluation_dataset(model, evaluation, size)
     rows = evaluate_paths(model, batches, verbose=True)
-    common.report(model, rows, workdir.tables, workdir.plots, workdir.log)
+    run.report(model, rows, workdir.tables, workdir.plots, workdir.log)
     # From the log: a run that was finished before has trained nothing now.
     easy = float(read_log(workdir.log)[-1]["easy"])
     print(f"{easy:.1%} of the last epoch's images were easy\n{describe_gates(rows)}")
-    common.warn_of_better_widths(
+    run.warn_of_better_widths(
         rows,
         model.routes,
         evaluation.num_examples,

@@ -11,7 +11,8 @@ import json, os, runpy, sys
 import matplotlib
 from absl import app, flags
 
-sys.modules["tensorflow"] = sys.modules["keras"] = None
+for name in ("tensorflow", "keras", "keras_dsnet"):
+    sys.modules[name] = None
 for line in sys.stdin:
     argv, folder, out, err = json.loads(line)
     child = os.fork()
@@ -22,7 +23,6 @@ for line in sys.stdin:
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
             os.chdir(folder)
             sys.argv = argv
-            sys.path.insert(0, argv[0].rpartition("/")[0])
             runpy.run_path(argv[0], run_name="__main__")
             code = 0
         except SystemExit as stop:

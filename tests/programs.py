@@ -51,5 +51,4 @@ def _run(argv, folder):
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(pathlib.Path(folder, name), os.O_WRONLY | os.O_CREAT), number)
     sys.argv = argv
-    sys.path.insert(0, str(pathlib.Path(argv[0]).parent))
     runpy.run_path(argv[0], run_name="__main__")

@@ -1,11 +1,11 @@
 """The references of the training benchmark take the steps that the package takes."""
 
-import importlib
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_dsnet_recipes.benchmarks.reference import bare_families
+from keras_dsnet_recipes.benchmarks.reference.bare_stage1 import BareStageOne
 
 from keras_dsnet.models import (
     DynamicSlimmableNetwork,
@@ -42,9 +42,9 @@ TINY_MOBILENET = MobileNetSpec(
 )
 # The two random paths of a step: of several gates neither is the wider one everywhere.
 NETWORKS = {
-    "BareResNet": ("bare_resnet", TINY_RESNET, [(0, 2), (2, 1)]),
-    "BareEfficientNet": ("bare_efficientnet", TINY_EFFICIENTNET, [(1,), (1,)]),
-    "BareMobileNet": ("bare_mobilenet", TINY_MOBILENET, [(1,), (3,)]),
+    "BareResNet": (TINY_RESNET, [(0, 2), (2, 1)]),
+    "BareEfficientNet": (TINY_EFFICIENTNET, [(1,), (1,)]),
+    "BareMobileNet": (TINY_MOBILENET, [(1,), (3,)]),
 }
 
 
@@ -69,9 +69,7 @@ def make_trainer(spec, widths):
 
 
 def make_reference(name, spec, widths):
-    from bare_stage1 import BareStageOne
-
-    network = getattr(importlib.import_module(NETWORKS[name][0]), name)
+    network = getattr(bare_families, name)
     reference = BareStageOne(network(spec, CLASSES), BATCH, SIZE)
     # A constant would be known while tracing, and every shape with it.
     reference.draw_widths = tf.Variable(widths, trainable=False).read_value
@@ -126,7 +124,7 @@ def copy_weights(trainer, reference):
     ],
 )
 def test_a_step_of_the_reference_is_a_step_of_the_package(name):
-    _, spec, widths = NETWORKS[name]
+    spec, widths = NETWORKS[name]
     trainer, reference = make_trainer(spec, widths), make_reference(name, spec, widths)
     copy_weights(trainer, reference)
     images, labels = make_images()

@@ -10,19 +10,19 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-import timed_process
 from ai_edge_litert.interpreter import Interpreter
-from mobile_files import MobileFiles, randomise
+from keras_dsnet_recipes.benchmarks import timing
+from keras_dsnet_recipes.benchmarks.mobile_files import MobileFiles, randomise
+from keras_dsnet_recipes.benchmarks.timing import TimedProcess, time_in_turns
 from programs import run_program
 from routed_networks import random_images, small_network
-from timed_process import TimedProcess, time_in_turns
 
 from keras_dsnet.export import LatencyTable, best_path, export_subnetwork
 from keras_dsnet.export.assembly import force_route
 from keras_dsnet.export.conversion import convert
 from keras_dsnet.models import DynamicSlimmableNetwork
 
-PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmark_mobile.py"
+PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes/benchmarks/benchmark_mobile.py"
 ROUTES = (0, 3)
 _HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _LIBRARY, _VERSION = platform.libc_ver()
@@ -81,7 +81,7 @@ def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed,
     sizes = {row["file"]: row["mb"] for row in rows if row["path"] == 3}
     export_subnetwork(network, 3, tmp_path / "alone.tflite")
     assert sizes["static"] == (tmp_path / "alone.tflite").stat().st_size / 1e6
-    assert "recipes/benchmark_mobile.py" in (workdir / "table.md").read_text()
+    assert "recipes/benchmarks/benchmark_mobile.py" in (workdir / "table.md").read_text()
     assert (workdir / "latency.png").stat().st_size > 1000
     table = LatencyTable.load(workdir / "latency_float32_static.json")
     slow = max(row["median_ms"] for row in table.rows)
@@ -152,7 +152,7 @@ def test_every_graph_of_a_routed_file_has_run_before_it_is_timed():
                 taken.add((gate, narrow, int(min_width[gate - 1]), int(min_width[gate])))
 
     interpreter = types.SimpleNamespace(get_signature_runner=lambda name: Runner())
-    timed_process._run_pairs(interpreter, (0, 1, 2))
+    timing._run_pairs(interpreter, (0, 1, 2))
     usual = {
         (gate, False, *pair) for gate in (1, 2, 3) for pair in itertools.product(range(3), range(3))
     }

@@ -7,10 +7,15 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from prepare_runs import prepare_runs
-from resnet_stack import RESNET_50, SHARE, ResNetStack, make_convolutions
+from keras_dsnet_recipes.benchmarks.slicing_methods import (
+    RESNET_50,
+    SHARE,
+    ResNetStack,
+    make_convolutions,
+    prepare_runs,
+)
 
-RECIPE = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmark_slicing.py"
+RECIPE = pathlib.Path(__file__).resolve().parents[2] / "recipes/benchmarks/benchmark_slicing.py"
 # A block with a shortcut of its own, and one that adds its input.
 TINY = ((2, 16, 2),)
 SIZE = 32
@@ -101,7 +106,6 @@ def test_a_folder_that_is_a_file_is_told_at_once(tmp_path):
     (tmp_path / "file").touch()
     without_tensorflow = (
         "import runpy, sys; sys.modules['tensorflow'] = None; sys.argv = sys.argv[1:];"
-        "sys.path.insert(0, sys.argv[0].rpartition('/')[0]);"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     workdir = tmp_path / "file" / "run"

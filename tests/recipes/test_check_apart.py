@@ -1,24 +1,21 @@
 """A work directory must not lie where the next start takes it for a class of images."""
 
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 PROGRAM = """
 import sys, types
-sys.path.insert(0, sys.argv[1])
 from absl import flags
-import common
+from keras_dsnet_recipes.lib import data
 
 flags.DEFINE_string("workdir", None, "")
-paths = [f"data/{part}/1.png" for part in sys.argv[3].split()]
+paths = [f"data/{part}/1.png" for part in sys.argv[2].split()]
 source = types.SimpleNamespace(paths=paths, class_names=("cat", "dog"))
-common.FLAGS(["program", "--workdir=" + sys.argv[2]])
-common.check_apart(source, "data")
-common.check_apart(types.SimpleNamespace(), "digits")
+data.FLAGS(["program", "--workdir=" + sys.argv[1]])
+data.check_apart(source, "data")
+data.check_apart(types.SimpleNamespace(), "digits")
 """
 
 
@@ -37,7 +34,7 @@ common.check_apart(types.SimpleNamespace(), "digits")
     ],
 )
 def test_a_workdir_among_the_images_is_refused(workdir, folders, is_apart, tmp_path):
-    command = [sys.executable, "-c", PROGRAM, str(RECIPES), workdir, folders]
+    command = [sys.executable, "-c", PROGRAM, workdir, folders]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     last = done.stderr.splitlines()[-1:]
     assert (done.returncode == 0) == is_apart, done.stderr

@@ -55,13 +55,11 @@ def test_a_command_is_the_program_with_its_help_and_its_errors(name, program):
 
 def test_the_next_command_is_written_as_this_one_was(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import commands; sys.argv = ['recipes/a.py'];"
-        "print(commands.command('stage2', '--workdir=a b', None));"
-        "commands._as_command = True; print(commands.command('export', '--model=x'))"
+        "import sys; from keras_dsnet_recipes.lib import run; sys.argv = ['recipes/a.py'];"
+        "print(run.command('stage2', '--workdir=a b', None));"
+        "run.started_as_command = True; print(run.command('export', '--model=x'))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(RECIPES)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "python recipes/imagenet_stage2.py '--workdir=a b'",
         "keras-dsnet export --model=x",

@@ -31,7 +31,6 @@ import pathlib, runpy, sys
 
 sys.modules["tensorflow"] = None
 sys.argv = sys.argv[1:]
-sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 FLAGS = ("model", "path", "output", "image_size", "routes", "quantize", "layout", "input_type")
@@ -78,6 +77,7 @@ def export(program):
     def main(**arguments):
         with flagsaver.as_parsed(**{name: str(value) for name, value in arguments.items()}):
             flags.FLAGS.mark_as_parsed()
+            program.check_flags()
             program.main([])
 
     return main
@@ -134,7 +134,7 @@ def test_int8_is_measured_on_what_the_network_was_trained_on(
 def test_images_come_raw_or_preprocessed_from_the_named_source(program, workdir):
     # Images are normalised as the network says, not as another one would have them.
     network = small_network(normalization=Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
-    read = functools.partial(program.representative_data.representative_data, network)
+    read = functools.partial(program.data.representative_data, network)
     arguments = {"dataset": "digits", "train_split": "test[100:]", "representative_images": "3"}
     with flagsaver.as_parsed(**arguments):
         images = {
@@ -168,7 +168,7 @@ def test_a_path_takes_raw_pixels_where_they_are_asked_for(export, network, workd
 
 
 def test_a_flag_allows_as_many_representative_images_as_an_export_reads(program):
-    assert program.representative_data._MOST_IMAGES == MOST_IMAGES
+    assert program.shared.MOST_REPRESENTATIVE_IMAGES == MOST_IMAGES
 
 
 def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
@@ -262,7 +262,7 @@ def test_a_data_set_that_was_moved_away_is_asked_for(program, workdir, tmp_path)
     run = {"dataset": ".", "places": {"dataset": str(tmp_path / "gone")}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(run))
     with flagsaver.as_parsed(), pytest.raises(FileNotFoundError, match=r"gone, which .* exist any"):
-        program.representative_data.source_flags(tmp_path / "run")
+        program.data.training_source(tmp_path / "run")
 
 
 @pytest.fixture

@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
-from benchmark_routing import set_choices
-from model_settings import MODELS, choose_variant, settings_of, variant_routes
+from keras_dsnet_recipes.benchmarks.benchmark_routing import set_choices
+from keras_dsnet_recipes.lib.model_settings import (
+    MODELS,
+    choose_variant,
+    settings_of,
+    variant_routes,
+)
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet import applications

@@ -1,17 +1,14 @@
 """What stage I prints at its start, and the gates that it starts from."""
 
-import pathlib
 import subprocess
 import sys
 
-RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 PROGRAM = """
 import sys, types
-sys.path.insert(0, sys.argv[1])
-import imagenet_stage1 as stage
+from keras_dsnet_recipes import imagenet_stage1 as stage
 
 stage.FLAGS(["stage1", "--weights=cifar10", "--workdir=runs/x", "--color_jitter=0.5"])
-print(stage.common.data_flags())
+print(stage.run.data_flags())
 
 class Network:
     num_widths, spec = 4, None
@@ -28,14 +25,14 @@ for network in (Network(True, (1, 2)), Network(False, (0, 3))):
 
 source = types.SimpleNamespace(description="folder pets", notes=("a few are skipped",))
 other = types.SimpleNamespace(description="folder pets, held out", notes=("a few are skipped",))
-stage.common.print_source("training on", source)
-stage.common.print_source("evaluating on", other, known_notes=source.notes)
+stage.data.print_source("training on", source)
+stage.data.print_source("evaluating on", other, known_notes=source.notes)
 """
 
 
 def test_flags_of_the_next_stage_gates_of_weights_and_notes():
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(RECIPES)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )
     flags, note, reset, kept, *data = done.stdout.splitlines()
     # Stage II needs the augmentation of stage I.

@@ -1,7 +1,7 @@
 """The saved network that a flag names."""
 
 import pytest
-from trained_model import find_model
+from keras_dsnet_recipes.lib.checks import find_model
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,6 @@ def fail(*args, **kwargs):
 
 setattr(keras_dsnet.training, sys.argv[1], fail)
 sys.argv = sys.argv[2:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -251,7 +250,6 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 devices = ["CPU:0", "CPU:1"]
 tf.distribute.MirroredStrategy = functools.partial(tf.distribute.MirroredStrategy, devices)
 sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -294,16 +292,16 @@ def test_stage_2_on_two_replicas(supernet, tmp_path):
         ),
         (
             "imagenet_stage1.py",
-            [f"--dataset={RECIPES / 'start.py'}"],
-            "start.py is a file: name a folder; an archive must be unpacked first",
+            [f"--dataset={RECIPES / 'demo.py'}"],
+            "demo.py is a file: name a folder; an archive must be unpacked first",
         ),
         ("imagenet_stage1.py", ["--batch_size=0"], "positive integer"),
         ("imagenet_stage1.py", ["--lerning_rate=1"], "Did you mean: learning_rate"),
         ("imagenet_stage2.py", ["--supernet=nowhere"], "--supernet=nowhere"),
         (
             "imagenet_stage2.py",
-            [f"--supernet={RECIPES / 'start.py'}"],
-            f"--supernet: {RECIPES / 'start.py'} is no .keras file, or is damaged",
+            [f"--supernet={RECIPES / 'demo.py'}"],
+            f"--supernet: {RECIPES / 'demo.py'} is no .keras file, or is damaged",
         ),
     ],
 )
@@ -312,7 +310,6 @@ def test_what_flags_alone_show_is_told_before_tensorflow_is_loaded(
 ):
     program = (
         "import runpy, sys; sys.modules['tensorflow'] = None; sys.argv = sys.argv[1:];"
-        "sys.path.insert(0, sys.argv[0].rpartition('/')[0]);"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-c", program, str(RECIPES / recipe), *arguments]

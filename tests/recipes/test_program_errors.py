@@ -1,3 +1,5 @@
+"""What a program prints for a mistake, a bug, a signal, and where it asks for help."""
+
 import json
 import re
 import subprocess
@@ -16,17 +18,18 @@ PROGRAM = '''
 
 import errno, os, signal, sys, time
 
-import common
 import keras
 import tensorflow as tf
 from absl import flags
 
-from keras_dsnet.utils import UserError, cli
+from keras_dsnet.utils import UserError
 from keras_dsnet.utils.atomic_file import atomic_file
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.start import start
 
 DO = flags.DEFINE_string("do", "nothing", "What to do.")
-common.define_flags()
-flags.DEFINE_string("workdir", None, "Where the run is kept.")
+shared.define_batch_size(1, "A number.")
+shared.define_path("workdir", None, "Where the run is kept.")
 
 @tf.function
 def traced(x):
@@ -78,20 +81,13 @@ def main(argv):
                 time.sleep(10)
 
 if __name__ == "__main__":
-    cli.run(main)
+    start(main, arguments=True)
 '''
-
-COMMON = """
-from absl import flags
-
-def define_flags():
-    flags.DEFINE_integer("batch", 1, "A number.")
-"""
 
 # Importing TensorFlow takes seconds: every case is a fork of one process that has imported it.
 FORK_EACH = """
 import json, os, runpy, sys, traceback
-import keras_dsnet.utils.cli
+import keras_dsnet.training
 
 def run(arguments):
     sys.argv = ["program.py", *arguments]
@@ -137,7 +133,7 @@ CASES = {
     "terminate": ["--do=terminate"],
     "terminate_workdir": ["--do=terminate", "--workdir=runs/x"],
     "unknown_flag": ["--workdr=x"],
-    "wrong_value": ["--batch=two"],
+    "wrong_value": ["--batch_size=two"],
     "help": ["--help"],
 }
 
@@ -151,7 +147,6 @@ def folder(tmp_path_factory):
 def outcomes(folder):
     """The exit code, the output and the lines on stderr of every case."""
     (folder / "program.py").write_text(PROGRAM.lstrip())
-    (folder / "common.py").write_text(COMMON)
     WorkDir(folder / "runs/x", {}).checkpoint.touch()
     WorkDir(folder / "runs/y", {})
     command = [sys.executable, "-c", FORK_EACH, json.dumps(CASES)]
@@ -192,7 +187,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(outcomes, name, line):
 def test_a_wrong_value_names_the_flag(outcomes):
     code, _, (line,) = outcomes["wrong_value"]
     assert code == 1
-    assert line.startswith("error: flag --batch=two: ")
+    assert line.startswith("error: flag --batch_size=two: ")
 
 
 def test_a_missing_file_that_tensorflow_reports_is_one_line(outcomes):
@@ -252,14 +247,15 @@ def test_a_run_that_is_asked_to_end_leaves_nothing_half_written(outcomes, folder
     assert not list(folder.glob("*m.tflite"))
 
 
-def test_help_shows_the_flags_of_the_program_and_of_what_lies_beside_it(outcomes):
+def test_help_shows_the_flags_of_the_program_and_those_that_programs_share(outcomes):
     code, out, lines = outcomes["help"]
     assert (code, lines) == (0, [])
     for text in ("Fails in the way", "python program.py --do=nothing"):
         assert text in out
-    assert set(re.findall(r"--([a-z\[\]]+)", out.split("flags:", 1)[1])) == {
-        "batch",
+    assert set(re.findall(r"--([a-z_\[\]]+)", out.split("flags:", 1)[1])) == {
+        "batch_size",
         "[no]debug",
+        "[no]h",
         "do",
         "helpfull",
         "workdir",

@@ -1,14 +1,21 @@
-"""A TFLite file that is timed in a process of its own, as an app would hold it."""
+"""The measuring of times: functions and TFLite files that take turns, and the cost of loading.
+
+A TFLite file runs in a separate process, which is this file as a program, as an app would hold it.
+Nothing here imports TensorFlow.
+"""
 
 import contextlib
 import itertools
+import json
 import os
 import pathlib
+import random
 import re
+import resource
+import statistics
 import subprocess
 import sys
-
-from take_turns import milliseconds, take_turns
+import time
 
 SECONDS_PER_TURN = 0.15
 # Runs at the beginning of every turn.
@@ -18,6 +25,62 @@ UNTIMED = 2
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"}
 _MEMORY = pathlib.Path("/proc/self/smaps_rollup")
 _KINDS = "Anonymous", "AnonHugePages"
+_MEBIBYTE = 2.0**20
+
+
+def milliseconds(run, count):
+    """Returns the mean time of `count` calls of a function without arguments."""
+    start = time.perf_counter()
+    for _ in range(count):
+        run()
+    return 1e3 * (time.perf_counter() - start) / count
+
+
+def take_turns(runs, rounds, seconds_per_turn=0.0, warm_up=2, measure=milliseconds, group=None):
+    """Runs functions in turn and returns what a call took in each round.
+
+    Every round has an order of its own, so that none always follows the same one.
+
+    Args:
+        runs: dict of functions without arguments, by name; or of whatever `measure` takes.
+        rounds: int.
+        seconds_per_turn: about how long each runs before it is the next one's turn; 0: one call.
+        warm_up: int, calls of each beforehand, which trace and allocate.
+        measure: function of one of `runs` and a number of calls; returns the mean milliseconds.
+        group: function of a name; those for which it gives the same are compared with each other,
+            and come one right after the other in every round. None: all are one group.
+
+    Returns:
+        Dict from name to the mean milliseconds of a call in every round.
+    """
+    counts = {}
+    for name, run in runs.items():
+        measure(run, warm_up)
+        once = measure(run, warm_up) if seconds_per_turn else float("inf")
+        counts[name] = max(1, round(1e3 * seconds_per_turn / once))
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name in _shuffled(runs, group):
+            times[name].append(measure(runs[name], counts[name]))
+    return times
+
+
+def _shuffled(names, group):
+    """Yields names in a random order that keeps those of a group together."""
+    groups = {}
+    for name in random.sample(list(names), len(names)):
+        groups.setdefault(group and group(name), []).append(name)
+    return itertools.chain.from_iterable(groups.values())
+
+
+def low_and_middle(times):
+    """Returns minimum and median of times."""
+    return min(times), statistics.median(times)
+
+
+def ratios(times, base):
+    """Returns the ratio of the minima, and the median of the rounds' ratios."""
+    return min(times) / min(base), statistics.median(a / b for a, b in zip(times, base))
 
 
 class TimedProcess:
@@ -44,7 +107,7 @@ class TimedProcess:
     def __init__(self, path, threads, huge_pages=False, widths=()):
         self._path = path
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(path), str(threads), *map(str, widths)],
+            [sys.executable, __file__, "serve", str(path), str(threads), *map(str, widths)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -177,5 +240,49 @@ def _serve(path, threads, *widths):
         print(milliseconds(interpreter.invoke, int(line)), flush=True)
 
 
+def loading_cost(path, threads, signatures=()):
+    """Measures in a process of its own what a file takes to load and run once.
+
+    Args:
+        path: of the file.
+        threads: int.
+        signatures: names of the signatures to run; none: what runs without naming one.
+
+    Returns:
+        Dict of "init_ms", to the end of the allocation, and "rss_mib": how much resident memory
+        the process has gained after the first run.
+    """
+    command = [sys.executable, __file__, "load", str(path), str(threads), *signatures]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _measure_loading(path, threads, *signatures):
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
+    before, start = _resident(), time.perf_counter()
+    interpreter = Interpreter(model_path=path, num_threads=int(threads))
+    if not signatures:
+        interpreter.allocate_tensors()
+        took = time.perf_counter() - start
+        interpreter.invoke()
+    arrays = {}
+    for signature in signatures:
+        runner = interpreter.get_signature_runner(signature)
+        took = time.perf_counter() - start
+        details = runner.get_input_details()
+        for name, own in details.items():
+            # The caller's image is no cost of another signature.
+            arrays.setdefault(name, np.zeros(own["shape"], own["dtype"]))
+        runner(**{name: arrays[name] for name in details})
+    print(json.dumps({"init_ms": took * 1e3, "rss_mib": (_resident() - before) / _MEBIBYTE}))
+
+
+def _resident():
+    pages = pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    return int(pages) * resource.getpagesize()
+
+
 if __name__ == "__main__":
-    _serve(*sys.argv[1:])
+    {"serve": _serve, "load": _measure_loading}[sys.argv[1]](*sys.argv[2:])

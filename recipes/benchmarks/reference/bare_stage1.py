@@ -5,7 +5,12 @@ one trace for all widths.
 """
 
 import tensorflow as tf
-from bare_network import FRONT, TAIL, MovingNorm, TrainingNorm
+from keras_dsnet_recipes.benchmarks.reference.bare_network import (
+    FRONT,
+    TAIL,
+    MovingNorm,
+    TrainingNorm,
+)
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from take_turns import low_and_middle, ratios, take_turns
+from keras_dsnet_recipes.benchmarks.timing import low_and_middle, ratios, take_turns
 
 
 def test_every_function_runs_once_a_round_and_none_always_follows_the_same():

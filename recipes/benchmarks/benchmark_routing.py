@@ -1,0 +1,172 @@
+r"""Times batched dynamic inference against the same sub-networks called directly.
+
+    python recipes/benchmarks/benchmark_routing.py --workdir=runs/benchmark_routing
+    python recipes/benchmarks/benchmark_routing.py --workdir=runs/benchmark_routing \
+        --model=ds_resnet50
+
+Two questions, each answered by rounds that alternate the two sides in one process:
+- Does routing cost anything where it changes nothing? A batch of 64 whose images all choose the
+  first path of the mix, against the same path called directly.
+- Is a mixed batch as fast as its parts? A batch of 256 at a fixed mix of paths, against the groups
+  of equal paths run directly one after the other.
+
+The gates' choices are set, their layers run. Prints minimum and median, writes JSON.
+"""
+
+import itertools
+import json
+import pathlib
+
+from absl import flags
+from keras_dsnet_recipes.benchmarks.timing import low_and_middle, ratios, take_turns
+from keras_dsnet_recipes.lib import checks
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.model_settings import MODELS
+from keras_dsnet_recipes.lib.start import start
+
+FLAGS = flags.FLAGS
+shared.define_workdir("Folder for the figures.")
+shared.define_image_size("Side of the images.", 224, lower_bound=32)
+shared.define_classes(1000, "Number of classes.", lower_bound=1)
+shared.define_rounds(7, "Rounds of each comparison.")
+shared.define_batch_size(256, "Images of the mixed batch.")
+shared.define_network(MODELS)
+shared.define_channels(1.0, "Scales all channels.", "32", "Total stride; 8 or 16 for small images.")
+shared.define_paths("The mix, such as 0,4,8,13 or 0-0-0-0,0-1-2-3 (four gates). None: by network.")
+
+MIXES = {
+    "ds_mobilenet": "0,4,8,13",
+    "ds_resnet50": "0-0-0-0,0-0-1-1,0-1-2-3,1-0-1-2,1-1-1-1,2-2-2-2,3-0-3-0,3-3-3-3",
+    "ds_efficientnet_b0": "0,4,9,19",
+}
+
+
+def check_flags():
+    """Raises an error for paths that the network does not have, or a folder that is none."""
+    checks.check_workdir(FLAGS.workdir)
+    paths, most = mixed_paths(), MODELS[FLAGS.model].widths - 1
+    gates = MIXES[FLAGS.model].split(",")[0].count("-") + 1
+    for path in paths:
+        if len(path) != gates or max(path) > most:
+            raise ValueError(
+                f"--paths must be {gates} widths each, from 0 to {most}, for "
+                f"--model={FLAGS.model}. Received: {'-'.join(map(str, path))}"
+            )
+
+
+def mixed_paths():
+    """Returns the paths of the mix: tuples of widths."""
+    default = [tuple(map(int, path.split("-"))) for path in MIXES[FLAGS.model].split(",")]
+    paths = FLAGS.paths or default
+    if len(paths) > FLAGS.batch_size:
+        raise ValueError(
+            f"--batch_size must be at least the {len(paths)} paths of the mix. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
+    return paths
+
+
+def make_model(paths):
+    """Builds a network whose choices the benchmark sets, with the widths of these paths."""
+    from keras_dsnet import applications
+
+    size = FLAGS.image_size
+    model = getattr(applications, MODELS[FLAGS.model].application)(
+        input_shape=(size, size, 3),
+        classes=FLAGS.classes,
+        alpha=FLAGS.alpha,
+        output_stride=int(FLAGS.output_stride),
+        routes=sorted({width for path in paths for width in path}),
+    )
+    for path in paths:
+        model.resolve_path(path)
+    model.gates_trained = True
+    return model
+
+
+def set_choices(model, paths):
+    """Makes the gates choose a given path for every image of a batch, whatever the images are.
+
+    The images reach a gate in groups, those that took one width before it after the other.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    groups = [np.arange(len(paths))]
+    for gate, widths in zip(model.slimming_gates, np.transpose(paths)):
+        calls = itertools.cycle([tf.constant(widths[group], tf.int32) for group in groups])
+        gate.choose = lambda scores, routes, calls=calls: next(calls)
+        ways = [np.concatenate([g[widths[g] == width] for g in groups]) for width in model.routes]
+        groups = [group for group in ways if group.size]
+
+
+def compare(name, routed, direct, images):
+    """Times both sides; prints and returns their minimum and median, and the ratio of their times.
+
+    Args:
+        name: what is compared.
+        routed: a function without arguments.
+        direct: the same.
+        images: int, how many a call of either runs.
+    """
+    times = take_turns({"routed": routed, "direct": direct}, FLAGS.rounds)
+    time_ratio = ratios(times["routed"], times["direct"])
+    row = {
+        "what": name,
+        "routed_ms": low_and_middle(times["routed"]),
+        "direct_ms": low_and_middle(times["direct"]),
+        "time_ratio": time_ratio,
+        "throughput_ratio": [1 / ratio for ratio in time_ratio],
+    }
+    row["images_per_second"] = 1e3 * images / row["routed_ms"][1]
+    print(
+        f"{name}: routed {row['routed_ms'][0]:.1f} / {row['routed_ms'][1]:.1f} ms, direct "
+        f"{row['direct_ms'][0]:.1f} / {row['direct_ms'][1]:.1f} ms (min / median), time ratio "
+        f"{row['time_ratio'][0]:.3f} / {row['time_ratio'][1]:.3f}",
+        flush=True,
+    )
+    return row
+
+
+def main(_):
+    import numpy as np
+    import tensorflow as tf
+
+    workdir = pathlib.Path(FLAGS.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    paths = mixed_paths()
+    model = make_model(paths)
+    generator = np.random.default_rng(0)
+    shape = (FLAGS.batch_size, FLAGS.image_size, FLAGS.image_size, 3)
+    images = tf.constant(generator.normal(size=shape).astype("float32"))
+
+    batch, first = images[:64], paths[0]
+    set_choices(model, [first] * len(batch))
+    rows = [
+        compare(
+            f"{len(batch)} images, all on path {first}",
+            lambda: model(batch).numpy(),
+            lambda: model(batch, path=first).numpy(),
+            len(batch),
+        )
+    ]
+
+    taken = generator.permutation(np.repeat(np.arange(len(paths)), len(images) // len(paths)))
+    images = images[: len(taken)]
+    set_choices(model, [paths[index] for index in taken])
+    groups = [
+        (path, tf.gather(images, np.flatnonzero(taken == index)))
+        for index, path in enumerate(paths)
+    ]
+    mixed = compare(
+        f"{len(taken)} images, a mix of {paths}",
+        lambda: model(images).numpy(),
+        lambda: [model(group, path=path).numpy() for path, group in groups],
+        len(taken),
+    )
+    rows.append(mixed)
+    (workdir / "routing.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    start(main, check_flags)

@@ -1,0 +1,288 @@
+"""Checks of a program's flags that need no TensorFlow: paths, packages, saved networks."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import zipfile
+
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+# What a run writes into its folder.
+_FOLDERS = ("tables", "plots", "tensorboard")
+_FILES = (
+    "checkpoint.npz",
+    "config.json",
+    "labels.txt",
+    "log.csv",
+    "model.keras",
+    "supernet.keras",
+)
+
+
+def check_workdir(name, flag="workdir", folders=(), files=()):
+    """Raises an OSError unless a folder can be made and written, with what is to be in it.
+
+    Args:
+        name: value of the flag.
+        flag: name of the flag, for messages.
+        folders: names of folders that will be made in it.
+        files: names of files that will be written into it.
+    """
+    folder = pathlib.Path(name)
+    if not name:
+        raise ValueError(f"--{flag} must name a folder. Received: --{flag}=")
+    there = folder
+    while not _exists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"--{flag}={name} is a file, or is inside one: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"--{flag}={name} cannot be written: no permission in {there}")
+    for part in folders:
+        inside = folder / part
+        if _exists(inside) and not inside.is_dir():
+            raise NotADirectoryError(f"--{flag}={name}: {inside} is a file; a folder goes there")
+        if inside.is_dir() and not os.access(inside, os.W_OK | os.X_OK):
+            raise PermissionError(f"--{flag}={name}: {inside} cannot be written")
+    for part in files:
+        if (folder / part).is_dir():
+            raise IsADirectoryError(
+                f"--{flag}={name}: {folder / part} is a folder; a file goes there"
+            )
+
+
+def check_run():
+    """Raises an error unless a stage can read its data set and write its work directory."""
+    check_source({name: FLAGS[name].value for name in ("data_dir", "dataset")})
+    check_workdir(FLAGS.workdir, folders=_FOLDERS, files=_FILES)
+    check_plots()
+
+
+def check_plots():
+    """Raises an error where the package that draws is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(
+            "matplotlib is not installed, which draws the plots: pip install matplotlib"
+        )
+
+
+def check_output(name, flag="output"):
+    """Raises an OSError unless a file can be written.
+
+    Args:
+        name: value of the flag.
+        flag: name of the flag, for messages.
+    """
+    output = pathlib.Path(name)
+    if not name:
+        raise ValueError(f"--{flag} must name a file that ends in .tflite. Received: --{flag}=")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"--{flag}={name}: there is no folder {output.parent}")
+    if output.is_dir():
+        raise IsADirectoryError(f"--{flag}={name} is a folder; name a .tflite file")
+    if output.suffix != ".tflite":
+        raise ValueError(
+            f"--{flag} must name a file that ends in .tflite. Received: --{flag}={name}"
+        )
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"--{flag}={name}: {output.parent} cannot be written")
+
+
+def check_source(values):
+    """Raises an error where the values of --data_dir and --dataset name a folder that is missing.
+
+    Args:
+        values: dict by the names of the flags.
+    """
+    for name in ("data_dir", "dataset"):
+        value = values[name]
+        is_path = value and (name == "data_dir" or value[0] in "./~" or value[-1] == "/")
+        if is_path and not pathlib.Path(value).expanduser().is_dir():
+            if pathlib.Path(value).expanduser().is_file():
+                raise NotADirectoryError(
+                    f"--{name}={value} is a file: name a folder; an archive must be unpacked first"
+                )
+            raise FileNotFoundError(f"--{name}={value}: there is no such folder")
+    if values["dataset"] is not None and not values["dataset"].strip():
+        raise ValueError("--dataset must name a data set. Received: --dataset=")
+    needs_sklearn = values["dataset"] == "digits" and importlib.util.find_spec("sklearn") is None
+    if needs_sklearn:
+        raise ValueError("--dataset=digits needs scikit-learn: pip install scikit-learn")
+
+
+def find_model(name, flag="model", filenames=("model.keras", "supernet.keras")):
+    """Returns the path of the saved network that a flag names, a work directory or a file.
+
+    Args:
+        name: value of the flag.
+        flag: name of the flag, for messages.
+        filenames: names of the networks that a stage saves in its work directory; the first that
+            exists is taken.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = pathlib.Path(name)
+    candidates = [path / filename for filename in filenames] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"--{flag}={name} is no .keras file and no work directory with model.keras (stage II)"
+        " or supernet.keras (stage I)"
+    )
+
+
+def check_model(filename, flag="model"):
+    """Raises a ValueError unless a file holds a network of this package; builds nothing.
+
+    Args:
+        filename: of the saved network.
+        flag: name of the flag that named it, for messages.
+
+    Returns:
+        `SavedNetwork`.
+    """
+    try:
+        with zipfile.ZipFile(filename) as archive:
+            content = json.loads(archive.read("config.json"))
+            saved, config = content["class_name"], dict(content.get("config", {}))
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
+        raise ValueError(f"--{flag}: {filename} is no .keras file, or is damaged") from None
+    if damaged:
+        raise ValueError(f"--{flag}: {filename} is damaged at {damaged}")
+    if saved != "DynamicSlimmableNetwork":
+        raise ValueError(
+            f"--{flag}: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
+            "of the two stages save it"
+        )
+    if config.get("include_top") is False:
+        raise ValueError(f"--{flag}: {filename} has no classifier (include_top=False)")
+    return SavedNetwork(config, flag)
+
+
+class SavedNetwork:
+    """The configuration of a saved network, against which flags are checked.
+
+    Args:
+        config: dict, as the network's `get_config` returns it.
+        flag: name of the flag that named the file, for messages.
+
+    Attributes:
+        classes: int or None.
+        family: str, name of the class of its spec.
+        num_gates: int.
+        num_widths: int, per gate; 0 if the file does not state it, which then checks nothing.
+        image_size: `(height, width)`, each of which may be None.
+    """
+
+    def __init__(self, config, flag="model"):
+        self.flag = flag
+        self.classes = config.get("classes")
+        spec = config.get("spec") or {}
+        self.family = spec.get("family")
+        gated = [stage["channels"] for stage in spec.get("stages", ()) if stage.get("gated")]
+        self.num_gates, self.num_widths = len(gated), len(gated[0]) if gated else 0
+        self.image_size = tuple((config.get("input_shape") or (None, None))[:2])
+
+    def check_widths(self, widths, name):
+        """Raises a ValueError for a width that the network does not have.
+
+        Args:
+            widths: sequence of ints, or None.
+            name: str, of the flag that lists them.
+        """
+        if widths and self.num_widths and max(widths) >= self.num_widths:
+            raise ValueError(
+                f"--{name} must be widths from 0 to {self.num_widths - 1} of "
+                f"--{self.flag}={FLAGS[self.flag].value}. "
+                f"Received: --{name}={','.join(map(str, widths))}"
+            )
+
+    def check_path(self, path, name, separator="-"):
+        """Raises a ValueError for a path that the network does not have.
+
+        Args:
+            path: tuple of widths; a single width is taken at every gate.
+            name: str, of the flag that names it.
+            separator: str, between the widths of a path, for the message.
+        """
+        if not self.num_widths:
+            return
+        if len(path) not in (1, self.num_gates) or max(path) >= self.num_widths:
+            several = f", or {self.num_gates} of them, one per gate," if self.num_gates > 1 else ""
+            raise ValueError(
+                f"--{name} must be a width from 0 to {self.num_widths - 1}{several} for "
+                f"--{self.flag}={FLAGS[self.flag].value}. "
+                f"Received: --{name}={separator.join(map(str, path))}"
+            )
+
+    def check_image_size(self, size):
+        """Raises a ValueError unless the network takes square images of a size.
+
+        Args:
+            size: int, side in pixels, or None: the network's own size.
+        """
+        flag = f"--{self.flag}={FLAGS[self.flag].value}"
+        if size is None:
+            if None in self.image_size:
+                raise ValueError(f"{flag} takes images of any size: choose one by --image_size")
+        elif any(own not in (None, size) for own in self.image_size):
+            raise ValueError(
+                f"--image_size must fit {flag}, which takes images of "
+                f"{(*self.image_size, 3)}. Received: --image_size={size}"
+            )
+
+
+def source_flags(workdir, names, why):
+    """Returns the values of --dataset, --data_dir and a split: given, or those of a run.
+
+    Args:
+        workdir: folder of the network's file.
+        names: of these flags.
+        why: str, the reason that images are needed, for the message.
+
+    Returns:
+        Dict by the names of the flags.
+
+    Raises:
+        ValueError: --dataset is not given, and the folder does not record a data set.
+    """
+    given = {name: FLAGS[name].value for name in names}
+    if given["dataset"]:
+        return given
+    # `keras_dsnet`'s `read_config` would import TensorFlow.
+    try:
+        trained_on = json.loads((pathlib.Path(workdir) / "config.json").read_text("utf-8"))
+        run = {name: trained_on.get(name) for name in names} | {"dataset": trained_on["dataset"]}
+        place = trained_on.get("places", {}).get("dataset")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{why}: name their data set by --dataset. "
+            f"{workdir} is not the folder of a training run, which would say it"
+        ) from None
+    if place is not None:
+        if not pathlib.Path(place).exists():
+            raise FileNotFoundError(
+                f"{place}, which {workdir} was trained on, does not exist any more: name the data "
+                "set by --dataset"
+            )
+        run["dataset"] = place
+    return {name: given[name] or run[name] for name in names}
+
+
+def _exists(path):
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return False
+    except OSError:
+        # A name that is too long, or a folder that may not be looked into.
+        raise OSError(f"{path} cannot be used as a path") from None
+    return True

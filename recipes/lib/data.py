@@ -1,0 +1,187 @@
+"""The images that a program trains on, evaluates on or measures ranges on."""
+
+import pathlib
+import unicodedata
+
+from absl import flags
+from keras_dsnet_recipes.lib import checks
+
+FLAGS = flags.FLAGS
+SMALL_IMAGES = ("digits", "cifar10", "cifar100")
+TRAINING_SOURCE = ("dataset", "data_dir", "train_split")
+EVALUATION_SOURCE = ("dataset", "data_dir", "eval_split")
+_WHY_INT8 = "--quantize=int8 measures ranges on training images"
+
+
+def image_size():
+    """Returns the side of the images that flags and data set ask for."""
+    return FLAGS.image_size or (32 if FLAGS.dataset in SMALL_IMAGES else 224)
+
+
+def load_sources():
+    """Returns the sources of training and evaluation images, checked against the flags."""
+    from keras_dsnet.data import load_source
+
+    options = {
+        "train_split": FLAGS.train_split,
+        "eval_split": FLAGS.eval_split,
+        "classes": FLAGS.classes,
+        "on_bad_image": "raise" if FLAGS.strict_images else "skip",
+    }
+    sources = [load_source(FLAGS.dataset, FLAGS.data_dir, s, **options) for s in ("train", "eval")]
+    print_source("training on", sources[0])
+    print_source("evaluating on", sources[1], known_notes=sources[0].notes)
+    for source in sources:
+        check_apart(source, FLAGS.dataset)
+    if FLAGS.batch_size > sources[0].num_examples:
+        raise ValueError(
+            f"--batch_size must be at most the {sources[0].num_examples} training images. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
+    return sources
+
+
+def check_apart(source, dataset):
+    """Raises a ValueError where --workdir would be taken for class folders or images next time.
+
+    Args:
+        source: an `ImageSource`.
+        dataset: the name or folder that it was loaded from.
+    """
+    folder = pathlib.Path(dataset).expanduser()
+    workdir = pathlib.Path(FLAGS.workdir).resolve()
+    paths = [pathlib.Path(path) for path in getattr(source, "paths", ())]
+    tops = {path.relative_to(folder).parts[:1] for path in paths if path.is_relative_to(folder)}
+    if not tops or not workdir.is_relative_to(folder.resolve()):
+        return
+    top = workdir.relative_to(folder.resolve()).parts[:1]
+    # Hidden folders are left out, and beside split folders so are others.
+    is_class = {unicodedata.normalize("NFC", part) for (part,) in tops} <= set(source.class_names)
+    if not top or top in tops or (is_class and not top[0].startswith(".")):
+        raise ValueError(
+            f"--workdir={FLAGS.workdir} lies among the images of --dataset={dataset}, and would be "
+            "taken for one of them: name a folder outside"
+        )
+
+
+def print_source(purpose, source, known_notes=()):
+    """Prints what a data set has, and what its loader found worth a note.
+
+    Args:
+        purpose: str: what it is for.
+        source: an `ImageSource`.
+        known_notes: notes that were printed already.
+    """
+    print(f"{purpose} {source.description}", flush=True)
+    for note in source.notes:
+        if note not in known_notes:
+            print(f"note: {note}", flush=True)
+
+
+def training_dataset(model, source, start_step, image_size):
+    """Returns the training batches of a network from a step on, of images of `(height, width)`."""
+    from keras_dsnet.data import training_pipeline
+
+    default = {"digits": "none", "cifar10": "cifar", "cifar100": "cifar"}
+    return training_pipeline(
+        source,
+        image_size=image_size,
+        batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
+        preprocess=model.normalization,
+        start_step=start_step,
+        augmentation=FLAGS.augmentation or default.get(FLAGS.dataset, "imagenet"),
+        randaugment=FLAGS.randaugment,
+        randaugment_magnitude=FLAGS.randaugment_magnitude,
+        auto_augment=FLAGS.auto_augment,
+        color_jitter=FLAGS.color_jitter,
+        random_erasing=FLAGS.random_erasing,
+    )
+
+
+def evaluation_dataset(model, source, image_size, batch_size=None):
+    """Returns the evaluation batches of a network, of images of `(height, width)`."""
+    from keras_dsnet.data import evaluation_pipeline
+
+    return evaluation_pipeline(
+        source,
+        image_size=image_size,
+        batch_size=batch_size or FLAGS.eval_batch_size,
+        preprocess=model.normalization,
+    )
+
+
+def training_source(workdir):
+    """Returns the values of --dataset, --data_dir and --train_split: given, or those of a run.
+
+    Args:
+        workdir: folder of the network's file.
+    """
+    return checks.source_flags(workdir, TRAINING_SOURCE, _WHY_INT8)
+
+
+def check_representative_flags(workdir, needed):
+    """Raises an error where images are needed and missing, or named and not needed.
+
+    Args:
+        workdir: folder of the network's file.
+        needed: bool, whether the file is int8.
+    """
+    if needed:
+        checks.check_source(training_source(workdir))
+        return
+    for name in (*TRAINING_SOURCE, "representative_images"):
+        value = FLAGS[name].value
+        if value != FLAGS[name].default:
+            raise ValueError(
+                f"Only --quantize=int8 is measured on images. Received: --{name}={value}, "
+                f"--quantize={FLAGS.quantize}"
+            )
+
+
+def check_names(network, source):
+    """Raises a ValueError where a data set has other classes than a network.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+        source: an `ImageSource`.
+    """
+    names, given = network.class_names, source.class_names
+    if source.num_classes > network.classes:
+        raise ValueError(
+            f"{source.name} has {source.num_classes} classes, the network {network.classes}"
+        )
+    if None not in (names, given) and names != given:
+        different = [pair for pair in zip(given, names) if pair[0] != pair[1]]
+        what = f"{different[0][0]!r} for {different[0][1]!r}" if different else "another number"
+        raise ValueError(f"{source.name} has other classes than the network: {what}")
+
+
+def representative_data(network, workdir, image_size, input_type):
+    """Yields training images, prepared as for evaluation: arrays `[1, height, width, 3]`.
+
+    Args:
+        network: a `DynamicSlimmableNetwork`, which says how images are normalised.
+        workdir: folder of the network's file.
+        image_size: `(height, width)`.
+        input_type: "float32": preprocessed; "uint8": raw pixels.
+    """
+    import tensorflow as tf
+
+    from keras_dsnet.data import evaluation_pipeline, load_source
+
+    values = training_source(workdir)
+    source = load_source(
+        values["dataset"], values["data_dir"], "train", train_split=values["train_split"]
+    )
+    count = min(FLAGS.representative_images, source.num_examples)
+    print(f"ranges of int8 are measured on {count} training images of {source.name}", flush=True)
+    raw = input_type == "uint8"
+    images = evaluation_pipeline(
+        source,
+        image_size=image_size,
+        batch_size=1,
+        preprocess=tf.round if raw else network.normalization,
+    )
+    for image, _ in images.take(count):
+        yield image.numpy().astype(input_type)

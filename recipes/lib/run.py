@@ -1,0 +1,223 @@
+"""A run of a program, from its work directory to the command that follows it."""
+
+import contextlib
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+from keras_dsnet_recipes.lib import start
+
+FLAGS = flags.FLAGS
+COMMAND = "keras-dsnet"
+PROGRAMS = {
+    "stage1": ("imagenet_stage1.py", "train a supernet"),
+    "stage2": ("imagenet_stage2.py", "train the gates of a supernet"),
+    "evaluate": ("evaluate.py", "measure a saved network on a data set"),
+    "export": ("export_mobile.py", "write a saved network as a TFLite file"),
+    "evaluate-int8": ("evaluate_int8.py", "measure what int8 costs a saved network"),
+    "benchmark": ("benchmarks/benchmark_mobile.py", "time TFLite files, write latency tables"),
+    "demo": ("demo.py", "run the whole way on handwritten digits, in minutes"),
+}
+# Flags that do not change what is trained: they may differ at every start of a run.
+EXEMPT = (
+    "checkpoint_steps",
+    "data_dir",
+    "eval_batch_size",
+    "eval_split",
+    "evaluate_epochs",
+    "recalibration_steps",
+    "strict_images",
+)
+# Flags whose values may be paths: another spelling of the same path is no change.
+PATHS = ("dataset", "supernet", "weights")
+# Set to True where a program runs as a sub-command.
+started_as_command = False
+
+
+def open_workdir(check_only=False):
+    """Returns the `WorkDir` of --workdir, tied to the flags of the run.
+
+    Args:
+        check_only: bool: raise the error that it would raise, and make nothing.
+    """
+    from keras_dsnet.runs import WorkDir
+
+    modules = FLAGS.flags_by_module_dict()
+    own = [name for name in start.own_modules() if name != start.__name__]
+    names = {flag.name for module in own for flag in modules[module]} - {"workdir"}
+    config = {name: _as_text(FLAGS[name].value) for name in sorted(names)}
+    make = WorkDir.check if check_only else WorkDir
+    return make(FLAGS.workdir, config, EXEMPT, growing=("epochs",), paths=PATHS)
+
+
+def _as_text(value):
+    # Lists are kept as absl's own lists are, whose items are strings.
+    return [str(item) for item in value] if isinstance(value, list) else value
+
+
+def prepare_machine():
+    """Seeds, precision and determinism; returns a context for building model and optimizer."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(FLAGS.seed)
+    if FLAGS.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if FLAGS.mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{FLAGS.mixed_precision}")
+    if FLAGS.strategy == "default":
+        return contextlib.nullcontext()
+    strategy = tf.distribute.MirroredStrategy()
+    replicas = strategy.num_replicas_in_sync
+    if FLAGS.batch_size % replicas:
+        raise ValueError(
+            f"--batch_size must be a multiple of the {replicas} replicas. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
+    return strategy.scope()
+
+
+def print_learning_rate(base, scaled):
+    """Prints how the learning rate of the run follows from that of the flags or the paper."""
+    print(
+        f"learning rate {scaled:.4g}: {base:.4g} at batch 512, scaled to "
+        f"--batch_size={FLAGS.batch_size}",
+        flush=True,
+    )
+
+
+def fit(training, save):
+    """Trains to the last epoch and saves the network, also where only the last evaluation failed.
+
+    Args:
+        training: a `TrainingRun`.
+        save: a function without arguments.
+    """
+    try:
+        training.fit()
+    except Exception:
+        if training.is_complete():
+            save()
+        raise
+    # Before all that may yet fail.
+    save()
+
+
+def save_model(model, filename):
+    """Saves a `.keras` file beside its name and renames it: the old file survives a failure."""
+    from keras_dsnet.utils.atomic_file import atomic_path
+
+    with atomic_path(filename) as beside:
+        model.save(beside)
+
+
+def write_labels(model, folder):
+    """Writes the names of a network's classes, one a line in the order of the outputs."""
+    if model.class_names is None:
+        return
+    from keras_dsnet.utils.atomic_file import atomic_file
+
+    with atomic_file(folder / "labels.txt") as file:
+        file.writelines(" ".join(name.split()) + "\n" for name in model.class_names)
+
+
+def report(model, rows, tables, plots, log=None):
+    """Prints and writes the table of `evaluate_paths`, and draws the pictures.
+
+    Args:
+        model: the network.
+        rows: of `evaluate_paths`.
+        tables: folder of the tables.
+        plots: folder of the pictures.
+        log: the CSV log of a training run, or None.
+    """
+    from keras_dsnet.runs import (
+        plot_accuracy_against_madds,
+        plot_training_curves,
+        plot_width_shares,
+        write_table,
+    )
+
+    print(write_table(rows, tables, "paths"), flush=True)
+    plot_accuracy_against_madds(rows, plots / "accuracy_against_madds.png")
+    if log is not None:
+        plot_training_curves(log, plots / "training_curves.png")
+    shares = [
+        {model.spec.ratios[width]: share for width, share in gate.items()}
+        for row in rows
+        for gate in row.get("shares", [])
+    ]
+    if shares:
+        plot_width_shares(shares, plots / "width_shares.png")
+
+
+def warn_of_better_widths(rows, routes, images, how):
+    """Prints a line where a width that the routes leave out is clearly better than they are.
+
+    Args:
+        rows: of `evaluate_paths`, of every width.
+        routes: the candidate widths of the gates.
+        images: int or None: how many images were measured.
+        how: str: what can be done about it.
+    """
+    from keras_dsnet.training import better_excluded_widths
+
+    better = better_excluded_widths(rows, routes, images)
+    if better:
+        best, routed = better[0]
+        names = ",".join(map(str, routes))
+        print(
+            f"warning: width {best['path']}, which is not among the routes {names}, has "
+            f"{best['top1']:.1%} top-1 at {best['madds'] / 1e6:.2f}M MAdds; width "
+            f"{routed['path']}, which is, has {routed['top1']:.1%} at "
+            f"{routed['madds'] / 1e6:.2f}M: {how}",
+            flush=True,
+        )
+
+
+def data_flags():
+    """Returns the flags of data set, augmentation and machine as the next stage takes them."""
+    names = ("dataset", "data_dir", "train_split", "eval_split", "strict_images", "augmentation")
+    names += ("randaugment", "randaugment_magnitude", "auto_augment", "color_jitter")
+    names += ("random_erasing", "strategy", "mixed_precision")
+    given = [name for name in names if FLAGS[name].value != FLAGS[name].default]
+    return [flag(name, FLAGS[name].value) for name in given]
+
+
+def command(name, *arguments):
+    """Returns the command line that runs a program, as the user started this one.
+
+    Args:
+        name: of the sub-command.
+        *arguments: of the program; those that are None are left out.
+    """
+    if started_as_command:
+        words = [COMMAND, name]
+    else:
+        words = ["python", str(pathlib.Path(sys.argv[0]).parent / PROGRAMS[name][0])]
+    return shlex.join([*words, *(str(word) for word in arguments if word is not None)])
+
+
+def flag(name, value):
+    """Returns `--name=value`, or None where the value is None.
+
+    Args:
+        name: str.
+        value: str, number, list, or None.
+    """
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    return None if value is None else f"--{name}={value}"
+
+
+def print_end(written, next_step, following):
+    """Prints what a program has written, and the command that comes next.
+
+    Args:
+        written: paths, of files and folders.
+        next_step: what the command does, in words.
+        following: str, the command.
+    """
+    names = [str(path) for path in written if pathlib.Path(path).exists()]
+    print(f"\nwritten: {', '.join(names)}\nnext, to {next_step}:\n    {following}", flush=True)

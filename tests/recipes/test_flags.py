@@ -1,0 +1,240 @@
+"""Every program checks its whole command line before it imports TensorFlow."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import saved_network
+from light_programs import run_light_program
+
+RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
+BENCHMARKS = ("mobile", "routing", "slicing", "training")
+PROGRAMS = (
+    "demo.py",
+    "evaluate.py",
+    "evaluate_int8.py",
+    "export_mobile.py",
+    "imagenet_stage1.py",
+    "imagenet_stage2.py",
+    *(f"benchmarks/benchmark_{name}.py" for name in BENCHMARKS),
+)
+RUN, MOBILE, ROUTING, SLICING, TRAINING = "--workdir={tmp}/run", *PROGRAMS[-4:]
+# The shortest command line that each program accepts.
+VALID = {
+    "demo.py": (RUN,),
+    "evaluate.py": (RUN, "--model={tmp}/trained"),
+    "evaluate_int8.py": (RUN, "--model={tmp}/trained"),
+    "export_mobile.py": ("--output={tmp}/m.tflite", "--model={tmp}/trained"),
+    "imagenet_stage1.py": (RUN, "--dataset=digits"),
+    "imagenet_stage2.py": (RUN, "--dataset=digits", "--supernet={tmp}/trained"),
+    **{f"benchmarks/benchmark_{name}.py": (RUN,) for name in BENCHMARKS},
+}
+# Program, one more argument or several, part of the message.
+MISTAKES = [
+    ("demo.py", "--quick=maybe", "--quick=maybe"),
+    ("evaluate.py", "--paths=0,x", "must be paths such as 0,4,8,13"),
+    ("evaluate.py", "--paths=0,4", "must be a width from 0 to 3 for --model="),
+    ("evaluate.py", "--paths=0-1", "must be a width from 0 to 3 for --model="),
+    ("evaluate.py", "--image_size=0", "--image_size=0"),
+    ("evaluate.py", "--image_size=64", "images of (32, 32, 3). Received: --image_size=64"),
+    ("evaluate.py", "--eval_batch_size=0", "--eval_batch_size=0"),
+    ("evaluate.py", "--dataset=./nowhere", "--dataset=./nowhere: there is no such folder"),
+    ("evaluate.py", "--data_dir=nowhere", "--data_dir=nowhere: there is no such folder"),
+    ("evaluate.py", "--model=nowhere", "--model=nowhere is no .keras file and no work directory"),
+    ("evaluate_int8.py", "--routes=0,4", "from 0 to 3 of --model="),
+    ("evaluate_int8.py", "--routes=1,0", "must be ascending widths such as 0,4,8,13"),
+    ("evaluate_int8.py", "--images=0", "--images=0"),
+    ("evaluate_int8.py", "--representative_images=501", "in the range [1, 500]"),
+    ("evaluate_int8.py", "--model={tmp}/open", "takes images of any size"),
+    ("evaluate_int8.py", "--data_dir=nowhere", "--data_dir=nowhere: there is no such folder"),
+    ("export_mobile.py", "--routes=0,4", "from 0 to 3 of --model="),
+    ("export_mobile.py", "--path=4", "must be a width from 0 to 3 for --model="),
+    ("export_mobile.py", "--path=0,1", "must be a width from 0 to 3 for --model="),
+    ("export_mobile.py", "--path=wide", "must be slimmest, widest, largest, a width"),
+    ("export_mobile.py", "--path=1 --routes=0,1", "--path=1 asks for one sub-network"),
+    ("export_mobile.py", "--model={tmp}/open", "any size: choose one by --image_size"),
+    ("export_mobile.py", "--output={tmp}/no/m.tflite", "there is no folder"),
+    ("export_mobile.py", "--output={tmp}/m.lite", "must name a file that ends in .tflite"),
+    ("export_mobile.py", "--quantize=int4", "should be one of <none|float16|dynamic|int8>"),
+    ("export_mobile.py", "--train_split=train", "Only --quantize=int8 is measured on images"),
+    ("imagenet_stage1.py", "--alone=14", "--alone must be a width from 0 to 13"),
+    ("imagenet_stage1.py", "--weights=nowhere.h5", "there is no such file"),
+    ("imagenet_stage1.py", "--dataset=./nowhere", "there is no such folder"),
+    ("imagenet_stage2.py", "--routes=0,4", "from 0 to 3 of --supernet="),
+    ("imagenet_stage2.py", "--routes=0,b", "must be ascending widths such as 0,4,8,13"),
+    ("imagenet_stage2.py", "--variant=M", "--variant=M has 8 widths; this network has 4"),
+    ("imagenet_stage2.py", "--image_size=64", "images of (32, 32, 3). Received: --image_size=64"),
+    ("imagenet_stage2.py", "--classes=11", "--classes must be that of --supernet="),
+    ("imagenet_stage2.py", "--loss_weights=0,0,0", "must not all be 0"),
+    ("imagenet_stage2.py", "--loss_weights=1,2", "3 finite numbers"),
+    ("imagenet_stage2.py", "--workdir={tmp}/trained", "is the folder of --supernet"),
+    ("imagenet_stage2.py", "--supernet=nowhere", "--supernet=nowhere is no .keras file"),
+    (MOBILE, "missing.tflite", "There is no file missing.tflite"),
+    (MOBILE, "{tmp}/trained/config.json", "is not a TFLite file"),
+    (MOBILE, "--routes=0,14", "from 0 to 13 of --model=ds_mobilenet"),
+    (MOBILE, "--model={tmp}/trained --routes=0,4", "from 0 to 3 of --model="),
+    (MOBILE, "--model=nowhere", "and none of ds_mobilenet, ds_resnet50, ds_efficientnet_b0"),
+    (MOBILE, "--loads=0", "--loads=0"),
+    (MOBILE, "--device=", "--device must name this device"),
+    (ROUTING, "--paths=0,14", "widths each, from 0 to 13"),
+    (ROUTING, "--batch_size=3", "--batch_size must be at least the 4 paths"),
+    (ROUTING, "--model=vgg", "--model=vgg"),
+    (SLICING, "--image_size=31", "--image_size=31"),
+    (SLICING, "--engine=onnx", "--engine=onnx"),
+    (TRAINING, "--setting=64x64", "--setting=64x64"),
+    (TRAINING, "--batch_size=0", "--batch_size=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flags")
+    saved_network.save(folder / "trained")
+    saved_network.save(folder / "open", input_shape=[None, None, 3])
+    return folder
+
+
+@pytest.fixture
+def run(tmp):
+    def run(program, *arguments):
+        """Runs a program where TensorFlow, Keras and keras_dsnet cannot be imported."""
+        return run_light_program(
+            RECIPES / program, *(part.format(tmp=tmp) for part in arguments), folder=tmp
+        )
+
+    return run
+
+
+def error_of(done):
+    """Returns the one line that a program wrote before it ended with exit code 1."""
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_every_program_is_in_this_test():
+    starting = [p for p in RECIPES.rglob("*.py") if "\n    start(main" in p.read_text()]
+    assert {str(path.relative_to(RECIPES)) for path in starting} == set(PROGRAMS)
+
+
+# The demo imports nothing: it starts the other programs.
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "demo.py"])
+def test_a_valid_command_line_goes_on_to_import_what_it_needs(program, run, tmp):
+    arguments = [argument.replace("{tmp}/run", "{tmp}/valid") for argument in VALID[program]]
+    # Its memory is measured in a process that may import everything.
+    arguments += ["--nomemory"] if program == TRAINING else []
+    done = run(program, *arguments)
+    assert done.returncode == 1
+    assert "ModuleNotFoundError: import of " in done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_unknown_flag_is_one_line(program, run):
+    assert "Unknown command line flag 'no_such'" in error_of(
+        run(program, *VALID[program], "--no_such=1")
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_required_flag_is_asked_for(program, run):
+    assert error_of(run(program)).endswith(" must be given")
+
+
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != MOBILE])
+def test_an_argument_that_is_no_flag_is_one_line(program, run):
+    line = error_of(run(program, *VALID[program], "hat"))
+    assert line == "error: unexpected argument 'hat': a flag is written --name=value"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_ends_a_program_whatever_else_is_wrong(program, flag, run):
+    done = run(program, flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--[no]debug" in done.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_folder_that_cannot_be_made_is_one_line(program, run, tmp):
+    flag = "--output={tmp}/trained/config.json/m.tflite"
+    if "export" not in program:
+        flag = "--workdir={tmp}/trained/config.json/run"
+    assert f"{tmp}/trained/config.json" in error_of(run(program, *VALID[program], flag))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_debug_shows_where_a_check_failed(program, run):
+    flag = "--output=" if "export" in program else "--workdir="
+    done = run(program, *VALID[program], flag, "--debug")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert "Error: --" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"), MISTAKES, ids=[f"{p} {a}" for p, a, _ in MISTAKES]
+)
+def test_a_mistake_is_one_line(program, arguments, message, run, tmp):
+    assert message in error_of(run(program, *VALID[program], *arguments.split()))
+    assert not (tmp / "run").exists()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_flag_file_is_checked_and_a_later_flag_wins(program, run, tmp):
+    flag = "--output" if "export" in program else "--workdir"
+    lines = [part.format(tmp=tmp) for part in VALID[program]]
+    lines.append(f"{flag}={tmp}/trained/config.json/x.tflite")
+    (tmp / "some.cfg").write_text("# A comment.\n" + "\n".join(lines) + "\n")
+    assert f"{tmp}/trained/config.json" in error_of(run(program, "--flagfile={tmp}/some.cfg"))
+    later = run(program, "--flagfile={tmp}/some.cfg", f"{flag}={tmp}/x.lite", "--no_such")
+    assert "Unknown command line flag 'no_such'" in error_of(later)
+    won = run(program, "--flagfile={tmp}/some.cfg", *VALID[program], flag + "=")
+    assert f"Received: {flag}=" in error_of(won)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_flag_file_that_is_missing_is_one_line(program, run):
+    line = error_of(run(program, "--flagfile=nowhere.cfg"))
+    assert line == "error: --flagfile=nowhere.cfg cannot be read: No such file or directory"
+
+
+def test_a_path_of_several_gates_has_a_width_for_each(run, tmp):
+    saved_network.save(tmp / "gates", gates=3)
+    arguments = ("--model={tmp}/gates", "--output={tmp}/m.tflite")
+    line = error_of(run("export_mobile.py", *arguments, "--path=0,1"))
+    assert "a width from 0 to 3, or 3 of them, one per gate, for --model=" in line
+    assert line.endswith("Received: --path=0,1")
+
+
+def test_all_programs_of_a_flag_have_one_definition():
+    defining = {}
+    for path in RECIPES.rglob("*.py"):
+        for part in path.read_text().split("DEFINE_")[1:] if path.parent.name != "lib" else ():
+            name = part.split('"')[1]
+            defining.setdefault(name, []).append(path.name)
+    assert {name: files for name, files in defining.items() if len(files) > 1} == {}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_program_at_its_old_place_says_so_and_runs(name, run):
+    done = run(f"benchmark_{name}.py", "--rounds=0")
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith(f"warning: recipes/benchmark_{name}.py is deprecated: ")
+    assert f"recipes/benchmarks/benchmark_{name}.py" in warning
+    assert error.startswith("error: flag --rounds=0: ")
+
+
+def test_a_program_is_not_started_by_keras_dsnet_or_tensorflow(tmp):
+    """In a plain process: the modules lie on the path and record that they were imported."""
+    for name in ("tensorflow", "keras", "keras_dsnet"):
+        (tmp / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')\n")
+    done = subprocess.run(
+        [sys.executable, RECIPES / "imagenet_stage1.py", f"--workdir={tmp}/run", "--alone=99"],
+        env={"PYTHONPATH": str(tmp)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "--alone must be a width from 0 to 13" in error_of(done)
