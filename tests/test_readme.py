@@ -53,7 +53,9 @@ def test_commands_name_targets_recipes_and_flags_that_exist():
     commands = re.findall(r"^python (recipes/\S+)((?:.*\\\n)*.*)", README, re.MULTILINE)
     assert commands
     for recipe, arguments in commands:
-        source = (REPOSITORY / recipe).read_text() + (REPOSITORY / "recipes/common.py").read_text()
+        source = (REPOSITORY / recipe).read_text() + (
+            REPOSITORY / "recipes/lib/flags.py"
+        ).read_text()
         for flag in re.findall(r"--(\w+)=", arguments):
             assert f'"{flag}"' in source, f"{recipe} has no --{flag}"
 

@@ -24,27 +24,17 @@ def main(argv):
     """Converts the file that the command line names.
 
     Args:
-        argv: the command line without its flags.
+        argv: the command line without its flags, the program's name first.
 
-    Returns:
-        The exit code: None, or 1 after one line on the user's mistake.
+    Raises:
+        UserError: the command line does not name two files, or names the wrong kind.
     """
-    try:
-        _convert(argv[1:])
-    except (ValueError, OSError) as error:
-        if FLAGS.debug:
-            raise
-        return _report(error)
-    return None
-
-
-def _convert(names):
-    if len(names) != 2:
+    if len(argv) != 3:
         raise UserError(
-            f"{len(names)} file names were given; usage: "
+            f"{len(argv) - 1} file names were given; usage: "
             "python -m keras_dsnet.checkpoints SOURCE.pth.tar|SOURCE.keras TARGET.weights.h5"
         )
-    source, target = names
+    source, target = argv[1:]
     if source.endswith(".keras"):
         model = keras.models.load_model(source, compile=False)
         save_compact_weights(model, target) if FLAGS.float16 else model.save_weights(target)
@@ -56,6 +46,17 @@ def _convert(names):
         f"{target}: {model.name}, {model.num_widths} widths, {model.classes} classes, "
         f"routes {model.routes}"
     )
+
+
+def _run(argv):
+    """Runs `main`; a user's mistake is one line and exit code 1."""
+    try:
+        main(argv)
+    except (ValueError, OSError) as error:
+        if FLAGS.debug:
+            raise
+        return _report(error)
+    return None
 
 
 def _parse_flags(argv):
@@ -80,4 +81,4 @@ def _report(error):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(_run, flags_parser=_parse_flags)
