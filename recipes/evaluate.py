@@ -89,7 +89,8 @@ def main(_):
         "export", f"--model={FLAGS.model}", f"--output={workdir / 'model.tflite'}"
     )
     written = [workdir / "tables" / "paths.csv", workdir / "plots"]
-    run.print_end(written, "write a TFLite file for a phone", following)
+    hint = run.routes_hint(network)
+    run.print_end(written, f"write a TFLite file for a phone{hint}", following)
 
 
 if __name__ == "__main__":

@@ -230,14 +230,14 @@ def recalibrate(model, train, steps, paths):
         raise
 
 
-def print_end(workdir):
+def print_end(workdir, model):
     """Prints what was written and the command that follows."""
     gates = f"{FLAGS.workdir.rstrip('/')}_gates"
     arguments = [*run.data_flags(), run.flag("batch_size", FLAGS.batch_size)]
     following = run.command(
         "stage2", *arguments, f"--supernet={FLAGS.workdir}", f"--workdir={gates}"
     )
-    purpose = "train the gates"
+    purpose = f"train the gates{run.routes_hint(model)}"
     if FLAGS.alone is not None:
         purpose = "write the width as a TFLite file"
         following = run.command(
@@ -300,7 +300,7 @@ def main(_):
     batches = data.evaluation_dataset(model, evaluation, size)
     rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True)
     run.report(model, rows, workdir.tables, workdir.plots, workdir.log)
-    print_end(workdir)
+    print_end(workdir, model)
 
 
 if __name__ == "__main__":

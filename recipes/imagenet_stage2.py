@@ -172,7 +172,7 @@ def compile_trainer(trainer, steps_per_epoch):
     trainer.compile(keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
 
 
-def print_end(workdir):
+def print_end(workdir, model):
     """Prints what was written and the command that follows."""
     output = workdir.path / "model.tflite"
     following = run.command(
@@ -180,7 +180,9 @@ def print_end(workdir):
     )
     files = ["model.keras", "labels.txt", "log.csv", "tables", "plots"]
     run.print_end(
-        [workdir.path / name for name in files], "write a TFLite file for a phone", following
+        [workdir.path / name for name in files],
+        f"write a TFLite file for a phone{run.routes_hint(model)}",
+        following,
     )
 
 
@@ -241,7 +243,7 @@ def main(_):
         evaluation.num_examples,
         "train the gates in another --workdir with --routes that have it",
     )
-    print_end(workdir)
+    print_end(workdir, model)
 
 
 if __name__ == "__main__":

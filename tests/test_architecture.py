@@ -1,6 +1,7 @@
 import ast
 import configparser
 import pathlib
+import re
 import sys
 
 import pytest
@@ -70,7 +71,9 @@ def _imports(tree, function=None):
             yield from ((alias.name, function) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno} imports by a relative name"
-            yield from ((f"{node.module}.{alias.name}", function) for alias in node.names)
+            # The folder's name once it is installed.
+            module = re.sub(r"^keras_dsnet_recipes\b", "recipes", node.module)
+            yield from ((f"{module}.{alias.name}", function) for alias in node.names)
         inside = node.name if isinstance(node, ast.FunctionDef) else function
         yield from _imports(node, inside)
 
@@ -158,12 +161,11 @@ def test_other_packages_are_declared():
     config.read(REPOSITORY / "setup.cfg")
     declared = config["options"]["install_requires"] + config["options.extras_require"]["digits"]
     declared = {line.split(">=")[0] for line in declared.split()}
-    siblings = {name.split(".")[-1] for name in SOURCES if _folder(name) == "recipes"}
     for module in SOURCES:
         for name, _ in _imports(SOURCES[module]):
             root = name.split(".")[0]
             if root == "keras_dsnet" or root in sys.stdlib_module_names:
                 continue
-            if _folder(module) == "recipes" and root in siblings:
+            if _folder(module) == "recipes" and root == "recipes":
                 continue
             assert DISTRIBUTIONS.get(root) in declared, f"{module} imports {name}"

@@ -211,6 +211,17 @@ def flag(name, value):
     return None if value is None else f"--{name}={value}"
 
 
+def routes_hint(network):
+    """Returns a remark on --routes for a network that has every width as a route, else "".
+
+    Args:
+        network: a `DynamicSlimmableNetwork`.
+    """
+    if len(network.routes) < network.num_widths:
+        return ""
+    return f" (with all {network.num_widths} widths; --routes, such as 0,1, chooses fewer)"
+
+
 def print_end(written, next_step, following):
     """Prints what a program has written, and the command that comes next.
 

@@ -180,7 +180,7 @@ def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
     image = tiny_images(1)
     output = interpreter.get_signature_runner()(image=image)["output"]
     np.testing.assert_allclose(output, network(image, path=(0, 2, 1)), rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match=r"a tuple of 3 of them.*path=\(0, 2\)"):
+    with pytest.raises(ValueError, match=r"or 3 of them, one per gate.*Received: --path=0,2"):
         export(model=tmp_path, path="0,2", output=tmp_path / "m.tflite")
     with pytest.raises(flags.IllegalFlagValueError, match="--path=0,two,1: must be slimmest, "):
         export(model=tmp_path, path="0,two,1", output=tmp_path / "m.tflite")
