@@ -159,13 +159,14 @@ def main(program, folder, *configs):
     folder = pathlib.Path(folder)
     module, recorder = load_program(pathlib.Path(program)), Recorder()
     recorder.install()
-    supernet = folder / "supernet.keras"
-    recorder.network("DSMobileNet").save(supernet)
     settings = {}
     for config in map(pathlib.Path, configs):
         recorder.settings, recorder.family = {}, _family(config.stem)
         arguments = [f"--flagfile={config}", f"--workdir={folder / config.stem}"]
         if "supernet" in FLAGS:
+            supernet = folder / f"{recorder.family}.keras"
+            if not supernet.exists():
+                recorder.network(recorder.family).save(supernet)
             arguments.append(f"--supernet={supernet}")
         parse(*arguments)
         module.check_flags()

@@ -8,7 +8,7 @@ along the groups into blocks, and a convolution sums the blocks that lead to eac
 import bisect
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -78,8 +78,9 @@ class BlockExecutor(Executor):
         # The step of the last convolution that this executor ran.
         self._last: Step | None = None
 
-    def run(self, steps: Sequence[Step], x: tuple) -> tuple:
+    def run(self, steps: Iterable[Step], x: tuple) -> tuple:
         """Runs steps on the groups of an activation and returns the groups of the result."""
+        steps = list(steps)
         self._norms_after.update(foldable_norms(steps))
         return super().run(steps, x)
 

@@ -98,11 +98,12 @@ def with_labels(content: bytes, network: DynamicSlimmableNetwork) -> bytes:
     Returns:
         The bytes of the new file.
     """
-    if not has_labels(network):
+    names = network.class_names
+    if not names or not has_labels(network):
         return content
     file = io.BytesIO(content)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
-        lines = "".join(f"{name}\n" for name in network.class_names)
+        lines = "".join(f"{name}\n" for name in names)
         # An entry made from a `ZipInfo` has a constant date, so that equal networks make equal
         # files.
         archive.writestr(zipfile.ZipInfo(_LABELS_NAME), lines)

@@ -41,14 +41,17 @@ def open_workdir(check_only=False):
     Args:
         check_only: bool: raise the error that it would raise, and make nothing.
     """
-    from keras_dsnet.runs import WorkDir
+    from keras_dsnet.runs import ConfigMismatchError, WorkDir
 
     modules = FLAGS.flags_by_module_dict()
     own = [name for name in start.own_modules() if name != start.__name__]
     names = {flag.name for module in own for flag in modules[module]} - {"workdir"}
     config = {name: _as_text(FLAGS[name].value) for name in sorted(names)}
     make = WorkDir.check if check_only else WorkDir
-    return make(FLAGS.workdir, config, EXEMPT, growing=("epochs",), paths=PATHS)
+    try:
+        return make(FLAGS.workdir, config, EXEMPT, growing=("epochs",), paths=PATHS)
+    except ConfigMismatchError as error:
+        raise ValueError(error.describe("--{name}")) from None
 
 
 def _as_text(value):

@@ -72,9 +72,7 @@ def start(main, check=None, arguments=False):
     _show_own_flags_in_help()
     remaining = _parse(sys.argv)
     _check(check, remaining[1:], arguments)
-    if FLAGS["verbosity"].using_default_value:
-        # absl would show the info lines of every library.
-        FLAGS.verbosity = -1
+    _set_up_logging()
     filter_native_log()
     app.run(functools.partial(_run_guarded, main), argv=remaining, flags_parser=lambda argv: argv)
 
@@ -150,10 +148,31 @@ def _check(check, remaining, takes_arguments):
         if FLAGS.debug:
             raise
         _exit_with(_one_line(error))
+
+
+def _set_up_logging():
+    """Shows warnings of all libraries on stderr, and what keras_dsnet logs on stdout."""
     # absl's handler from now on: without one, Python adds a second that prints all lines twice.
     absl_logging.use_absl_handler()
     plain = logging.Formatter("{levelname}: {message}", style="{")
     absl_logging.get_absl_handler().setFormatter(plain)
+    if FLAGS["verbosity"].using_default_value:
+        # absl would show the info lines of every library.
+        FLAGS.verbosity = -1
+    log = logging.StreamHandler(sys.stdout)
+    log.setFormatter(_PackageFormatter())
+    package = logging.getLogger("keras_dsnet")
+    package.addHandler(log)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+
+
+class _PackageFormatter(logging.Formatter):
+    """Prints the progress of the package as it is, and its warnings by their level."""
+
+    def format(self, record):
+        line = super().format(record)
+        return line if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {line}"
 
 
 def _exit_with(line):

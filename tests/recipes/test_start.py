@@ -225,14 +225,19 @@ LOGS_A_LINE = """
 import logging, sys
 
 import absl.logging
-from keras_dsnet_recipes.lib import start
+from keras_dsnet_recipes.lib.start import start
 
-sys.argv = sys.argv[:1]
-start.FLAGS(sys.argv)
-start._check(None, [], False)
-# As absl's `app.run` does.
-absl.logging.use_absl_handler()
-logging.getLogger("keras_dsnet.data").warning("a line")
+
+def main(_):
+    # As absl's `app.run` does.
+    absl.logging.use_absl_handler()
+    logging.getLogger("another").warning("a line")
+    logging.getLogger("another").info("a note")
+    logging.getLogger("keras_dsnet.data").info("of the package")
+    logging.getLogger("keras_dsnet.data").warning("of the package")
+
+
+start(main)
 """
 
 
@@ -240,3 +245,4 @@ def test_a_line_of_the_log_is_written_once(tmp_path):
     (tmp_path / "program.py").write_text(LOGS_A_LINE)
     done = run_light_program(tmp_path / "program.py")
     assert done.stderr == "WARNING: a line\n"
+    assert done.stdout == "of the package\nwarning: of the package\n"
