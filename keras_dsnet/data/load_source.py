@@ -2,11 +2,8 @@
 
 import pathlib
 
-import numpy as np
-import tensorflow as tf
-
+from keras_dsnet.data import digits
 from keras_dsnet.data.image_folder import load_folder
-from keras_dsnet.data.image_source import ArraySource, check_classes, slice_of
 from keras_dsnet.data.tfds_source import is_tfds_name, load_tfds
 
 
@@ -23,7 +20,8 @@ def load_source(
     """Opens a labelled image data set.
 
     Args:
-        dataset: `"digits"` (scikit-learn's), a TFDS name such as `"cifar10"` or `"imagenet2012"`,
+        dataset: `"digits"` (scikit-learn's), `"distorted_digits"` (a harder task made from them:
+            `digits.load_distorted_digits`), a TFDS name such as `"cifar10"` or `"imagenet2012"`,
             or a folder of class folders (`image_folder.load_folder` says which folders it knows).
             An existing folder goes before a TFDS name, unless TFDS prepared the folder.
         data_dir: where TFDS prepared the data set; None is the TFDS default folder. Nothing is
@@ -50,8 +48,8 @@ def load_source(
         raise ValueError(f"on_bad_image must be 'skip' or 'raise'. Received: '{on_bad_image}'")
     spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
-    if dataset == "digits":
-        return _digits(split, spec, classes)
+    if dataset in digits.NAMES:
+        return digits.open_digits(dataset, split, spec, classes)
     folder = _folder(dataset)
     if folder is not None:
         return load_folder(folder, split, spec, classes, on_bad_image)
@@ -97,59 +95,3 @@ def _existing_part(folder):
     missing = folder.relative_to(parent).parts[0]
     what = f"holds no '{missing}'" if parent.is_dir() else "is a file"
     return f": {parent} {what}"
-
-
-def _digits(split, spec, classes):
-    names = tuple("0123456789")
-    check_classes("digits", len(names), classes)
-    splits = load_digits()
-    key = "train" if split == "train" else "test"
-    chosen = slice(None)
-    if spec:
-        lengths = {name: len(labels) for name, (_, labels) in splits.items()}
-        key, chosen = slice_of(spec, lengths, "digits")
-    images, labels = splits[key]
-    return ArraySource(
-        "digits", images[chosen], labels[chosen], len(names), names, False, spec or key
-    )
-
-
-NUM_EVAL_EXAMPLES = 360
-SPLIT_SEED = 0
-_MAX_VALUE = 16.0
-
-
-def load_digits():
-    """Reads scikit-learn's handwritten digits and splits them.
-
-    1797 images of 8x8 pixels by 43 writers, resized to 32x32 (bicubic) and repeated to three equal
-    channels. The split is stratified by class and always the same (`SPLIT_SEED`): 1437 images to
-    train on and 360 to evaluate on.
-
-    Returns:
-        `{"train": (images, labels), "test": (images, labels)}`: uint8 `[examples, 32, 32, 3]` and
-        int32 `[examples]`.
-
-    Raises:
-        ValueError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits as sklearn_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ValueError(
-            "data set 'digits' is part of scikit-learn, which is not installed: "
-            "run `pip install scikit-learn`"
-        ) from error
-    values, labels = sklearn_digits(return_X_y=True)
-    gray = values.reshape(-1, 8, 8, 1).astype(np.float32) * (255.0 / _MAX_VALUE)
-    resized = tf.image.resize(gray, (32, 32), method="bicubic", antialias=True).numpy()
-    images = np.repeat(np.clip(np.rint(resized), 0, 255).astype(np.uint8), 3, axis=-1)
-    labels = labels.astype(np.int32)
-    train, test = train_test_split(
-        np.arange(len(labels)),
-        test_size=NUM_EVAL_EXAMPLES,
-        random_state=SPLIT_SEED,
-        stratify=labels,
-    )
-    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}

@@ -1,0 +1,268 @@
+"""Handwritten digits that come with scikit-learn.
+
+`"digits"` are the images as they are. `"distorted_digits"` are a harder task made from them, on
+which a wide network is more accurate than a slim one: the digits are rotated, sheared, bent,
+shifted, faded and noisy, among pieces of other digits. How strong all that is differs from image to
+image, so that easy and hard images mix.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_dsnet.data.image_source import ArraySource, check_classes, slice_of
+
+NAMES = ("digits", "distorted_digits")
+NUM_EVAL_EXAMPLES = 360
+SPLIT_SEED = 0
+CLASS_NAMES = tuple("0123456789")
+
+# Digits of each split and images made of each digit.
+DISTORTED_SPLITS = {"train": (1197, 44), "validation": (200, 10), "test": (400, 10)}
+DISTORTION_SEED = 0
+
+_SIZE = 32
+_MAX_VALUE = 16.0
+
+
+def open_digits(name, split="train", spec=None, classes=None):
+    """Opens one of the two data sets of handwritten digits.
+
+    Args:
+        name: `"digits"` or `"distorted_digits"`.
+        split: `"train"`, or `"eval"` for the test images. Used where `spec` is None.
+        spec: A split in TFDS syntax, such as `"train[:90%]"` or `"validation"`.
+        classes: Int, number of classes of the network, at least 10. Defaults to 10.
+
+    Returns:
+        An `ArraySource`.
+
+    Raises:
+        ValueError: If scikit-learn is not installed, or on a wrong split or number of classes.
+    """
+    check_classes(name, len(CLASS_NAMES), classes)
+    key, chosen = "train" if split == "train" else "test", slice(None)
+    if name == "digits":
+        splits = load_digits()
+        lengths = {split: len(labels) for split, (_, labels) in splits.items()}
+    else:
+        lengths = {split: digits * copies for split, (digits, copies) in DISTORTED_SPLITS.items()}
+    if spec:
+        key, chosen = slice_of(spec, lengths, name)
+    if name == "digits":
+        images, labels = (array[chosen] for array in splits[key])
+    else:
+        images, labels = load_distorted_digits(key, chosen)
+    return ArraySource(name, images, labels, len(CLASS_NAMES), CLASS_NAMES, False, spec or key)
+
+
+def load_digits():
+    """Reads scikit-learn's handwritten digits and splits them.
+
+    The 1797 images of 8x8 pixels, by 43 writers, are resized to 32x32 (bicubic) and repeated to
+    three equal channels. The split is stratified by class and always the same (`SPLIT_SEED`): 1437
+    images to train on and 360 to evaluate on.
+
+    Returns:
+        `{"train": (images, labels), "test": (images, labels)}`: uint8 `[examples, 32, 32, 3]` and
+        int32 `[examples]`.
+
+    Raises:
+        ValueError: If scikit-learn is not installed.
+    """
+    images, labels = _read_digits("digits")
+    train, test = _split(np.arange(len(labels)), labels, NUM_EVAL_EXAMPLES)
+    return {
+        split: (np.repeat(images[chosen, :, :, None], 3, axis=-1), labels[chosen])
+        for split, chosen in (("train", train), ("test", test))
+    }
+
+
+def load_distorted_digits(split="train", chosen=slice(None)):
+    """Makes distorted images of scikit-learn's handwritten digits.
+
+    Every digit belongs to one split, and so do the pieces of other digits around it, so that no
+    handwriting of one split is seen in another. 1197 digits give 44 training images each, 200
+    others give 10 validation images each, and 400 others give 10 test images each
+    (`DISTORTED_SPLITS`). The first images of a split show each of its digits once, the next ones
+    each of them again, and so on; every round has its own random numbers from `DISTORTION_SEED`.
+    The images are the same in every run, on every machine up to the rounding of single pixels.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+        chosen: A slice of the split with a step of 1. Only the rounds that it touches are made.
+            Defaults to the whole split.
+
+    Returns:
+        `(images, labels)`: uint8 `[examples, 32, 32, 3]` and int32 `[examples]`.
+
+    Raises:
+        ValueError: If scikit-learn is not installed.
+    """
+    digits, labels = _digits_of_split(split)
+    count, copies = DISTORTED_SPLITS[split]
+    start, stop, _ = chosen.indices(count * copies)
+    first, last = start // count, -(-stop // count)
+    number = list(DISTORTED_SPLITS).index(split)
+    images = np.empty((count * (last - first), _SIZE, _SIZE, 3), np.uint8)
+    for copy in range(first, last):
+        generator = np.random.default_rng((DISTORTION_SEED, number, copy))
+        begin = count * (copy - first)
+        images[begin : begin + count] = _distort(digits, generator)[..., None]
+    inside = slice(start - count * first, stop - count * first)
+    return images[inside], np.tile(labels, last - first)[inside]
+
+
+def _digits_of_split(split):
+    """Returns the undistorted digits of a split, `[count, 32, 32]` in 0..1, and their labels."""
+    images, labels = _read_digits("distorted_digits")
+    train, rest = _split(np.arange(len(labels)), labels, 600)
+    validation, test = _split(rest, labels, 400)
+    members = {"train": train, "validation": validation, "test": test}[split]
+    return images[members].astype(np.float32) / 255, labels[members]
+
+
+def _read_digits(name):
+    """Returns scikit-learn's digits as uint8 `[1797, 32, 32]`, and int32 labels."""
+    try:
+        from sklearn.datasets import load_digits as sklearn_digits
+    except ImportError as error:
+        raise ValueError(
+            f"data set '{name}' is part of scikit-learn, which is not installed: "
+            "run `pip install scikit-learn`"
+        ) from error
+    values, labels = sklearn_digits(return_X_y=True)
+    gray = values.reshape(-1, 8, 8, 1).astype(np.float32) * (255.0 / _MAX_VALUE)
+    resized = tf.image.resize(gray, (_SIZE, _SIZE), method="bicubic", antialias=True).numpy()
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)[..., 0], labels.astype(np.int32)
+
+
+def _split(members, labels, count):
+    """Holds out `count` of the members, stratified by class; the same ones in every run."""
+    from sklearn.model_selection import train_test_split
+
+    return train_test_split(
+        members, test_size=count, random_state=SPLIT_SEED, stratify=labels[members]
+    )
+
+
+# The strongest distortions, those of an image of difficulty 1. Angles and shears are standard
+# deviations of a normal distribution.
+_ROTATION = np.deg2rad(20)
+_SHEAR = 0.3
+_SHIFT = 3.0  # Pixels.
+_BEND = 1.8  # Pixels.
+_SCALES = (0.65, 0.9)
+_NEIGHBOURS = 4
+_FADING = 0.7
+_BACKGROUND = 0.3
+_NOISE = 0.15
+
+
+def _distort(digits, generator):
+    """Draws a difficulty for each digit and distorts it that much.
+
+    Args:
+        digits: float32 `[count, 32, 32]` in 0..1.
+        generator: `np.random.Generator`.
+
+    Returns:
+        uint8 `[count, 32, 32]`.
+    """
+    count = len(digits)
+    difficulty = generator.random((count, 1), np.float32)
+    images = _resample(digits, *_coordinates(difficulty, generator))
+    _add_neighbours(images, digits, difficulty, generator)
+    strength = difficulty[:, :, None]
+    uniform = generator.random((3, count, 1, 1), np.float32)
+    images *= 1 - _FADING * strength * uniform[0]
+    images += _BACKGROUND * strength * uniform[1]
+    noise = generator.standard_normal(images.shape, np.float32)
+    images += _NOISE * strength * uniform[2] * noise
+    return np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)
+
+
+def _coordinates(difficulty, generator):
+    """Draws where each pixel of a distorted image is in its digit.
+
+    Args:
+        difficulty: `[count, 1]` in 0..1.
+        generator: `np.random.Generator`.
+
+    Returns:
+        `(y, x)`, two arrays `[count, 32, 32]` in pixels of the digit.
+    """
+    count = len(difficulty)
+    angle, shear, *shift = generator.standard_normal((4, count, 1), np.float32) * difficulty
+    scale = generator.uniform(*_SCALES, (count, 1)).astype(np.float32)
+    angle, shear = _ROTATION * angle, _SHEAR * shear
+    cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+    centre = (_SIZE - 1) / 2
+    grid = np.mgrid[:_SIZE, :_SIZE].reshape(2, 1, -1).astype(np.float32) - centre
+    y, x = (grid[axis] - _SHIFT * shift[axis] for axis in (0, 1))
+    mapped = (cosine * y + (cosine * shear - sine) * x, sine * y + (sine * shear + cosine) * x)
+    bends = _BEND * difficulty[:, :, None] * _smooth_fields(2, count, generator)
+    shape = (count, _SIZE, _SIZE)
+    return [axis.reshape(shape) + centre + bend for axis, bend in zip(mapped, bends, strict=True)]
+
+
+def _smooth_fields(number, count, generator, spacing=4):
+    """Draws random fields `[number, count, 32, 32]`, smooth and about 1 in standard deviation.
+
+    They are sums of Gaussian bumps on a grid that is a little larger than the image.
+    """
+    knots = np.arange(-2 * spacing, _SIZE + 2 * spacing + 1, spacing, dtype=np.float32)
+    bumps = np.exp(-(((np.arange(_SIZE)[:, None] - knots) / spacing) ** 2) / 2)
+    bumps = (bumps / np.linalg.norm(bumps, axis=1, keepdims=True)).astype(np.float32)
+    heights = generator.standard_normal((number, count, len(knots), len(knots)), np.float32)
+    return bumps @ heights @ bumps.T
+
+
+def _resample(images, y, x):
+    """Returns the images' values at coordinates, bilinear, 0 outside: `[count, height, width]`."""
+    padded = np.pad(images, ((0, 0), (1, 2), (1, 2)))
+    size = padded.shape[1]
+    y, x = (np.clip(axis + 1, 0, size - 2) for axis in (y, x))
+    top, left = y.astype(np.int32), x.astype(np.int32)
+    down, right = y - top, x - left
+    corner = np.arange(len(images))[:, None, None] * size**2 + top * size + left
+    values = padded.reshape(-1)
+    upper = values[corner] * (1 - right) + values[corner + 1] * right
+    lower = values[corner + size] * (1 - right) + values[corner + size + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+def _add_neighbours(images, digits, difficulty, generator):
+    """Puts other digits around the middle of each image, so far out that only pieces are seen.
+
+    Args:
+        images: float32 `[count, 32, 32]`, changed in place.
+        digits: float32 `[count, 32, 32]`, of which neighbours are drawn, at 5/8 of their size.
+        difficulty: `[count, 1]`; up to 4 neighbours at difficulty 1, none at 0.
+        generator: `np.random.Generator`.
+    """
+    count, margin, size = len(images), 20, 20
+    scale = np.arange(size, dtype=np.float32) * _SIZE / size + (_SIZE / size - 1) / 2
+    small = _resample(
+        digits,
+        np.broadcast_to(scale[:, None], (count, size, size)),
+        np.broadcast_to(scale, (count, size, size)),
+    )
+    canvas = np.pad(images, ((0, 0), (margin, margin), (margin, margin)))
+    rows, pixels = np.arange(count)[:, None, None], np.arange(size)
+    number = difficulty[:, 0] * generator.uniform(0, _NEIGHBOURS, count)
+    for index in range(_NEIGHBOURS):
+        piece = small[generator.integers(count, size=count)]
+        piece *= generator.uniform(0.4, 1, (count, 1, 1)) * (number > index)[:, None, None]
+        angle = generator.uniform(0, 2 * np.pi, count)
+        distance = generator.uniform(15, 22, count)
+        corners = [
+            np.rint(_SIZE / 2 + distance * turn(angle) - size / 2).astype(np.int32) + margin
+            for turn in (np.sin, np.cos)
+        ]
+        at = (
+            rows,
+            corners[0][:, None, None] + pixels[:, None],
+            corners[1][:, None, None] + pixels,
+        )
+        canvas[at] = np.maximum(canvas[at], piece)
+    images[:] = canvas[:, margin:-margin, margin:-margin]
