@@ -6,19 +6,27 @@ shifted, faded and noisy, among pieces of other digits. How strong all that is d
 image, so that easy and hard images mix.
 """
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.data.image_source import ArraySource, check_classes, slice_of
 
-NAMES = ("digits", "distorted_digits")
+CLASS_NAMES = tuple("0123456789")
 NUM_EVAL_EXAMPLES = 360
 SPLIT_SEED = 0
-CLASS_NAMES = tuple("0123456789")
 
-# Digits of each split and images made of each digit.
+# Digits of each split, and images made of each digit.
 DISTORTED_SPLITS = {"train": (1197, 44), "validation": (200, 10), "test": (400, 10)}
 DISTORTION_SEED = 0
+
+# The images of every split of each data set.
+NUM_EXAMPLES = {
+    "digits": {"train": 1797 - NUM_EVAL_EXAMPLES, "test": NUM_EVAL_EXAMPLES},
+    "distorted_digits": {name: math.prod(sizes) for name, sizes in DISTORTED_SPLITS.items()},
+}
+NAMES = tuple(NUM_EXAMPLES)
 
 _SIZE = 32
 _MAX_VALUE = 16.0
@@ -41,15 +49,10 @@ def open_digits(name, split="train", spec=None, classes=None):
     """
     check_classes(name, len(CLASS_NAMES), classes)
     key, chosen = "train" if split == "train" else "test", slice(None)
-    if name == "digits":
-        splits = load_digits()
-        lengths = {split: len(labels) for split, (_, labels) in splits.items()}
-    else:
-        lengths = {split: digits * copies for split, (digits, copies) in DISTORTED_SPLITS.items()}
     if spec:
-        key, chosen = slice_of(spec, lengths, name)
+        key, chosen = slice_of(spec, NUM_EXAMPLES[name], name)
     if name == "digits":
-        images, labels = (array[chosen] for array in splits[key])
+        images, labels = (array[chosen] for array in load_digits()[key])
     else:
         images, labels = load_distorted_digits(key, chosen)
     return ArraySource(name, images, labels, len(CLASS_NAMES), CLASS_NAMES, False, spec or key)
@@ -115,8 +118,9 @@ def load_distorted_digits(split="train", chosen=slice(None)):
 def _digits_of_split(split):
     """Returns the undistorted digits of a split, `[count, 32, 32]` in 0..1, and their labels."""
     images, labels = _read_digits("distorted_digits")
-    train, rest = _split(np.arange(len(labels)), labels, 600)
-    validation, test = _split(rest, labels, 400)
+    num_validation, num_test = (DISTORTED_SPLITS[name][0] for name in ("validation", "test"))
+    train, rest = _split(np.arange(len(labels)), labels, num_validation + num_test)
+    validation, test = _split(rest, labels, num_test)
     members = {"train": train, "validation": validation, "test": test}[split]
     return images[members].astype(np.float32) / 255, labels[members]
 
@@ -145,17 +149,21 @@ def _split(members, labels, count):
     )
 
 
-# The strongest distortions, those of an image of difficulty 1. Angles and shears are standard
-# deviations of a normal distribution.
-_ROTATION = np.deg2rad(20)
-_SHEAR = 0.3
-_SHIFT = 3.0  # Pixels.
-_BEND = 1.8  # Pixels.
-_SCALES = (0.65, 0.9)
-_NEIGHBOURS = 4
+# The distortions of an image of difficulty 1; those of an easier one are weaker in proportion.
+# Angle, shear, shift, bend and noise are standard deviations, the others are limits.
+_ROTATION = np.deg2rad(25)
+_SHEAR = 0.4
+_SHIFT = 3.5  # Pixels.
+_BEND = 2.6  # Pixels.
 _FADING = 0.7
-_BACKGROUND = 0.3
-_NOISE = 0.15
+_BACKGROUND = 0.2
+_NOISE = 0.1
+_NEIGHBOURS = 6
+# These do not depend on the difficulty.
+_SCALES = (0.6, 0.9)
+_NEIGHBOUR_SIZE = 20
+_NEIGHBOUR_DISTANCES = (14, 22)  # Pixels from the middle of the image to that of the neighbour.
+_NEIGHBOUR_CONTRASTS = (0.4, 1.0)
 
 
 def _distort(digits, generator):
@@ -236,33 +244,35 @@ def _add_neighbours(images, digits, difficulty, generator):
 
     Args:
         images: float32 `[count, 32, 32]`, changed in place.
-        digits: float32 `[count, 32, 32]`, of which neighbours are drawn, at 5/8 of their size.
-        difficulty: `[count, 1]`; up to 4 neighbours at difficulty 1, none at 0.
+        digits: float32 `[count, 32, 32]`, the digits that neighbours are drawn from.
+        difficulty: `[count, 1]` in 0..1.
         generator: `np.random.Generator`.
     """
-    count, margin, size = len(images), 20, 20
-    scale = np.arange(size, dtype=np.float32) * _SIZE / size + (_SIZE / size - 1) / 2
-    small = _resample(
-        digits,
-        np.broadcast_to(scale[:, None], (count, size, size)),
-        np.broadcast_to(scale, (count, size, size)),
-    )
-    canvas = np.pad(images, ((0, 0), (margin, margin), (margin, margin)))
+    count, size = len(images), _NEIGHBOUR_SIZE
+    small = _shrink(digits, size)
+    # A neighbour may reach over the edge of the image by as much as its own size.
+    canvas = np.pad(images, ((0, 0), (size, size), (size, size)))
     rows, pixels = np.arange(count)[:, None, None], np.arange(size)
     number = difficulty[:, 0] * generator.uniform(0, _NEIGHBOURS, count)
     for index in range(_NEIGHBOURS):
         piece = small[generator.integers(count, size=count)]
-        piece *= generator.uniform(0.4, 1, (count, 1, 1)) * (number > index)[:, None, None]
+        contrast = generator.uniform(*_NEIGHBOUR_CONTRASTS, count) * (number > index)
         angle = generator.uniform(0, 2 * np.pi, count)
-        distance = generator.uniform(15, 22, count)
-        corners = [
-            np.rint(_SIZE / 2 + distance * turn(angle) - size / 2).astype(np.int32) + margin
+        distance = generator.uniform(*_NEIGHBOUR_DISTANCES, count)
+        top, left = (
+            np.rint((_SIZE + size) / 2 + distance * turn(angle)).astype(np.int32)
             for turn in (np.sin, np.cos)
-        ]
-        at = (
-            rows,
-            corners[0][:, None, None] + pixels[:, None],
-            corners[1][:, None, None] + pixels,
         )
-        canvas[at] = np.maximum(canvas[at], piece)
-    images[:] = canvas[:, margin:-margin, margin:-margin]
+        window = rows, top[:, None, None] + pixels[:, None], left[:, None, None] + pixels
+        canvas[window] = np.maximum(canvas[window], piece * contrast[:, None, None])
+    images[:] = canvas[:, size:-size, size:-size]
+
+
+def _shrink(images, size):
+    """Returns the images resized to `[count, size, size]`, bilinear."""
+    scale = images.shape[1] / size
+    points = (np.arange(size, dtype=np.float32) + 0.5) * scale - 0.5
+    shape = (len(images), size, size)
+    return _resample(
+        images, np.broadcast_to(points[:, None], shape), np.broadcast_to(points, shape)
+    )

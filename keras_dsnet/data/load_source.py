@@ -20,27 +20,36 @@ def load_source(
     """Opens a labelled image data set.
 
     Args:
-        dataset: `"digits"` (scikit-learn's), `"distorted_digits"` (a harder task made from them:
-            `digits.load_distorted_digits`), a TFDS name such as `"cifar10"` or `"imagenet2012"`,
-            or a folder of class folders (`image_folder.load_folder` says which folders it knows).
-            An existing folder goes before a TFDS name, unless TFDS prepared the folder.
-        data_dir: where TFDS prepared the data set; None is the TFDS default folder. Nothing is
-            downloaded.
+        dataset: `"digits"` (the handwritten digits of scikit-learn), `"distorted_digits"` (a harder
+            task made from them, see `digits.load_distorted_digits`), a TFDS name such as
+            `"cifar10"` or `"imagenet2012"`, or a folder of class folders; see
+            `image_folder.load_folder` for its layouts. An existing folder takes precedence over a
+            TFDS name, unless TFDS prepared the folder.
+        data_dir: Folder in which TFDS prepared the data set. Nothing is downloaded. Defaults to the
+            default folder of TFDS.
         split: `"train"` or `"eval"`.
-        train_split: what `"train"` stands for, in TFDS syntax, such as `"train[:90%]"`. None is
-            the split `train`.
-        eval_split: what `"eval"` stands for, in TFDS syntax, such as `"train[90%:]"`. None is the
-            test split if it has labels, else the validation split; of a folder the validation
-            folder, else the test folder, else held-out images, which are called `test`.
-        classes: number of classes of the network, or None for those of the data set.
-        on_bad_image: what happens to unreadable files in a folder: `"skip"` or `"raise"`.
+        train_split: The split that `"train"` stands for, in TFDS syntax, such as `"train[:90%]"`.
+            Defaults to the split `train`.
+        eval_split: The split that `"eval"` stands for, in TFDS syntax, such as `"train[90%:]"`.
+            Defaults to the test split if it has labels, else to the validation split; for a folder,
+            to the validation folder, else the test folder, else held-out images, which form the
+            split `test`.
+        classes: Int, number of classes of the network. Defaults to that of the data set.
+        on_bad_image: What happens to unreadable files of a folder: `"skip"` or `"raise"`.
 
     Returns:
         An `ImageSource`.
 
     Raises:
-        ValueError: no such data set or split, or its labels are not in `[0, classes)`.
-        FileNotFoundError: the folder does not exist, or TFDS has not prepared the data set.
+        ValueError: If there is no such data set or split, or its labels are not in `[0, classes)`.
+        FileNotFoundError: If the folder does not exist, or TFDS has not prepared the data set.
+
+    Example:
+
+    ```python
+    source = load_source("digits", split="eval", eval_split="test[:100]")
+    print(source.description)
+    ```
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split must be 'train' or 'eval'. Received: '{split}'")

@@ -146,11 +146,11 @@ def _unit(images):
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
 
-# Means over quarters of the image, of all images of the split and of its first one.
+# Means over each quarter of the image: of all images, of the first image, of the last one.
 CHECKSUMS = {
-    "train": None,
-    "validation": None,
-    "test": None,
+    "train": [62.1, 61.7, 59.0, 63.1, 60.7, 118.5, 62.7, 51.5, 83.8, 32.1, 77.6, 102.0],
+    "validation": [63.2, 62.7, 60.5, 63.8, 62.0, 25.0, 64.5, 58.1, 43.7, 79.4, 81.1, 106.9],
+    "test": [62.4, 61.7, 58.9, 63.9, 77.6, 110.8, 74.1, 33.9, 48.1, 70.7, 78.0, 43.9],
 }
 
 
