@@ -18,7 +18,7 @@ NUM_EVAL_EXAMPLES = 360
 SPLIT_SEED = 0
 
 # Digits of each split, and images made of each digit.
-DISTORTED_SPLITS = {"train": (1197, 44), "validation": (200, 10), "test": (400, 10)}
+DISTORTED_SPLITS = {"train": (1197, 40), "validation": (200, 10), "test": (400, 10)}
 DISTORTION_SEED = 0
 
 # The images of every split of each data set.
@@ -32,7 +32,9 @@ _SIZE = 32
 _MAX_VALUE = 16.0
 
 
-def open_digits(name, split="train", spec=None, classes=None):
+def open_digits(
+    name: str, split: str = "train", spec: str | None = None, classes: int | None = None
+) -> ArraySource:
     """Opens one of the two data sets of handwritten digits.
 
     Args:
@@ -54,11 +56,11 @@ def open_digits(name, split="train", spec=None, classes=None):
     if name == "digits":
         images, labels = (array[chosen] for array in load_digits()[key])
     else:
-        images, labels = load_distorted_digits(key, chosen)
+        images, labels = load_distorted_digits(key, chosen.start, chosen.stop)
     return ArraySource(name, images, labels, len(CLASS_NAMES), CLASS_NAMES, False, spec or key)
 
 
-def load_digits():
+def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Reads scikit-learn's handwritten digits and splits them.
 
     The 1797 images of 8x8 pixels, by 43 writers, are resized to 32x32 (bicubic) and repeated to
@@ -80,30 +82,39 @@ def load_digits():
     }
 
 
-def load_distorted_digits(split="train", chosen=slice(None)):
+def load_distorted_digits(
+    split: str = "train", start: int | None = None, stop: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Makes distorted images of scikit-learn's handwritten digits.
 
     Every digit belongs to one split, and so do the pieces of other digits around it, so that no
-    handwriting of one split is seen in another. 1197 digits give 44 training images each, 200
+    handwriting of one split is seen in another. 1197 digits give 40 training images each, 200
     others give 10 validation images each, and 400 others give 10 test images each
     (`DISTORTED_SPLITS`). The first images of a split show each of its digits once, the next ones
-    each of them again, and so on; every round has its own random numbers from `DISTORTION_SEED`.
-    The images are the same in every run, on every machine up to the rounding of single pixels.
+    show each of them again, and so on. Every such round has its own random numbers, from
+    `DISTORTION_SEED`. The images are the same in every run, on every machine up to the rounding of
+    single pixels.
 
     Args:
         split: `"train"`, `"validation"` or `"test"`.
-        chosen: A slice of the split with a step of 1. Only the rounds that it touches are made.
-            Defaults to the whole split.
+        start: Int, index of the first image to return. Defaults to 0.
+        stop: Int, index after the last image to return. Only the rounds from `start` to `stop` are
+            made. Defaults to the number of images of the split.
 
     Returns:
         `(images, labels)`: uint8 `[examples, 32, 32, 3]` and int32 `[examples]`.
 
     Raises:
-        ValueError: If scikit-learn is not installed.
+        ValueError: If there is no such split, or scikit-learn is not installed.
     """
+    if split not in DISTORTED_SPLITS:
+        raise ValueError(
+            f"`split` must be one of {', '.join(map(repr, DISTORTED_SPLITS))}. "
+            f"Received: split={split!r}"
+        )
     digits, labels = _digits_of_split(split)
     count, copies = DISTORTED_SPLITS[split]
-    start, stop, _ = chosen.indices(count * copies)
+    start, stop, _ = slice(start, stop).indices(count * copies)
     first, last = start // count, -(-stop // count)
     number = list(DISTORTED_SPLITS).index(split)
     images = np.empty((count * (last - first), _SIZE, _SIZE, 3), np.uint8)
@@ -111,8 +122,8 @@ def load_distorted_digits(split="train", chosen=slice(None)):
         generator = np.random.default_rng((DISTORTION_SEED, number, copy))
         begin = count * (copy - first)
         images[begin : begin + count] = _distort(digits, generator)[..., None]
-    inside = slice(start - count * first, stop - count * first)
-    return images[inside], np.tile(labels, last - first)[inside]
+    wanted = slice(start - count * first, stop - count * first)
+    return images[wanted], np.tile(labels, last - first)[wanted]
 
 
 def _digits_of_split(split):

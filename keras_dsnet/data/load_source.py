@@ -1,22 +1,24 @@
 """Finds a data set by its name or folder and returns its source."""
 
+import os
 import pathlib
 
 from keras_dsnet.data import digits
 from keras_dsnet.data.image_folder import load_folder
+from keras_dsnet.data.image_source import ImageSource
 from keras_dsnet.data.tfds_source import is_tfds_name, load_tfds
 
 
 def load_source(
-    dataset,
-    data_dir=None,
-    split="train",
+    dataset: str | os.PathLike,
+    data_dir: str | os.PathLike | None = None,
+    split: str = "train",
     *,
-    train_split=None,
-    eval_split=None,
-    classes=None,
-    on_bad_image="skip",
-):
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    classes: int | None = None,
+    on_bad_image: str = "skip",
+) -> ImageSource:
     """Opens a labelled image data set.
 
     Args:

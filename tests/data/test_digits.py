@@ -71,7 +71,7 @@ def test_digits_describe_themselves():
 def distorted():
     """Images and labels of the test split and of two rounds of the training digits."""
     return {
-        "train": load_distorted_digits("train", slice(2394)),
+        "train": load_distorted_digits("train", stop=2394),
         "validation": load_distorted_digits("validation"),
         "test": load_distorted_digits("test"),
     }
@@ -90,23 +90,28 @@ def test_distorted_digits_are_a_source_like_the_digits():
 
 def test_distorted_digits_have_three_splits():
     assert {name: digits * copies for name, (digits, copies) in DISTORTED_SPLITS.items()} == {
-        "train": 52668,
+        "train": 47880,
         "validation": 2000,
         "test": 4000,
     }
     assert load_source("distorted_digits", train_split="train[:64]").num_examples == 64
     source = load_source("distorted_digits", split="eval", eval_split="validation")
     assert (source.num_examples, source.split) == (2000, "validation")
-    with pytest.raises(ValueError, match=r"'train' \(52668 images\), 'validation' \(2000 images\)"):
+    with pytest.raises(ValueError, match=r"'train' \(47880 images\), 'validation' \(2000 images\)"):
         load_source("distorted_digits", train_split="trian")
 
 
 def test_a_slice_of_distorted_digits_is_that_part_of_the_split(distorted):
     images, labels = distorted["test"]
     for start, stop in ((0, 30), (390, 410), (799, 1201), (3990, 4000)):
-        part = load_distorted_digits("test", slice(start, stop))
+        part = load_distorted_digits("test", start, stop)
         np.testing.assert_array_equal(part[0], images[start:stop])
         np.testing.assert_array_equal(part[1], labels[start:stop])
+
+
+def test_a_wrong_split_of_distorted_digits_is_named():
+    with pytest.raises(ValueError, match=r"'train', 'validation', 'test'. Received: split='eval'"):
+        load_distorted_digits("eval")
 
 
 def _handwriting(split):
