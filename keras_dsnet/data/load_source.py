@@ -1,4 +1,4 @@
-"""Finds a data set by its name or folder and returns its source."""
+"""Data sets, opened by name or by folder."""
 
 import os
 import pathlib

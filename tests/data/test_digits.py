@@ -1,3 +1,5 @@
+"""Handwritten digits, as they are and distorted."""
+
 import sys
 
 import numpy as np
