@@ -3,16 +3,10 @@
 import os
 import pathlib
 
-import numpy as np
-import tensorflow as tf
-
+from keras_dsnet.data import digits
 from keras_dsnet.data.image_folder import load_folder
-from keras_dsnet.data.image_source import ArraySource, ImageSource, check_classes, resolve_split
+from keras_dsnet.data.image_source import ImageSource
 from keras_dsnet.data.tfds_source import is_tfds_name, load_tfds
-
-_DIGITS_MAX_VALUE = 16.0
-_DIGITS_TEST_EXAMPLES = 360
-_DIGITS_SPLIT_SEED = 0
 
 
 def load_source(
@@ -30,10 +24,10 @@ def load_source(
     Nothing is downloaded.
 
     Args:
-        dataset: `"digits"` for the digits of scikit-learn, a TFDS name such as `"cifar10"` or
-            `"imagenet2012"`, or the path of a folder of class folders; docs/data.md describes its
-            layout. An existing folder takes precedence over a TFDS name, unless TFDS prepared the
-            folder.
+        dataset: `"digits"` for the digits of scikit-learn, `"distorted_digits"` for a harder task
+            made from them, a TFDS name such as `"cifar10"` or `"imagenet2012"`, or the path of a
+            folder of class folders; docs/data.md describes its layout. An existing folder takes
+            precedence over a TFDS name, unless TFDS prepared the folder.
         data_dir: Folder in which TFDS prepared the data set. Defaults to the TFDS default folder.
         split: `"train"` or `"eval"`. Defaults to `"train"`.
         train_split: Split to open for `"train"`, in TFDS syntax, such as `"train[:90%]"`. Defaults
@@ -68,8 +62,8 @@ def load_source(
         raise ValueError(f"on_bad_image must be 'skip' or 'raise'. Received: '{on_bad_image}'")
     spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
-    if dataset == "digits":
-        return _load_digits(split, spec, classes)
+    if dataset in digits.NAMES:
+        return digits.open_digits(dataset, split, spec, classes)
     folder = _existing_folder(dataset)
     if folder is not None:
         return load_folder(folder, split, spec, classes, on_bad_image)
@@ -115,57 +109,3 @@ def _missing_part(folder):
     missing = folder.relative_to(parent).parts[0]
     reason = f"holds no '{missing}'" if parent.is_dir() else "is a file"
     return f": {parent} {reason}"
-
-
-def _load_digits(split, spec, classes):
-    class_names = tuple("0123456789")
-    check_classes("digits", len(class_names), classes)
-    splits = _digits_splits()
-    key = "train" if split == "train" else "test"
-    chosen = slice(None)
-    if spec:
-        lengths = {name: len(labels) for name, (_, labels) in splits.items()}
-        key, chosen = resolve_split(spec, lengths, "digits")
-    images, labels = splits[key]
-    return ArraySource(
-        "digits",
-        images[chosen],
-        labels[chosen],
-        len(class_names),
-        class_names,
-        mirrorable=False,
-        split=spec or key,
-    )
-
-
-def _digits_splits():
-    """Reads the handwritten digits of scikit-learn in two splits that are always the same.
-
-    The data set has 1797 images of 8x8 pixels by 43 writers. They are resized to 32x32 (bicubic)
-    and repeated to three equal channels. The split is stratified by class: 1437 images to train on
-    and 360 to evaluate on.
-
-    Returns:
-        Dict that maps "train" and "test" to `(images, labels)`: uint8 `[examples, 32, 32, 3]` and
-        int32 `[examples]`.
-    """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ValueError(
-            "data set 'digits' is part of scikit-learn, which is not installed: "
-            "run `pip install scikit-learn`"
-        ) from error
-    values, labels = load_digits(return_X_y=True)
-    gray = values.reshape(-1, 8, 8, 1).astype(np.float32) * (255.0 / _DIGITS_MAX_VALUE)
-    resized = tf.image.resize(gray, (32, 32), method="bicubic", antialias=True).numpy()
-    images = np.repeat(np.clip(np.rint(resized), 0, 255).astype(np.uint8), 3, axis=-1)
-    labels = labels.astype(np.int32)
-    train, test = train_test_split(
-        np.arange(len(labels)),
-        test_size=_DIGITS_TEST_EXAMPLES,
-        random_state=_DIGITS_SPLIT_SEED,
-        stratify=labels,
-    )
-    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}

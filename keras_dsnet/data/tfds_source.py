@@ -12,6 +12,7 @@ import absl.logging
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.data.digits import NAMES as DIGITS
 from keras_dsnet.data.encoded_image import decode_image
 from keras_dsnet.data.image_source import (
     ArraySource,
@@ -113,12 +114,12 @@ def _quiet():
 
 def _unknown_dataset(name, known):
     close = difflib.get_close_matches(
-        re.split("[/:]", name)[0], [*known, "digits"], n=3, cutoff=_MIN_SIMILARITY
+        re.split("[/:]", name)[0], [*known, *DIGITS], n=3, cutoff=_MIN_SIMILARITY
     )
     hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
     return (
         f"unknown data set '{name}': there is no folder '{name}' in {pathlib.Path.cwd()}, and it "
-        f"is neither 'digits' nor a TFDS name{hint}"
+        f"is neither {' nor '.join(map(repr, DIGITS))} nor a TFDS name{hint}"
     )
 
 

@@ -1,65 +1,9 @@
 """Data sets opened by name or by folder."""
 
-import sys
-
 import numpy as np
 import pytest
 
 from keras_dsnet.data import load_source
-
-
-def test_digits_are_rgb_images_with_a_fixed_split():
-    train, test = load_source("digits"), load_source("digits", split="eval")
-    assert (train.num_examples, test.num_examples) == (1437, 360)
-    assert train.images.shape == (1437, 32, 32, 3)
-    assert train.images.dtype == np.uint8
-    assert np.min(train.images) == 0
-    assert np.max(train.images) == 255
-    assert train.num_classes == 10
-    np.testing.assert_array_equal(train.images[..., 0], train.images[..., 2])
-    np.testing.assert_array_equal(train.images, load_source("digits").images)
-
-
-def _contents(source):
-    return {image.numpy().tobytes() for image in source.images}
-
-
-def test_digits_splits_share_no_image_and_cover_every_class_alike():
-    train, test = load_source("digits"), load_source("digits", split="eval")
-    assert not _contents(train) & _contents(test)
-    shares = np.bincount(test.labels) / np.bincount(train.labels)
-    np.testing.assert_allclose(shares, 0.25, atol=0.02)
-
-
-def test_written_characters_are_not_mirrorable():
-    assert not load_source("digits").mirrorable
-
-
-def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match="pip install scikit-learn"):
-        load_source("digits")
-
-
-@pytest.mark.parametrize(
-    ("spec", "count"), [("train[:90%]", 1293), ("train[1400:]", 37), ("test[:5]", 5)]
-)
-def test_splits_slice_by_percent_and_by_examples(spec, count):
-    source = load_source("digits", train_split=spec)
-    assert source.num_examples == count
-
-
-def test_the_two_sides_of_a_slice_are_disjoint_and_complete():
-    whole = load_source("digits")
-    front = load_source("digits", train_split="train[:80%]")
-    back = load_source("digits", split="eval", eval_split="train[80%:]")
-    np.testing.assert_array_equal(whole.images, np.concatenate([front.images, back.images]))
-
-
-@pytest.mark.parametrize("spec", ["trian", "train[:x]", "train[:0%]", "train+test"])
-def test_a_wrong_split_is_named_with_the_splits_there_are(spec):
-    with pytest.raises(ValueError, match=r"'train' \(1437 images\)"):
-        load_source("digits", train_split=spec)
 
 
 def test_more_labels_than_classes_raise():
@@ -134,12 +78,6 @@ def test_a_folder_that_tfds_prepared_is_not_one_of_class_folders(tmp_path, monke
     (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="tfds build mnist"):
         load_source("mnist", str(tmp_path / "elsewhere"))
-
-
-def test_digits_describe_themselves():
-    source = load_source("digits", split="eval", eval_split="test[:100]")
-    assert source.description.startswith("digits, split 'test[:100]': 100 images, 10 classes: 0 (")
-    assert sum(source.class_counts) == 100
 
 
 def test_a_file_is_not_a_data_set(tmp_path):
