@@ -1,4 +1,4 @@
-"""The spec of DS-MobileNet."""
+"""DS-MobileNet, as a spec of depthwise separable blocks."""
 
 import dataclasses
 import math
@@ -6,15 +6,19 @@ import numbers
 from typing import Any, ClassVar
 
 from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
+from keras_dsnet.models.topology import Step, StepBuilder
 
 
 @dataclasses.dataclass(frozen=True)
 class MobileNetStage(NetworkStage):
-    """Depthwise separable blocks of one width; the other arguments are those of `NetworkStage`.
+    """Depthwise separable blocks of one width.
 
     Args:
-        gated: bool, whether the first block holds the slimming gate. The options before the gate
-            are a pair: what every path uses, and what the wide front of path "largest" uses.
+        gated: Bool, whether the first block has the slimming gate. Stages before the gate have one
+            or two channel options: every path uses the first, and only the path "largest" uses the
+            second.
+
+    The other arguments are those of `NetworkStage`.
     """
 
     gated: bool = False
@@ -23,16 +27,16 @@ class MobileNetStage(NetworkStage):
 @register_family
 @dataclasses.dataclass(frozen=True)
 class MobileNetSpec(NetworkSpec):
-    """All that makes one DS-MobileNet different from another.
+    """Describes a DS-MobileNet: depthwise separable blocks, one of them with a slimming gate.
 
-    The defaults are those of the authors' released network: 14 widths in steps of 32 channels after
-    the gate. Their MAdds are the ones that the paper reports for DS-MBNet-S, M and L. `paper()`
-    returns the 18 widths that Sec. 4 describes.
+    The defaults are those of the authors' released network, which has 14 widths in steps of 32
+    channels after the gate. Their MAdds are the ones that the paper reports for DS-MBNet-S, M and
+    L. `paper()` returns the 18 widths that Sec. 4 describes.
 
     The other arguments are those of `NetworkSpec`; `stages` are `MobileNetStage`.
 
     Args:
-        widest_ratio: float: the slimming ratio rho of the widest width. It only scales `ratios`,
+        widest_ratio: Float, the slimming ratio rho of the widest width. It only scales `ratios`,
             which are for display.
     """
 
@@ -51,7 +55,7 @@ class MobileNetSpec(NetworkSpec):
     wide_front: ClassVar[bool] = True
 
     @classmethod
-    def paper(cls, **options):
+    def paper(cls, **options: Any) -> "MobileNetSpec":
         """Returns the 18 widths that the paper describes: rho in [0.35 : 0.05 : 1.25] (Sec. 4).
 
         Every layer has rho times the channels of MobileNetV1, rounded to the nearest multiple of 8.
@@ -61,7 +65,7 @@ class MobileNetSpec(NetworkSpec):
         stage and 48 or 56 in the second, where the released network has 32 in both.
 
         Args:
-            **options: other fields of the spec.
+            **options: Values of other fields of the spec.
         """
         ratios = [percent / 100 for percent in range(35, 125, 5)]
         gated, last = (
@@ -78,16 +82,16 @@ class MobileNetSpec(NetworkSpec):
         return cls(**{"stem": (16,), "stages": stages, "widest_ratio": gated[-1] / 512, **options})
 
     @property
-    def ratios(self):
+    def ratios(self) -> tuple[float, ...]:
         """The slimming ratio rho of every width: its channels over MobileNetV1's 512."""
         return tuple(channels / self.base_channels for channels in self.gated_channels)
 
     @property
-    def base_channels(self):
+    def base_channels(self) -> float:
         """Channels of the first gated stage at rho = 1."""
         return self.gated_channels[-1] / self.widest_ratio
 
-    def check_options(self):
+    def check_options(self) -> None:
         super().check_options()
         ratio = self.widest_ratio
         is_number = isinstance(ratio, numbers.Real) and not isinstance(ratio, bool)
@@ -96,7 +100,9 @@ class MobileNetSpec(NetworkSpec):
                 f"`widest_ratio` must be a positive number. Received: widest_ratio={ratio!r}"
             )
 
-    def features(self, build, input_channels):
+    def features(
+        self, build: StepBuilder, input_channels: int
+    ) -> tuple[list[Step], tuple[int, ...]]:
         channels = _options(self.stem)
         steps = [
             build.conv("stem_conv", (input_channels,), channels, 3, self.stem_strides),
@@ -114,10 +120,10 @@ class MobileNetSpec(NetworkSpec):
         return steps, channels
 
     def _separable(self, build, name, channels, outputs, strides, gated):
-        """The gate stands between depthwise and pointwise, whose outputs it chooses."""
+        """Makes a block. Its gate chooses the outputs of the pointwise convolution after it."""
         depthwise = build.depthwise(f"{name}_depthwise", channels, 3, strides)
-        # Layers draw the seeds of their first values when they are made: the two convolutions
-        # first, so that a seed gives the same network as it always did.
+        # A layer draws the seed of its initial values when it is made. The two convolutions are
+        # made first, so that a seed gives the same network as in earlier versions.
         pointwise = build.conv(f"{name}_pointwise", channels, outputs)
         depthwise_norm = build.batch_norm(f"{name}_depthwise_norm", channels, self.activation)
         gate = build.gate(f"{name}_gate", channels, gated)
@@ -131,5 +137,5 @@ def _nearest_multiple(channels, multiple=8):
 
 
 def _options(channels):
-    """A wide front that rounds to the channels of the narrow one is the same, static front."""
+    """Returns channel options without duplicates, which rounding can make of a wide front."""
     return tuple(sorted(set(channels)))

@@ -1,13 +1,15 @@
 """Batched dynamic inference: each image runs only the sub-network that its gates choose."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.models.executors import SlicedExecutor
 from keras_dsnet.models.path import Path
-from keras_dsnet.models.topology import split_sections
+from keras_dsnet.models.topology import Executor, Step, split_sections
 from keras_dsnet.utils.private_names import in_stateless_scope
 
 
@@ -31,15 +33,17 @@ class SectionRunner:
         trace_count: Number of sections traced so far, each at one width.
     """
 
-    def __init__(self, steps, image_shape):
+    def __init__(self, steps: Sequence[Step], image_shape: tuple[int | None, ...]):
         self.sections = split_sections(steps)
         self.slimming_gates = [step.layer for step in steps if step.is_slimming_gate]
         self.trace_count = 0
         self._image_shape = image_shape
-        self._functions = {}
-        self._any_width_functions = {}
+        self._functions: dict[tuple, Callable] = {}
+        self._any_width_functions: dict[int, Callable] = {}
 
-    def route(self, images, routes, channels=None):
+    def route(
+        self, images: tf.Tensor, routes: tuple[int, ...], channels: int | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a batch, with the path that the gates choose for each image.
 
         Args:
@@ -57,7 +61,7 @@ class SectionRunner:
             outputs = [_pad_channels(output, channels) for output in outputs]
         return _in_batch_order([index for _, index, _, _ in groups], outputs), widths
 
-    def choose_widths(self, images, routes):
+    def choose_widths(self, images: tf.Tensor, routes: tuple[int, ...]) -> tf.Tensor:
         """Returns only the widths that the gates choose, int32 `[batch, num_gates]`.
 
         The section after the last gate does not run. The arguments are those of `route`.
@@ -91,10 +95,10 @@ class SectionRunner:
                     groups.append((width, *_merge(parts)))
         return groups, tf.stack(chosen, axis=1)
 
-    def run_path(self, images, path, training=False):
+    def run_path(self, images: tf.Tensor, path: Path, training: bool = False) -> tf.Tensor:
         """Runs all sections along one path.
 
-        Traced functions run where the widths are Python ints and nothing trains.
+        At inference with Python ints as widths, the sections run as traced functions.
 
         Args:
             images: Tensor `[batch, height, width, 3]`.
@@ -113,7 +117,15 @@ class SectionRunner:
             x, _ = self.run_section(section, before, after, x)
         return x
 
-    def run(self, x, path, first=0, last=None, executor=None, **kwargs):
+    def run(
+        self,
+        x: tf.Tensor,
+        path: Any,
+        first: int = 0,
+        last: int | None = None,
+        executor: Executor | None = None,
+        **kwargs: Any,
+    ) -> tf.Tensor:
         """Runs sections `first` to `last`, without tracing them.
 
         Args:
@@ -133,7 +145,13 @@ class SectionRunner:
             x = executor.run(steps, x)
         return x
 
-    def run_section(self, section, before, after, x):
+    def run_section(
+        self,
+        section: int,
+        before: tuple[int, int] | None,
+        after: tuple[int, int],
+        x: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Runs one section at inference.
 
         Args:
@@ -173,7 +191,7 @@ class SectionRunner:
         outputs = executor.run(self.sections[section], x)
         return outputs, (executor.scores or [None])[0]
 
-    def run_any_width(self, first, x, path):
+    def run_any_width(self, first: int, x: tf.Tensor, path: Path) -> tf.Tensor:
         """Runs section 0, or with `first=1` all sections after it, by one trace for all paths.
 
         This trace is slower than one per width but is made once instead of once per width, which
@@ -202,7 +220,10 @@ class SectionRunner:
 
 
 def _may_trace():
-    """Whether a traced function is right here: it reads the variables, not a stateless scope's."""
+    """Returns whether a traced function may run a section now.
+
+    It reads the variables themselves, and a stateless scope replaces their values.
+    """
     return tf.executing_eagerly() and not in_stateless_scope()
 
 
@@ -228,7 +249,7 @@ def _split_eagerly(run, x, index, choice, width):
 def _split_in_graph(run, x, index, choice, width):
     """Does what `_split_eagerly` does, inside a traced function.
 
-    Every width gets a branch, which runs only where an image chose the width.
+    Every width has a branch of the graph, which runs only if an image chose the width.
     """
     rows = tf.where(choice == width)[:, 0]
     x, index = tf.gather(x, rows), tf.gather(index, rows)
