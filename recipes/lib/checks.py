@@ -108,9 +108,12 @@ def check_source(values):
             raise FileNotFoundError(f"--{name}={value}: there is no such folder")
     if values["dataset"] is not None and not values["dataset"].strip():
         raise ValueError("--dataset must name a data set. Received: --dataset=")
-    needs_sklearn = values["dataset"] == "digits" and importlib.util.find_spec("sklearn") is None
+    is_digits = values["dataset"] in ("digits", "distorted_digits")
+    needs_sklearn = is_digits and importlib.util.find_spec("sklearn") is None
     if needs_sklearn:
-        raise ValueError("--dataset=digits needs scikit-learn: pip install scikit-learn")
+        raise ValueError(
+            f"--dataset={values['dataset']} needs scikit-learn: pip install scikit-learn"
+        )
 
 
 def find_model(name, flag="model", filenames=("model.keras", "supernet.keras")):

@@ -7,7 +7,8 @@ from absl import flags
 from keras_dsnet_recipes.lib import checks
 
 FLAGS = flags.FLAGS
-SMALL_IMAGES = ("digits", "cifar10", "cifar100")
+DIGITS = ("digits", "distorted_digits")
+SMALL_IMAGES = (*DIGITS, "cifar10", "cifar100")
 TRAINING_SOURCE = ("dataset", "data_dir", "train_split")
 EVALUATION_SOURCE = ("dataset", "data_dir", "eval_split")
 _WHY_INT8 = "--quantize=int8 measures ranges on training images"
@@ -82,7 +83,7 @@ def training_dataset(model, source, start_step, image_size):
     """Returns the training batches of a network from a step on, of images of `(height, width)`."""
     from keras_dsnet.data import training_pipeline
 
-    default = {"digits": "none", "cifar10": "cifar", "cifar100": "cifar"}
+    default = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
     return training_pipeline(
         source,
         image_size=image_size,
