@@ -1,4 +1,4 @@
-"""Dynamic Slimmable Networks in Keras 3: layers, networks, training and export.
+"""Dynamic Slimmable Networks in Keras 3.
 
 Importing the package registers its layers and networks, so that `keras.models.load_model` finds
 them. Everything that needs more than Keras and TensorFlow is imported on first use.

@@ -1,4 +1,4 @@
-"""The deprecated name of `keras_dsnet.weights`; it warns and hands on."""
+"""The deprecated name of `keras_dsnet.weights`."""
 
 import sys
 import warnings

@@ -1,1 +1,1 @@
-"""Programs that train, evaluate, export and time Dynamic Slimmable Networks."""
+"""Programs around Dynamic Slimmable Networks: training, evaluation, export, benchmarks."""

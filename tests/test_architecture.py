@@ -1,5 +1,6 @@
 import ast
 import configparser
+import importlib
 import pathlib
 import re
 import sys
@@ -169,3 +170,38 @@ def test_other_packages_are_declared():
             if _folder(module) == "recipes" and root == "recipes":
                 continue
             assert DISTRIBUTIONS.get(root) in declared, f"{module} imports {name}"
+
+
+def _files():
+    folders = ("keras_dsnet", "applications", "recipes")
+    return [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+
+
+def test_no_file_is_too_long():
+    """A file is a subject that is read in one sitting."""
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in _files()}
+    assert {name: length for name, length in lengths.items() if length > 520} == {}
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_the_first_line_of_a_file_names_one_subject(module):
+    docstring = ast.get_docstring(SOURCES[module])
+    assert docstring
+    assert " and " not in docstring.splitlines()[0]
+
+
+@pytest.mark.parametrize("package", ["layers", "models", "runs", "training", "weights"])
+def test_public_classes_of_one_file_use_each_other(package):
+    exported = importlib.import_module(f"keras_dsnet.{package}").__all__
+    for module, tree in SOURCES.items():
+        if not module.startswith(f"keras_dsnet.{package}."):
+            continue
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        public = set(classes) & set(exported)
+        used = {
+            name.id
+            for node in tree.body
+            for name in ast.walk(node)
+            if isinstance(name, ast.Name) and name.id in public
+        }
+        assert len(public) < 2 or used, f"{module} holds {sorted(public)}"

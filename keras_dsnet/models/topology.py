@@ -1,4 +1,4 @@
-"""The topology of a network: its steps, written once and run by executors.
+"""The topology of a network: its steps, which executors run.
 
 A network is a flat tuple of steps. A family makes them with a `StepBuilder`. Executors
 (`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`, `CostCounter`) have one method per kind of

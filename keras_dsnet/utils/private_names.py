@@ -1,4 +1,4 @@
-"""Private names of Keras, TensorFlow and KerasCV that the package uses.
+"""Private names of other libraries that the package uses.
 
 No other file uses such a name. Each entry states why there is no public way. All of them were read
 in Keras 3.15.1, TensorFlow 2.21.0 and KerasCV 0.9.0, and exist in the lowest versions that

@@ -1,4 +1,4 @@
-r"""Times routed TFLite files against a file of each width alone, and against MobileNetV1.
+r"""Times routed TFLite files against files of single widths or of MobileNetV1.
 
     python recipes/benchmarks/benchmark_mobile.py --workdir=runs/benchmark_mobile
     python recipes/benchmarks/benchmark_mobile.py --workdir=runs/benchmark_resnet \

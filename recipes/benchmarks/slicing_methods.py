@@ -1,4 +1,4 @@
-"""The convolutions of ResNet-50, and the ways of Table 1 of the paper to run a quarter of them.
+"""The ways of Table 1 of the paper to run a quarter of the convolutions of ResNet-50.
 
 The stack is written once; a way to run it says what one convolution does. Batch norm is folded into
 the biases, as in a deployed network; the classifier is left out.

@@ -1,4 +1,4 @@
-"""The measuring of times: functions and TFLite files that take turns, and the cost of loading.
+"""Trustworthy timings: what is compared takes turns, TFLite files in processes of their own.
 
 A TFLite file runs in a separate process, which is this file as a program, as an app would hold it.
 Nothing here imports TensorFlow.

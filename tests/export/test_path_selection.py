@@ -362,7 +362,7 @@ def test_an_accuracy_table_that_is_no_json_is_named(network, tmp_path):
 
 def test_a_model_of_any_image_size_needs_one(network):
     open_network = make_network(input_shape=(None, None, 3))
-    with pytest.raises(ValueError, match="image's size"):
+    with pytest.raises(ValueError, match="the size of the images"):
         best_path(open_network, max_madds=1e9)
     limit = network.madds(8)
     assert best_path(open_network, max_madds=limit, input_shape=SHAPE) == 8
