@@ -1,9 +1,9 @@
-"""The topology of a network: its steps, written once and run by executors.
+"""The topology of a network: its steps, which executors run.
 
-A network is a flat tuple of steps. A family makes them with a `StepBuilder`. Executors
-(`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`, `CostCounter`) have one method per kind of
-step and run the steps over tensors, symbolic tensors or shapes. Executors do not depend on a
-network, and a network does not depend on them.
+A network is a flat tuple of steps, written once. A family makes them with a `StepBuilder`.
+Executors (`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`, `CostCounter`) have one method per
+kind of step and run the steps over tensors, symbolic tensors or shapes. Executors do not depend on
+a network, and a network does not depend on them.
 """
 
 import dataclasses
@@ -342,6 +342,12 @@ class Executor:
             x = getattr(self, step.kind)(step, x)
         return x
 
-    def residual(self, step, x):
+    def residual(self, step: Step, x: Any) -> Any:
+        """Runs the branch and the shortcut of a "residual" step, and sums them with `add`.
+
+        Args:
+            step: A `Step`.
+            x: Input of the step.
+        """
         shortcut = self.run(step.shortcut, x)
         return self.add(step, self.run(step.branch, x), shortcut)
