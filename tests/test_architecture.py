@@ -27,6 +27,10 @@ NEIGHBOURS = {("runs", "training")}
 # The one import that runs upwards, and the method that it stays inside.
 UPWARD = ("keras_dsnet.models.dynamic_slimmable_network", "export", "export")
 
+# Folders in which the first line of a file names its one subject.
+SUBJECTS = ("applications", "export", "layers", "models", "training")
+MOST_LINES = 520
+
 DISTRIBUTIONS = {
     "absl": "absl-py",
     "ai_edge_litert": "ai-edge-litert",
@@ -169,3 +173,22 @@ def test_other_packages_are_declared():
             if _folder(module) == "recipes" and root == "recipes":
                 continue
             assert DISTRIBUTIONS.get(root) in declared, f"{module} imports {name}"
+
+
+def test_the_first_line_of_a_file_names_one_subject():
+    lines = {
+        module: ast.get_docstring(tree).splitlines()[0]
+        for module, tree in SOURCES.items()
+        if set(SUBJECTS) & set(module.split("."))
+    }
+    assert len(lines) > 40
+    assert {module: line for module, line in lines.items() if " and " in line} == {}
+
+
+def test_no_file_is_longer_than_a_subject():
+    counts = {
+        str(path.relative_to(REPOSITORY)): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in ("keras_dsnet", "applications", "recipes")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    }
+    assert {name: count for name, count in counts.items() if count > MOST_LINES} == {}

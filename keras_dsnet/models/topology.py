@@ -342,7 +342,7 @@ class Executor:
             x = getattr(self, step.kind)(step, x)
         return x
 
-    def residual(self, step: Step, x: Any) -> Any:
+    def residual(self, step, x):
         """Runs the branch and the shortcut of a "residual" step, and sums them with `add`.
 
         Args:
