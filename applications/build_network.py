@@ -128,8 +128,8 @@ def build_network(  # noqa: D417
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: An argument is wrong, or contradicts the weights.
-        OSError: The weights cannot be opened.
+        ValueError: If an argument is wrong, or contradicts the weights.
+        OSError: If the weights cannot be opened.
     """
     # Everything that can be checked without the weights comes before a download.
     spec = _requested_spec(family, spec_class, options)
@@ -253,7 +253,7 @@ def _agreed_spec(path, stored, options, scaling):
         scaling: Dict of the requested arguments of `NetworkSpec.scaled`.
 
     Raises:
-        ValueError: Another requested field, or the scaled channels, contradict the weights.
+        ValueError: If another requested field, or the scaled channels, contradict the weights.
     """
     factors = {key: scaling[key] for key in ("alpha", "front_alpha") if key in scaling}
     if factors:
@@ -320,30 +320,30 @@ def _load_network(
         **arguments: Other arguments of `DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: The normalization contradicts the weights.
+        ValueError: If the normalization contradicts the weights.
     """
     config = file.config
     stored_classes, stored_top = config["classes"], config["include_top"]
     shape = tuple(input_shape or config["input_shape"])
     classes = stored_classes if classes is None else classes
-    meaning = {name: config.get(name) for name in ("class_names", "normalization")}
-    _check_normalization(file.path, normalization, meaning["normalization"])
+    facts = {name: config.get(name) for name in ("class_names", "normalization")}
+    _check_normalization(file.path, normalization, facts["normalization"])
     stored = DynamicSlimmableNetwork(
         spec,
         shape,
         stored_classes,
         stored_top,
         pooling=None if stored_top else pooling,
-        **meaning,
+        **facts,
         **arguments,
     )
     file.load(stored)
     if include_top == stored_top and classes == stored_classes:
         return stored
     if classes != stored_classes:
-        meaning["class_names"] = None
+        facts["class_names"] = None
     network = DynamicSlimmableNetwork(
-        spec, shape, classes, include_top, pooling=pooling, **meaning, **arguments
+        spec, shape, classes, include_top, pooling=pooling, **facts, **arguments
     )
     _copy_all_but_classifier(stored, network)
     if include_top:
@@ -418,8 +418,8 @@ def preprocess_input(images: Any) -> Any:
         an array.
 
     Raises:
-        ValueError: The images are not RGB, not numbers, integers outside of 0 to 255, not finite,
-            or of different sizes.
+        ValueError: If the images are not RGB, not numbers, integers outside of 0 to 255, not
+            finite, or of different sizes.
 
     Example:
 

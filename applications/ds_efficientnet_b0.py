@@ -77,9 +77,9 @@ def DSEfficientNetB0(
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: An argument is not one of a DS-EfficientNet-B0, contradicts the weights, or the
-            weights cannot be read.
-        OSError: The file of the weights cannot be opened.
+        ValueError: If an argument is not one of a DS-EfficientNet-B0, contradicts the weights, or
+            the weights cannot be read.
+        OSError: If the file of the weights cannot be opened.
 
     Example:
 

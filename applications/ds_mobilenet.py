@@ -1,4 +1,7 @@
-"""DS-MobileNet: MobileNetV1 as a dynamic slimmable network (DS-MBNet in the paper)."""
+"""DS-MobileNet: MobileNetV1 as a dynamic slimmable network (DS-MBNet in the paper).
+
+The channels of its 14 or 18 widths are in `keras_dsnet.models.MobileNetSpec`.
+"""
 
 import os
 import pathlib
@@ -48,16 +51,16 @@ PRESETS = {
     ),
 }
 
-# The paper's configurations of the gate. For S it routes over the four narrowest widths. For M and
-# L it names no routes and only says that the routing space sets the MAdds (appendix A): M ends at
-# the width with the MAdds of the paper's M, 319M, and L has every width.
+# The paper's configurations of the gate. The routes of its S are the four narrowest widths. For M
+# and L the paper gives no routes. It states only that the routing space sets the MAdds (appendix
+# A). So M ends here at the width with the MAdds of the paper's M, 319M, and L has every width.
 VARIANTS = {
     "S": Variant(routes=tuple(range(4))),
     "M": Variant(routes=tuple(range(8))),
     "L": Variant(),
 }
-# The same for `widths="paper"`: S is rho from 0.35 to 0.5 as the paper says, and M ends at the
-# width whose MAdds, 314M, are nearest to 319M.
+# The same for `widths="paper"`: S is rho from 0.35 to 0.5 as in the paper, and M ends at the width
+# whose MAdds, 314M, are nearest to 319M.
 PAPER_VARIANTS = {
     "S": Variant(routes=tuple(range(4))),
     "M": Variant(routes=tuple(range(11))),
@@ -125,9 +128,9 @@ def DSMobileNet(
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: An argument is not one of a DS-MobileNet, contradicts the weights, or the
+        ValueError: If an argument is not one of a DS-MobileNet, contradicts the weights, or the
             weights cannot be read.
-        OSError: The file of the weights cannot be opened.
+        OSError: If the file of the weights cannot be opened.
 
     Example:
 
@@ -175,7 +178,7 @@ def _named_widths(widths, weights, options):
     """Returns the fields of the spec for a value of the argument `widths`.
 
     Raises:
-        ValueError: There are no such widths, or another argument contradicts them.
+        ValueError: If there are no such widths, or another argument contradicts them.
     """
     if widths != "paper":
         raise ValueError(f"`widths` must be 'paper' or None. Received: widths={widths!r}")

@@ -19,7 +19,7 @@ __all__ = ["DSResNet50", "decode_predictions", "preprocess_input"]
 # The authors released no weights of this family.
 PRESETS: dict[str, Preset] = {}
 
-# Table 6 of the paper: all routes, and the loss weights make the difference.
+# Table 6 of the paper: S, M and L have all routes, and differ in their loss weights.
 VARIANTS = {
     "S": Variant(loss_weights=(0.0, 0.5, 1.0)),
     "M": Variant(loss_weights=(1.0, 0.5, 1.0)),
@@ -80,9 +80,9 @@ def DSResNet50(
         `keras_dsnet.models.DynamicSlimmableNetwork`.
 
     Raises:
-        ValueError: An argument is not one of a DS-ResNet-50, contradicts the weights, or the
+        ValueError: If an argument is not one of a DS-ResNet-50, contradicts the weights, or the
             weights cannot be read.
-        OSError: The file of the weights cannot be opened.
+        OSError: If the file of the weights cannot be opened.
 
     Example:
 

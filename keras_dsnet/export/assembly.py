@@ -246,10 +246,12 @@ class SectionCalls:
         callees, same = {}, None
         for number, width_before in enumerate(before.widths):
             if number == before.narrow and width == min(self._rest):
-                continue  # Another graph runs images that stay narrow.
+                # Another graph runs images that stay narrow.
+                continue
             entry = self._entry(width_before, width, arguments, before.features[number])
             entry.graph.outputs = list(entry.outputs["features"])
-            # The last one before, of narrow images, repeats a width.
+            # The graph of narrow images comes last. It repeats the narrowest width, so its entry
+            # needs another name.
             if number == len(self._rest):
                 entry.graph.name += b"_narrow"
             elif width_before == width:

@@ -1,7 +1,7 @@
 """Conversion of traced functions to TFLite files of builtin operators.
 
-Files of type int8 need images on which the ranges of activations are measured:
-`representative_images` reads them, and `raise_scales` corrects ranges that no runtime takes.
+For an int8 file the ranges of activations are measured on images. `representative_images` reads
+the images, and `raise_scales` raises measured scales that XNNPACK refuses.
 """
 
 import contextlib

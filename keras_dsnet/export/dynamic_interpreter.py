@@ -165,7 +165,7 @@ class DynamicInterpreter:
 
         Args:
             rounds: Number of turns of each route. Defaults to 5.
-            runs: Number of runs in a turn, of which the mean is taken. Defaults to 3.
+            runs: Number of runs in a turn. Their mean is one measurement. Defaults to 3.
 
         Returns:
             `latency_ms`: dict from route to milliseconds.

@@ -51,9 +51,9 @@ def export_routed(
     The file has only builtin operators, batch size 1, and two signatures over the same graphs.
     "serving_default" takes `image` and returns `output` `[1, classes]` and `path` int32
     `[num_gates]`. "bounded" also takes `min_width` and `max_width`, int32 `[num_gates]`: each gate
-    chooses its best-scored route within its bounds, and equal bounds force a width. Every path of
-    the routes can be taken. Tensors have the names of the signatures. The size of the image and the
-    batch size cannot be changed by resizing tensors.
+    chooses its best-scored route within its bounds, and equal bounds force a width. The gates can
+    choose every combination of routes. Tensors have the names of the signatures. The size of the
+    image and the batch size cannot be changed by resizing tensors.
 
     The file contains TFLite Metadata and, in a file `labels.txt` at its end, the network's class
     names in the order of the outputs. The oldest runtimes that run it correctly are TensorFlow Lite
@@ -116,7 +116,7 @@ def export_routed(
             representative_data, shape, input_type, network.normalization
         )
     warn_of_stale_gates(network, routes, stacklevel=2)
-    log = _logger_of_phases() if verbose else _log_nothing
+    log = _phase_logger() if verbose else _log_nothing
     plans = plan_sections(network, routes, shape, layout, integer)
     parts = RoutedParts(network, routes, plans, integer, input_type == "uint8", shape).graphs()
     log(f"converting {len(list(parts.running()))} graphs")
@@ -135,7 +135,7 @@ def export_routed(
     return report
 
 
-def _logger_of_phases():
+def _phase_logger():
     """Returns a function that logs a phase with the seconds since the export began."""
     start = time.perf_counter()
 
@@ -205,11 +205,12 @@ def check_routed(
         largest output of the network.
 
     Raises:
-        ValueError: If a forced path is not taken, or if a float32 file differs by more than 1e-4.
+        ValueError: If the file does not take a forced path, or if a float32 file differs by more
+            than 1e-4.
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    # Lower precision would differ by its own rounding.
+    # In lower precision the rounding of the network would be part of the difference.
     network = with_dtype(network, "float32")
     runner = Interpreter(model_content=content).get_signature_runner("bounded")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
@@ -219,9 +220,9 @@ def check_routed(
     for path in checked_paths(routes, network.num_gates):
         bound = np.array(path, "int32")
         results = [runner(image=image[None], min_width=bound, max_width=bound) for image in inputs]
-        taken = {tuple(map(int, result["path"])) for result in results}
-        if taken != {path}:
-            raise ValueError(f"The TFLite file takes the paths {sorted(taken)} instead of {path}")
+        paths = {tuple(map(int, result["path"])) for result in results}
+        if paths != {path}:
+            raise ValueError(f"The TFLite file takes the paths {sorted(paths)} instead of {path}")
         expected = keras.ops.convert_to_numpy(network(normalised, path=path))
         outputs = np.concatenate([result["output"] for result in results])
         # Without a classifier the file's features are padded to the widest route's channels.

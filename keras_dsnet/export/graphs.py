@@ -44,7 +44,7 @@ class SectionGraphs:
     rest: dict
 
     def map(self, function: Callable) -> "SectionGraphs":
-        """Returns the results of a function of each graph, in the places of the graphs."""
+        """Applies a function to each graph, and returns the results in the same arrangement."""
         return SectionGraphs(
             entries={widths: function(graph) for widths, graph in self.entries.items()},
             rest={width: function(graph) for width, graph in self.rest.items()},
@@ -57,7 +57,8 @@ class RoutedGraphs:
 
     The front ends with the first gate. A section follows each gate, with a graph for every width.
     From the second section on, the first convolutions depend on the width before, too, so they have
-    separate graphs for every pair of widths. Every path can be taken without a graph per path.
+    separate graphs for every pair of widths. So the file can run every path without a graph per
+    path.
 
     Args:
         front: The graph from the image to the first gate.
@@ -90,7 +91,7 @@ class RoutedGraphs:
                     yield rest, [entry for (before, _), entry in entries if before == width]
 
     def map(self, function: Callable) -> "RoutedGraphs":
-        """Returns the results of a function of each graph, in the places of the graphs."""
+        """Applies a function to each graph, and returns the results in the same arrangement."""
         return RoutedGraphs(
             front=function(self.front),
             sections=tuple(section.map(function) for section in self.sections),
@@ -147,7 +148,7 @@ class RoutedParts:
         self._shape = shape or network.input_shape[1:]
 
     def graphs(self) -> RoutedGraphs:
-        """Returns the `Part`s, in their places."""
+        """Returns the `RoutedGraphs` of the file, with a `Part` for each graph."""
         num_gates, num_routes = self._network.num_gates, len(self._routes)
         image = tf.TensorSpec((1, *self._shape), tf.uint8 if self._raw else tf.float32)
         bound = tf.TensorSpec((num_gates,), tf.int32)
@@ -394,7 +395,7 @@ def _convert(builder, traced, quantize=None, samples=None):
     content = convert_traced(
         {part.name: function for part, function in traced.items()},
         quantize,
-        {part.name: own_samples for part, own_samples in samples.items()} if samples else None,
+        {part.name: function for part, function in samples.items()} if samples else None,
     )
     graphs = builder.import_model(parse(content))
     for converted in graphs.values():

@@ -26,7 +26,7 @@ SPARE_IN_INT8 = 0.2
 LIMITS = {"shared": 1.06, "fast": 1.96}
 # A depthwise kernel is shared up to this many output pixels for each weight of a channel.
 PIXELS_PER_WEIGHT = 6
-_TRIALS = 40
+_BISECTION_STEPS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def plan_sections(
 
     A cut costs a pass over the partial sums of a layer, relative to the MAdds of the whole path.
     The plan has the lowest cost of those that store no more weights than the layout allows. The
-    layout "fast" of one gate has no limit, hence no cut.
+    layout "fast" of one gate has no limit, so its plan has no cuts.
 
     Args:
         network: `DynamicSlimmableNetwork`.
@@ -103,18 +103,20 @@ def plan_sections(
     """
     survey = survey_network(network, routes, shape)
     spans, total = survey.spans, survey.parameters
-    cut = sum(
+    # The weights that a plan can store more than once. The limit leaves room for all others.
+    planned = sum(
         weights.get(routes[-1], 0)
         for span in spans
         for weights in (span.weights, span.entry_weights)
     )
-    limit = _limit(network, routes, survey, layout, integer) * total - (total - cut)
-    # The least cost of a weight with which the cheapest plan keeps to the limit, by bisection.
+    limit = _limit(network, routes, survey, layout, integer) * total - (total - planned)
+    # The higher the cost of a stored weight, the fewer weights the cheapest plan stores. Bisection
+    # finds the lowest cost with which that plan keeps to the limit.
     low, high = 0.0, 1.0 / total
     while _cheapest(spans, routes, high)[1] > limit and high < 1:
         high *= 4
     best = _cheapest(spans, routes, high)[0]
-    for _ in range(_TRIALS):
+    for _ in range(_BISECTION_STEPS):
         weight_cost = (low + high) / 2
         chosen, stored = _cheapest(spans, routes, weight_cost)
         if stored <= limit:
@@ -252,7 +254,7 @@ def folded_routes(group_ends: Mapping, route: int) -> tuple[int, ...]:
 def stored_share(group_ends: Mapping) -> float:
     """Returns the number of channels in the groups of all routes, relative to the widest route's.
 
-    The widths are taken as equispaced, which is accurate enough for a plan.
+    The widths are assumed to be equispaced, which is accurate enough for a plan.
     """
     channels = {route: place + 1 for place, route in enumerate(group_ends)}
     groups = {pair for ends in group_ends.values() for pair in itertools.pairwise((None, *ends))}
@@ -316,7 +318,7 @@ class Span:
         return bool(self.entry_weights)
 
     def cost(self, group_ends: Mapping) -> float:
-        """Returns the cost of the cuts: a pass over the outputs for each one."""
+        """Returns the cost of cutting the kernels: a pass over the outputs for each cut."""
         return sum((len(ends) - 1) * self.outputs[route] for route, ends in group_ends.items())
 
     def regroup_cost(self, before: Mapping, group_ends: Mapping) -> float:
@@ -341,7 +343,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What one walk of each route through a network finds.
+    """The convolutions of a network after the first gate, measured on every route.
 
     Args:
         spans: List of the `Span`s after the first gate, in the order in which they run.

@@ -166,7 +166,7 @@ class ModelBuilder:
         an `IF` that does nothing.
         """
         noop = schema.SubGraphT()
-        noop.name = graph.name + b"_not_taken"
+        noop.name = graph.name + b"_noop"
         noop.tensors, noop.operators = [], []
         noop.inputs, noop.outputs = (
             [copy_tensor(noop, graph.tensors[index], "") for index in side]

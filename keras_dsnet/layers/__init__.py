@@ -1,4 +1,4 @@
-"""Sliceable Keras layers: each holds its variables once, for all of its widths."""
+"""Sliceable Keras layers, each of which runs at any of its widths."""
 
 from keras_dsnet.layers.double_headed_gate import DoubleHeadedGate
 from keras_dsnet.layers.sliced_conv2d import SlicedConv2D

@@ -99,7 +99,7 @@ class DoubleHeadedGate(keras.layers.Layer):
 
     @property
     def slimming_variables(self) -> list:
-        """The variables of only the slimming head, which stage II trains."""
+        """The variables that only the slimming head uses. Stage II trains them."""
         if not self.num_choices:
             return []
         return [self.w2] if self.share_encoder else [self.w1_slimming, self.b1_slimming, self.w2]
@@ -212,6 +212,7 @@ class DoubleHeadedGate(keras.layers.Layer):
         return self._soft_and_hard(scores, routes, temperature, None)[0]
 
     def _soft_and_hard(self, scores, routes, temperature, seed):
+        """Returns the soft choice, and the noisy scores whose maximum is the hard choice."""
         hard = self.route_scores(scores, routes)
         if self.slimming_head == "scalar":
             return self._interpolated(scores, routes), hard
@@ -221,6 +222,7 @@ class DoubleHeadedGate(keras.layers.Layer):
         return tf.nn.softmax(hard / temperature), hard
 
     def _interpolated(self, scores, routes):
+        """Returns the soft choice of a scalar head, shared by the two routes around its ratio."""
         ratios = [self.choice_ratios[width] for width in routes]
         ratio = tf.sigmoid(scores)
         # The interpolation has no slope outside the first and the last candidate.

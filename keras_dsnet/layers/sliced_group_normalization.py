@@ -132,17 +132,21 @@ def _normalized(x, gamma, beta, group_size, epsilon):
     offset = tf.reshape(beta, groups) - mean * scale
     outputs = x * tf.reshape(scale, rows) + tf.reshape(offset, rows)
 
-    def gradient(outer):
+    def gradient(of_outputs):
         # Means over the pixels: of the gradient, and of its product with the normalised input.
-        plain = tf.reshape(tf.reduce_mean(outer, (1, 2)), groups)
-        product = tf.reshape(tf.reduce_mean(outer * x, (1, 2)), groups)
-        product = slope * (product - mean * plain)
-        by_x = -tf.square(slope) * _group_mean(weights * product)
-        constant = -slope * _group_mean(weights * plain) - by_x * mean
-        by_x, constant = (tf.reshape(v + tf.zeros_like(scale), rows) for v in (by_x, constant))
-        inner = outer * tf.reshape(scale, rows) + (x * by_x + constant)
+        mean_gradient = tf.reshape(tf.reduce_mean(of_outputs, (1, 2)), groups)
+        mean_product = tf.reshape(tf.reduce_mean(of_outputs * x, (1, 2)), groups)
+        mean_product = slope * (mean_product - mean * mean_gradient)
+        # The moments depend on `x`, which adds a linear function of `x` to its gradient.
+        factor = -tf.square(slope) * _group_mean(weights * mean_product)
+        constant = -slope * _group_mean(weights * mean_gradient) - factor * mean
+        factor, constant = (tf.reshape(v + tf.zeros_like(scale), rows) for v in (factor, constant))
+        of_x = of_outputs * tf.reshape(scale, rows) + (x * factor + constant)
         pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], x.dtype)
-        return inner, *(pixels * tf.reshape(tf.reduce_sum(v, 0), [-1]) for v in (product, plain))
+        of_gamma, of_beta = (
+            pixels * tf.reshape(tf.reduce_sum(v, 0), [-1]) for v in (mean_product, mean_gradient)
+        )
+        return of_x, of_gamma, of_beta
 
     return outputs, gradient
 

@@ -1,4 +1,4 @@
-"""Slices of variables: the first channels of a variable, with their gradients.
+"""Slices of variables to their first channels, with the gradients of such slices.
 
 The channel options of a layer are the channel counts that it can run with, in ascending order. A
 width is an index into them.

@@ -102,7 +102,8 @@ class SwitchableBatchNormalization(keras.layers.Layer):
 
     def __call__(self, inputs, *args, momentum=None, **kwargs):
         if tf.is_tensor(momentum):
-            # Keras would cast a tensor to the dtype of the inputs. It does not touch a function.
+            # Keras would cast a tensor to the dtype of the inputs. It leaves a function unchanged,
+            # and `call` calls it.
             kwargs["momentum"] = lambda: momentum
         elif momentum is not None:
             kwargs["momentum"] = momentum

@@ -185,8 +185,8 @@ def check_images(images: Any, image_shape: tuple) -> Any:
     return images
 
 
-def inside_a_call():
-    """Whether a layer around the network is being called, whose `training` Keras hands down."""
+def inside_a_call() -> bool:
+    """Whether a layer around the network is being called, whose `training` Keras passes on."""
     return in_layer_call()
 
 

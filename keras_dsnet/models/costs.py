@@ -1,5 +1,6 @@
 """Costs of a path: multiply-adds, parameters, output shapes."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,11 +146,11 @@ def _elements(shape):
 def section_costs(
     network: Any, routes: Sequence[int], input_shape: Sequence[int] | None = None
 ) -> tuple[int, list[np.ndarray]]:
-    """Returns the multiply-adds of each section, for every pair of widths before and in it.
+    """Returns the multiply-adds of every section, as tables indexed by two neighbouring widths.
 
-    Their sum along a path is exactly `network.madds(path)`. The cost of a section depends only on
-    its width and on the width before it, so the expectation over soft choices is a product of
-    neighbouring choices.
+    The cost of a section depends only on its width and on the width of the section before. The sum
+    of the entries along a path is exactly `network.madds(path)`, and the expected cost of soft
+    choices is a product of the tables with neighbouring choices.
 
     Args:
         network: A `DynamicSlimmableNetwork`.
@@ -157,43 +158,48 @@ def section_costs(
         input_shape: `(height, width, 3)`. Defaults to the network's.
 
     Returns:
-        `(trunk, tables)`: an int, and for each gate an int64 array `[widths before, widths]`. The
-        first table has one row, since every route has the same trunk.
+        `(front, tables)`: an int, the cost of the layers before the first gate, and for each gate
+        an int64 array `[widths before, widths]`. The first table has one row, because all routes
+        have the same front.
 
     Raises:
         ValueError: If the size of the images is open, or `input_shape` contradicts the network's.
     """
     input_shape = resolve_image_shape(input_shape, network.input_shape[1:])
-    cumulative = [
-        [_sections_cost(network, section, path, input_shape) for path in paths]
+    costs = [
+        [_section_cost(network, section, path, input_shape) for path in paths]
         for section, paths in enumerate(_paths(network, routes))
     ]
-    trunk = cumulative[0][0]
     tables = []
     for section in range(1, network.num_gates + 1):
         shape = (1 if section == 1 else len(routes), len(routes))
-        tables.append(np.array(cumulative[section], "int64").reshape(shape))
-    return trunk, tables
+        tables.append(np.array(costs[section], "int64").reshape(shape))
+    return costs[0][0], tables
 
 
 def _paths(network, routes):
-    """Yields for each section one path per pair of widths before and in it."""
+    """Yields a list for each section, with one path per pair of the width before it and its width.
+
+    The widths of all other sections are 0, because they do not change the cost of this one.
+    """
     rest = (0,) * network.num_gates
     yield [Path((0, *rest), (0, *rest))]
     for section in range(1, network.num_gates + 1):
-        pairs = [(b, a) for b in ((0,) if section == 1 else routes) for a in routes]
-        yield [_path_with(network.num_gates, section, before, after) for before, after in pairs]
+        widths_before = (0,) if section == 1 else routes
+        pairs = itertools.product(widths_before, routes)
+        yield [_path_with(network.num_gates, section, before, width) for before, width in pairs]
 
 
-def _path_with(num_gates, section, before, after):
+def _path_with(num_gates, section, before, width):
     widths = [0] * (num_gates + 1)
-    widths[section] = after
+    widths[section] = width
     if section > 1:
         widths[section - 1] = before
     return Path(tuple(widths), tuple(widths))
 
 
-def _sections_cost(network, section, path, input_shape):
+def _section_cost(network, section, path, input_shape):
+    """Returns the multiply-adds of one section. The sections before it give its input shape."""
     shape = input_shape
     for index in range(section + 1):
         counter = CostCounter(path)

@@ -1,4 +1,8 @@
-"""The executors that compute a network, sliced along one path or masked for stage II."""
+"""The executors that compute a network, sliced along one path or masked for stage II.
+
+They run a whole batch along one path. `keras_dsnet.models.routing` splits a batch whose images take
+different paths.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -228,8 +232,8 @@ def activate(name: str | None, x: Any, training: bool = False) -> Any:
 def _swish(x):
     """Swish that keeps its derivative for the gradient instead of `x`.
 
-    This takes as much memory and less work. The derivative is `s(x) + x * s(x) * (1 - s(x))` with
-    the sigmoid `s`.
+    This needs the same memory and less computation. The derivative is
+    `s(x) + x * s(x) * (1 - s(x))` with the sigmoid `s`.
     """
     gate = tf.sigmoid(x)
     derivative = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)

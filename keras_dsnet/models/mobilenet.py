@@ -1,4 +1,4 @@
-"""DS-MobileNet, as a spec of depthwise separable blocks."""
+"""The spec of DS-MobileNet, with the widths of the released network or of the paper."""
 
 import dataclasses
 import math
@@ -11,14 +11,13 @@ from keras_dsnet.models.topology import Step, StepBuilder
 
 @dataclasses.dataclass(frozen=True)
 class MobileNetStage(NetworkStage):
-    """Depthwise separable blocks of one width.
+    """Depthwise separable blocks of one width. The other arguments are those of `NetworkStage`.
+
+    A stage before the gate has one or two channel options: the channels on every path, and the
+    channels of the wide front, which only the path "largest" uses.
 
     Args:
-        gated: Bool, whether the first block has the slimming gate. Stages before the gate have one
-            or two channel options: every path uses the first, and only the path "largest" uses the
-            second.
-
-    The other arguments are those of `NetworkStage`.
+        gated: Bool, whether the first block holds the slimming gate.
     """
 
     gated: bool = False
@@ -27,17 +26,26 @@ class MobileNetStage(NetworkStage):
 @register_family
 @dataclasses.dataclass(frozen=True)
 class MobileNetSpec(NetworkSpec):
-    """Describes a DS-MobileNet: depthwise separable blocks, one of them with a slimming gate.
+    """The description of a DS-MobileNet.
 
-    The defaults are those of the authors' released network, which has 14 widths in steps of 32
-    channels after the gate. Their MAdds are the ones that the paper reports for DS-MBNet-S, M and
-    L. `paper()` returns the 18 widths that Sec. 4 describes.
+    The defaults are those of the network that the authors released: 14 widths in steps of 32
+    channels after the gate. Their MAdds are those that the paper reports for DS-MBNet-S, M and L.
+    `paper()` returns the 18 widths that Sec. 4 of the paper describes.
 
-    The other arguments are those of `NetworkSpec`; `stages` are `MobileNetStage`.
+    The other arguments are those of `NetworkSpec`, and `stages` holds `MobileNetStage`.
 
     Args:
         widest_ratio: Float, the slimming ratio rho of the widest width. It only scales `ratios`,
             which are for display.
+
+    Example:
+
+    ```python
+    from keras_dsnet.models import MobileNetSpec
+
+    assert MobileNetSpec().num_widths == 14
+    assert MobileNetSpec.paper().num_widths == 18
+    ```
     """
 
     stem: tuple = (16, 24)
@@ -56,16 +64,20 @@ class MobileNetSpec(NetworkSpec):
 
     @classmethod
     def paper(cls, **options: Any) -> "MobileNetSpec":
-        """Returns the 18 widths that the paper describes: rho in [0.35 : 0.05 : 1.25] (Sec. 4).
+        """Returns the spec of the paper's text: 18 widths, rho in [0.35 : 0.05 : 1.25] (Sec. 4).
 
         Every layer has rho times the channels of MobileNetV1, rounded to the nearest multiple of 8.
-        The first five blocks have rho = 0.5 and there is no wider front. The range excludes its
-        end, as in Python: only then does it have the 18 paths that the paper counts, with rho from
-        0.35 to 1.2. Rounding makes the steps between widths 24 or 32 channels in the first gated
-        stage and 48 or 56 in the second, where the released network has 32 in both.
+        The first five blocks have rho = 0.5, and there is no wide front. The range excludes its
+        end, as a Python range does. Only then does it have the 18 paths that the paper counts, with
+        rho from 0.35 to 1.2. After rounding, the widths differ by 24 or 32 channels in the first
+        gated stage and by 48 or 56 in the stage after it. In the released network they differ by 32
+        in both.
 
         Args:
-            **options: Values of other fields of the spec.
+            **options: Other fields of the spec.
+
+        Returns:
+            A `MobileNetSpec`.
         """
         ratios = [percent / 100 for percent in range(35, 125, 5)]
         gated, last = (
@@ -83,12 +95,12 @@ class MobileNetSpec(NetworkSpec):
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The slimming ratio rho of every width: its channels over MobileNetV1's 512."""
+        """The slimming ratio rho of every width: its channels divided by `base_channels`."""
         return tuple(channels / self.base_channels for channels in self.gated_channels)
 
     @property
     def base_channels(self) -> float:
-        """Channels of the first gated stage at rho = 1."""
+        """Channels of the gated stage at rho = 1, which are 512 in MobileNetV1."""
         return self.gated_channels[-1] / self.widest_ratio
 
     def check_options(self) -> None:
@@ -100,9 +112,7 @@ class MobileNetSpec(NetworkSpec):
                 f"`widest_ratio` must be a positive number. Received: widest_ratio={ratio!r}"
             )
 
-    def features(
-        self, build: StepBuilder, input_channels: int
-    ) -> tuple[list[Step], tuple[int, ...]]:
+    def features(self, build: StepBuilder, input_channels: int) -> tuple[list[Step], tuple]:
         channels = _options(self.stem)
         steps = [
             build.conv("stem_conv", (input_channels,), channels, 3, self.stem_strides),
@@ -120,10 +130,14 @@ class MobileNetSpec(NetworkSpec):
         return steps, channels
 
     def _separable(self, build, name, channels, outputs, strides, gated):
-        """Makes a block. Its gate chooses the outputs of the pointwise convolution after it."""
+        """Makes a depthwise separable block.
+
+        The gate stands between the depthwise and the pointwise convolution. It chooses the output
+        channels of the pointwise one.
+        """
         depthwise = build.depthwise(f"{name}_depthwise", channels, 3, strides)
-        # A layer draws the seed of its initial values when it is made. The two convolutions are
-        # made first, so that a seed gives the same network as in earlier versions.
+        # A layer draws the seed of its initial values when it is made. Making both convolutions
+        # first gives the same initial values for a global seed as earlier versions of the package.
         pointwise = build.conv(f"{name}_pointwise", channels, outputs)
         depthwise_norm = build.batch_norm(f"{name}_depthwise_norm", channels, self.activation)
         gate = build.gate(f"{name}_gate", channels, gated)
@@ -137,5 +151,8 @@ def _nearest_multiple(channels, multiple=8):
 
 
 def _options(channels):
-    """Returns channel options without duplicates, which rounding can make of a wide front."""
+    """Returns channel options without repeats.
+
+    Rounding can give the wide front the channels of the narrow one. The layer is then static.
+    """
     return tuple(sorted(set(channels)))

@@ -75,9 +75,7 @@ class Normalization:
         std = 255 * np.array(self.std, "float32")
         if isinstance(images, keras.KerasTensor):
             # Keras would mark the product of a tensor and an array as sparse, but not the quotient.
-            return (keras.ops.cast(images, "float32") - mean) / (
-                255 * np.array(self.std, "float32")
-            )
+            return (keras.ops.cast(images, "float32") - mean) / std
         if tf.is_tensor(images):
             return (tf.cast(_with_known_channels(images), tf.float32) - mean) * (1 / std)
         return (images.astype("float32") - mean) * (1 / std)

@@ -1,9 +1,9 @@
 """The topology of a network: its steps, which executors run.
 
-A network is a flat tuple of steps. A family makes them with a `StepBuilder`. Executors
-(`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`, `CostCounter`) have one method per kind of
-step and run the steps over tensors, symbolic tensors or shapes. Executors do not depend on a
-network, and a network does not depend on them.
+A network is a flat tuple of steps, written once. A family makes them with a `StepBuilder`.
+Executors (`SlicedExecutor`, `MaskedExecutor`, `PlainExecutor`, `CostCounter`) have one method per
+kind of step and run the steps over tensors, symbolic tensors or shapes. Executors do not depend on
+a network, and a network does not depend on them.
 """
 
 import dataclasses
@@ -343,5 +343,11 @@ class Executor:
         return x
 
     def residual(self, step, x):
+        """Runs the branch and the shortcut of a "residual" step, and sums them with `add`.
+
+        Args:
+            step: A `Step`.
+            x: Input of the step.
+        """
         shortcut = self.run(step.shortcut, x)
         return self.add(step, self.run(step.branch, x), shortcut)

@@ -157,7 +157,7 @@ class GateTrainer(NetworkTrainer):
         super().compile(optimizer, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Runs one step of stage II: one gradient of Eq. 12 by the slimming heads.
+        """Runs one step of stage II: one gradient step of the slimming heads on the loss of Eq. 12.
 
         Args:
             data: `(images, labels)` or `(images, labels, sample_weight)`.
@@ -373,13 +373,13 @@ class ChoiceMAdds:
     def relative(self, choices):
         """Returns the ratio of the MAdds to those of the widest path, the base of Eq. 11.
 
-        A ratio, because MAdds overflow float16 and are inexact in float32.
+        The result is a ratio because MAdds overflow float16 and are inexact in float32.
 
         Args:
             choices: List of tensors, one-hot or soft.
 
         Returns:
-            float32 tensor `[batch]`, differentiable by the choices.
+            float32 tensor `[batch]`, differentiable with respect to the choices.
         """
         total = self._front / self._widest
         previous = tf.ones_like(choices[0][:, :1])

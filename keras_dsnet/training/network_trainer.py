@@ -240,8 +240,8 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         elif hasattr(x, "shape"):
             check_images(x[:1], self.model.input_shape[1:], name)
             images = tf.TensorSpec(x.shape)
-            check_labels(_no_list(y, name), images, self.model.classes, name)
-            check_weights(_no_list(weights, name), images, name)
+            check_labels(_refuse_list(y, name), images, self.model.classes, name)
+            check_weights(_refuse_list(weights, name), images, name)
 
     def _checked_class_weights(self, class_weight):
         """Returns a tuple of a weight per class, or None if there are no class weights."""
@@ -268,15 +268,20 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             )
         if self.train_function is None or force:
             super().make_train_function(force)
-            self.train_function = self._in_one_line(self.train_function, self._after_step)
+            self.train_function = self._with_plain_errors(self.train_function, self._after_step)
 
     def make_test_function(self, force=False):
         if self.test_function is None or force:
             super().make_test_function(force)
-            self.test_function = self._in_one_line(self.test_function)
+            self.test_function = self._with_plain_errors(self.test_function)
 
-    def _in_one_line(self, function, after=lambda: None):
-        """Wraps Keras's function of a step, so that a failed check of a batch is a ValueError."""
+    def _with_plain_errors(self, function, after=lambda: None):
+        """Wraps Keras's function of a step, so that a failed check of a batch is a ValueError.
+
+        Args:
+            function: Function of an iterator, which runs a step.
+            after: Function that is called after every step.
+        """
 
         def run(iterator):
             try:
@@ -381,7 +386,7 @@ def _parts(options):
     return [options.get(name) for name in ("x", "y", "sample_weight")]
 
 
-def _no_list(value, name):
+def _refuse_list(value, name):
     # Keras treats a list as the labels of several outputs.
     if isinstance(value, (list, tuple)):
         raise ValueError(

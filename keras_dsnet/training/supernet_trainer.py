@@ -257,8 +257,9 @@ class SupernetTrainer(NetworkTrainer):
     def _gradients(self, images, labels, subnetworks, weights=None):
         """Runs the sub-networks forward and backward, and sums the gradients of Eqs. 5.
 
-        No sub-network waits for the one before. Waiting would save 7 to 10 % of the memory of a
-        step on two cores, and cost 3 to 11 % of its time.
+        TensorFlow may run several sub-networks at a time. Control dependencies that run them one
+        after the other would save 7 to 10 % of the memory of a step on two cores, and cost 3 to
+        11 % of its time.
 
         Returns:
             `(losses, logits, gradients)`: the losses of Eqs. 5 in the order of `paths`, the logits
@@ -273,6 +274,7 @@ class SupernetTrainer(NetworkTrainer):
         total, reads = {}, {}
         for index in subnetworks.order:
             path, front = paths[index], paths[index].widths[0]
+            # The gradient of a sub-network ends at these features; the front gets it below.
             features = tf.identity(fronts[front][1])
             with SliceTape(reads) as tape:
                 tape.watch(features)

@@ -1,4 +1,7 @@
-"""Weights that have a name, such as the supernet that the authors released."""
+"""Weights that have a name, such as the supernet that the authors released.
+
+The names, with URL and SHA-256, are in the table `PRESETS` of each application.
+"""
 
 import dataclasses
 import hashlib

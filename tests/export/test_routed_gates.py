@@ -108,7 +108,7 @@ def test_there_is_no_graph_per_path_and_no_padding(exported):
     # After the first gate, all images with the narrowest width are narrow images.
     entries = entries - {"gate_2_route_0_to_0"} | {"gate_3_route_0_to_1_narrow"}
     trees = {"gate_3_route_1_from_0_2"}
-    idle = {f"{name}_not_taken" for name in rest}
+    idle = {f"{name}_noop" for name in rest}
     assert names == {"serving_default", "bounded"} | rest | entries | trees | idle
     for graph in exported.model.subgraphs:
         kinds = [name for _, name in exported.operators(graph)]
