@@ -112,6 +112,9 @@ def _parse(argv):
         return FLAGS(argv)
     except flags.Error as error:
         _exit_with(_flag_message(error))
+    except UnicodeDecodeError as error:
+        # absl reads flag files as text and does not name the file that is none.
+        _exit_with(f"--flagfile must be a text file in UTF-8: {error}")
     except BrokenPipeError:
         _end_without_reader()
     except SystemExit:

@@ -99,6 +99,14 @@ def test_flags_of_a_file_are_checked_and_debug_shows_where(tmp_path):
     assert "ValueError: --alone must be a width from 0 to 13" in done.stderr
 
 
+def test_a_flag_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "flags.cfg").write_bytes(b"\xff\xfe--epochs=3")
+    done = run("imagenet_stage1.py", f"--flagfile={tmp_path / 'flags.cfg'}")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("error: --flagfile must be a text file in UTF-8: ")
+
+
 STAGE_1_MISTAKES = [
     ("--recalibration_steps=0", "a positive integer"),
     ("--strides=a,b", "strides of 1 or 2"),
