@@ -70,8 +70,12 @@ def start(main, check=None, arguments=False):
     app.define_help_flags()
     flags.DEFINE_flag(_ShortHelp())
     _show_own_flags_in_help()
-    remaining = _parse(sys.argv)
-    _check(check, remaining[1:], arguments)
+    try:
+        remaining = _parse(sys.argv)
+        _check(check, remaining[1:], arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(_EXIT_INTERRUPTED)
     _set_up_logging()
     filter_native_log()
     app.run(functools.partial(_run_guarded, main), argv=remaining, flags_parser=lambda argv: argv)

@@ -229,6 +229,24 @@ def test_native_notes_are_dropped_and_warnings_and_last_words_are_not():
     assert rest == ["W0000", "E0000", "F0000"]
 
 
+INTERRUPTED_CHECK = """
+from keras_dsnet_recipes.lib.start import start
+
+
+def check():
+    raise KeyboardInterrupt
+
+
+start(print, check)
+"""
+
+
+def test_ctrl_c_during_the_check_of_the_flags_shows_no_traceback(tmp_path):
+    (tmp_path / "program.py").write_text(INTERRUPTED_CHECK)
+    done = run_light_program(tmp_path / "program.py")
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
 LOGS_A_LINE = """
 import logging, sys
 
