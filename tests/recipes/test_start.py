@@ -247,6 +247,22 @@ def test_ctrl_c_during_the_check_of_the_flags_shows_no_traceback(tmp_path):
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "word"),
+    [("KeyboardInterrupt: ", 130, "interrupted"), ("_Ended: 15", 143, "terminated")],
+)
+def test_a_signal_inside_native_code_ends_as_any_other(raised, code, word, tmp_path):
+    lines = (
+        "from keras_dsnet_recipes.lib.start import start",
+        "def main(_):",
+        f"    raise RuntimeError({raised!r} + '\\n\\nAt:\\n  a.py(1): f')",
+        "start(main)",
+    )
+    (tmp_path / "program.py").write_text("\n".join(lines))
+    done = run_light_program(tmp_path / "program.py")
+    assert (done.returncode, done.stderr) == (code, f"\n{word}\n")
+
+
 LOGS_A_LINE = """
 import logging, sys
 
