@@ -1,6 +1,7 @@
 """Forwarding of public names that moved to another package."""
 
 import importlib
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ def forward(package: str, name: str, homes: Mapping[str, str]) -> Any:
     """Returns a public name from the package that it moved to, with a `DeprecationWarning`.
 
     A package calls it in its module-level `__getattr__`, so that the new package is imported only
-    when the old name is used.
+    when the old name is used. The object becomes an attribute of the old package: without it,
+    `from package import name` would look the name up twice and warn twice.
 
     Args:
         package: String, full name of the old package.
@@ -30,4 +32,6 @@ def forward(package: str, name: str, homes: Mapping[str, str]) -> Any:
         DeprecationWarning,
         stacklevel=3,
     )
-    return getattr(importlib.import_module(homes[name]), name)
+    value = getattr(importlib.import_module(homes[name]), name)
+    setattr(sys.modules[package], name, value)
+    return value

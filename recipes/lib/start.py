@@ -28,6 +28,9 @@ _ENDING_SIGNALS = ("SIGTERM", "SIGHUP")
 _CHECKPOINT = "checkpoint.npz"
 _MISSING_FLAG = re.compile(r"Flag --(\w+) must have a value other than None")
 _MISSING_FLAGFILE = re.compile(r"Unable to open flagfile: \[Errno \d+\] (.*): '(.*)'")
+# TensorFlow's bindings turn what a signal raises in a function that they call into an error with
+# this text.
+_SIGNAL_IN_NATIVE_CODE = re.compile(r"(?:KeyboardInterrupt|_Ended: (\d+))\b[^\n]*\n+At:\n")
 _ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _GRAPH_NODE = re.compile(r"^\{\{.*?\}\}\s*")
 # TensorFlow's form of an exception of a Python function inside a graph or a data pipeline. The
@@ -70,8 +73,12 @@ def start(main, check=None, arguments=False):
     app.define_help_flags()
     flags.DEFINE_flag(_ShortHelp())
     _show_own_flags_in_help()
-    remaining = _parse(sys.argv)
-    _check(check, remaining[1:], arguments)
+    try:
+        remaining = _parse(sys.argv)
+        _check(check, remaining[1:], arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(_EXIT_INTERRUPTED)
     _set_up_logging()
     filter_native_log()
     app.run(functools.partial(_run_guarded, main), argv=remaining, flags_parser=lambda argv: argv)
@@ -112,6 +119,9 @@ def _parse(argv):
         return FLAGS(argv)
     except flags.Error as error:
         _exit_with(_flag_message(error))
+    except UnicodeDecodeError as error:
+        # absl reads flag files as text and does not name the file that is none.
+        _exit_with(f"--flagfile must be a text file in UTF-8: {error}")
     except BrokenPipeError:
         _end_without_reader()
     except SystemExit:
@@ -193,12 +203,13 @@ def _run_guarded(main, argv):
     try:
         return main(argv)
     except KeyboardInterrupt:
-        print(f"\ninterrupted{_how_to_resume()}", file=sys.stderr)
-        return _EXIT_INTERRUPTED
+        return _stop("interrupted", _EXIT_INTERRUPTED)
     except _Ended as ended:
-        print(f"\nterminated{_how_to_resume()}", file=sys.stderr)
-        return 128 + ended.args[0]
+        return _stop("terminated", 128 + ended.args[0])
     except Exception as error:
+        if inside := _SIGNAL_IN_NATIVE_CODE.match(str(error)):
+            number = int(inside[1] or signal.SIGINT)
+            return _stop("terminated" if inside[1] else "interrupted", 128 + number)
         from_graph = _FROM_GRAPH.search(str(error)) if _is_tensorflows(error) else None
         is_mistake = from_graph or isinstance(error, _mistakes())
         if FLAGS.debug or not is_mistake:
@@ -206,6 +217,11 @@ def _run_guarded(main, argv):
         line = from_graph[1] if from_graph else _one_line(error)
         _print_error(line + ("" if from_graph or _is_ours(error) else " (--debug shows where)"))
         return _EXIT_ERROR
+
+
+def _stop(word, code):
+    print(f"\n{word}{_how_to_resume()}", file=sys.stderr)
+    return code
 
 
 def _end(number, _):

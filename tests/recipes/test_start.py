@@ -99,6 +99,14 @@ def test_flags_of_a_file_are_checked_and_debug_shows_where(tmp_path):
     assert "ValueError: --alone must be a width from 0 to 13" in done.stderr
 
 
+def test_a_flag_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "flags.cfg").write_bytes(b"\xff\xfe--epochs=3")
+    done = run("imagenet_stage1.py", f"--flagfile={tmp_path / 'flags.cfg'}")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("error: --flagfile must be a text file in UTF-8: ")
+
+
 STAGE_1_MISTAKES = [
     ("--recalibration_steps=0", "a positive integer"),
     ("--strides=a,b", "strides of 1 or 2"),
@@ -219,6 +227,40 @@ def test_native_notes_are_dropped_and_warnings_and_last_words_are_not():
     assert "from Python: I0000 stays" in lines
     rest = [line[:5] for line in lines if not line.startswith("from Python")]
     assert rest == ["W0000", "E0000", "F0000"]
+
+
+INTERRUPTED_CHECK = """
+from keras_dsnet_recipes.lib.start import start
+
+
+def check():
+    raise KeyboardInterrupt
+
+
+start(print, check)
+"""
+
+
+def test_ctrl_c_during_the_check_of_the_flags_shows_no_traceback(tmp_path):
+    (tmp_path / "program.py").write_text(INTERRUPTED_CHECK)
+    done = run_light_program(tmp_path / "program.py")
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "word"),
+    [("KeyboardInterrupt: ", 130, "interrupted"), ("_Ended: 15", 143, "terminated")],
+)
+def test_a_signal_inside_native_code_ends_as_any_other(raised, code, word, tmp_path):
+    lines = (
+        "from keras_dsnet_recipes.lib.start import start",
+        "def main(_):",
+        f"    raise RuntimeError({raised!r} + '\\n\\nAt:\\n  a.py(1): f')",
+        "start(main)",
+    )
+    (tmp_path / "program.py").write_text("\n".join(lines))
+    done = run_light_program(tmp_path / "program.py")
+    assert (done.returncode, done.stderr) == (code, f"\n{word}\n")
 
 
 LOGS_A_LINE = """
