@@ -1,20 +1,25 @@
-r"""Times Table 1 of the paper: ways to run a quarter of the channels of ResNet-50's convolutions.
+r"""Times the methods of Table 1 of the paper on the convolutions of ResNet-50.
 
     python recipes/benchmarks/benchmark_slicing.py --workdir=runs/benchmark_slicing
 
-On TensorFlow and on LiteRT with XNNPACK, one image, random weights:
+The methods keep a quarter of the channels. The benchmark runs one image through random weights, on
+TensorFlow and on LiteRT with XNNPACK:
 - full: all channels;
 - masking: all channels, multiplied by a mask that keeps the first quarter;
 - indexing: kernels gathered by the indices of the channels to keep;
-- slicing: the first channels of the full kernels, by `SlicedConv2D`; LiteRT's converter folds the
-  slices, TensorFlow takes them of its variables in every call;
-- slicing at run time: slices that the converter cannot fold (LiteRT alone);
+- slicing: the first channels of the full kernels, by `SlicedConv2D`. LiteRT's converter folds the
+  slices; TensorFlow slices its variables in every call;
+- slicing at run time, only on LiteRT: slices that the converter cannot fold;
 - individual: a network that was built with a quarter of the channels.
 
-What is chosen at run time is an input, so no engine can know it beforehand; XNNPACK leaves
-convolutions whose kernels are made at run time to slower code. All but the full network are checked
-to give equal features before anything is timed. The ways to run alternate in one process, each for
-half a second a round. Prints a table and writes it as CSV, JSON and Markdown, with a plot.
+A choice at run time is an input, so no engine can know it beforehand. XNNPACK leaves convolutions
+whose kernels are made at run time to slower code. The program checks that all networks but the full
+one give equal features before it times them. The methods alternate in one process, each for half a
+second per round. The program prints a table and writes it as CSV, JSON and Markdown, with a plot.
+docs/results/mobile.md has the results.
+
+The stack of convolutions is written once, and each method defines how one convolution runs. Batch
+norm is folded into the biases, as in a deployed network, and the classifier is left out.
 """
 
 import importlib.metadata
@@ -40,25 +45,25 @@ PAPER_MS = {"full": 12.2, "masking": 12.4, "indexing": 16.6, "slicing": 7.9, "in
 SECONDS_PER_ROUND = 0.5
 COLORS = {"slicing": "#0072B2", "individual": "#555555"}
 OTHER_COLOR = "#D55E00"
-# Number of bottlenecks, channels of their 3x3 convolutions, stride of the first.
+# Each stage: number of bottlenecks, channels of their 3x3 convolutions, stride of the first.
 RESNET_50 = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
 EXPANSION = 4
-# One channel in four is kept, in every layer.
+# Every layer keeps one channel in four.
 SHARE = 4
 TOLERANCE = 1e-4
 
 FLAGS = flags.FLAGS
-shared.define_workdir("Folder for the figures.")
-shared.define_image_size("Side of the image.", 224, lower_bound=32)
-shared.define_rounds(9, "Rounds of the comparison.")
-shared.define_threads("Threads of either engine.")
+shared.define_workdir("Folder that the figures are written into.")
+shared.define_image_size("Side of the image in pixels.", 224, lower_bound=32)
+shared.define_rounds(9, "Number of rounds of the comparison.")
+shared.define_threads("Number of threads of either engine.")
 flags.DEFINE_multi_enum(
-    "engine", list(ENGINES), list(ENGINES), "Which to run; repeatable.", case_sensitive=False
+    "engine", list(ENGINES), list(ENGINES), "Engine to run. Can be repeated.", case_sensitive=False
 )
 
 
 def check_flags():
-    """Raises an error for a folder that cannot be written, or a package that is missing."""
+    """Raises an error if the folder cannot be written or a package is missing."""
     checks.check_workdir(FLAGS.workdir)
     checks.check_plots()
 
@@ -91,7 +96,7 @@ def main(_):
 
 
 def make_rows(engine, stack, times):
-    """Returns the rows of an engine's part of the table."""
+    """Returns the rows of the table for one engine."""
     rows, ideal = [], times["individual"]
     for method, values in times.items():
         low, middle = low_and_middle(values)
@@ -112,7 +117,7 @@ def make_rows(engine, stack, times):
 
 
 def format_markdown(rows):
-    """Returns the command, what it ran on, and the table, for a page of the documentation."""
+    """Returns the command, its setting and the table as Markdown for the documentation."""
     command = shlex.join(["python", "recipes/benchmarks/benchmark_slicing.py", *sys.argv[1:]])
     versions = " and ".join(
         f"{name} {importlib.metadata.version(distribution)}"
@@ -141,7 +146,7 @@ def format_markdown(rows):
 
 
 def plot_latencies(rows, path):
-    """Draws the median times, a panel for each engine."""
+    """Draws the median times, with a panel for each engine."""
     from matplotlib.figure import Figure
 
     from keras_dsnet.utils.atomic_file import atomic_file
@@ -156,7 +161,7 @@ def plot_latencies(rows, path):
         bars = axes.barh(names, [row["median_ms"] for row in own], color=colors, height=0.7)
         texts = [f"{row['median_ms']:.1f} ms ({row['median_ratio']:.2f}x)" for row in own]
         axes.bar_label(bars, texts, padding=4, fontsize=9)
-        # As in the table, from above; and room for the longest bar's text.
+        # The order is that of the table, and the margin has room for the text of the longest bar.
         axes.invert_yaxis()
         axes.margins(x=0.3)
         axes.set_title(engine)
@@ -177,22 +182,25 @@ class Convolution(NamedTuple):
     relu: bool = True
 
     def channels(self, share):
-        """Returns inputs and filters with one channel in `share`; an image keeps its channels."""
+        """Returns the counts of inputs and filters with one channel in `share` kept.
+
+        The channels of an image are all kept.
+        """
         return self.inputs if self.takes_image else self.inputs // share, self.filters // share
 
     def madds(self, share):
-        """Returns the multiply-adds for one place of the output."""
+        """Returns the multiply-adds for one position of the output."""
         inputs, filters = self.channels(share)
         return self.kernel_size**2 * inputs * filters
 
     @property
     def takes_image(self):
-        """Whether the inputs are the colours, which are all kept."""
+        """Whether the inputs are the colours of an image."""
         return self.name == "stem"
 
 
 class Bottleneck(NamedTuple):
-    """A residual block; `shortcut` is None where the block adds its input itself."""
+    """A residual block; `shortcut` is None if the block adds its input unchanged."""
 
     reduce: Convolution
     spatial: Convolution
@@ -222,13 +230,14 @@ def make_convolutions(stages):
 
 
 class ResNetStack:
-    """The weights of the full stack, and those of the individual network, which are a copy.
+    """A stack of convolutions with a method for each row of Table 1.
 
-    Every way to run it takes an image `[1, height, width, 3]` and returns pooled features
-    `[1, channels]`; those that choose channels at run time take the choice as further inputs.
+    Each method takes an image `[1, height, width, 3]` and returns pooled features `[1, channels]`.
+    A method that chooses channels at run time takes the choice as further inputs. The individual
+    network has a copy of its share of the weights.
 
     Args:
-        stages: see `RESNET_50`; channels must be multiples of `SHARE`.
+        stages: Tuple in the form of `RESNET_50`. Channel counts must be multiples of `SHARE`.
     """
 
     def __init__(self, stages=RESNET_50):
@@ -245,7 +254,7 @@ class ResNetStack:
         return self._run(image, lambda conv, x: _convolve(conv, x, *self._weights(conv)))
 
     def masking(self, image, **masks):
-        """Computes everything, and multiplies what is not kept by zero."""
+        """Computes all channels and multiplies those that are not kept by zero."""
 
         def convolve(conv, x):
             return _convolve(conv, x, *self._weights(conv)) * masks[f"mask_{conv.filters}"]
@@ -266,7 +275,7 @@ class ResNetStack:
         return self._run(image, convolve)
 
     def slicing(self, image):
-        """Takes the first channels, as many as Python says: the layers of this package."""
+        """Slices the first channels at a static width by the layers of this package."""
         import tensorflow as tf
 
         def convolve(conv, x):
@@ -276,9 +285,9 @@ class ResNetStack:
         return self._run(image, convolve)
 
     def slicing_at_run_time(self, image, start):
-        """Takes slices that a converter cannot fold: where they start is known at run time.
+        """Takes slices that a converter cannot fold, because their start is known only at run time.
 
-        TFLite's convolutions need static channel counts, so how many is not left open.
+        The channel counts are static, as TFLite's convolutions require.
         """
         import tensorflow as tf
 
@@ -297,10 +306,10 @@ class ResNetStack:
         return self._run(image, lambda conv, x: _convolve(conv, x, *self.narrow[conv.name]))
 
     def choices(self, method):
-        """Returns the arrays that a way to run takes beside the image: the first quarter is kept.
+        """Returns the inputs of a method besides the image, which keep the first quarter.
 
         Args:
-            method: the name of the way to run.
+            method: Str, name of the method.
         """
         counts = sorted({conv.filters for conv in self.convolutions})
         if method == "masking":
@@ -310,11 +319,11 @@ class ResNetStack:
         return {"start": np.int32(0)} if method == "slicing_at_run_time" else {}
 
     def madds(self, image_size, share=1):
-        """Returns the multiply-adds of an image with one channel in `share`.
+        """Returns the multiply-adds of an image with one channel in `share` kept.
 
         Args:
-            image_size: of a square image.
-            share: int.
+            image_size: Int, side of the square image in pixels.
+            share: Int. Defaults to 1, all channels.
         """
         size = -(-image_size // self.stem.strides)
         total = size**2 * self.stem.madds(share)
@@ -322,8 +331,8 @@ class ResNetStack:
         for block in self.blocks:
             total += size**2 * block.reduce.madds(share)
             size = -(-size // block.spatial.strides)
-            behind = (conv for conv in block[1:] if conv)
-            total += size**2 * sum(conv.madds(share) for conv in behind)
+            after = (conv for conv in block[1:] if conv)
+            total += size**2 * sum(conv.madds(share) for conv in after)
         return total
 
     def _run(self, image, convolve):
@@ -359,7 +368,7 @@ def _sliced_layer(conv):
         conv.kernel_size,
         conv.strides,
         use_bias=True,
-        # With biases of zero, a channel that is not masked may be zero all the same.
+        # Random biases, because with zero biases an unmasked channel can also be zero.
         bias_initializer=keras.initializers.RandomUniform(-0.1, 0.1),
     )
     layer.build((1, None, None, conv.inputs))
@@ -377,18 +386,18 @@ def _convolve(conv, x, kernel, bias):
 
 
 def prepare_runs(engine, stack, image, methods, threads=1):
-    """Returns a function without arguments for each way to run a stack.
+    """Returns a function without arguments for each method of a stack.
 
     Args:
-        engine: "TensorFlow" or "LiteRT"; the latter with XNNPACK.
-        stack: a `ResNetStack`.
+        engine: Str, "TensorFlow", or "LiteRT" for LiteRT with XNNPACK.
+        stack: A `ResNetStack`.
         image: float32 array `[1, height, width, 3]`.
-        methods: names of ways to run it.
-        threads: of LiteRT; TensorFlow's are a setting of the process.
+        methods: Names of methods of the stack.
+        threads: Int, threads of LiteRT. Those of TensorFlow are a setting of the process.
 
     Raises:
-        ValueError: the features of a way to run differ by more than 1e-4 of their largest value
-            from the individual network's; "full" has features of its own.
+        ValueError: If the features of a method differ from those of the individual network by more
+            than 1e-4 of the largest value. "full" is not checked, because its features differ.
     """
     import tensorflow as tf
 
@@ -404,7 +413,7 @@ def prepare_runs(engine, stack, image, methods, threads=1):
 
 
 def _check_equal(name, features, expected):
-    """Raises an error unless features are the expected ones, and zero where there are more."""
+    """Raises an error unless features are the expected ones, and further features are zero."""
     padding = features.shape[-1] - expected.shape[-1]
     difference = np.abs(features - np.pad(expected, ((0, 0), (0, padding)))).max()
     difference /= np.abs(expected).max()
@@ -434,12 +443,12 @@ def _on_litert(function, inputs, threads):
     from keras_dsnet.export.conversion import convert
 
     specs = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in inputs.items()}
-    # AutoGraph has nothing to rewrite in a stack, and takes long to find out.
+    # AutoGraph has nothing to rewrite in a stack and takes long to find that out.
     plain = tf.autograph.experimental.do_not_convert(function)
     content = convert(lambda **tensors: {"features": plain(**tensors)}, specs)
     interpreter = Interpreter(model_content=content, num_threads=threads)
     features = interpreter.get_signature_runner("serving_default")(**inputs)["features"]
-    # The inputs stay where they are; a view of the outputs would forbid to invoke again.
+    # The inputs stay set. A view of the outputs would block further calls, so they are copied.
     return interpreter.invoke, features.copy()
 
 
