@@ -1,4 +1,4 @@
-"""The command `keras-dsnet`: every program of this folder as a sub-command."""
+"""The command `keras-dsnet`, which runs the programs of this folder as sub-commands."""
 
 import pathlib
 import runpy
@@ -13,7 +13,7 @@ def main():
     """Runs the program of a sub-command as `python recipes/program.py` does.
 
     Raises:
-        SystemExit: with the program's exit code; 1 if there is no such sub-command.
+        SystemExit: Always, with the exit code of the program, or with 1 for an unknown sub-command.
     """
     arguments = sys.argv[1:]
     name = arguments[0] if arguments else "help"

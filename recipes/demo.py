@@ -1,10 +1,11 @@
-r"""The whole way in minutes, on the handwritten digits inside scikit-learn.
+r"""Runs all steps in minutes, on the handwritten digits of scikit-learn.
 
     python recipes/demo.py --workdir=runs/demo
 
-Trains a small supernet (stage I) and its gate over four widths (stage II), evaluates every width
-and the dynamic network, writes one int8 TFLite file in which the gate chooses among the four, and
-times it. Each step is a recipe that does the real work too; its command is printed before it runs.
+The demo trains a small supernet (stage I) and its gate over four widths (stage II). It evaluates
+every width and the dynamic network, writes one int8 TFLite file in which the gate chooses among the
+four widths, and times the file. Each step is a program that also does the real work. The demo
+prints the command of each program before it runs it.
 """
 
 import pathlib
@@ -18,25 +19,25 @@ from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-shared.define_workdir("Folder of the demo: everything that it writes.")
-flags.DEFINE_bool("quick", False, "A few epochs: shows that every step works, not what it learns.")
+shared.define_workdir("Folder that the demo writes everything into.")
+flags.DEFINE_bool("quick", False, "Train a few epochs only, to see that every step works.")
 
 RECIPES = pathlib.Path(__file__).resolve().parent
 
 
 def run_recipe(name, *arguments):
-    """Prints the command of a recipe and runs it; a failure ends the demo with its exit code."""
+    """Prints the command of a program and runs it; a failure ends the demo with its exit code."""
     command = [sys.executable, str(RECIPES / name), *map(str, arguments)]
     shown = ["python", f"recipes/{name}", *map(str, arguments)]
     print(f"\n$ {shlex.join(shown)}", flush=True)
-    # Of this process's own stderr native lines are filtered.
+    # `sys.stderr` is the terminal; file descriptor 2 of this process is the native log's filter.
     code = subprocess.run(command, check=False, stderr=sys.stderr).returncode
     if code:
         sys.exit(code)
 
 
 def check_flags():
-    """Raises an error for a folder that cannot be written, or a package that is missing."""
+    """Raises an error if the folder cannot be written or a package is missing."""
     checks.check_source({"dataset": "digits", "data_dir": None})
     checks.check_workdir(FLAGS.workdir, folders=["supernet", "gate", "benchmark"])
     checks.check_plots()

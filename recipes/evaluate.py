@@ -1,11 +1,12 @@
-r"""Measures a saved network on a data set: accuracy against multiply-adds.
+r"""Measures the accuracy of a saved network against its multiply-adds.
 
     python recipes/evaluate.py --model=runs/gate --workdir=runs/gate_evaluated
     python recipes/evaluate.py --model=m.keras --dataset=flowers/ --workdir=runs/flowers_evaluated
 
-Prints top-1 and top-5 accuracy of every width, or of --paths, and of the dynamic network where its
-gates are trained; writes tables/paths.csv and .json, and plots/, into the work directory. Images
-come from the data set that the network was trained on, or from --dataset.
+The program prints the top-1 and top-5 accuracy of every width, or of the paths in --paths. If the
+gates are trained, it prints the accuracy of the dynamic network too. It writes tables/paths.csv,
+tables/paths.json and plots/ into the work directory. The images come from --dataset, which defaults
+to the data set that the network was trained on.
 """
 
 import pathlib
@@ -17,16 +18,16 @@ from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 shared.define_saved_model()
-shared.define_workdir("Folder for tables and plots.")
-shared.define_source(unset="that of the run in --model's folder")
+shared.define_workdir("Folder that the tables and plots are written into.")
+shared.define_source(unset="that of the run in the folder of --model")
 shared.define_eval_split()
 shared.define_evaluation()
-shared.define_paths("Widths, or paths of several gates such as 0-1-2-3. None: every width.")
-shared.define_image_size("Side of the images. None: the network's.")
+shared.define_paths("Widths, or for several gates paths such as 0-1-2-3. Defaults to every width.")
+shared.define_image_size("Side of the images in pixels. Defaults to that of the network.")
 
 
 def check_flags():
-    """Raises an error for what is wrong with the flags or the files that they name."""
+    """Raises an error for a mistake in the flags or in the files that they name."""
     model_file = checks.find_model(FLAGS.model)
     saved = checks.check_model(model_file)
     saved.check_image_size(FLAGS.image_size)
@@ -38,7 +39,7 @@ def check_flags():
 
 
 def source_flags(folder):
-    """Returns the values of --dataset, --data_dir and --eval_split: given, or those of the run."""
+    """Returns --dataset, --data_dir and --eval_split; the run of the network completes them."""
     why = "accuracy is measured on images"
     return checks.source_flags(folder, data.EVALUATION_SOURCE, why)
 
@@ -49,7 +50,7 @@ def choose_image_size(network):
 
 
 def choose_paths():
-    """Returns the paths of --paths, as a call of the network takes them, or None."""
+    """Returns the paths of --paths in the form that a call of the network takes, or None."""
     if FLAGS.paths is None:
         return None
     return [path if len(path) > 1 else path[0] for path in FLAGS.paths]
@@ -83,7 +84,7 @@ def main(_):
     run.report(network, rows, workdir / "tables", workdir / "plots")
     if network.gates_trained:
         print(describe_gates(rows))
-        how = "stage II with --routes that have it makes it a route"
+        how = "stage II with --routes that include it makes it a route"
         run.warn_of_better_widths(rows, network.routes, source.num_examples, how)
     following = run.command(
         "export", f"--model={FLAGS.model}", f"--output={workdir / 'model.tflite'}"

@@ -1,15 +1,18 @@
-r"""What int8 costs a trained network: its files against the network, on test images.
+r"""Measures the accuracy that int8 costs a trained network, on test images.
 
     python recipes/evaluate_int8.py --model=runs/gate --workdir=runs/gate_int8 --images=1000
 
-Makes the int8 file of every layout and, of each path, the file of that path alone. With several
-gates the paths are those of one width throughout, and one on which every gate takes another width.
-For each it prints the top-1 accuracy, and on which share of the images the file and the network in
-float32 name the same class. Writes int8.json and .csv. All these files keep group normalisation in
-float; of a network that has it a file of each path with its norms in int8 is there to compare with.
+The program makes the int8 file of every layout and, for each path, an int8 file of only that path.
+A network with one gate has a path for each route. With several gates the paths are those with one
+width at every gate, and one path with a different width at each gate.
 
-Images come from the data set that the network was trained on, or from --dataset: the ranges of
-activations from its training images, the figures from the first of its test images.
+For each file it prints the top-1 accuracy, and the share of the images that the file and the
+float32 network classify alike. It writes int8.json and int8.csv. All these files keep group
+normalisation in float. A network with group normalisation gets one more file per path, with its
+norms in int8, for comparison. docs/results/cifar10_resnet.md shows such a comparison.
+
+The images come from the data set that the network was trained on, or from --dataset. The ranges of
+activations are measured on its training images, and the accuracy on its first test images.
 """
 
 import pathlib
@@ -22,7 +25,7 @@ from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 shared.define_saved_model()
-shared.define_workdir("Folder for the files and the table.")
+shared.define_workdir("Folder that the files and the table are written into.")
 shared.define_routes()
 shared.define_representative_images()
 shared.define_eval_split()
@@ -30,18 +33,22 @@ flags.DEFINE_integer("images", 1000, "Number of test images.", lower_bound=1)
 
 
 def check_flags():
-    """Raises an error for what is wrong with the flags or the files that they name."""
+    """Raises an error for a mistake in the flags or in the files that they name."""
     model_file = checks.find_model(FLAGS.model)
     saved = checks.check_model(model_file)
     saved.check_widths(FLAGS.routes, "routes")
     if None in saved.image_size:
-        raise ValueError(f"--model={FLAGS.model} takes images of any size; int8 needs one")
+        raise ValueError(f"--model={FLAGS.model} takes images of any size; int8 needs a fixed size")
     checks.check_workdir(FLAGS.workdir)
     data.check_representative_flags(model_file.parent, needed=True)
 
 
 def test_images(network, folder, image_size):
-    """Returns test images, prepared as for evaluation, and their labels, as arrays."""
+    """Returns preprocessed test images and their labels.
+
+    Returns:
+        Tuple of float32 `[images, height, width, 3]` and int `[images]`.
+    """
     from keras_dsnet.data import evaluation_pipeline, load_source
 
     values = data.training_source(folder)
@@ -58,7 +65,7 @@ def test_images(network, folder, image_size):
 
 
 def file_classes(filename, images, path=None):
-    """Returns the classes that a file names, forced to a path if that is given."""
+    """Returns the classes that a file predicts; `path` forces a routed file onto one path."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(filename))
@@ -71,14 +78,14 @@ def file_classes(filename, images, path=None):
 
 
 def network_classes(network, images, path, batch=250):
-    """Returns the classes that the network names on a path."""
+    """Returns the classes that the network predicts on a path."""
     path = path if network.num_gates > 1 else path[0]
     batches = np.split(images, range(batch, len(images), batch))
     return np.concatenate([np.argmax(network(part, path=path), -1) for part in batches])
 
 
 def make_routed(network, routes, options, workdir):
-    """Returns the filename of the int8 file of every layout."""
+    """Writes the int8 file of each layout; returns the filenames by layout."""
     from keras_dsnet.export import export_routed
 
     files = {layout: workdir / f"{layout}.tflite" for layout in shared.LAYOUTS}
@@ -88,7 +95,7 @@ def make_routed(network, routes, options, workdir):
 
 
 def make_static(network, path, options, workdir):
-    """Returns the filenames of the int8 files of one path, by their names in the table."""
+    """Writes the int8 files of one path; returns the filenames by their names in the table."""
     from keras_dsnet.export import export_subnetwork
     from keras_dsnet.layers import SlicedGroupNormalization
 
@@ -103,7 +110,10 @@ def make_static(network, path, options, workdir):
 
 
 def compare(network, routes, options, images, labels, workdir):
-    """Yields for each path a row of the network, of its file alone, and of each routed file."""
+    """Yields the rows of the table.
+
+    Each path has a row for the network, for each file of only that path, and for each routed file.
+    """
     from keras_dsnet.export.export_routed import checked_paths
 
     routed = make_routed(network, routes, options, workdir)
@@ -113,8 +123,8 @@ def compare(network, routes, options, images, labels, workdir):
         classes = {"float32": expected}
         classes |= {name: file_classes(file, images) for name, file in static.items()}
         classes |= {f"{n} int8": file_classes(file, images, path) for n, file in routed.items()}
-        for name, own in classes.items():
-            top1, agreement = np.mean(own == labels), np.mean(own == expected)
+        for name, predicted in classes.items():
+            top1, agreement = np.mean(predicted == labels), np.mean(predicted == expected)
             yield {"path": path, "file": name, "top1": top1, "agreement": agreement}
 
 
@@ -129,7 +139,7 @@ def main(_):
     network = keras.models.load_model(model_file, compile=False)
     shape = network.input_shape[1:]
     ranges = data.representative_data(network, model_file.parent, shape[:2], "float32")
-    # The test images first: what is wrong with them shows before the ranges are measured.
+    # Loading the test images first finds their mistakes before the ranges are measured.
     images, labels = test_images(network, model_file.parent, shape[:2])
     options = {"quantize": "int8", "representative_data": list(ranges)}
     routes = tuple(FLAGS.routes or network.routes)

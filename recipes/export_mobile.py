@@ -3,12 +3,13 @@ r"""Writes a trained network as a TFLite file for a phone.
     python recipes/export_mobile.py --model=runs/gate --quantize=int8 --output=m.tflite
     python recipes/export_mobile.py --model=runs/gate --path=slimmest --output=slimmest.tflite
 
-The first command's file holds all routes and the gate that chooses one for every image; see
-`keras_dsnet.export.export_routed`. The second's holds one sub-network. Both have builtin operators
-only and are run against the network before they take the place of an older one.
+The first command writes a file with all routes and the gate that chooses a route for each image, as
+`keras_dsnet.export.export_routed` describes. The second command writes a file of one sub-network.
+Both files use only builtin operators. Each new file is compared with the network before it replaces
+an older one. docs/results/mobile.md has the measured sizes and latencies.
 
-For int8 the ranges of activations are measured on training images, prepared as for evaluation: by
-default those that the network was trained on.
+For int8 the ranges of activations are measured on training images, preprocessed as for evaluation.
+By default these are images that the network was trained on.
 """
 
 import json
@@ -22,26 +23,27 @@ from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 shared.define_saved_model()
-shared.define_path("output", None, "The .tflite file to write.", required=True)
+shared.define_path("output", None, "Name of the .tflite file to write.", required=True)
 shared.define_routes()
 shared.define_path_through(
     "path",
-    "Export only one sub-network: slimmest, widest, largest, a width, or one width per gate such "
-    "as 0,2,1.",
+    "Path of a sub-network to export instead of all routes: slimmest, widest, largest, a width, or "
+    "one width per gate such as 0,2,1.",
 )
 shared.define_quantize()
 flags.DEFINE_enum(
     "input_type",
     "float32",
     ["float32", "uint8"],
-    "float32: preprocessed images. uint8: raw pixels, which the file normalises.",
+    "Type of the input: float32 takes preprocessed images, uint8 takes raw pixels, which the file "
+    "normalises.",
 )
-shared.define_image_size("Side of the images. None: the network's.")
+shared.define_image_size("Side of the images in pixels. Defaults to that of the network.")
 shared.define_representative_images()
 
 
 def check_flags():
-    """Raises an error for what is wrong with the flags or the files that they name."""
+    """Raises an error for a mistake in the flags or in the files that they name."""
     model_file = checks.find_model(FLAGS.model)
     saved = checks.check_model(model_file)
     checks.check_output(FLAGS.output)
@@ -67,12 +69,13 @@ def input_shape(network):
 
 
 def warn_of_gates(network, folder):
-    """Prints lines on gates that are not trained for the routes, and on widths left out."""
+    """Warns of gates that are not trained for the routes, and of better widths outside them."""
     routes = tuple(FLAGS.routes or network.routes)
     if not network.gates_trained:
         print(
-            f"warning: the gates of --model={FLAGS.model} are not trained: what the file chooses "
-            "means nothing. Train them by stage II, or force widths by the signature 'bounded'",
+            f"warning: the gates of --model={FLAGS.model} are not trained: the choices of the "
+            "file mean nothing. Train the gates by stage II, or force widths by the signature "
+            "'bounded'",
             flush=True,
         )
     elif routes != network.routes:
@@ -84,10 +87,10 @@ def warn_of_gates(network, folder):
         )
     try:
         rows = json.loads((folder / "tables" / "paths.json").read_text("utf-8"))
-        how = "stage II with --routes that have it makes it a route"
+        how = "stage II with --routes that include it makes it a route"
         run.warn_of_better_widths(rows, routes, None, how)
     except (OSError, ValueError, KeyError, TypeError):
-        # No run's folder, or none that was evaluated: nothing is known of the other widths.
+        # A folder without an evaluation has no figures of the other widths.
         return
 
 
@@ -112,7 +115,7 @@ def main(_):
         warn_of_gates(network, folder)
         options["layout"] = FLAGS.layout
         with warnings.catch_warnings():
-            # It is printed above, in one line.
+            # `warn_of_gates` has printed this warning in one line.
             warnings.filterwarnings("ignore", "The gate of this network (is not|was) trained")
             export_routed(network, FLAGS.output, FLAGS.routes, **options)
     else:
@@ -125,7 +128,7 @@ def main(_):
 
 
 def print_end():
-    """Prints what was written and the command that follows."""
+    """Prints the file that was written and the next command."""
     if FLAGS.path is not None:
         print(f"\nwritten: {FLAGS.output}", flush=True)
         return

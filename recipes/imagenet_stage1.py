@@ -1,35 +1,45 @@
 r"""Stage I: trains a supernet by In-place Ensemble Bootstrapping.
 
-Real work, as in the paper (150 epochs, batch 512 over the replicas, lr 0.08 at batch 512; of
---model=ds_resnet50 and --model=ds_efficientnet_b0 0.2):
+The flag files in recipes/configs/ hold the settings of the published runs. CIFAR-10 takes two hours
+on one CPU core and reaches 88.35 % to 89.72 % top-1 (docs/results/cifar10.md):
+
+    python recipes/imagenet_stage1.py --flagfile=recipes/configs/cifar10_stage1.cfg \
+        --data_dir=/data/tfds --workdir=runs/cifar10
+
+ImageNet with the settings of the paper: 150 epochs at batch 512. This run has not been made with
+this package.
 
     python recipes/imagenet_stage1.py --data_dir=/data/tfds --workdir=runs/imagenet \
-        --batch_size=512 --strategy=mirrored
+        --flagfile=recipes/configs/imagenet_ds_mobilenet_stage1.cfg --strategy=mirrored
 
-CIFAR-10 (docs/results/cifar10.md):
-
-    python recipes/imagenet_stage1.py --dataset=cifar10 --data_dir=... --workdir=runs/cifar10 \
-        --alpha=0.25 --front_alpha=0.75 --strides=1,1,2,1,2,2 --num_random=1 --batch_size=64 \
-        --epochs=27 --learning_rate=0.4 --weight_decay=5e-4 --warmup_epochs=1 --evaluate_epochs=9
-
-Your own images, a folder of class folders, from trained weights:
+Your own images, a folder with one folder per class, from trained weights:
 
     python recipes/imagenet_stage1.py --dataset=flowers/ --weights=imagenet --workdir=runs/flowers \
         --batch_size=64 --epochs=20 --learning_rate=0.04
 
-The work directory gets checkpoint.npz (a run that was stopped goes on by the same command),
-log.csv, tensorboard/, labels.txt (the classes, in the order of the outputs), supernet.keras (the
-teacher, with recalibrated batch norm), tables/, plots/. What fails after the last epoch leaves the
-trained network there, and the same command does the rest again.
+Without a flag file the program trains DS-MobileNet on imagenet2012 for 150 epochs at batch 512. The
+batch is divided among the replicas. The learning rate at batch 512 is 0.08, or 0.2 for
+--model=ds_resnet50 and --model=ds_efficientnet_b0.
 
-A run trains longer by the same command with more --epochs, whether it has ended or not. The cosine
-then spans the new total: the steps to come have the learning rates of a run of that many epochs,
-those that were done had other ones. So the result is near to, but not the same as, that of a run
-with as many epochs from its start.
+The program writes into the work directory:
+- checkpoint.npz, from which the same command continues a run that was stopped;
+- log.csv and tensorboard/;
+- labels.txt, the names of the classes in the order of the outputs;
+- supernet.keras, the teacher with recalibrated batch norm;
+- tables/ and plots/.
 
-Batches, augmentation and random widths are functions of --seed and the step, so a run that was
-killed and resumed ends with the weights of one that was not, with --deterministic bit for bit; a
-dropout rate above 0 is exempt, since its masks are drawn by a stateful generator.
+If a step after the last epoch fails, the trained network is already saved, and the same command
+repeats only the steps after the training.
+
+The same command with more --epochs trains a run longer, whether the run has ended or not. The
+cosine schedule then spans the new total: the remaining steps have the learning rates of a run with
+that many epochs, but the steps before had other rates. The result is therefore close to, but not
+the same as, the result of a run that had as many epochs from its start.
+
+Batches, augmentation and random widths are functions of --seed and the step. A run that was killed
+and resumed therefore ends with the weights of an uninterrupted run, bit for bit with
+--deterministic. A dropout rate above 0 is an exception, because a stateful generator draws the
+dropout masks.
 """
 
 import pathlib
@@ -51,64 +61,84 @@ shared.define_workdir()
 shared.define_network(MODELS)
 shared.define_channels(
     None,
-    "Scales all channels. None: 1, or as --weights.",
+    "Multiplier of all channel counts. Defaults to that of --weights, else 1.",
     None,
-    "Total stride, 8 or 16 for small images. None: 32, or as --weights.",
+    "Total stride; 8 or 16 for small images. Defaults to that of --weights, else 32.",
 )
-shared.define_gate_design(("one_hot, or as --weights", "they do, or as --weights"))
-shared.define_variant("The paper's routes. None: every width.")
-shared.define_schedule(150, None, " None: the paper's.")
-shared.define_temperature("Temperature of the distillation (Table 10).")
+shared.define_gate_design("that of --weights, else one_hot", "that of --weights, else true")
+shared.define_variant("Variant of the paper whose routes are used. Defaults to every width.")
+shared.define_schedule(150, None, " Defaults to the rate of the paper.")
+shared.define_temperature("Temperature of the distillation (Table 10 of the paper).")
 shared.define_path(
     "weights",
     None,
-    "Weights to start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file, of this network "
-    "or of other classes. None: random ones.",
+    "Weights to start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file of this network, "
+    "with the same classes or others. Defaults to random weights.",
 )
 flags.DEFINE_enum(
     "widths",
     None,
     ["paper"],
-    "paper: the 18 widths that the paper describes, of ds_mobilenet. None: the released 14, or as "
-    "--weights.",
+    "paper: the 18 widths of ds_mobilenet that the paper describes. Defaults to the widths of "
+    "--weights, else the 14 that the authors released.",
 )
 shared.define_number(
-    "front_alpha", None, "Scales the channels before the gate. None: --alpha.", above=0
+    "front_alpha",
+    None,
+    "Multiplier of the channel counts before the gate. Defaults to --alpha.",
+    above=0,
 )
 shared.define_strides(
-    "strides", "Strides of the stem and of each stage, 1 or 2; excludes --output_stride."
+    "strides",
+    "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with --output_stride.",
 )
 flags.DEFINE_enum(
     "attention",
     None,
     ["tanh", "sigmoid"],
-    "Activation of the attention heads. None: tanh, or as --weights.",
+    "Activation of the attention heads. Defaults to that of --weights, else tanh.",
 )
 shared.define_number("dropout", 0.0, "Dropout rate before the classifier.", low=0, below=1)
-shared.define_number("warmup_epochs", 0.0, "Epochs of linear warm-up.", low=0)
+shared.define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up.", low=0)
 shared.define_number(
-    "weight_decay", 1e-4, "L2 penalty in the gradient; the gates have none.", low=0
+    "weight_decay", 1e-4, "L2 penalty, added to the gradient. The gates have none.", low=0
 )
-flags.DEFINE_bool("decay_norms_and_biases", False, "Weight decay on norms and biases too.")
-flags.DEFINE_enum("target", "ensemble", ["in_place", "ema", "ensemble"], "Soft labels (Table 5).")
-flags.DEFINE_integer("num_random", 2, "Random sub-networks per step.", lower_bound=0)
+flags.DEFINE_bool(
+    "decay_norms_and_biases", False, "Also apply the weight decay to norms and biases."
+)
+flags.DEFINE_enum(
+    "target",
+    "ensemble",
+    ["in_place", "ema", "ensemble"],
+    "Source of the soft labels (Table 5 of the paper).",
+)
+flags.DEFINE_integer("num_random", 2, "Number of random sub-networks per step.", lower_bound=0)
 shared.define_number(
     "ema_momentum", 0.997, "Momentum of the teacher's moving average.", low=0, below=1
 )
 flags.DEFINE_enum(
-    "label_path", "widest", ["widest", "largest"], "The sub-network that is trained on labels."
+    "label_path", "widest", ["widest", "largest"], "Sub-network that is trained on the labels."
 )
 flags.DEFINE_integer(
-    "alone", None, "Trains only this width, on labels, for comparison.", lower_bound=0
+    "alone", None, "Width to train alone, on the labels, for a comparison.", lower_bound=0
 )
-shared.define_number("label_smoothing", 0.0, "Label smoothing.", low=0, below=1)
+shared.define_number(
+    "label_smoothing",
+    0.0,
+    "Label smoothing, as the share that is spread over all classes.",
+    low=0,
+    below=1,
+)
 flags.DEFINE_integer(
-    "recalibration_steps", 100, "Batches for the batch-norm statistics.", lower_bound=1
+    "recalibration_steps",
+    100,
+    "Number of batches that the batch-norm statistics are computed from.",
+    lower_bound=1,
 )
 
 
 def check_flags():
-    """Raises an error for what the flags name and is not there, or what cannot be together."""
+    """Raises an error for a missing file or folder, and for flags that contradict each other."""
     checks.check_run()
     settings = MODELS[FLAGS.model]
     named = FLAGS.weights in (None, "imagenet", "cifar10")
@@ -138,7 +168,7 @@ def check_flags():
         )
     if FLAGS.strides is not None and FLAGS.output_stride is not None:
         raise ValueError(
-            "--strides and --output_stride say the same thing: give one of them. Received: "
+            "--strides and --output_stride both set the strides: give only one. Received: "
             f"--strides={','.join(map(str, FLAGS.strides))}, --output_stride={FLAGS.output_stride}"
         )
     if FLAGS.warmup_epochs >= FLAGS.epochs:
@@ -149,11 +179,11 @@ def check_flags():
 
 
 def make_model(classes):
-    """Builds the network that the flags ask for."""
+    """Returns the network that the flags describe."""
     from keras_dsnet import applications
 
     size = data.image_size()
-    # What a flag leaves open, the weights say, or the application's defaults.
+    # A flag without a value leaves the choice to the weights or to the application's default.
     names = ("widths", "attention", "slimming_head", "share_encoder")
     options = {name: FLAGS[name].value for name in names}
     return getattr(applications, MODELS[FLAGS.model].application)(
@@ -171,14 +201,14 @@ def make_model(classes):
 
 
 def reset_gates(model):
-    """Makes the gates untrained, and all widths or those of --variant routes.
+    """Marks the gates as untrained, and sets the routes to those of --variant or to all widths.
 
-    Gates that came with --weights were trained on what this stage changes.
+    This stage changes the weights that the gates of --weights were trained on.
     """
     if model.gates_trained:
         print(
-            f"note: the gates of --weights={FLAGS.weights} do not fit what this run trains: stage "
-            "II trains them anew",
+            f"note: the gates of --weights={FLAGS.weights} will not fit the weights of this run: "
+            "stage II trains them again",
             flush=True,
         )
         model.reset_gates()
@@ -186,7 +216,7 @@ def reset_gates(model):
 
 
 def make_trainer(model, total_steps, steps_per_epoch):
-    """Builds the trainer with the paper's optimizer and schedule."""
+    """Returns the trainer, compiled with the paper's optimizer and schedule."""
     from keras_dsnet.training import L2SGD, SupernetTrainer, cosine_schedule, scaled_learning_rate
 
     trainer = SupernetTrainer(
@@ -215,7 +245,7 @@ def make_trainer(model, total_steps, steps_per_epoch):
 
 
 def recalibrate(model, train, steps, paths):
-    """Gives the network batch-norm statistics of the training images, and says where it cannot."""
+    """Recalibrates batch norm on training images; prints a hint if that fails."""
     from keras_dsnet.training import recalibrate_batch_norm
 
     batches = data.training_dataset(model, train, 0, model.input_shape[1:3])
@@ -224,14 +254,14 @@ def recalibrate(model, train, steps, paths):
     except BaseException:
         print(
             f"{FLAGS.workdir}/supernet.keras has no recalibrated batch norm yet: the same command "
-            "does it, without training again",
+            "recalibrates it without training again",
             flush=True,
         )
         raise
 
 
 def print_end(workdir, model):
-    """Prints what was written and the command that follows."""
+    """Prints the files that were written and the next command."""
     gates = f"{FLAGS.workdir.rstrip('/')}_gates"
     arguments = [*run.data_flags(), run.flag("batch_size", FLAGS.batch_size)]
     following = run.command(
@@ -256,8 +286,8 @@ def main(_):
 
     run.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():
-        # A large folder takes minutes to look through: what is wrong with the network shows before.
-        # Of the classes of the weights, so that the log does not tell of others yet.
+        # A large folder takes minutes to read, so a mistake in the network's flags is found before.
+        # The network has the classes of the weights here, so that nothing is logged about others.
         make_model(None)
     scope = run.prepare_machine()
     train, evaluation = data.load_sources()
@@ -270,7 +300,7 @@ def main(_):
     if train.num_classes == model.classes:
         model.class_names = train.class_names
     size = model.input_shape[1:3]
-    # Of a width that is trained alone the others mean nothing.
+    # If one width is trained alone, the results of the others mean nothing.
     paths = None if FLAGS.alone is None else [FLAGS.alone]
     ends = paths or ["slimmest", "widest"]
     training = TrainingRun(

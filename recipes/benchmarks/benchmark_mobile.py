@@ -6,19 +6,23 @@ r"""Times routed TFLite files against files of single widths or of MobileNetV1.
     python recipes/benchmarks/benchmark_mobile.py m.tflite --workdir=runs/benchmark_m \
         --model=runs/gate
 
-Without files it exports DS-MobileNet, or the network that --model names, at 224x224 with 1000
-classes, every variable random, in both layouts, float32 and int8, and, for one gate, the naive file
-of one graph per route. With several gates it times the paths of one width throughout, and one on
-which every gate takes another width. Files that are named are compared with the widths of --model;
-without --model with the baselines alone.
+Without files on the command line the benchmark exports a network: DS-MobileNet, or the one that
+--model names, at 224x224 with 1000 classes, every variable random, in both layouts, float32 and
+int8. For a network with one gate it also makes the naive file, with a graph per route. With several
+gates it times the paths with one width at every gate, and one path with a different width at each
+gate. Files on the command line are compared with the widths of --model, or without --model only
+with the baselines.
 
-All interpreters that are compared take turns, each in a process of its own, as an app has them, and
-started anew several times: where its memory happens to lie makes a process a few percent slower or
-faster for all its life. A routed file has run every pair of widths before it is timed. A route is
-timed by the signature serving_default with bounds that leave no other route: gate and branch run as
-ever. Writes mobile.json and .csv, table.md, latency.png and, for `keras_dsnet.models.best_path`, a
-latency table of each file. Making the files takes minutes; --reuse takes those of an earlier run in
-the same --workdir.
+The compared interpreters take turns. As in an app, each runs in a separate process, and each is
+started several times, because the placement of its memory makes a process a few percent slower or
+faster for its whole life. A routed file runs every pair of widths before it is timed. A route is
+timed by the signature serving_default with bounds that allow only this route, so gate and branch
+run as usual.
+
+The program writes mobile.json, mobile.csv, table.md, latency.png and, for
+`keras_dsnet.export.best_path`, a latency table of each file. Making the files takes minutes;
+--reuse takes them from an earlier run in the same --workdir. The results are in
+docs/results/mobile.md.
 """
 
 import pathlib
@@ -42,45 +46,53 @@ FASTEST = "mobilenet_v1_1.0"
 # The identifier that follows the first four bytes of a TFLite file.
 _TFLITE = b"TFL3"
 BASELINES = ("mobilenet_v1_0.5", "mobilenet_v1_0.75", FASTEST)
-# The networks of random variables, and the widths of their files.
+# The networks with random variables, and the widths of their files.
 ROUTES = {
     "ds_mobilenet": (0, 4, 8, 13),
     "ds_resnet50": (0, 1, 2, 3),
-    # From 7 on an even number apart: with 6, XNNPACK's wide tiles fit fewer blocks of channels.
+    # Widths from 7 on differ by even numbers: with 6, fewer blocks fit XNNPACK's wide tiles.
     "ds_efficientnet_b0": (0, 7, 13, 19),
 }
-shared.define_workdir("Folder of the benchmark: everything that it writes.")
+shared.define_workdir("Folder that the benchmark writes everything into.")
 shared.define_saved_model(
     required=False,
-    help=f"Work directory of a stage, a .keras file, or {', '.join(ROUTES)}: random variables.",
+    help=f"Work directory of a stage, a .keras file, or a network with random variables: "
+    f"{', '.join(ROUTES)}.",
 )
 shared.define_routes(
-    "Widths of the files that are made. None: four of a random network, else the network's routes."
+    "Widths of the files to make. Defaults to four widths for a network with random variables, "
+    "else to the routes of the network."
 )
 flags.DEFINE_bool(
     "all_widths",
     False,
-    "Time a static file of every width of --model, including those outside its routes, for the "
-    "latency table of the static files.",
+    "Also time static files of the widths of --model outside its routes, for the latency table of "
+    "the static files.",
 )
 shared.define_quantize(several=True)
 flags.DEFINE_bool(
-    "naive", True, "Compare with one graph per route, as the converter makes it unaided."
+    "naive", True, "Also compare with the file that the converter makes of one graph per route."
 )
 flags.DEFINE_multi_enum(
-    "baseline", list(BASELINES), ["none", *BASELINES], "Networks to compare with; repeatable."
+    "baseline", list(BASELINES), ["none", *BASELINES], "Network to compare with. Can be repeated."
 )
-shared.define_image_size("Side of the images of a random network.", 224, lower_bound=32)
+shared.define_image_size(
+    "Side in pixels of the images of a network with random variables.", 224, lower_bound=32
+)
 flags.DEFINE_bool("reuse", False, "Reuse the files of an earlier run without checking them.")
-shared.define_rounds(3, "Turns of each process.")
-flags.DEFINE_integer("loads", 6, "Processes that each file is loaded in, in turn.", lower_bound=1)
-flags.DEFINE_bool("huge_pages", False, "Load files into huge pages: Linux and the GNU C library.")
-shared.define_threads("Threads of the interpreter.")
-flags.DEFINE_string("device", platform.machine(), "Name of this device, for the latency tables.")
+shared.define_rounds(3, "Number of turns of each process.")
+flags.DEFINE_integer(
+    "loads", 6, "Number of processes that each file is loaded in, one after another.", lower_bound=1
+)
+flags.DEFINE_bool(
+    "huge_pages", False, "Load files into huge pages. Needs Linux and the GNU C library."
+)
+shared.define_threads("Number of threads of the interpreter.")
+flags.DEFINE_string("device", platform.machine(), "Name of this device in the latency tables.")
 
 
 def check_flags(arguments):
-    """Raises an error for what the command line names and is not there."""
+    """Raises an error for a missing or unsuitable file, and for a mistake in the flags."""
     known = set()
     for path in arguments:
         if not pathlib.Path(path).is_file():
@@ -102,7 +114,7 @@ def check_flags(arguments):
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}, and none of {', '.join(ROUTES)}") from None
     if FLAGS.all_widths and arguments and not FLAGS.model:
-        raise ValueError("--all_widths makes files of the widths of --model: name it")
+        raise ValueError("--all_widths makes files of the widths of --model: give --model")
     if not FLAGS.device.strip():
         raise ValueError("--device must name this device. Received: --device=")
     checks.check_workdir(FLAGS.workdir, folders=["files"])
@@ -113,7 +125,7 @@ def check_routes(name):
     """Raises a ValueError for a width of --routes that a network does not have.
 
     Args:
-        name: str, of the network.
+        name: Str, name of the network.
     """
     most = MODELS[name].widths - 1
     if FLAGS.routes and FLAGS.routes[-1] > most:
@@ -124,7 +136,7 @@ def check_routes(name):
 
 
 def make_network():
-    """Returns the network of --model, with random variables where that is a name."""
+    """Returns the network of --model; a network that is only named gets random variables."""
     import keras
     from keras_dsnet.applications import DSEfficientNetB0, DSMobileNet, DSResNet50
     from keras_dsnet_recipes.benchmarks.mobile_files import randomise
@@ -143,16 +155,16 @@ def make_network():
 
 
 def compared_files(network, paths, folder):
-    """Yields the files to compare, those of one quantisation together.
+    """Yields the files to compare, grouped by quantisation.
 
     Args:
-        network: what static files are made of; None: none are.
-        paths: the routed files that the command line names.
-        folder: where files are made.
+        network: Network of the static files, or None for no static files.
+        paths: Paths of the routed files on the command line.
+        folder: Folder in which files are made.
 
     Yields:
-        `(quantize, routed, static, others)`: dicts of filenames, of routed files by name, of
-        static files by path through the network, of others by name.
+        Tuple `(quantize, routed, static, others)`. The last three are dicts of filenames: routed
+        files by name, static files by path through the network, other files by name.
     """
     from keras_dsnet_recipes.benchmarks.mobile_files import MobileFiles
 
@@ -170,27 +182,29 @@ def compared_files(network, paths, folder):
     for (quantize, shape), named in named_files(paths).items():
         like = network or network_of(next(iter(named.values())), shape)
         files = MobileFiles(like, None, quantize, folder, FLAGS.reuse, shape)
-        alone = [path for file in named.values() for path in paths_of(file)] if network else []
-        static = {path: files.static(path) for path in static_paths(network, alone)}
+        single_paths = (
+            [path for file in named.values() for path in paths_of(file)] if network else []
+        )
+        static = {path: files.static(path) for path in static_paths(network, single_paths)}
         yield quantize, named, static, {name: files.mobilenet(name) for name in baselines}
 
 
 def named_files(paths):
-    """Returns the files that the command line names, by type and image shape, then by name.
+    """Returns the files on the command line, by type and image shape, then by name.
 
     Raises:
-        ValueError: with --model, two files of one type take images of different shapes: the files
-            of each width would be of the same paths in one latency table.
+        ValueError: If two files of one type take images of different shapes and --model is given.
+            Their static files would have the same paths in one latency table.
     """
     from keras_dsnet.export.dynamic_interpreter import read_metadata
 
-    groups, taken = {}, {"static", "naive", *FLAGS["baseline"].default}
+    groups, used_names = {}, {"static", "naive", *FLAGS["baseline"].default}
     for path in paths:
         metadata = read_metadata(path.read_bytes(), path)
         name, number = path.stem, 2
-        while name in taken:
+        while name in used_names:
             name, number = f"{path.stem}_{number}", number + 1
-        taken.add(name)
+        used_names.add(name)
         key = metadata["quantize"], tuple(metadata["input_shape"])
         for other in groups:
             if FLAGS.model and other[0] == key[0] and other != key:
@@ -204,7 +218,7 @@ def named_files(paths):
 
 
 def paths_of(filename):
-    """Returns the paths of a routed file that are compared with a file of each alone."""
+    """Returns the paths of a routed file that are compared with static files."""
     from keras_dsnet.export.dynamic_interpreter import read_metadata
     from keras_dsnet.export.export_routed import checked_paths
 
@@ -213,7 +227,7 @@ def paths_of(filename):
 
 
 def network_of(filename, shape):
-    """Returns what the baselines of a file need to know of its network, which is not at hand."""
+    """Returns the properties of a file's network that the baselines need, read from the file."""
     import types
 
     from ai_edge_litert.interpreter import Interpreter
@@ -224,29 +238,30 @@ def network_of(filename, shape):
 
 
 def static_paths(network, paths):
-    """Returns the paths that a file is made of each: those given, with --all_widths every width."""
+    """Returns the paths that get a static file; --all_widths adds every width."""
     if FLAGS.all_widths and network is not None:
         paths = [*paths, *((width,) * network.num_gates for width in range(network.num_widths))]
     return list(dict.fromkeys(paths))
 
 
 def as_written(path):
-    """Returns a path as `model(x, path=...)` takes it: with one gate an int."""
+    """Returns a path in the form of `model(x, path=...)`, which is an int for one gate."""
     return path[0] if len(path) == 1 else path
 
 
 def timed_files(network, routed, static, others, folder):
-    """Returns what is timed, a row for the figures of each, and the widths of those with routes.
+    """Returns the files to time, with a row and the widths of each.
 
     Args:
-        network: of the static files; None: there are none.
-        routed: dict of filenames by name.
-        static: dict of filenames by path through the network.
-        others: dict of filenames by name.
-        folder: where files go that take one route.
+        network: Network of the static files, or None if there are none.
+        routed: Dict of filenames by name.
+        static: Dict of filenames by path through the network.
+        others: Dict of filenames by name.
+        folder: Folder for the files that are forced onto one route.
 
     Returns:
-        Three dicts by name and path: of filenames, of dicts of "path" and "madds", of widths.
+        Three dicts by name and path: filenames, rows with "path" and "madds", and the widths of
+        routed files.
     """
     from keras_dsnet.export.assembly import force_route
     from keras_dsnet.export.dynamic_interpreter import read_metadata, routes_of
@@ -276,27 +291,27 @@ def measure(network, quantize, routed, static, others):
     """Times the files in turn.
 
     Returns:
-        A row of figures for each path of each file, and for each of the others; and the least share
-        of a process's memory that was in huge pages.
+        Tuple of the rows, one for each path of each file and one for each other file, and the
+        smallest share of a process's memory that was in huge pages.
     """
     options = FLAGS.loads, FLAGS.rounds, FLAGS.threads, FLAGS.huge_pages
     with tempfile.TemporaryDirectory(dir=FLAGS.workdir) as folder:
         files, rows, widths = timed_files(network, routed, static, others, folder)
-        # The files of a path next to each other: what slows the machine slows all of them.
+        # The files of a path run next to each other, so that a slow machine slows all of them.
         times, huge_share = time_in_turns(files, widths, *options, group=lambda key: key[1])
     sources = routed | others | {f"static {path}": static[path] for path in static}
     costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
     for (name, path), row in rows.items():
-        own = times[name, path]
+        file_times = times[name, path]
         source = f"static {path}" if name == "static" else name
         row.update(
             quantize=quantize or "float32", file=name, mb=sources[source].stat().st_size / 1e6
         )
         row.update(costs[source])
-        row["min_ms"], row["median_ms"] = low_and_middle(own)
+        row["min_ms"], row["median_ms"] = low_and_middle(file_times)
         for other, key in (("static", ("static", path)), (FASTEST, (FASTEST, None))):
             if key in times and key != (name, path):
-                low, middle = ratios(own, times[key])
+                low, middle = ratios(file_times, times[key])
                 row[f"to_{other}_min"], row[f"to_{other}_median"] = low, middle
     return list(rows.values()), huge_share
 
@@ -315,7 +330,7 @@ def main(argv):
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     paths = [pathlib.Path(path) for path in argv[1:]]
-    # What is wrong with the files shows before a network is loaded.
+    # Mistakes in the files are found before a network is loaded.
     named_files(paths)
     network = None if paths and not FLAGS.model else make_network()
     rows, sizes, shares, metadata = [], [], [], {}

@@ -1,16 +1,17 @@
-r"""Times batched dynamic inference against the same sub-networks called directly.
+r"""Times batched dynamic inference against direct calls of the same sub-networks.
 
     python recipes/benchmarks/benchmark_routing.py --workdir=runs/benchmark_routing
     python recipes/benchmarks/benchmark_routing.py --workdir=runs/benchmark_routing \
         --model=ds_resnet50
 
-Two questions, each answered by rounds that alternate the two sides in one process:
-- Does routing cost anything where it changes nothing? A batch of 64 whose images all choose the
-  first path of the mix, against the same path called directly.
-- Is a mixed batch as fast as its parts? A batch of 256 at a fixed mix of paths, against the groups
-  of equal paths run directly one after the other.
+The benchmark makes two comparisons, each in rounds that alternate both sides in one process:
+- The cost of routing where it changes nothing: a batch of 64 images that all choose the first path
+  of the mix, against a direct call of this path.
+- The speed of a mixed batch against its parts: a batch of 256 images with a fixed mix of paths,
+  against direct calls of the groups with equal paths, one after another.
 
-The gates' choices are set, their layers run. Prints minimum and median, writes JSON.
+The benchmark sets the choices of the gates, whose layers still run. It prints minimum and median
+and writes JSON. docs/results/routing.md has the results.
 """
 
 import itertools
@@ -25,14 +26,19 @@ from keras_dsnet_recipes.lib.model_settings import MODELS
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-shared.define_workdir("Folder for the figures.")
-shared.define_image_size("Side of the images.", 224, lower_bound=32)
+shared.define_workdir("Folder that the figures are written into.")
+shared.define_image_size("Side of the images in pixels.", 224, lower_bound=32)
 shared.define_classes(1000, "Number of classes.", lower_bound=1)
-shared.define_rounds(7, "Rounds of each comparison.")
-shared.define_batch_size(256, "Images of the mixed batch.")
+shared.define_rounds(7, "Number of rounds of each comparison.")
+shared.define_batch_size(256, "Number of images in the mixed batch.")
 shared.define_network(MODELS)
-shared.define_channels(1.0, "Scales all channels.", "32", "Total stride; 8 or 16 for small images.")
-shared.define_paths("The mix, such as 0,4,8,13 or 0-0-0-0,0-1-2-3 (four gates). None: by network.")
+shared.define_channels(
+    1.0, "Multiplier of all channel counts.", "32", "Total stride; 8 or 16 for small images."
+)
+shared.define_paths(
+    "Paths of the mix, such as 0,4,8,13 or, for four gates, 0-0-0-0,0-1-2-3. Defaults to a mix "
+    "that depends on the network."
+)
 
 MIXES = {
     "ds_mobilenet": "0,4,8,13",
@@ -42,7 +48,7 @@ MIXES = {
 
 
 def check_flags():
-    """Raises an error for paths that the network does not have, or a folder that is none."""
+    """Raises an error for a path that the network does not have or an unsuitable folder."""
     checks.check_workdir(FLAGS.workdir)
     paths, most = mixed_paths(), MODELS[FLAGS.model].widths - 1
     gates = MIXES[FLAGS.model].split(",")[0].count("-") + 1
@@ -55,7 +61,7 @@ def check_flags():
 
 
 def mixed_paths():
-    """Returns the paths of the mix: tuples of widths."""
+    """Returns the paths of the mix as tuples of widths."""
     default = [tuple(map(int, path.split("-"))) for path in MIXES[FLAGS.model].split(",")]
     paths = FLAGS.paths or default
     if len(paths) > FLAGS.batch_size:
@@ -67,7 +73,7 @@ def mixed_paths():
 
 
 def make_model(paths):
-    """Builds a network whose choices the benchmark sets, with the widths of these paths."""
+    """Returns a network whose routes are the widths of the given paths."""
     from keras_dsnet import applications
 
     size = FLAGS.image_size
@@ -85,9 +91,9 @@ def make_model(paths):
 
 
 def set_choices(model, paths):
-    """Makes the gates choose a given path for every image of a batch, whatever the images are.
+    """Makes the gates choose a given path for each image of a batch, independently of the images.
 
-    The images reach a gate in groups, those that took one width before it after the other.
+    A gate receives the images in groups, one group after another for each width before the gate.
     """
     import numpy as np
     import tensorflow as tf
@@ -101,13 +107,13 @@ def set_choices(model, paths):
 
 
 def compare(name, routed, direct, images):
-    """Times both sides; prints and returns their minimum and median, and the ratio of their times.
+    """Times both sides; prints and returns minimum, median and the ratio of the times.
 
     Args:
-        name: what is compared.
-        routed: a function without arguments.
-        direct: the same.
-        images: int, how many a call of either runs.
+        name: Str, description of the comparison.
+        routed: Function without arguments that runs the routed side.
+        direct: Function without arguments that runs the direct side.
+        images: Int, number of images in a call of either side.
     """
     times = take_turns({"routed": routed, "direct": direct}, FLAGS.rounds)
     time_ratio = ratios(times["routed"], times["direct"])
@@ -151,18 +157,18 @@ def main(_):
         )
     ]
 
-    taken = generator.permutation(np.repeat(np.arange(len(paths)), len(images) // len(paths)))
-    images = images[: len(taken)]
-    set_choices(model, [paths[index] for index in taken])
+    chosen = generator.permutation(np.repeat(np.arange(len(paths)), len(images) // len(paths)))
+    images = images[: len(chosen)]
+    set_choices(model, [paths[index] for index in chosen])
     groups = [
-        (path, tf.gather(images, np.flatnonzero(taken == index)))
+        (path, tf.gather(images, np.flatnonzero(chosen == index)))
         for index, path in enumerate(paths)
     ]
     mixed = compare(
-        f"{len(taken)} images, a mix of {paths}",
+        f"{len(chosen)} images, a mix of {paths}",
         lambda: model(images).numpy(),
         lambda: [model(group, path=path).numpy() for path, group in groups],
-        len(taken),
+        len(chosen),
     )
     rows.append(mixed)
     (workdir / "routing.json").write_text(json.dumps(rows, indent=2) + "\n")

@@ -19,31 +19,32 @@ _HEADS = ("w1", "w2", "w3", "w1_slimming")
 
 
 def randomise(network, seed=0):
-    """Gives every variable random values, with statistics different per width.
+    """Gives every variable random values, and every width different statistics.
 
-    A new network hides costs: its equal statistics would let widths share what trained ones do not.
+    A new network would hide costs: with equal statistics its widths could share tensors that
+    trained widths cannot share.
     """
     generator = np.random.default_rng(seed)
     for variable in network.variables:
         if "variance" in variable.name:
             variable.assign(generator.uniform(0.5, 2.0, variable.shape))
         elif "kernel" not in variable.name:
-            # Heads of many hidden units would otherwise tell images apart by rounding alone.
+            # Otherwise the scores of heads with many hidden units would differ only by rounding.
             scale = 0.1 if variable.name not in _HEADS else 0.5 * variable.shape[0] ** -0.5
             variable.assign_add(generator.normal(scale=scale, size=variable.shape))
     network.gates_trained = True
 
 
 class MobileFiles:
-    """Makes the files of one network and quantisation in a folder, each when it is asked for.
+    """Makes the files of one network and one quantisation in a folder, each on its first use.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        routes: tuple of widths; None: no routed file is asked for.
-        quantize: as in `model.export`.
-        folder: where the files go.
-        reuse: bool: take a file that is there already, of an earlier run, as it is.
-        shape: of an image; None: that of the network.
+        network: A `DynamicSlimmableNetwork`.
+        routes: Tuple of widths, or None if no routed file is needed.
+        quantize: As in `model.export`.
+        folder: Folder of the files.
+        reuse: Bool, whether to keep existing files of an earlier run. Defaults to False.
+        shape: Shape of an image. Defaults to that of the network.
     """
 
     def __init__(self, network, routes, quantize, folder, reuse=False, shape=None):
@@ -68,7 +69,7 @@ class MobileFiles:
         return self._file(f"{layout}_{'_'.join(map(str, self.routes))}", make)
 
     def static(self, path):
-        """Returns the filename of one path alone."""
+        """Returns the path of the static file of one path through the network."""
         from keras_dsnet.export import export_subnetwork
 
         return self._file(
@@ -77,9 +78,9 @@ class MobileFiles:
         )
 
     def naive(self):
-        """Returns the path of what the converter makes of a branch per route, each a whole network.
+        """Returns the path of the naive file, in which each branch is the whole network of a route.
 
-        It holds the weights once per width, and runs the front twice.
+        It holds the weights once per width and runs the front twice.
         """
         import tensorflow as tf
 
@@ -141,18 +142,18 @@ class MobileFiles:
         return options | {"representative_data": images}
 
     def _images(self):
-        # Where the ranges of activations lie changes no latency.
+        # Random images suffice, because the ranges of activations do not change the latency.
         generator = np.random.default_rng(0)
         shape = (REPRESENTATIVE_IMAGES, *self.shape)
         return generator.normal(size=shape).astype("float32")
 
 
 def describe_sizes(routed, static):
-    """Yields a line for each routed file: its size, and what a second signature takes.
+    """Yields a line for each routed file with its size and the memory of its signatures.
 
     Args:
-        routed: dict of filenames by name.
-        static: dict of filenames by path through the network; may be empty.
+        routed: Dict of filenames by name.
+        static: Dict of filenames by path through the network. It can be empty.
     """
     widest = static[max(static)].stat().st_size if static else None
     for name, path in routed.items():
@@ -166,13 +167,13 @@ def describe_sizes(routed, static):
 
 
 def write_markdown(rows, sizes, huge_share, path):
-    """Writes the command, what it ran on, and the table, for a page of the documentation.
+    """Writes the command, its setting and the table as Markdown for the documentation.
 
     Args:
-        rows: the figures.
-        sizes: lines on the sizes of files.
-        huge_share: least share of a process's memory in huge pages.
-        path: of the file to write.
+        rows: Rows of figures.
+        sizes: Lines of `describe_sizes`.
+        huge_share: Float, smallest share of a process's memory in huge pages.
+        path: Path of the file to write.
     """
     from keras_dsnet.utils.atomic_file import atomic_file
 
@@ -205,17 +206,19 @@ def _pair(row, low, middle):
 
 
 def save_latency_tables(rows, metadata, folder):
-    """Writes `latency_<type>_<file>.json` for each routed file, and for the static ones.
+    """Writes `latency_<type>_<file>.json` for each routed file and for the static files.
 
     Args:
-        rows: the figures.
-        metadata: dict of what the routed files say of themselves, by type and name.
-        folder: to write to.
+        rows: Rows of figures.
+        metadata: Dict of the metadata of routed files by type and name.
+        folder: Folder of the tables.
     """
     from keras_dsnet.export import LatencyTable
 
     for quantize, name in sorted({(row["quantize"], row["file"]) for row in rows if "path" in row}):
-        own = [r for r in rows if (r["quantize"], r["file"]) == (quantize, name) and "path" in r]
+        selected = [
+            r for r in rows if (r["quantize"], r["file"]) == (quantize, name) and "path" in r
+        ]
         routed = metadata.get((quantize, name))
         about = routed or next(value for key, value in metadata.items() if key[0] == quantize)
         LatencyTable(
@@ -232,7 +235,7 @@ def save_latency_tables(rows, metadata, folder):
                     "path": [row["path"]] if isinstance(row["path"], int) else list(row["path"]),
                     **{key: row[key] for key in ("madds", "min_ms", "median_ms")},
                 }
-                for row in own
+                for row in selected
             ],
         ).save(folder / f"latency_{quantize}_{name}.json")
 
@@ -242,7 +245,7 @@ def _engine():
 
 
 def plot_latency(rows, path):
-    """Draws median latency against MAdds: a panel for each type, a line for each kind of file."""
+    """Draws median latency against MAdds, with a panel for each type and a line for each file."""
     from matplotlib.figure import Figure
 
     from keras_dsnet.utils.atomic_file import atomic_file
@@ -250,9 +253,9 @@ def plot_latency(rows, path):
     types = list(dict.fromkeys(row["quantize"] for row in rows))
     figure = Figure(figsize=(5.2 * len(types), 4.4), layout="constrained")
     for axes, quantize in zip(figure.subplots(1, len(types), squeeze=False)[0], types):
-        own = [row for row in rows if row["quantize"] == quantize]
-        for name in dict.fromkeys(row["file"] for row in own):
-            line = [row for row in own if row["file"] == name]
+        panel = [row for row in rows if row["quantize"] == quantize]
+        for name in dict.fromkeys(row["file"] for row in panel):
+            line = [row for row in panel if row["file"] == name]
             line.sort(key=lambda row: row.get("madds", 0))
             color = COLORS.get(name, BASELINE_COLOR)
             if "path" in line[0]:

@@ -1,7 +1,7 @@
-"""Trustworthy timings: what is compared takes turns, TFLite files in processes of their own.
+"""The timing of functions or TFLite files that take turns.
 
-A TFLite file runs in a separate process, which is this file as a program, as an app would hold it.
-Nothing here imports TensorFlow.
+As in an app, a TFLite file runs in a separate process, which runs this file as a program. A process
+of that kind also measures the cost of loading a file. Nothing here imports TensorFlow.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ import sys
 import time
 
 SECONDS_PER_TURN = 0.15
-# Runs at the beginning of every turn.
+# Number of runs at the beginning of every turn that are not timed.
 UNTIMED = 2
-# The GNU C library's malloc asks for huge pages, and takes all memory from one heap: a kernel or a
-# feature that had a mapping of its own would be too small for one. Other libraries do not read it.
+# With this setting malloc of the GNU C library asks for huge pages and takes all memory from one
+# heap. A kernel or feature with a separate mapping would be too small for a huge page. Other C
+# libraries ignore the setting.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"}
 _MEMORY = pathlib.Path("/proc/self/smaps_rollup")
 _KINDS = "Anonymous", "AnonHugePages"
@@ -37,18 +38,18 @@ def milliseconds(run, count):
 
 
 def take_turns(runs, rounds, seconds_per_turn=0.0, warm_up=2, measure=milliseconds, group=None):
-    """Runs functions in turn and returns what a call took in each round.
+    """Runs functions in turn and returns the time of a call in each round.
 
-    Every round has an order of its own, so that none always follows the same one.
+    Every round has a new random order, so that no function always follows the same one.
 
     Args:
-        runs: dict of functions without arguments, by name; or of whatever `measure` takes.
-        rounds: int.
-        seconds_per_turn: about how long each runs before it is the next one's turn; 0: one call.
-        warm_up: int, calls of each beforehand, which trace and allocate.
-        measure: function of one of `runs` and a number of calls; returns the mean milliseconds.
-        group: function of a name; those for which it gives the same are compared with each other,
-            and come one right after the other in every round. None: all are one group.
+        runs: Dict by name of functions without arguments, or of other objects that `measure` takes.
+        rounds: Int, number of rounds.
+        seconds_per_turn: Float, approximate length of a turn. Defaults to 0, which means one call.
+        warm_up: Int, number of calls of each function beforehand, which trace and allocate.
+        measure: Function of one of `runs` and a number of calls that returns mean milliseconds.
+        group: Function of a name. Names with equal results are compared with each other and run
+            one directly after another in every round. Defaults to a single group.
 
     Returns:
         Dict from name to the mean milliseconds of a call in every round.
@@ -66,7 +67,7 @@ def take_turns(runs, rounds, seconds_per_turn=0.0, warm_up=2, measure=millisecon
 
 
 def _shuffled(names, group):
-    """Yields names in a random order that keeps those of a group together."""
+    """Yields names in a random order that keeps each group together."""
     groups = {}
     for name in random.sample(list(names), len(names)):
         groups.setdefault(group and group(name), []).append(name)
@@ -84,24 +85,26 @@ def ratios(times, base):
 
 
 class TimedProcess:
-    """An interpreter of a TFLite file in a process of its own, which runs when it is asked to.
+    """An interpreter of a TFLite file in a separate process, which runs on request.
 
-    Interpreters that share a process share a heap, and a file of many graphs is a few percent
-    slower on a heap that others have cut up. Where the pages of a process happen to lie in memory
-    moves it as much, so a comparison starts each file several times.
+    Interpreters in one process share a heap, and a file with many graphs is a few percent slower on
+    a fragmented heap. The placement of a process's pages in memory changes the time as much, so a
+    comparison starts each file several times.
 
     Args:
-        path: of the file; what it runs is what runs without naming a signature.
-        threads: int, of the interpreter.
-        huge_pages: bool: load it into huge pages, which leave less to chance: Linux, GNU C library.
-        widths: of a routed file. It runs every pair of them first: LiteRT prepares a graph that has
-            never run whenever it might, which in an app ends with the first images.
+        path: Path of the file. The process runs the subgraph that runs without a signature name.
+        threads: Int, threads of the interpreter.
+        huge_pages: Bool, whether to load the file into huge pages, which reduce the effect of the
+            placement. They need Linux and the GNU C library. Defaults to False.
+        widths: Widths of a routed file, of which every pair runs before the timing. LiteRT prepares
+            a graph that has not run yet whenever it can be reached. In an app this ends with the
+            first images.
 
     Attributes:
-        huge_share: float, how much of the memory that loading took lies in huge pages, from 0 to 1.
+        huge_share: Float from 0 to 1, share in huge pages of the memory that loading took.
 
     Raises:
-        RuntimeError: the process ended.
+        RuntimeError: If the process ended.
     """
 
     def __init__(self, path, threads, huge_pages=False, widths=()):
@@ -142,23 +145,23 @@ class TimedProcess:
 
 
 def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False, group=None):
-    """Times files that take turns, each in processes of its own.
+    """Times files that take turns, each in separate processes.
 
     Args:
-        files: dict of filenames.
-        widths: dict by the same keys of the widths of those files that choose.
-        loads: int, how many times each file is loaded, one after the other.
-        rounds: int, turns of each process.
-        threads: int, of the interpreters.
-        huge_pages: bool, as in `TimedProcess`.
-        group: function of a key, as in `take_turns`.
+        files: Dict of filenames.
+        widths: Dict by the same keys of the widths of routed files.
+        loads: Int, number of times that each file is loaded, one after another.
+        rounds: Int, turns of each process.
+        threads: Int, threads of the interpreters. Defaults to 1.
+        huge_pages: Bool, as in `TimedProcess`.
+        group: Function of a key, as in `take_turns`.
 
     Returns:
-        By the keys of `files` the mean milliseconds of a run in every turn, and the least share of
-        a process's memory that was in huge pages.
+        Tuple of a dict by the keys of `files`, with the mean milliseconds of a run in every turn,
+        and the smallest share of a process's memory that was in huge pages.
 
     Raises:
-        RuntimeError: a file cannot be run, or `huge_pages` are asked for and there are none.
+        RuntimeError: If a file cannot be run, or `huge_pages` is True and there are no huge pages.
     """
     times, shares = {key: [] for key in files}, []
     for _ in range(loads):
@@ -175,11 +178,11 @@ def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False, gro
                     "no huge pages: they need the GNU C library 2.35 or newer, and `madvise` or "
                     "`always` in /sys/kernel/mm/transparent_hugepage/enabled"
                 )
-            own = take_turns(
+            turns = take_turns(
                 processes, rounds, SECONDS_PER_TURN, 3, TimedProcess.milliseconds, group
             )
         for key in files:
-            times[key] += own[key]
+            times[key] += turns[key]
     return times, min(shares)
 
 
@@ -203,7 +206,7 @@ def _load(path, threads, widths):
 
 
 def _run_pairs(interpreter, widths):
-    """Runs every width behind every width, at every gate, also behind images narrow until then."""
+    """Runs every width after every width at every gate, also where earlier gates were narrow."""
     import numpy as np
 
     runner = interpreter.get_signature_runner("bounded")
@@ -211,7 +214,7 @@ def _run_pairs(interpreter, widths):
     image = np.zeros(details["image"]["shape"], details["image"]["dtype"])
     (gates,) = details["min_width"]["shape"]
     for first, then in itertools.product(widths, widths):
-        # To and fro, and a change at one gate alone.
+        # Paths that alternate between two widths, and paths that change the width at one gate.
         paths = [np.resize([first, then], gates)]
         paths += [np.repeat([first, then], [gate, gates - gate]) for gate in range(1, gates)]
         for path in np.array(paths, "int32"):
@@ -219,7 +222,7 @@ def _run_pairs(interpreter, widths):
 
 
 def _memory():
-    """Returns the kilobytes of this process that are no file's, and those of them in huge pages."""
+    """Returns the kilobytes of this process outside files, and those of them in huge pages."""
     if not _MEMORY.is_file():
         return 0, 0
     text = _MEMORY.read_text(encoding="utf-8")
@@ -227,30 +230,31 @@ def _memory():
 
 
 def _serve(path, threads, *widths):
-    # What is imported is no memory of the file.
+    # The memory of imported modules does not count for the file.
     import ai_edge_litert.interpreter  # noqa: F401
 
     before = _memory()
     interpreter = _load(path, int(threads), [int(width) for width in widths])
-    taken, huge = (after - own for after, own in zip(_memory(), before))
-    print(min(1.0, huge / taken) if taken > 0 else 0.0, flush=True)
+    loaded, huge = (now - then for now, then in zip(_memory(), before))
+    print(min(1.0, huge / loaded) if loaded > 0 else 0.0, flush=True)
     for line in sys.stdin:
-        # The process whose turn it was before has left its own data in the caches.
+        # The process of the turn before has left its data in the caches.
         milliseconds(interpreter.invoke, UNTIMED)
         print(milliseconds(interpreter.invoke, int(line)), flush=True)
 
 
 def loading_cost(path, threads, signatures=()):
-    """Measures in a process of its own what a file takes to load and run once.
+    """Measures time and memory to load and run a file once, in a separate process.
 
     Args:
-        path: of the file.
-        threads: int.
-        signatures: names of the signatures to run; none: what runs without naming one.
+        path: Path of the file.
+        threads: Int, threads of the interpreter.
+        signatures: Names of the signatures to run. Defaults to the subgraph that runs without a
+            signature name.
 
     Returns:
-        Dict of "init_ms", to the end of the allocation, and "rss_mib": how much resident memory
-        the process has gained after the first run.
+        Dict with "init_ms", the milliseconds to the end of the allocation, and "rss_mib", the
+        resident memory in MiB that the process has gained after the first run.
     """
     command = [sys.executable, __file__, "load", str(path), str(threads), *signatures]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -272,9 +276,9 @@ def _measure_loading(path, threads, *signatures):
         runner = interpreter.get_signature_runner(signature)
         took = time.perf_counter() - start
         details = runner.get_input_details()
-        for name, own in details.items():
-            # The caller's image is no cost of another signature.
-            arrays.setdefault(name, np.zeros(own["shape"], own["dtype"]))
+        for name, tensor in details.items():
+            # Signatures share one image, so that a second image is not counted.
+            arrays.setdefault(name, np.zeros(tensor["shape"], tensor["dtype"]))
         runner(**{name: arrays[name] for name in details})
     print(json.dumps({"init_ms": took * 1e3, "rss_mib": (_resident() - before) / _MEBIBYTE}))
 

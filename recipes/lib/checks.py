@@ -10,7 +10,7 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 
-# What a run writes into its folder.
+# The folders and files that a run writes into its work directory.
 _FOLDERS = ("tables", "plots", "tensorboard")
 _FILES = (
     "checkpoint.npz",
@@ -23,13 +23,13 @@ _FILES = (
 
 
 def check_workdir(name, flag="workdir", folders=(), files=()):
-    """Raises an OSError unless a folder can be made and written, with what is to be in it.
+    """Raises an OSError unless a folder and its contents can be created and written.
 
     Args:
-        name: value of the flag.
-        flag: name of the flag, for messages.
-        folders: names of folders that will be made in it.
-        files: names of files that will be written into it.
+        name: Str, value of the flag.
+        flag: Str, name of the flag for messages.
+        folders: Names of the folders that the program creates in it.
+        files: Names of the files that the program writes into it.
     """
     folder = pathlib.Path(name)
     if not name:
@@ -55,26 +55,26 @@ def check_workdir(name, flag="workdir", folders=(), files=()):
 
 
 def check_run():
-    """Raises an error unless a stage can read its data set and write its work directory."""
+    """Raises an error unless a stage finds its data set and can write its work directory."""
     check_source({name: FLAGS[name].value for name in ("data_dir", "dataset")})
     check_workdir(FLAGS.workdir, folders=_FOLDERS, files=_FILES)
     check_plots()
 
 
 def check_plots():
-    """Raises an error where the package that draws is missing."""
+    """Raises an error if the package that draws the plots is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
-            "matplotlib is not installed, which draws the plots: pip install matplotlib"
+            "The plots need matplotlib, which is not installed: pip install matplotlib"
         )
 
 
 def check_output(name, flag="output"):
-    """Raises an OSError unless a file can be written.
+    """Raises an error unless a TFLite file can be written.
 
     Args:
-        name: value of the flag.
-        flag: name of the flag, for messages.
+        name: Str, value of the flag.
+        flag: Str, name of the flag for messages.
     """
     output = pathlib.Path(name)
     if not name:
@@ -92,10 +92,10 @@ def check_output(name, flag="output"):
 
 
 def check_source(values):
-    """Raises an error where the values of --data_dir and --dataset name a folder that is missing.
+    """Raises an error if --data_dir or --dataset names a missing folder or package.
 
     Args:
-        values: dict by the names of the flags.
+        values: Dict from the names of these two flags to their values.
     """
     for name in ("data_dir", "dataset"):
         value = values[name]
@@ -117,16 +117,16 @@ def check_source(values):
 
 
 def find_model(name, flag="model", filenames=("model.keras", "supernet.keras")):
-    """Returns the path of the saved network that a flag names, a work directory or a file.
+    """Returns the path of the saved network in a work directory, or of a file itself.
 
     Args:
-        name: value of the flag.
-        flag: name of the flag, for messages.
-        filenames: names of the networks that a stage saves in its work directory; the first that
-            exists is taken.
+        name: Str, value of the flag.
+        flag: Str, name of the flag for messages.
+        filenames: Names of the networks that a stage saves in its work directory. The first that
+            exists is returned.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: If there is no such network.
     """
     path = pathlib.Path(name)
     candidates = [path / filename for filename in filenames] if path.is_dir() else [path]
@@ -140,14 +140,17 @@ def find_model(name, flag="model", filenames=("model.keras", "supernet.keras")):
 
 
 def check_model(filename, flag="model"):
-    """Raises a ValueError unless a file holds a network of this package; builds nothing.
+    """Reads the configuration of a saved network without building the network.
 
     Args:
-        filename: of the saved network.
-        flag: name of the flag that named it, for messages.
+        filename: Path of the `.keras` file.
+        flag: Str, name of the flag for messages.
 
     Returns:
-        `SavedNetwork`.
+        A `SavedNetwork`.
+
+    Raises:
+        ValueError: If the file does not hold a network of this package with a classifier.
     """
     try:
         with zipfile.ZipFile(filename) as archive:
@@ -172,15 +175,16 @@ class SavedNetwork:
     """The configuration of a saved network, against which flags are checked.
 
     Args:
-        config: dict, as the network's `get_config` returns it.
-        flag: name of the flag that named the file, for messages.
+        config: Dict that the network's `get_config` returned.
+        flag: Str, name of the flag that named the file, for messages.
 
     Attributes:
-        classes: int or None.
-        family: str, name of the class of its spec.
-        num_gates: int.
-        num_widths: int, per gate; 0 if the file does not state it, which then checks nothing.
-        image_size: `(height, width)`, each of which may be None.
+        classes: Int or None.
+        family: Str, name of the class of the spec.
+        num_gates: Int.
+        num_widths: Int, widths of each gate. It is 0 if the file does not record them; widths are
+            then not checked.
+        image_size: Tuple `(height, width)` in pixels, each of which can be None.
     """
 
     def __init__(self, config, flag="model"):
@@ -196,8 +200,8 @@ class SavedNetwork:
         """Raises a ValueError for a width that the network does not have.
 
         Args:
-            widths: sequence of ints, or None.
-            name: str, of the flag that lists them.
+            widths: Sequence of ints, or None.
+            name: Str, name of the flag that lists them.
         """
         if widths and self.num_widths and max(widths) >= self.num_widths:
             raise ValueError(
@@ -210,9 +214,9 @@ class SavedNetwork:
         """Raises a ValueError for a path that the network does not have.
 
         Args:
-            path: tuple of widths; a single width is taken at every gate.
-            name: str, of the flag that names it.
-            separator: str, between the widths of a path, for the message.
+            path: Tuple of widths. A single width applies to every gate.
+            name: Str, name of the flag that holds the path.
+            separator: Str between the widths of a path in the message.
         """
         if not self.num_widths:
             return
@@ -225,16 +229,16 @@ class SavedNetwork:
             )
 
     def check_image_size(self, size):
-        """Raises a ValueError unless the network takes square images of a size.
+        """Raises a ValueError unless the network takes square images of the given size.
 
         Args:
-            size: int, side in pixels, or None: the network's own size.
+            size: Int, side in pixels, or None for the size of the network.
         """
         flag = f"--{self.flag}={FLAGS[self.flag].value}"
         if size is None:
             if None in self.image_size:
                 raise ValueError(f"{flag} takes images of any size: choose one by --image_size")
-        elif any(own not in (None, size) for own in self.image_size):
+        elif any(side not in (None, size) for side in self.image_size):
             raise ValueError(
                 f"--image_size must fit {flag}, which takes images of "
                 f"{(*self.image_size, 3)}. Received: --image_size={size}"
@@ -242,23 +246,26 @@ class SavedNetwork:
 
 
 def source_flags(workdir, names, why):
-    """Returns the values of --dataset, --data_dir and a split: given, or those of a run.
+    """Returns the values of --dataset, --data_dir and a split.
+
+    Without --dataset, the missing values are those of the run that trained the network.
 
     Args:
-        workdir: folder of the network's file.
-        names: of these flags.
-        why: str, the reason that images are needed, for the message.
+        workdir: Folder of the network's file.
+        names: Names of these flags.
+        why: Str, the reason that images are needed, for the message.
 
     Returns:
-        Dict by the names of the flags.
+        Dict from the names of the flags to their values.
 
     Raises:
-        ValueError: --dataset is not given, and the folder does not record a data set.
+        ValueError: If --dataset is not given and the folder does not record a data set.
+        FileNotFoundError: If the recorded data set is a folder that no longer exists.
     """
     given = {name: FLAGS[name].value for name in names}
     if given["dataset"]:
         return given
-    # `keras_dsnet`'s `read_config` would import TensorFlow.
+    # `read_config` of `keras_dsnet.runs` would import TensorFlow.
     try:
         trained_on = json.loads((pathlib.Path(workdir) / "config.json").read_text("utf-8"))
         run = {name: trained_on.get(name) for name in names} | {"dataset": trained_on["dataset"]}
@@ -266,7 +273,7 @@ def source_flags(workdir, names, why):
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f"{why}: name their data set by --dataset. "
-            f"{workdir} is not the folder of a training run, which would say it"
+            f"{workdir} is not the folder of a training run, which would record it"
         ) from None
     if place is not None:
         if not pathlib.Path(place).exists():
@@ -286,6 +293,6 @@ def _exists(path):
     except NotADirectoryError:
         return False
     except OSError:
-        # A name that is too long, or a folder that may not be looked into.
+        # The name is too long, or a folder is not readable.
         raise OSError(f"{path} cannot be used as a path") from None
     return True

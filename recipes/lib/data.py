@@ -1,4 +1,4 @@
-"""The images that a program trains on, evaluates on or measures ranges on."""
+"""The images on which a program trains, evaluates or measures ranges of activations."""
 
 import pathlib
 import unicodedata
@@ -15,7 +15,7 @@ _WHY_INT8 = "--quantize=int8 measures ranges on training images"
 
 
 def image_size():
-    """Returns the side of the images that flags and data set ask for."""
+    """Returns the side of the images in pixels, from --image_size or the data set."""
     return FLAGS.image_size or (32 if FLAGS.dataset in SMALL_IMAGES else 224)
 
 
@@ -43,11 +43,11 @@ def load_sources():
 
 
 def check_apart(source, dataset):
-    """Raises a ValueError where --workdir would be taken for class folders or images next time.
+    """Raises a ValueError if the next load of the data set would read --workdir as images.
 
     Args:
-        source: an `ImageSource`.
-        dataset: the name or folder that it was loaded from.
+        source: An `ImageSource`.
+        dataset: Str, the name or folder that it was loaded from.
     """
     folder = pathlib.Path(dataset).expanduser()
     workdir = pathlib.Path(FLAGS.workdir).resolve()
@@ -56,22 +56,22 @@ def check_apart(source, dataset):
     if not tops or not workdir.is_relative_to(folder.resolve()):
         return
     top = workdir.relative_to(folder.resolve()).parts[:1]
-    # Hidden folders are left out, and beside split folders so are others.
+    # The loader skips hidden folders, and any other folder next to split folders.
     is_class = {unicodedata.normalize("NFC", part) for (part,) in tops} <= set(source.class_names)
     if not top or top in tops or (is_class and not top[0].startswith(".")):
         raise ValueError(
-            f"--workdir={FLAGS.workdir} lies among the images of --dataset={dataset}, and would be "
-            "taken for one of them: name a folder outside"
+            f"--workdir={FLAGS.workdir} lies among the images of --dataset={dataset}, and the "
+            "next run would read it as images: name a folder outside"
         )
 
 
 def print_source(purpose, source, known_notes=()):
-    """Prints what a data set has, and what its loader found worth a note.
+    """Prints the description of a data set and the notes of its loader.
 
     Args:
-        purpose: str: what it is for.
-        source: an `ImageSource`.
-        known_notes: notes that were printed already.
+        purpose: Str, the use of the data set, such as "training on".
+        source: An `ImageSource`.
+        known_notes: Notes that have been printed before.
     """
     print(f"{purpose} {source.description}", flush=True)
     for note in source.notes:
@@ -80,7 +80,14 @@ def print_source(purpose, source, known_notes=()):
 
 
 def training_dataset(model, source, start_step, image_size):
-    """Returns the training batches of a network from a step on, of images of `(height, width)`."""
+    """Returns the training batches of a network.
+
+    Args:
+        model: `DynamicSlimmableNetwork`, whose preprocessing is applied.
+        source: An `ImageSource`.
+        start_step: Int, step of the first batch.
+        image_size: Tuple `(height, width)` in pixels.
+    """
     from keras_dsnet.data import training_pipeline
 
     default = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
@@ -101,7 +108,14 @@ def training_dataset(model, source, start_step, image_size):
 
 
 def evaluation_dataset(model, source, image_size, batch_size=None):
-    """Returns the evaluation batches of a network, of images of `(height, width)`."""
+    """Returns the evaluation batches of a network.
+
+    Args:
+        model: `DynamicSlimmableNetwork`, whose preprocessing is applied.
+        source: An `ImageSource`.
+        image_size: Tuple `(height, width)` in pixels.
+        batch_size: Int. Defaults to --eval_batch_size.
+    """
     from keras_dsnet.data import evaluation_pipeline
 
     return evaluation_pipeline(
@@ -113,20 +127,20 @@ def evaluation_dataset(model, source, image_size, batch_size=None):
 
 
 def training_source(workdir):
-    """Returns the values of --dataset, --data_dir and --train_split: given, or those of a run.
+    """Returns --dataset, --data_dir and --train_split; the run of the network completes them.
 
     Args:
-        workdir: folder of the network's file.
+        workdir: Folder of the network's file.
     """
     return checks.source_flags(workdir, TRAINING_SOURCE, _WHY_INT8)
 
 
 def check_representative_flags(workdir, needed):
-    """Raises an error where images are needed and missing, or named and not needed.
+    """Raises an error if needed images are missing, or if flags name images without need.
 
     Args:
-        workdir: folder of the network's file.
-        needed: bool, whether the file is int8.
+        workdir: Folder of the network's file.
+        needed: Bool, whether the file is int8.
     """
     if needed:
         checks.check_source(training_source(workdir))
@@ -141,11 +155,11 @@ def check_representative_flags(workdir, needed):
 
 
 def check_names(network, source):
-    """Raises a ValueError where a data set has other classes than a network.
+    """Raises a ValueError if a data set has other classes than a network.
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
-        source: an `ImageSource`.
+        network: A `DynamicSlimmableNetwork`.
+        source: An `ImageSource`.
     """
     names, given = network.class_names, source.class_names
     if source.num_classes > network.classes:
@@ -159,13 +173,16 @@ def check_names(network, source):
 
 
 def representative_data(network, workdir, image_size, input_type):
-    """Yields training images, prepared as for evaluation: arrays `[1, height, width, 3]`.
+    """Yields training images, resized and cropped as for evaluation.
 
     Args:
-        network: a `DynamicSlimmableNetwork`, which says how images are normalised.
-        workdir: folder of the network's file.
-        image_size: `(height, width)`.
-        input_type: "float32": preprocessed; "uint8": raw pixels.
+        network: `DynamicSlimmableNetwork`, whose normalization is applied.
+        workdir: Folder of the network's file.
+        image_size: Tuple `(height, width)` in pixels.
+        input_type: Str, "float32" for preprocessed images or "uint8" for raw pixels.
+
+    Yields:
+        Array `[1, height, width, 3]` of type `input_type`.
     """
     import tensorflow as tf
 

@@ -1,7 +1,7 @@
-"""The flags of the programs: a definition each, which checks the value as it is parsed.
+"""The flags of the programs; each definition checks its value while the flag is parsed.
 
-A flag that two programs have is defined here, once; a flag of one program is defined there by the
-kinds of flags at the end of this file. Nothing here imports TensorFlow.
+A flag that two programs share is defined once, here. A program defines its other flags itself, by
+the kinds of flags at the end of this file. Nothing here imports TensorFlow.
 """
 
 import math
@@ -12,15 +12,16 @@ from absl import flags
 FLAGS = flags.FLAGS
 QUANTIZE = ("none", "float16", "dynamic", "int8")
 LAYOUTS = ("shared", "fast")
-# As many as an export reads: `MOST_IMAGES` of `keras_dsnet.export`, which would import TensorFlow.
+# The number of images that an export reads, `MOST_IMAGES` of `keras_dsnet.export`. An import would
+# load TensorFlow.
 MOST_REPRESENTATIVE_IMAGES = 500
 
 
-def define_workdir(help="Folder of the run: everything that it writes."):
+def define_workdir(help="Folder that the run writes everything into."):
     """Defines the required --workdir.
 
     Args:
-        help: str.
+        help: Str.
     """
     define_path("workdir", None, help, required=True)
 
@@ -29,9 +30,9 @@ def define_saved_model(name="model", required=True, help=None):
     """Defines a flag that names a trained network.
 
     Args:
-        name: str, of the flag.
-        required: bool.
-        help: str; None: a work directory or a file.
+        name: Str, name of the flag.
+        required: Bool.
+        help: Str. Defaults to a text that names a work directory or a file.
     """
     help = help or "Work directory of a finished stage, or a .keras file."
     define_path(name, None, help, required=required)
@@ -41,7 +42,7 @@ def define_network(names):
     """Defines --model as the name of one of the networks.
 
     Args:
-        names: iterable of str; the first is the default.
+        names: Iterable of str, of which the first is the default.
     """
     names = list(names)
     flags.DEFINE_enum("model", names[0], names, "Name of the network.")
@@ -51,10 +52,10 @@ def define_channels(alpha, alpha_help, output_stride, output_stride_help):
     """Defines --alpha and --output_stride, which scale a network.
 
     Args:
-        alpha: float or None, the default.
-        alpha_help: str.
-        output_stride: str or None, the default.
-        output_stride_help: str.
+        alpha: Float or None, the default.
+        alpha_help: Str.
+        output_stride: Str or None, the default.
+        output_stride_help: Str.
     """
     define_number("alpha", alpha, alpha_help, above=0)
     strides = ["8", "16", "32"]
@@ -65,13 +66,13 @@ def define_source(dataset=None, unset=None):
     """Defines --dataset and --data_dir.
 
     Args:
-        dataset: str or None, the default.
-        unset: str or None, what leaving both out means.
+        dataset: Str or None, the default.
+        unset: Str or None, description of the default values for the help.
     """
-    images = "digits (inside scikit-learn), a TFDS name, or a folder of class folders."
-    define_path("dataset", dataset, f"{images} None: {unset}." if unset else images)
+    images = "Images: digits (of scikit-learn), a TFDS name, or a folder with one folder per class."
+    define_path("dataset", dataset, f"{images} Defaults to {unset}." if unset else images)
     folder = "Folder of prepared TFDS data sets."
-    define_path("data_dir", None, f"{folder} None: {unset or 'the default of TFDS'}.")
+    define_path("data_dir", None, f"{folder} Defaults to {unset or 'that of TFDS'}.")
 
 
 def define_train_split():
@@ -86,18 +87,18 @@ def define_eval_split():
 
 def define_evaluation():
     """Defines --eval_batch_size and --strict_images."""
-    flags.DEFINE_integer("eval_batch_size", 250, "Images per batch of evaluation.", lower_bound=1)
+    flags.DEFINE_integer("eval_batch_size", 250, "Images per batch in evaluations.", lower_bound=1)
     flags.DEFINE_bool("strict_images", False, "End the program at an image that cannot be read.")
 
 
 def define_representative_images():
-    """Defines the flags of the images that the ranges of an int8 file are measured on."""
-    define_source(unset="that of the run in --model's folder")
+    """Defines the flags of the images that an int8 export measures ranges on."""
+    define_source(unset="that of the run in the folder of --model")
     define_train_split()
     flags.DEFINE_integer(
         "representative_images",
         200,
-        "For int8: number of training images to measure ranges of activations on.",
+        "Number of training images on which the ranges of activations are measured for int8.",
         lower_bound=1,
         upper_bound=MOST_REPRESENTATIVE_IMAGES,
     )
@@ -107,9 +108,9 @@ def define_image_size(help, default=None, lower_bound=1):
     """Defines --image_size, the side of the images in pixels.
 
     Args:
-        help: str.
-        default: int or None.
-        lower_bound: int.
+        help: Str.
+        default: Int or None.
+        lower_bound: Int.
     """
     flags.DEFINE_integer("image_size", default, help, lower_bound=lower_bound)
 
@@ -118,18 +119,20 @@ def define_classes(default, help, lower_bound):
     """Defines --classes.
 
     Args:
-        default: int or None.
-        help: str.
-        lower_bound: int.
+        default: Int or None.
+        help: Str.
+        lower_bound: Int.
     """
     flags.DEFINE_integer("classes", default, help, lower_bound=lower_bound)
 
 
-def define_routes(help="Widths to choose from, such as 0,4,8,13. None: the network's routes."):
-    """Defines --routes, ascending widths such as 0,4,8,13; the default is None.
+def define_routes(
+    help="Candidate widths, such as 0,4,8,13. Defaults to the routes of the network.",
+):
+    """Defines --routes, ascending widths such as 0,4,8,13, with the default None.
 
     Args:
-        help: str.
+        help: Str.
     """
     parser = _Items(_whole, "ascending widths such as 0,4,8,13", _ascends)
     _define(parser, "routes", None, help)
@@ -139,7 +142,7 @@ def define_paths(help):
     """Defines --paths, paths through a network such as 0,4,8,13 or 0-0-0-0,0-1-2-3.
 
     Args:
-        help: str.
+        help: Str.
     """
     parser = _Items(
         lambda item: tuple(map(_whole, item.split("-"))),
@@ -153,27 +156,29 @@ def define_quantize(several=False):
     """Defines --quantize and --layout of an exported file.
 
     Args:
-        several: bool: both can be repeated, for one file of each combination.
+        several: Bool, whether both flags can be repeated for one file of each combination.
     """
     if several:
         flags.DEFINE_multi_enum(
-            "quantize", ["none", "int8"], QUANTIZE, "Type of the files that are made; repeatable."
+            "quantize", ["none", "int8"], QUANTIZE, "Type of the files to make. Can be repeated."
         )
         flags.DEFINE_multi_enum(
-            "layout", LAYOUTS, LAYOUTS, "Layout of the files that are made; repeatable."
+            "layout", LAYOUTS, LAYOUTS, "Layout of the files to make. Can be repeated."
         )
         return
     flags.DEFINE_enum(
         "quantize",
         "none",
         QUANTIZE,
-        "float16 and dynamic (int8) store the weights so; int8 also computes the activations so.",
+        "Type of the file. float16 and dynamic (int8) store only the weights in that type; int8 "
+        "also computes the activations in int8.",
     )
     flags.DEFINE_enum(
         "layout",
         "shared",
         LAYOUTS,
-        "shared: one copy of the weights. fast: a copy of the kernels for each route.",
+        "Layout of the file. shared has one copy of the weights; fast has a copy of the kernels "
+        "for each route.",
     )
 
 
@@ -181,8 +186,8 @@ def define_batch_size(default, help):
     """Defines --batch_size.
 
     Args:
-        default: int or None.
-        help: str.
+        default: Int or None.
+        help: Str.
     """
     flags.DEFINE_integer("batch_size", default, help, lower_bound=1)
 
@@ -191,31 +196,34 @@ def define_schedule(epochs, learning_rate, unset=""):
     """Defines --batch_size, --epochs and --learning_rate of a stage.
 
     Args:
-        epochs: int.
-        learning_rate: float or None.
-        unset: str, the meaning of a learning rate of None.
+        epochs: Int.
+        learning_rate: Float or None.
+        unset: Str, the sentence of the help about a learning rate of None. Defaults to none.
     """
-    define_batch_size(512, "Images per step, over all replicas.")
+    define_batch_size(512, "Images per step, summed over all replicas.")
     flags.DEFINE_integer("epochs", epochs, "Number of epochs.", lower_bound=1)
-    help = f"Learning rate at batch 512; it is multiplied by --batch_size / 512.{unset}"
+    help = f"Learning rate at batch 512, which is multiplied by --batch_size / 512.{unset}"
     define_number("learning_rate", learning_rate, help, low=0)
 
 
-def define_gate_design(unset):
-    """Defines --slimming_head and --share_encoder (Table 7).
+def define_gate_design(head, encoder):
+    """Defines --slimming_head and --share_encoder (Table 7 of the paper); both default to None.
 
     Args:
-        unset: str, the meaning of None for --slimming_head and for --share_encoder.
+        head: Str, the meaning of None for --slimming_head.
+        encoder: Str, the meaning of None for --share_encoder.
     """
-    head, encoder = unset
     flags.DEFINE_enum(
         "slimming_head",
         None,
         ["one_hot", "scalar"],
-        f"Design of the slimming head (Table 7). None: {head}.",
+        f"Design of the slimming head (Table 7 of the paper). Defaults to {head}.",
     )
     flags.DEFINE_bool(
-        "share_encoder", None, f"Both heads of a gate share W1 (Table 7). None: {encoder}."
+        "share_encoder",
+        None,
+        "Share the first layer W1 between both heads of a gate (Table 7 of the paper). Defaults to "
+        f"{encoder}.",
     )
 
 
@@ -223,7 +231,7 @@ def define_variant(help):
     """Defines --variant, one of the paper's configurations.
 
     Args:
-        help: str.
+        help: Str.
     """
     flags.DEFINE_enum("variant", None, ["S", "M", "L"], help)
 
@@ -232,7 +240,7 @@ def define_temperature(help):
     """Defines --temperature.
 
     Args:
-        help: str.
+        help: Str.
     """
     define_number("temperature", 1.0, help, above=0)
 
@@ -241,8 +249,8 @@ def define_rounds(default, help):
     """Defines --rounds of a benchmark.
 
     Args:
-        default: int.
-        help: str.
+        default: Int.
+        help: Str.
     """
     flags.DEFINE_integer("rounds", default, help, lower_bound=1)
 
@@ -251,53 +259,70 @@ def define_threads(help):
     """Defines --threads of an engine.
 
     Args:
-        help: str.
+        help: Str.
     """
     flags.DEFINE_integer("threads", 1, help, lower_bound=1)
 
 
 def define_training():
-    """Defines the flags of data set, augmentation and machine, which both stages have."""
+    """Defines the flags of data set, augmentation and machine that both stages have."""
     define_source("imagenet2012")
     define_train_split()
     define_eval_split()
     define_evaluation()
-    define_image_size("Side of the images. None: that of --supernet, else 32 or 224 by data set.")
-    define_classes(None, "Number of classes. None: that of the data set.", 2)
+    define_image_size(
+        "Side of the images in pixels. Defaults to that of --supernet, else to 32 for digits, "
+        "cifar10 and cifar100, and to 224 for other data sets."
+    )
+    define_classes(None, "Number of classes. Defaults to that of the data set.", 2)
     flags.DEFINE_enum(
         "augmentation",
         None,
         ["none", "cifar", "imagenet"],
-        "cifar: pad, crop and flip. imagenet: Inception crop and flip. None: by data set.",
+        "Augmentation: cifar pads, crops and flips; imagenet does the Inception crop and flips. "
+        "By default digits have none, cifar10 and cifar100 have cifar, other data sets have "
+        "imagenet.",
     )
-    flags.DEFINE_integer("randaugment", 0, "RandAugment operations per image.", lower_bound=0)
-    define_number("randaugment_magnitude", 0.5, "Strength of RandAugment, 0 to 1.", low=0, high=1)
+    flags.DEFINE_integer(
+        "randaugment", 0, "Number of RandAugment operations per image.", lower_bound=0
+    )
+    define_number(
+        "randaugment_magnitude", 0.5, "Strength of RandAugment, from 0 to 1.", low=0, high=1
+    )
     flags.DEFINE_enum("auto_augment", None, ["imagenet", "cifar10"], "AutoAugment policy.")
     define_number(
-        "color_jitter", 0.0, "Largest change of brightness, contrast, saturation.", low=0, high=1
+        "color_jitter", 0.0, "Largest change of brightness, contrast and saturation.", low=0, high=1
     )
     define_number("random_erasing", 0.0, "Probability of erasing a rectangle.", low=0, high=1)
     flags.DEFINE_enum(
-        "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type to compute in."
+        "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type of mixed precision."
     )
     flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "tf.distribute strategy.")
     flags.DEFINE_integer(
         "seed",
         0,
-        "Seed of weights, order, augmentation and random widths.",
+        "Seed of weights, order of images, augmentation and random widths.",
         lower_bound=0,
         upper_bound=2**31 - 1,
     )
-    flags.DEFINE_integer("checkpoint_steps", 500, "Steps between checkpoints.", lower_bound=1)
-    flags.DEFINE_integer("evaluate_epochs", 1, "Epochs between evaluations.", lower_bound=1)
-    flags.DEFINE_bool("deterministic", False, "TensorFlow's op determinism: equal runs, slower.")
+    flags.DEFINE_integer(
+        "checkpoint_steps", 500, "Number of steps between checkpoints.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "evaluate_epochs", 1, "Number of epochs between evaluations.", lower_bound=1
+    )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "Use TensorFlow's op determinism: runs are reproducible bit for bit, but slower.",
+    )
 
 
 class _Path(flags.ArgumentParser):
     syntactic_help = "a path; ~ is the home folder"
 
     def parse(self, argument):
-        # Shells leave the ~ of --name=~/folder as it is.
+        # Shells do not expand the ~ in --name=~/folder.
         if not argument.startswith("~"):
             return argument
         try:
@@ -331,7 +356,7 @@ class _Number(flags.FloatParser):
 
 
 class _Items(flags.ArgumentParser):
-    """A list separated by commas, of items that `convert` takes."""
+    """A list of items separated by commas; `convert` parses an item, `check` accepts the list."""
 
     def __init__(self, convert, what, check):
         self.syntactic_help = what
@@ -356,10 +381,10 @@ def define_path(name, default, help, required=False):
     """Defines a flag that names a file or a folder; `~` becomes the home folder.
 
     Args:
-        name: str.
-        default: str or None.
-        help: str.
-        required: bool.
+        name: Str.
+        default: Str or None.
+        help: Str.
+        required: Bool.
     """
     _define(_Path(), name, default, help, required)
 
@@ -368,35 +393,35 @@ def define_number(name, default, help, low=None, high=None, above=None, below=No
     """Defines a flag that holds a finite number.
 
     Args:
-        name: str.
-        default: float or None.
-        help: str.
-        low: smallest value, or None.
-        high: largest value, or None.
-        above: a bound below all values, or None.
-        below: a bound above all values, or None.
+        name: Str.
+        default: Float or None.
+        help: Str.
+        low: Float or None, the smallest allowed value.
+        high: Float or None, the largest allowed value.
+        above: Float or None, an exclusive lower bound.
+        below: Float or None, an exclusive upper bound.
     """
     _define(_Number(low, high, above, below), name, default, help)
 
 
 def define_strides(name, help):
-    """Defines a list of strides, 1 or 2 each; the default is None.
+    """Defines a list of strides, each 1 or 2, with the default None.
 
     Args:
-        name: str.
-        help: str.
+        name: Str.
+        help: Str.
     """
     parser = _Items(_whole, "strides of 1 or 2 such as 1,1,2,1,2,2", lambda x: set(x) <= {1, 2})
     _define(parser, name, None, help)
 
 
 def define_numbers(name, count, help):
-    """Defines a list of finite numbers, 0 or more; the default is None.
+    """Defines a list of finite numbers that are not negative, with the default None.
 
     Args:
-        name: str.
-        count: int, how many numbers.
-        help: str.
+        name: Str.
+        count: Int, the number of items.
+        help: Str.
     """
     example = ",".join((["1", "0.5"] * count)[:count])
     parser = _Items(
@@ -422,11 +447,11 @@ class _OnePath(flags.ArgumentParser):
 
 
 def define_path_through(name, help):
-    """Defines a path through a network as a call of the network takes it; the default is None.
+    """Defines a path in the form that a call of the network takes, with the default None.
 
     Args:
-        name: str.
-        help: str.
+        name: Str.
+        help: Str.
     """
     _define(_OnePath(), name, None, help)
 

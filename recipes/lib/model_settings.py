@@ -1,4 +1,4 @@
-"""What differs between networks in the recipes, known before TensorFlow is loaded."""
+"""The settings of each network in the programs, available before TensorFlow is loaded."""
 
 import dataclasses
 
@@ -73,7 +73,7 @@ def choose_variant(model, name):
 
 
 def check_saved_variant(saved, name):
-    """Raises a ValueError unless a saved network has a variant. Builds nothing.
+    """Raises a ValueError unless a saved network has a variant; does not build the network.
 
     Args:
         saved: `checks.SavedNetwork`.
@@ -102,14 +102,14 @@ def check_variant(variants, name):
 
 
 def variant_routes(model, name):
-    """Returns the routes of a variant, or None where no variant is asked for."""
+    """Returns the routes of a variant, or None if `name` is None."""
     if name is None:
         return None
     return choose_variant(model, name).routes or tuple(range(model.num_widths))
 
 
 def _counts(module, num_widths):
-    """Returns the widths of each variant of a network: an application's, or the paper's own."""
+    """Returns the number of widths of each variant, for the released widths or the paper's 18."""
     if module == "ds_mobilenet" and num_widths == PAPER_WIDTHS:
         return PAPER_VARIANTS
     return MODELS[module].variants

@@ -1,4 +1,4 @@
-"""A run of a program, from its work directory to the command that follows it."""
+"""A run of a program, from its work directory to the next command that it prints."""
 
 import contextlib
 import pathlib
@@ -17,9 +17,9 @@ PROGRAMS = {
     "export": ("export_mobile.py", "write a saved network as a TFLite file"),
     "evaluate-int8": ("evaluate_int8.py", "measure what int8 costs a saved network"),
     "benchmark": ("benchmarks/benchmark_mobile.py", "time TFLite files, write latency tables"),
-    "demo": ("demo.py", "run the whole way on handwritten digits, in minutes"),
+    "demo": ("demo.py", "run all steps on handwritten digits, in minutes"),
 }
-# Flags that do not change what is trained: they may differ at every start of a run.
+# These flags do not change the training, so they can differ at every start of a run.
 EXEMPT = (
     "checkpoint_steps",
     "data_dir",
@@ -29,9 +29,9 @@ EXEMPT = (
     "recalibration_steps",
     "strict_images",
 )
-# Flags whose values may be paths: another spelling of the same path is no change.
+# The values of these flags can be paths; another spelling of the same path is not a change.
 PATHS = ("dataset", "supernet", "weights")
-# Set to True where a program runs as a sub-command.
+# True if the program was started as a sub-command of `keras-dsnet`.
 started_as_command = False
 
 
@@ -39,7 +39,7 @@ def open_workdir(check_only=False):
     """Returns the `WorkDir` of --workdir, tied to the flags of the run.
 
     Args:
-        check_only: bool: raise the error that it would raise, and make nothing.
+        check_only: Bool. If True, the flags are only checked and nothing is created.
     """
     from keras_dsnet.runs import ConfigMismatchError, WorkDir
 
@@ -55,12 +55,16 @@ def open_workdir(check_only=False):
 
 
 def _as_text(value):
-    # Lists are kept as absl's own lists are, whose items are strings.
+    # Lists are stored like the lists of absl, whose items are strings.
     return [str(item) for item in value] if isinstance(value, list) else value
 
 
 def prepare_machine():
-    """Seeds, precision and determinism; returns a context for building model and optimizer."""
+    """Sets seed, precision and determinism.
+
+    Returns:
+        Context manager in which the model and the optimizer are created.
+    """
     import keras
     import tensorflow as tf
 
@@ -82,7 +86,7 @@ def prepare_machine():
 
 
 def print_learning_rate(base, scaled):
-    """Prints how the learning rate of the run follows from that of the flags or the paper."""
+    """Prints the learning rate of the run and the rate at batch 512 that it was scaled from."""
     print(
         f"learning rate {scaled:.4g}: {base:.4g} at batch 512, scaled to "
         f"--batch_size={FLAGS.batch_size}",
@@ -91,11 +95,11 @@ def print_learning_rate(base, scaled):
 
 
 def fit(training, save):
-    """Trains to the last epoch and saves the network, also where only the last evaluation failed.
+    """Trains to the last epoch and saves the network, even if the last evaluation failed.
 
     Args:
-        training: a `TrainingRun`.
-        save: a function without arguments.
+        training: A `TrainingRun`.
+        save: Function without arguments that saves the network.
     """
     try:
         training.fit()
@@ -103,12 +107,12 @@ def fit(training, save):
         if training.is_complete():
             save()
         raise
-    # Before all that may yet fail.
+    # The network is saved before any later step can fail.
     save()
 
 
 def save_model(model, filename):
-    """Saves a `.keras` file beside its name and renames it: the old file survives a failure."""
+    """Saves a `.keras` file under another name and renames it, so that a failure keeps the old."""
     from keras_dsnet.utils.atomic_file import atomic_path
 
     with atomic_path(filename) as beside:
@@ -116,7 +120,7 @@ def save_model(model, filename):
 
 
 def write_labels(model, folder):
-    """Writes the names of a network's classes, one a line in the order of the outputs."""
+    """Writes the names of a network's classes, one per line, in the order of the outputs."""
     if model.class_names is None:
         return
     from keras_dsnet.utils.atomic_file import atomic_file
@@ -126,14 +130,14 @@ def write_labels(model, folder):
 
 
 def report(model, rows, tables, plots, log=None):
-    """Prints and writes the table of `evaluate_paths`, and draws the pictures.
+    """Prints and writes the table of `evaluate_paths`, and draws the plots.
 
     Args:
-        model: the network.
-        rows: of `evaluate_paths`.
-        tables: folder of the tables.
-        plots: folder of the pictures.
-        log: the CSV log of a training run, or None.
+        model: `DynamicSlimmableNetwork` that was evaluated.
+        rows: Rows of `evaluate_paths`.
+        tables: Folder of the tables.
+        plots: Folder of the plots.
+        log: Path of the CSV log of a training run, or None.
     """
     from keras_dsnet.runs import (
         plot_accuracy_against_madds,
@@ -156,13 +160,13 @@ def report(model, rows, tables, plots, log=None):
 
 
 def warn_of_better_widths(rows, routes, images, how):
-    """Prints a line where a width that the routes leave out is clearly better than they are.
+    """Prints a warning if a width outside the routes is clearly better than the routes.
 
     Args:
-        rows: of `evaluate_paths`, of every width.
-        routes: the candidate widths of the gates.
-        images: int or None: how many images were measured.
-        how: str: what can be done about it.
+        rows: Rows of `evaluate_paths` for every width.
+        routes: Tuple of ints, candidate widths of the gates.
+        images: Int, number of evaluated images, or None if it is not known.
+        how: Str, advice that ends the warning.
     """
     from keras_dsnet.training import better_excluded_widths
 
@@ -180,7 +184,7 @@ def warn_of_better_widths(rows, routes, images, how):
 
 
 def data_flags():
-    """Returns the flags of data set, augmentation and machine as the next stage takes them."""
+    """Returns the given flags of data set, augmentation and machine, for the next command."""
     names = ("dataset", "data_dir", "train_split", "eval_split", "strict_images", "augmentation")
     names += ("randaugment", "randaugment_magnitude", "auto_augment", "color_jitter")
     names += ("random_erasing", "strategy", "mixed_precision")
@@ -189,11 +193,11 @@ def data_flags():
 
 
 def command(name, *arguments):
-    """Returns the command line that runs a program, as the user started this one.
+    """Returns the command line of a program, in the form in which the user started this one.
 
     Args:
-        name: of the sub-command.
-        *arguments: of the program; those that are None are left out.
+        name: Str, name of the sub-command.
+        *arguments: Arguments of the program, of which None is left out.
     """
     if started_as_command:
         words = [COMMAND, name]
@@ -203,11 +207,11 @@ def command(name, *arguments):
 
 
 def flag(name, value):
-    """Returns `--name=value`, or None where the value is None.
+    """Returns `--name=value`, or None if the value is None.
 
     Args:
-        name: str.
-        value: str, number, list, or None.
+        name: Str.
+        value: Str, number, list or None.
     """
     if isinstance(value, (list, tuple)):
         value = ",".join(map(str, value))
@@ -215,10 +219,10 @@ def flag(name, value):
 
 
 def routes_hint(network):
-    """Returns a remark on --routes for a network that has every width as a route, else "".
+    """Returns a hint at --routes if every width of a network is a route, otherwise "".
 
     Args:
-        network: a `DynamicSlimmableNetwork`.
+        network: A `DynamicSlimmableNetwork`.
     """
     if len(network.routes) < network.num_widths:
         return ""
@@ -226,12 +230,12 @@ def routes_hint(network):
 
 
 def print_end(written, next_step, following):
-    """Prints what a program has written, and the command that comes next.
+    """Prints the files and folders that a program has written, and the next command.
 
     Args:
-        written: paths, of files and folders.
-        next_step: what the command does, in words.
-        following: str, the command.
+        written: Paths of files and folders.
+        next_step: Str, the purpose of the command.
+        following: Str, the command.
     """
     names = [str(path) for path in written if pathlib.Path(path).exists()]
     print(f"\nwritten: {', '.join(names)}\nnext, to {next_step}:\n    {following}", flush=True)

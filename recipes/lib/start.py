@@ -1,4 +1,4 @@
-"""The starter of every program: one parse of the flags, one check of them, one line per mistake.
+"""The start of every program: one parse of its flags, one check of them.
 
 The flags are parsed once and checked once, before TensorFlow or keras_dsnet is imported. A user's
 mistake then ends the program within a second, with one line and exit code 1.
@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 
 FLAGS = flags.FLAGS
 PACKAGE = "keras_dsnet_recipes"
-# TensorFlow's notes about the machine; warnings and errors still show.
+# Hides TensorFlow's notes about the machine; warnings and errors are still shown.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 # Sent by `kill`, by batch systems and by a terminal that closes. As after Ctrl-C, half-written
@@ -59,15 +59,15 @@ def start(main, check=None, arguments=False):
     143; the message explains how to resume where `--workdir` has a checkpoint.
 
     Args:
-        main: function of the command line's remaining arguments, the program's name first. Its
+        main: Function of the command line's remaining arguments, the program's name first. Its
             return value is the exit code; None means 0.
-        check: function that raises a `ValueError` or an `OSError` for each mistake that can be
+        check: Function that raises a `ValueError` or an `OSError` for each mistake that can be
             found without TensorFlow. It takes the remaining arguments if `arguments` is True, and
             nothing otherwise.
-        arguments: bool, whether the program takes arguments that are not flags.
+        arguments: Bool, whether the program takes arguments that are not flags.
 
     Raises:
-        SystemExit: always, unless `main` has a bug; a bug keeps its exception.
+        SystemExit: Always, unless `main` has a bug, whose exception is not caught.
     """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     app.define_help_flags()
@@ -85,10 +85,10 @@ def start(main, check=None, arguments=False):
 
 
 def run_moved_program(path):
-    """Runs the program of the same name in `benchmarks/`, with a line of deprecation on stderr.
+    """Runs the program of the same name in `benchmarks/` after a deprecation warning on stderr.
 
     Args:
-        path: str, of the program at its old place.
+        path: Str, path of the program at its old place.
     """
     old = pathlib.Path(path).resolve()
     new = old.parent / "benchmarks" / old.name
@@ -101,7 +101,7 @@ def run_moved_program(path):
 
 
 def own_modules():
-    """Returns the names of the modules whose flags are the program's, its own file included."""
+    """Returns the names of the modules that define the flags of the program."""
     modules = FLAGS.flags_by_module_dict()
     return [name for name in modules if name == sys.argv[0] or name.startswith(f"{PACKAGE}.")]
 
@@ -134,7 +134,7 @@ def _parse(argv):
 
 
 def _end_without_reader():
-    # The reader has gone, as in `--help | head`; Python must not try to write the rest.
+    # The reader has ended, as in `--help | head`, so Python must not write the rest.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
@@ -161,8 +161,8 @@ def _check(check, remaining, takes_arguments):
 
 
 def _set_up_logging():
-    """Shows warnings of all libraries on stderr, and what keras_dsnet logs on stdout."""
-    # absl's handler from now on: without one, Python adds a second that prints all lines twice.
+    """Prints warnings of all libraries on stderr and the log of keras_dsnet on stdout."""
+    # Without absl's handler Python would add a second one, which prints all lines twice.
     absl_logging.use_absl_handler()
     plain = logging.Formatter("{levelname}: {message}", style="{")
     absl_logging.get_absl_handler().setFormatter(plain)
@@ -178,7 +178,7 @@ def _set_up_logging():
 
 
 class _PackageFormatter(logging.Formatter):
-    """Prints the progress of the package as it is, and its warnings by their level."""
+    """Prints the progress of the package unchanged, and puts the level before its warnings."""
 
     def format(self, record):
         line = super().format(record)
@@ -197,7 +197,7 @@ def _print_error(line):
 def _run_guarded(main, argv):
     for name in _ENDING_SIGNALS:
         number = getattr(signal, name)
-        # A program that was started by `nohup` ignores SIGHUP, and must go on to.
+        # A program that was started by `nohup` ignores SIGHUP and must keep ignoring it.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     try:
@@ -246,7 +246,7 @@ def _mistakes():
 
 def _how_to_resume():
     workdir = FLAGS["workdir"].value if "workdir" in FLAGS else None
-    # Some programs have a --workdir and save no state, and a new run has no checkpoint yet.
+    # Some programs with a --workdir save no state, and a new run has no checkpoint yet.
     if not workdir or not (pathlib.Path(workdir) / _CHECKPOINT).is_file():
         return ""
     return f": the same command goes on from the last checkpoint in {workdir}"
@@ -270,7 +270,7 @@ def _one_line(error):
 
 
 def _is_ours(error):
-    """Whether the message was written for the user: by this package, its programs, or the system.
+    """Returns whether this package, its programs or the system wrote the message for the user.
 
     A ValueError that a library raised may be a bug of ours that only looks like a user's mistake.
     """
@@ -285,8 +285,8 @@ def _is_ours(error):
     return own_folder or module.split(".")[0] in ("keras_dsnet", PACKAGE, "__main__")
 
 
-# Notes of the level "info" in the formats of absl and TensorFlow, and lines that mean nothing to
-# the user of a program.
+# Lines of the level "info" in the formats of absl and TensorFlow, and lines that do not help the
+# user of a program.
 _NOISE = (
     rb"WARNING: All log messages before absl::InitializeLog",
     rb"I\d{4} ",
@@ -304,18 +304,18 @@ _NOISE = (
     rb".*Skipping runtime version metadata in the model",
     rb".*oneDNN supports DT_INT32 only on platforms with AVX-512",
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
-    # Images that do not decode: the programs name them.
+    # The programs report images that do not decode themselves.
     rb".*Local rendezvous is aborting with status: INVALID_ARGUMENT: (Unknown image|jpeg::)",
 )
-# An error only where there is a GPU that could have been used.
+# These lines are errors only on a machine with a GPU.
 _WITHOUT_GPU = (rb".*cuInit", rb".*CUDA_ERROR_NO_DEVICE", rb".*Cannot dlopen some GPU libraries")
 
 
 def filter_native_log():
-    """Filters from now on what native libraries write to stderr; Python's stderr is untouched.
+    """Filters the lines that native libraries write to stderr; Python's stderr is not filtered.
 
-    A child process filters, so that the last words of a process that aborts are shown too. It ends
-    with this process and those that inherit its stderr.
+    The filter is a child process, so that the last lines of a process that aborts are shown too. It
+    ends with this process and the processes that inherit its stderr.
     """
     patterns = _NOISE if any(pathlib.Path("/dev").glob("nvidia*")) else _NOISE + _WITHOUT_GPU
     noise = re.compile(rb"(?:" + b"|".join(patterns) + rb")")
@@ -324,7 +324,7 @@ def filter_native_log():
         reader, writer = os.pipe()
         child = os.fork()
     except OSError:
-        # More lines are better than no program.
+        # Without the filter the program only prints more lines.
         return
     if not child:
         _filter(reader, writer, terminal, noise)
@@ -336,15 +336,15 @@ def filter_native_log():
 
 
 def _filter(reader, writer, terminal, noise):
-    """Copies lines until nobody can write any more; ends the process."""
+    """Copies lines until no process can write any more; then ends the child process."""
     import signal
 
     try:
-        # Ctrl-C reaches all processes of a terminal; the program ends by itself.
+        # Ctrl-C reaches all processes of a terminal; the filter ends after the program.
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         os.close(writer)
-        # A pipe of the caller must not stay open because of this process.
+        # This process must not keep a pipe of the caller open.
         for descriptor in (0, 1, 2):
             os.close(descriptor)
         with os.fdopen(reader, "rb") as lines:

@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_dsnet_recipes.benchmarks.reference import bare_families
+from keras_dsnet_recipes.benchmarks.reference.bare_efficientnet import BareEfficientNet
+from keras_dsnet_recipes.benchmarks.reference.bare_mobilenet import BareMobileNet
+from keras_dsnet_recipes.benchmarks.reference.bare_resnet import BareResNet
 from keras_dsnet_recipes.benchmarks.reference.bare_stage1 import BareStageOne
 
 from keras_dsnet.models import (
@@ -69,8 +71,10 @@ def make_trainer(spec, widths):
 
 
 def make_reference(name, spec, widths):
-    network = getattr(bare_families, name)
-    reference = BareStageOne(network(spec, CLASSES), BATCH, SIZE)
+    networks = {
+        network.__name__: network for network in (BareMobileNet, BareResNet, BareEfficientNet)
+    }
+    reference = BareStageOne(networks[name](spec, CLASSES), BATCH, SIZE)
     # A constant would be known while tracing, and every shape with it.
     reference.draw_widths = tf.Variable(widths, trainable=False).read_value
     return reference

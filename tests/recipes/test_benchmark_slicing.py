@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_dsnet_recipes.benchmarks.slicing_methods import (
+from keras_dsnet_recipes.benchmarks.benchmark_slicing import (
     RESNET_50,
     SHARE,
     ResNetStack,

@@ -37,7 +37,9 @@ def test_flags_of_the_next_stage_gates_of_weights_and_notes():
     flags, note, reset, kept, *data = done.stdout.splitlines()
     # Stage II needs the augmentation of stage I.
     assert flags == "['--color_jitter=0.5']"
-    assert note.startswith("note: the gates of --weights=cifar10 do not fit what this run trains")
+    assert note.startswith(
+        "note: the gates of --weights=cifar10 will not fit the weights of this run"
+    )
     assert reset == "False (0, 1, 2, 3)"
     assert kept == "False (0, 3)"
     assert data == [

@@ -36,7 +36,7 @@ def test_classes_are_compared_by_number_name_and_order():
     )
     lines = done.stdout.splitlines()
     assert lines[:4] == ["ok"] * 4
-    assert lines[4].startswith("pets has 4 classes, --supernet=runs/x has 3: ")
+    assert lines[4].startswith("pets has 4 classes, but --supernet=runs/x has 3: ")
     assert lines[5].startswith("pets has class 2 'dog', not 'cat' as --supernet=runs/x: ")
     assert lines[6].startswith("pets has class 0 'bee', not 'ant' as --supernet=runs/x: ")
     assert lines[7].startswith("pets has 2 classes, not the 3 of --supernet=runs/x: ")

@@ -151,7 +151,7 @@ def test_a_wrong_flag_of_stage_1_is_one_line_before_tensorflow(argument, message
     [
         (["--model=ds_resnet50", "--alone=4"], "from 0 to 3 of --model=ds_resnet50"),
         (["--model=ds_efficientnet_b0", "--variant=M"], "--variant must be one of S, L"),
-        (["--output_stride=8", "--strides=1,1,2,1,2,2"], "say the same thing"),
+        (["--output_stride=8", "--strides=1,1,2,1,2,2"], "both set the strides"),
         (["--epochs=2", "--warmup_epochs=2"], "--warmup_epochs must be below --epochs=2"),
     ],
 )
