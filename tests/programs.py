@@ -1,5 +1,6 @@
 """Programs in processes of their own, forked from one that has imported what takes seconds."""
 
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -7,6 +8,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
+
+from absl import flags
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Neither starts a thread or looks for devices before it is used, so forks are safe.
@@ -45,6 +48,22 @@ def run_program(program, *arguments):
         process.join()
         out, err = (pathlib.Path(folder, name).read_text() for name in ("stdout", "stderr"))
     return subprocess.CompletedProcess([program, *arguments], process.exitcode, out, err)
+
+
+def import_program(name):
+    """Imports a program without keeping its flags, which other programs define too.
+
+    Args:
+        name: Str, name of the module.
+
+    Returns:
+        The module.
+    """
+    before = set(flags.FLAGS)
+    module = importlib.import_module(name)
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    return module
 
 
 def _run(argv, folder):

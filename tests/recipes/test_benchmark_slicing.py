@@ -7,13 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_dsnet_recipes.benchmarks.benchmark_slicing import (
-    RESNET_50,
-    SHARE,
-    ResNetStack,
-    make_convolutions,
-    prepare_runs,
-)
+from programs import import_program
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "recipes/benchmarks/benchmark_slicing.py"
 # A block with a shortcut of its own, and one that adds its input.
@@ -22,9 +16,10 @@ SIZE = 32
 ENGINES = ("TensorFlow", "LiteRT")
 CHOOSING = ("masking", "indexing", "slicing_at_run_time")
 METHODS = (*CHOOSING, "slicing", "individual")
+benchmark = import_program("keras_dsnet_recipes.benchmarks.benchmark_slicing")
 
 
-class StackOfOtherChannels(ResNetStack):
+class StackOfOtherChannels(benchmark.ResNetStack):
     """Keeps as many channels as it should, but the next ones."""
 
     def choices(self, method):
@@ -41,19 +36,19 @@ def image():
 
 @pytest.fixture
 def stack():
-    return ResNetStack(TINY)
+    return benchmark.ResNetStack(TINY)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ways_to_run_a_quarter_agree(engine, stack, image):
-    assert list(prepare_runs(engine, stack, image, METHODS)) == list(METHODS)
+    assert list(benchmark.prepare_runs(engine, stack, image, METHODS)) == list(METHODS)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", CHOOSING)
 def test_other_channels_are_noticed(engine, method, image):
     with pytest.raises(ValueError, match=f"features of {method} on {engine} differ"):
-        prepare_runs(engine, StackOfOtherChannels(TINY), image, (method,))
+        benchmark.prepare_runs(engine, StackOfOtherChannels(TINY), image, (method,))
 
 
 def test_channels_that_are_not_masked_are_noticed(stack, image, monkeypatch):
@@ -62,19 +57,19 @@ def test_channels_that_are_not_masked_are_noticed(stack, image, monkeypatch):
     masks["mask_64"][:] = 1
     monkeypatch.setattr(stack, "choices", lambda method: masks)
     with pytest.raises(ValueError, match="features of masking on TensorFlow differ"):
-        prepare_runs("TensorFlow", stack, image, ("masking",))
+        benchmark.prepare_runs("TensorFlow", stack, image, ("masking",))
 
 
 def test_other_weights_are_noticed(stack, image):
     kernel, _ = stack.narrow["block_2_spatial"]
     kernel.assign(kernel[..., ::-1])
     with pytest.raises(ValueError, match="features of slicing on TensorFlow differ"):
-        prepare_runs("TensorFlow", stack, image, ("slicing",))
+        benchmark.prepare_runs("TensorFlow", stack, image, ("slicing",))
 
 
 def test_the_full_network_has_features_of_its_own(stack, image):
     full, individual = stack.full(image).numpy(), stack.individual(image).numpy()
-    assert full.shape[-1] == SHARE * individual.shape[-1]
+    assert full.shape[-1] == benchmark.SHARE * individual.shape[-1]
     assert np.abs(full[:, : individual.shape[-1]] - individual).max() > 0.1 * individual.max()
 
 
@@ -90,11 +85,11 @@ def test_masking_computes_all_channels_and_indexing_a_quarter(stack, image):
     assert kernel_of_the_last_convolution(stack, "masking", image) == (1, 1, 16, 64)
     for method in ("indexing", "slicing_at_run_time"):
         kernel = kernel_of_the_last_convolution(stack, method, image)
-        assert kernel == (1, 1, 16 // SHARE, 64 // SHARE)
+        assert kernel == (1, 1, 16 // benchmark.SHARE, 64 // benchmark.SHARE)
 
 
 def test_the_stack_is_that_of_resnet_50():
-    stem, blocks = make_convolutions(RESNET_50)
+    stem, blocks = benchmark.make_convolutions(benchmark.RESNET_50)
     convolutions = [stem, *(conv for block in blocks for conv in block if conv)]
     assert len(convolutions) == 53
     parameters = sum(c.kernel_size**2 * c.inputs * c.filters for c in convolutions)

@@ -2,17 +2,19 @@
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.benchmarks.benchmark_routing import set_choices
 from keras_dsnet_recipes.lib.model_settings import (
     MODELS,
     choose_variant,
     settings_of,
     variant_routes,
 )
+from programs import import_program
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet import applications
 from keras_dsnet.models import spec as spec_module
+
+set_choices = import_program("keras_dsnet_recipes.benchmarks.benchmark_routing").set_choices
 
 
 @pytest.fixture(scope="module")

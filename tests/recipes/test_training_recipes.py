@@ -258,7 +258,7 @@ def test_the_folder_of_the_supernet_is_no_folder_of_stage_2(small_supernet):
     arguments = (f"--supernet={small_supernet}", f"--workdir={small_supernet.parent}/.")
     done = run("imagenet_stage2.py", *STAGE_2, *arguments)
     assert done.returncode == 1
-    assert "is the folder of --supernet, whose run stays there" in done.stderr
+    assert "is the folder of --supernet, which keeps its own run" in done.stderr
 
 
 @pytest.mark.slow
