@@ -79,8 +79,8 @@ def start(main, check=None, arguments=False):
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(_EXIT_INTERRUPTED)
-    _set_up_logging()
     filter_native_log()
+    _set_up_logging()
     app.run(functools.partial(_run_guarded, main), argv=remaining, flags_parser=lambda argv: argv)
 
 
@@ -166,6 +166,8 @@ def _set_up_logging():
     absl_logging.use_absl_handler()
     plain = logging.Formatter("{levelname}: {message}", style="{")
     absl_logging.get_absl_handler().setFormatter(plain)
+    # `filter_native_log` has given Python another stderr, which is not filtered.
+    absl_logging.get_absl_handler().python_handler.setStream(sys.stderr)
     if FLAGS["verbosity"].using_default_value:
         # absl would show the info lines of every library.
         FLAGS.verbosity = -1
