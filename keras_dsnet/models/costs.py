@@ -261,9 +261,9 @@ def worst_case_madds(
     starts = tuple(steps[:1]) if routing == "confidence" else routes
     ends = [start if routing == "gate" else max(start, steps[-1]) for start in starts]
     # Of the paths with the same largest width, that of one width throughout costs most.
-    starts, ends = (np.array([[w] * network.num_gates for w in ws]) for ws in (starts, ends))
+    first, last = (np.array([[w] * network.num_gates for w in ws]) for ws in (starts, ends))
     asked = routing != "confidence"
-    return int(dynamic_madds(network, starts, ends, steps, asked, input_shape).max())
+    return int(dynamic_madds(network, first, last, steps, asked, input_shape).max())
 
 
 def width_table(network: Any, input_shape: Sequence[int] | None = None) -> list[dict]:

@@ -315,16 +315,6 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
         return self._runner.trace_count
 
     @property
-    def num_gates(self) -> int:
-        """Number of slimming heads, which is the length of a path."""
-        return self.spec.num_gates
-
-    @property
-    def num_widths(self) -> int:
-        """Number of widths that each gate can choose from."""
-        return self.spec.num_widths
-
-    @property
     def class_names(self) -> tuple[str, ...] | None:
         """The name of each class by its index, a tuple of str or None. Settable."""
         return self._class_names

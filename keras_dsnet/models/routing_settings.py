@@ -33,9 +33,8 @@ class RoutingSettings:
     TensorFlow has traced keeps those of its trace.
     """
 
+    spec: Any
     include_top: bool
-    num_gates: int
-    num_widths: int
 
     def _set_up_routing(self, routes, gates_trained, routing, confidence_steps, thresholds):
         self._gates_trained = False
@@ -47,6 +46,16 @@ class RoutingSettings:
         self.confidence_steps = confidence_steps
         self.thresholds = thresholds
         self.routing = routing
+
+    @property
+    def num_gates(self) -> int:
+        """Number of slimming heads, which is the length of a path."""
+        return self.spec.num_gates
+
+    @property
+    def num_widths(self) -> int:
+        """Number of widths that each gate can choose from."""
+        return self.spec.num_widths
 
     @property
     def routing(self) -> str:
@@ -240,10 +249,11 @@ def check_thresholds(thresholds: Sequence[float], steps: Sequence[int]) -> tuple
     )
     if len(steps) == 2:
         right = f"a number from 0 to 1, or a tuple with it, for the steps {tuple(steps)}"
+    given: Any = thresholds
     try:
-        given = tuple(thresholds)
+        given = tuple(given)
     except TypeError:
-        given = (thresholds,)
+        given = (given,)
     message = f"`thresholds` must be {right}. Received: thresholds={thresholds!r}"
     if isinstance(thresholds, (str, bytes, dict)) or len(given) != len(steps) - 1:
         raise ValueError(message)

@@ -144,7 +144,8 @@ def plot_confidence_curve(
             axes.plot(*_points([row]), **_MARKS["dynamic"], linestyle="none", label="chosen")
             numbers = ", ".join(f"{threshold:.2f}" for threshold in row["thresholds"])
             text = f"threshold {numbers}: {100 * row['top1']:.1f} % at {row['madds'] / 1e6:.3g}M"
-            _annotate(axes, row, text, (0, 12), _DYNAMIC_COLOR)
+            # The curve rises steeply, so that there is room on its right below it.
+            _annotate(axes, row, text, (12, -14), _DYNAMIC_COLOR, "left")
     axes.margins(x=0.1, y=0.15)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
@@ -152,8 +153,8 @@ def plot_confidence_curve(
 
 
 def plot_reliability(
-    confidence: Sequence[float],
-    correct: Sequence[bool],
+    confidence: Any,
+    correct: Any,
     path: str | os.PathLike,
     title: str | None = None,
     bins: int = 10,
@@ -202,10 +203,10 @@ def plot_reliability(
 
 def plot_gallery(
     images: Any,
-    widths: Sequence[int],
-    labels: Sequence[int],
-    predictions: Sequence[int],
-    confidence: Sequence[float],
+    widths: Any,
+    labels: Any,
+    predictions: Any,
+    confidence: Any,
     path: str | os.PathLike,
     class_names: Sequence[str] | None = None,
     columns: int = 8,
@@ -403,9 +404,9 @@ def _points(rows):
     return [row["madds"] / 1e6 for row in rows], [100 * row["top1"] for row in rows]
 
 
-def _annotate(axes, row, text, offset, color):
+def _annotate(axes, row, text, offset, color, side="center"):
     x, y = row["madds"] / 1e6, 100 * row["top1"]
-    axes.annotate(text, (x, y), offset, textcoords="offset points", color=color, ha="center")
+    axes.annotate(text, (x, y), offset, textcoords="offset points", color=color, ha=side)
 
 
 def _figure(width, height):

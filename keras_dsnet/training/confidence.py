@@ -341,14 +341,14 @@ def choose_row(
                 f"image that stops at step {results.widths[0]}. Received: max_madds={max_madds:g}"
             )
         return max(fitting, key=lambda row: (row["top1"], -row["madds"]))
-    least = float(results.correct[:, -1].mean()) - max_drop
-    fitting = [row for row in rows if row["top1"] >= least - 1e-9]
+    last, drop = float(results.correct[:, -1].mean()), max_drop or 0.0
+    fitting = [row for row in rows if row["top1"] >= last - drop - 1e-9]
     if not fitting:
         nearest = max(rows, key=lambda row: row["top1"])
         raise ValueError(
-            f"No thresholds have a drop of at most {max_drop:g}. The smallest drop of top-1 is "
-            f"{least + max_drop - nearest['top1']:g}, with thresholds={nearest['thresholds']}. "
-            f"Received: max_drop={max_drop:g}"
+            f"No thresholds have a drop of at most {drop:g}. The smallest drop of top-1 is "
+            f"{last - nearest['top1']:g}, with thresholds={nearest['thresholds']}. "
+            f"Received: max_drop={drop:g}"
         )
     return min(fitting, key=lambda row: (row["madds"], -row["top1"]))
 
@@ -404,7 +404,8 @@ def best_steps(
     Raises:
         ValueError: If no steps meet `max_madds`.
     """
-    grid = np.linspace(*(results.trunk + results.madds[[0, -1]]), 200)
+    first, last = results.trunk + results.madds[0], results.trunk + results.madds[-1]
+    grid = np.linspace(first, last, 200)
     scores = {}
     for steps in itertools.combinations(results.widths, count):
         rows = confidence_curve(results.of(steps))

@@ -76,13 +76,14 @@ def evaluate_paths(
         The dynamic row has "shares", a dict for each gate, from widths to the shares of the images
         that took them. With several gates it also has "path_shares", a dict from paths such as
         "0-1-2-3" to shares, the most frequent first. All rows of routings have "madds_p95" and
-        "madds_worst", the 95th percentile over the images and the most that an image can cost. If
-        static paths lie on both sides, they have "static_line", the top-1 of the line between these
-        paths at the same MAdds, "gain", the top-1 above it, and "gain_low" and "gain_high", the
-        95 % interval of the gain by a paired bootstrap over the images. The row of the gate has
-        "curve", a list of dicts with "bias", "madds" and "top1", if the network has one gate and
-        all routes were measured: `bias` times the relative MAdds of a route is added to its score,
-        which moves the gate along the axis of MAdds.
+        "madds_worst", the 95th percentile over the images and the most that an image can cost. They
+        have "static_line", the top-1 of the line between the static paths at the same MAdds,
+        "gain", the top-1 above it, and "gain_low" and "gain_high", the 95 % interval of the gain by
+        a paired bootstrap over the images: all None where the MAdds are outside the static paths.
+
+        The row of the gate has "curve", a list of dicts with "bias", "madds" and "top1", if the
+        network has one gate and all routes were measured: `bias` times the relative MAdds of a
+        route is added to its score, which moves the gate along the axis of MAdds.
 
     Raises:
         ValueError: If the model does not have a path, a batch does not fit the model, the data set
@@ -280,6 +281,7 @@ class _Routings:
         row["madds_worst"] = max(
             worst_case_madds(model, name, self.steps, routes, size) for size in sizes
         )
+        row.update(dict.fromkeys(("static_line", "gain", "gain_low", "gain_high")))
         if line and min(line) <= row["madds"] <= max(line):
             costs = sorted(line)
             static = np.array([line[cost] for cost in costs])

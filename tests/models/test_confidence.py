@@ -1,5 +1,7 @@
 """Routing by confidence: which images go on, in what order, at what cost."""
 
+import pathlib
+import resource
 import warnings
 
 import keras
@@ -9,7 +11,7 @@ import tensorflow as tf
 from routed_networks import SHORT_SPEC, random_images, small_network
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
-from keras_dsnet.models import with_dtype
+from keras_dsnet.models import serialization, with_dtype
 from keras_dsnet.models.costs import dynamic_madds, section_costs, worst_case_madds
 
 IMAGES = random_images(24)
@@ -217,3 +219,111 @@ def test_madds_of_several_gates_are_those_of_each_image():
         network.madds((0, 1, 0)) + network.madds(2) - trunk + network.costs((0, 1, 0)).slimming,
     ]
     np.testing.assert_array_equal(dynamic_madds(network, starts, paths, (1, 2)), expected)
+
+
+def resident_bytes():
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="Linux only")
+def test_memory_stays_flat_over_a_thousand_calls():
+    network, images = small_network(spec=SHORT_SPEC), random_images(64)
+    network.routing = "confidence"
+    sure, generator = network(images, path=0).numpy().max(1), np.random.default_rng(0)
+    for call in range(1, 1001):
+        network.thresholds = float(np.quantile(sure, generator.random()))
+        network(images[: generator.integers(1, 65)])
+        if call == 300:
+            before = resident_bytes()
+    assert resident_bytes() < before + 20 * 2**20
+
+
+def test_settings_are_checked():
+    network = small_network(spec=SHORT_SPEC, routes=(0, 2))
+    assert (network.routing, network.confidence_steps, network.thresholds) == (
+        "gate",
+        (0, 2),
+        (0.7,),
+    )
+    for name, value, message in [
+        ("routing", "cascade", r"one of \('gate', 'confidence', 'gate\+confidence'\). Received"),
+        ("routing", None, "Received: routing=None"),
+        ("confidence_steps", (2, 0), r"ascending widths from 0 to 3. Received: confidence_steps="),
+        ("confidence_steps", (0, 4), "Received: confidence_steps="),
+        ("confidence_steps", (), "Received: confidence_steps="),
+        ("thresholds", (0.5, 0.5), r"a number .* \(0, 2\) except the last. Received: thresholds="),
+        ("thresholds", 1.5, "Received: thresholds=1.5"),
+        ("thresholds", float("nan"), "Received: thresholds=nan"),
+        ("thresholds", "high", "Received: thresholds='high'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            setattr(network, name, value)
+    features = small_network(spec=SHORT_SPEC, include_top=False)
+    for routing in ("confidence", "gate+confidence"):
+        with pytest.raises(ValueError, match="include_top=False"):
+            features.routing = routing
+
+
+def test_steps_follow_the_routes_and_thresholds_their_steps():
+    network = small_network(spec=SHORT_SPEC)
+    network.thresholds = 0.4
+    network.replace_routes((1, 2))
+    assert (network.confidence_steps, network.thresholds) == ((1, 2), (0.7,))
+    network.replace_routes((0, 1, 3))
+    assert (network.confidence_steps, network.thresholds) == ((0, 3), (0.4,))
+    network.confidence_steps = (0, 1, 2)
+    network.replace_routes((1, 2))
+    assert (network.confidence_steps, network.thresholds) == ((0, 1, 2), (0.7, 0.7))
+    network.confidence_steps, network.thresholds = None, None
+    assert (network.confidence_steps, network.thresholds) == ((1, 2), (0.7,))
+
+
+def test_costly_steps_warn_once_with_the_worst_case():
+    network = tiny_network(TINY_RESNET)
+    most = worst_case_madds(network, "confidence", (0, 1, 2))
+    if most <= 2 * network.madds("widest"):
+        pytest.fail("these steps must be costly")
+    with pytest.warns(UserWarning, match=f"costs {most / 1e6:.2f}M multiply-adds"):
+        network.confidence_steps = (0, 1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network.confidence_steps = (0, 1, 2)
+        tiny_network(TINY_RESNET).confidence_steps = (0, 2)
+
+
+@pytest.mark.parametrize("name", ["network.keras", "network.weights.h5"])
+def test_files_keep_the_settings(network, name, tmp_path):
+    network.save(tmp_path / name) if name.endswith(".keras") else network.save_weights(
+        tmp_path / name
+    )
+    if name.endswith(".keras"):
+        loaded = keras.models.load_model(tmp_path / name)
+    else:
+        loaded = small_network(spec=SHORT_SPEC, seed=1)
+        loaded.load_weights(tmp_path / name)
+    for setting in ("routing", "confidence_steps", "thresholds"):
+        assert getattr(loaded, setting) == getattr(network, setting)
+    np.testing.assert_array_equal(loaded.route(IMAGES), network.route(IMAGES))
+
+
+def test_files_without_the_settings_load_as_routing_by_the_gate(network):
+    config = network.get_config()
+    for setting in ("routing", "confidence_steps", "thresholds"):
+        del config[setting]
+    assert type(network).from_config(config).routing == "gate"
+    older = small_network(spec=SHORT_SPEC)
+    older.routing, older.thresholds = "confidence", 0.2
+    serialization._restore(older, config)
+    assert (older.routing, older.confidence_steps, older.thresholds) == ("gate", (0, 3), (0.7,))
+
+
+def test_other_classes_and_features_load_without_confidence(network, tmp_path):
+    network.save_weights(tmp_path / "network.weights.h5")
+    features = small_network(spec=SHORT_SPEC, include_top=False)
+    features.load_weights(tmp_path / "network.weights.h5", skip_mismatch=True)
+    assert features.routing == "gate"
+    other = small_network(classes=3, spec=SHORT_SPEC)
+    serialization._restore(other, network.get_config())
+    assert (other.routing, other.confidence_steps) == ("gate", (0, 3))
