@@ -244,11 +244,10 @@ def check_thresholds(thresholds: Sequence[float], steps: Sequence[int]) -> tuple
     Raises:
         ValueError: If there is not one threshold in [0, 1] for each step except the last.
     """
-    right = (
-        f"{len(steps) - 1} numbers from 0 to 1, one for each step of {tuple(steps)} but the last"
-    )
-    if len(steps) == 2:
-        right = f"a number from 0 to 1, or a tuple with it, for the steps {tuple(steps)}"
+    number = "a number" if len(steps) == 2 else f"{len(steps) - 1} numbers"
+    right = f"{number} from 0 to 1, one for each of the steps {tuple(steps)} except the last"
+    if len(steps) == 1:
+        right = f"empty for the one step {tuple(steps)}"
     given: Any = thresholds
     try:
         given = tuple(given)

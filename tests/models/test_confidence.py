@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 from routed_networks import SHORT_SPEC, random_images, small_network
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
+from tiny_mobilenet import TINY_SPEC
 
-from keras_dsnet.models import serialization, with_dtype
+from keras_dsnet.models import DynamicSlimmableNetwork, serialization, with_dtype
 from keras_dsnet.models.costs import dynamic_madds, section_costs, worst_case_madds
 
 IMAGES = random_images(24)
@@ -260,6 +261,10 @@ def test_settings_are_checked():
     ]:
         with pytest.raises(ValueError, match=message):
             setattr(network, name, value)
+    network.confidence_steps = (2,)
+    assert network.thresholds == ()
+    with pytest.raises(ValueError, match=r"empty for the one step \(2,\). Received"):
+        network.thresholds = 0.5
     features = small_network(spec=SHORT_SPEC, include_top=False)
     for routing in ("confidence", "gate+confidence"):
         with pytest.raises(ValueError, match="include_top=False"):
@@ -281,16 +286,20 @@ def test_steps_follow_the_routes_and_thresholds_their_steps():
 
 
 def test_costly_steps_warn_once_with_the_worst_case():
-    network = tiny_network(TINY_RESNET)
-    most = worst_case_madds(network, "confidence", (0, 1, 2))
-    if most <= 2 * network.madds("widest"):
-        pytest.fail("these steps must be costly")
-    with pytest.warns(UserWarning, match=f"costs {most / 1e6:.2f}M multiply-adds"):
-        network.confidence_steps = (0, 1, 2)
+    network = DynamicSlimmableNetwork(TINY_SPEC, (None, None, 3), classes=5)
+    steps = (0, 6, 9, 13)
+    most = worst_case_madds(network, "confidence", steps, input_shape=(224, 224, 3))
+    times = most / network.madds("widest", (224, 224, 3))
+    with pytest.warns(
+        UserWarning, match=rf"costs {most / 1e6:.2f}M .* {times:.2f} times"
+    ) as caught:
+        network.confidence_steps = steps
+    assert [warning.filename for warning in caught] == [__file__]
+    small = small_network(spec=SHORT_SPEC)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        network.confidence_steps = (0, 1, 2)
-        tiny_network(TINY_RESNET).confidence_steps = (0, 2)
+        network.confidence_steps = steps
+        small.confidence_steps = (0, 3)
 
 
 @pytest.mark.parametrize("name", ["network.keras", "network.weights.h5"])
