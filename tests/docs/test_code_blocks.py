@@ -44,6 +44,7 @@ def _folder_of_flowers():
 PREPARATIONS = {
     "docs/android.md": _network_and_pixels,
     "docs/guides/training.md": _network_and_data,
+    "docs/guides/which_routing.md": _network_and_data,
     "docs/guides/your_own_images.md": _folder_of_flowers,
 }
 # tests/test_readme.py and test_networks.py run these, and check more of their results.
