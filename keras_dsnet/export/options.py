@@ -8,10 +8,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.conversion import QUANTIZATIONS
 from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.models.path import check_routes
 
 INPUT_TYPES = ("float32", "uint8")
+ROUTINGS = ("gate", "confidence", "gate+confidence")
+_DEFAULT_THRESHOLD = 0.7
 
 
 def check_network(network: Any) -> None:
@@ -99,6 +103,98 @@ def check_shape(
 def _is_side(side):
     is_int = isinstance(side, numbers.Integral) and not isinstance(side, bool)
     return is_int and side > 0
+
+
+def plan_routing(
+    network: DynamicSlimmableNetwork,
+    routes: Sequence[int] | None,
+    routing: str | None,
+    steps: Sequence[int] | None,
+    thresholds: Sequence[float] | None,
+) -> tuple[tuple[int, ...], ConfidencePlan | None]:
+    """Returns the widths of a file, and its steps if it routes by confidence.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        routes: As for `export_routed`.
+        routing: As for `export_routed`.
+        steps: As for `export_routed`.
+        thresholds: As for `export_routed`.
+
+    Returns:
+        Tuple of the widths, ascending, and a `ConfidencePlan`. It is None where the gates choose
+        the whole path.
+
+    Raises:
+        ValueError: If an argument does not fit the network or another argument.
+    """
+    routing = "gate" if routing is None else routing
+    if not isinstance(routing, str) or routing not in ROUTINGS:
+        raise ValueError(
+            "`routing` must be 'gate', 'confidence' or 'gate+confidence'. "
+            f"Received: routing={routing!r}"
+        )
+    candidates = check_routes(network.routes if routes is None else routes, network.num_widths)
+    if routing == "gate":
+        if steps is not None or thresholds is not None:
+            raise ValueError(
+                "`steps` and `thresholds` are for routing by confidence. Received: "
+                f"steps={steps!r}, thresholds={thresholds!r} with routing='gate'"
+            )
+        return candidates, None
+    if not network.include_top:
+        raise ValueError(
+            "Routing by confidence needs the network's classifier. Received: "
+            f"routing={routing!r} for a network with include_top=False"
+        )
+    steps = _check_steps(network, candidates, steps)
+    has_gates = routing == "gate+confidence"
+    kept = candidates if has_gates or routes is not None else ()
+    plan = ConfidencePlan(
+        widths=tuple(sorted({*kept, *steps})),
+        steps=steps,
+        thresholds=_check_thresholds(thresholds, steps),
+        gate_routes=candidates if has_gates else (),
+    )
+    if not plan.targets:
+        raise ValueError(
+            f"Routing by confidence needs a step that is wider than a start, which is {candidates} "
+            f"here. Received: steps={steps!r}"
+        )
+    return plan.widths, plan
+
+
+def _check_steps(network, candidates, steps):
+    """Returns the steps of a file as a tuple of ints."""
+    if steps is None:
+        steps = dict.fromkeys((candidates[0], candidates[-1]))
+    try:
+        checked = check_routes(steps, network.num_widths)
+    except ValueError:
+        checked = ()
+    if len(checked) < 2:
+        raise ValueError(
+            f"`steps` must be two or more ascending widths from 0 to {network.num_widths - 1}. "
+            f"Received: steps={steps!r}"
+        )
+    return checked
+
+
+def _check_thresholds(thresholds, steps):
+    """Returns the thresholds of a file as a tuple of floats."""
+    if thresholds is None:
+        thresholds = (_DEFAULT_THRESHOLD,) * (len(steps) - 1)
+    values = [thresholds] if isinstance(thresholds, numbers.Real) else thresholds
+    try:
+        checked = tuple(map(float, values))
+    except (TypeError, ValueError):
+        checked = ()
+    if len(checked) != len(steps) - 1 or not all(0 <= value <= 1 for value in checked):
+        raise ValueError(
+            f"`thresholds` must be numbers from 0 to 1, one for each of the steps {steps} except "
+            f"the last. Received: thresholds={thresholds!r}"
+        )
+    return checked
 
 
 def check_target(filename: str | os.PathLike) -> None:
