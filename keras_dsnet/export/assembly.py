@@ -105,7 +105,8 @@ def assemble_file(
         results = builder.concatenate(main, reached.results)
         outputs = {"output": builder.gather(main, results, reached.number)}
         outputs |= {"path": reached.path, "confidence": reached.confidence}
-    _add_signatures(builder, graphs, controls, outputs, _stored(routes, confidence))
+    stored = confidence.stored() if confidence else {"allowed": True}
+    _add_signatures(builder, graphs, controls, outputs, stored)
     separate_buffers(model)
     add_metadata(model, METADATA_NAME.decode(), json.dumps(metadata).encode())
     describe(model, network, metadata["input_type"])
@@ -127,17 +128,6 @@ def _add_controls(main, graphs, routes, confidence):
         shape = [len(confidence.targets) * len(routes)]
         controls["limits"] = [add_tensor(main, _LIMITS, TensorType.FLOAT32, shape)]
     return controls
-
-
-def _stored(routes, confidence):
-    """Returns the values of the control tensors without bounds or thresholds."""
-    if confidence is None:
-        return {"allowed": True}
-    return {
-        "allowed": np.isin(routes, confidence.preferred),
-        "start": routes.index(confidence.steps[0]),
-        "limits": confidence.stored_limits(),
-    }
 
 
 def _add_start(builder, graphs, controls):
@@ -178,9 +168,9 @@ def _add_signatures(builder, graphs, controls, outputs, stored):
     Args:
         builder: `ModelBuilder`.
         graphs: `RoutedGraphs`, the front of which has become the main graph.
-        controls: Dict of tuples of the control tensors.
+        controls: Dict of tuples of the control tensors, and `stored` of their values.
         outputs: Dict from the name of an output to its tensor index.
-        stored: Dict of the values of the control tensors.
+        stored: See `controls`.
     """
     model, main = builder.model, graphs.front.graph
     main.inputs = [graphs.front.inputs["image"]]
@@ -190,13 +180,13 @@ def _add_signatures(builder, graphs, controls, outputs, stored):
     tuned = copy.deepcopy(main) if graphs.tune else None
     serving = copy.deepcopy(main)
     _set_controls(builder, serving, controls, stored)
-    _prepend(builder, main, graphs.allow, BOUNDS, controls)
+    _prepend(main, graphs.allow, BOUNDS, controls)
     model.subgraphs[0] = serving
     signatures = {SERVING: (0, serving, ()), BOUNDED: (1, main, BOUNDS)}
     if tuned:
         others = {name: each for name, each in controls.items() if name != "limits"}
         _set_controls(builder, tuned, others, stored)
-        _prepend(builder, tuned, graphs.tune, (THRESHOLDS,), controls)
+        _prepend(tuned, graphs.tune, (THRESHOLDS,), controls)
         signatures[TUNED] = (builder.add_subgraph(tuned), tuned, (THRESHOLDS,))
     for key, (subgraph, graph, names) in signatures.items():
         # Only "tuned" returns the confidence.
@@ -214,13 +204,12 @@ def _set_controls(builder, graph, controls, stored):
             builder.set_constant(graph.tensors[index], stored[name])
 
 
-def _prepend(builder, main, part, names, controls):
-    """Makes the inputs of a part inputs of the main graph, which then begins with the part.
+def _prepend(main, part, names, controls):
+    """Makes the main graph begin with a part that computes control tensors from new inputs.
 
     Args:
-        builder: `ModelBuilder`.
         main: `schema.SubGraphT`, a copy of the main graph.
-        part: `ImportedGraph` that computes control tensors.
+        part: `ImportedGraph`.
         names: Names of its inputs, in their order.
         controls: Dict of tuples of the control tensors.
     """

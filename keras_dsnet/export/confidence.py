@@ -88,10 +88,15 @@ class ConfidencePlan:
         of_widths = tf.gather(limits, np.maximum(sources, 0))
         return {"limits": (tf.where(sources >= 0, of_widths, NEVER),)}
 
-    def stored_limits(self) -> np.ndarray:
-        """Returns the limits of the stored thresholds, float32 `[targets * widths]`."""
+    def stored(self) -> dict:
+        """Returns the control tensors of the signature "serving_default" as arrays."""
         with tf.init_scope():  # Also while "bounded" is traced.
-            return self.tune(tf.constant(self.thresholds, tf.float32))["limits"][0].numpy()
+            (limits,) = self.tune(tf.constant(self.thresholds, tf.float32))["limits"]
+        return {
+            "allowed": np.isin(self.widths, self.preferred),
+            "start": self.widths.index(self.steps[0]),
+            "limits": limits.numpy(),
+        }
 
     def bound(self, min_width: tf.Tensor, max_width: tf.Tensor) -> dict:
         """Computes the control tensors of the signature "bounded".
@@ -112,7 +117,7 @@ class ConfidencePlan:
         """
         highest = tf.reduce_min(max_width)
         within = highest >= np.repeat(self.targets, len(self.widths)).astype("int32")
-        limits = (tf.where(within, self.stored_limits(), NEVER),)
+        limits = (tf.where(within, self.stored()["limits"], NEVER),)
         if not self.gate_routes:
             lowest = tf.reduce_max(min_width)
             _, _, first = self._starts(lowest[None, None], highest[None, None])

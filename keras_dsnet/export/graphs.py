@@ -17,14 +17,13 @@ import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor, restore_multiplications
 from keras_dsnet.export.confidence import ConfidencePlan, confidence_of
-from keras_dsnet.export.conversion import convert_traced, trace
+from keras_dsnet.export.conversion import convert_traced, normalise_pixels, trace
 from keras_dsnet.export.partition import SectionPlan
 from keras_dsnet.export.tflite_model import ImportedGraph, ModelBuilder, parse
 from keras_dsnet.models.costs import features_shape
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.path import Path
-from keras_dsnet.models.preprocessing import Normalization
 
 LOWEST = np.finfo("float32").min
 # A conversion begins when the graphs that wait for it have more bytes of constants than this.
@@ -374,27 +373,6 @@ def _run_after_first(executor, steps, x):
     rest = 1 + (len(steps) > 1 and steps[1].kind == "norm")
     x = executor.run(steps[1:rest], x)
     return executor.run(steps[rest:], executor.regroup(steps[0], x))
-
-
-def normalise_pixels(image: tf.Tensor, normalization: Normalization, integer: bool) -> tf.Tensor:
-    """Normalises pixels by a depthwise convolution, which int8 supports for three channels.
-
-    Args:
-        image: uint8 `[1, height, width, 3]`.
-        normalization: `Normalization`.
-        integer: Boolean, whether the file is int8.
-
-    Returns:
-        float32 tensor `[1, height, width, 3]`.
-    """
-    image = tf.cast(image, tf.float32)
-    if integer:
-        # With a scale of 1 the pixels lose nothing in int8.
-        image = tf.quantization.fake_quant_with_min_max_args(image, 0, 255)
-    std = np.array(normalization.std, "float32")
-    offset = -np.array(normalization.mean, "float32") / std
-    kernel = tf.constant((1 / (255 * std)).reshape(1, 1, 3, 1))
-    return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
 
 
 def convert_parts(
