@@ -178,7 +178,8 @@ class DynamicInterpreter:
         if limits is not None and not self._are_stored(limits):
             if signature == "bounded":
                 limits = self._bounded_thresholds(limits, low, high)
-            signature, inputs = "tuned", {"image": inputs["image"], "thresholds": limits}
+            if limits is not None:
+                signature, inputs = "tuned", {"image": inputs["image"], "thresholds": limits}
         results = self._run(signature, inputs)
         return results["output"][0], tuple(int(width) for width in results["path"])
 
@@ -202,20 +203,17 @@ class DynamicInterpreter:
         """
         _check_counts(rounds=rounds, runs=runs)
         image = np.zeros(self.metadata["input_shape"], self.metadata["input_type"])
-        bound = np.ones(self.num_gates, "int32")
         ways: dict[Any, dict] = {
-            route: {"min_width": route * bound, "max_width": route * bound} for route in self.routes
+            route: {"min_width": route, "max_width": route} for route in self.routes
         }
         if self.steps:
-            ways["all"] = {"thresholds": np.ones(len(self.steps) - 1, "float32")}
+            ways["all"] = {"thresholds": 1}
         latencies: dict[Any, list[float]] = {way: [] for way in ways}
-        inputs = {"image": self._as_input(image)}
         for turn in range(rounds + 1):
             for way, options in ways.items():
-                signature = "tuned" if way == "all" else "bounded"
                 start = time.perf_counter()
                 for _ in range(runs):
-                    self._run(signature, {**inputs, **options})
+                    self.run(image, **options)
                 if turn:  # The first turn allocates memory.
                     latencies[way].append((time.perf_counter() - start) * 1e3 / runs)
         medians = {way: statistics.median(each) for way, each in latencies.items()}
@@ -226,10 +224,7 @@ class DynamicInterpreter:
 
     def _trunk_of(self, medians, image):
         """Returns the milliseconds that all steps share, from those of routes and of all steps."""
-        thresholds = np.zeros(len(self.steps) - 1, "float32")
-        start = max(
-            map(int, self._run("tuned", {"image": image, "thresholds": thresholds})["path"])
-        )
+        start = max(self.run_steps(image, 0)[1])
         ran = [start, *(step for step in self.steps if step > start)]
         if len(ran) == 1:
             return 0.0
@@ -448,18 +443,21 @@ class DynamicInterpreter:
         return np.array_equal(thresholds, stored)
 
     def _bounded_thresholds(self, thresholds, low, high):
-        """Returns thresholds with which "tuned" gives the same as "bounded" with these bounds."""
+        """Returns thresholds with which "tuned" keeps to bounds, or None if no image can go on."""
         within = [step for step in self.steps if max(low) <= step <= min(high)]
-        if self.metadata["routing"] != "confidence" or within[:1] != [self.steps[0]]:
+        by_confidence = self.metadata["routing"] == "confidence"
+        after_start = within[1:] if by_confidence else [step for step in within if step > max(low)]
+        if not after_start:
+            return None
+        if not by_confidence or within[0] != self.steps[0]:
             raise ValueError(
                 "Bounds of the start need the thresholds of the file, "
                 f"{self.metadata['thresholds']}: export the network with others to combine them. "
                 f"Received: thresholds {thresholds.tolist()} with widths from {low.tolist()} to "
                 f"{high.tolist()}"
             )
-        return np.where(np.arange(len(thresholds)) < len(within) - 1, thresholds, 0).astype(
-            "float32"
-        )
+        may_go_on = np.arange(len(thresholds)) < len(within) - 1
+        return np.where(may_go_on, thresholds, np.float32(0))
 
     def _runner(self, signature):
         # Each signature allocates memory, so its runner is made at its first run.

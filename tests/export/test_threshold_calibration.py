@@ -68,7 +68,9 @@ def test_an_upper_bound_holds_with_other_thresholds(interpreter):
     assert {interpreter.run(i, max_width=0, thresholds=1)[1] for i in IMAGES[:4]} == {(0,)}
     with pytest.raises(ValueError, match="Bounds of the start need the thresholds of the file"):
         interpreter.run(IMAGES[0], min_width=1, thresholds=1)
-    assert interpreter.run(IMAGES[0], min_width=1, max_width=1)[1] == (1,)
+    for width in (0, 1, 3):
+        bounds = {"min_width": width, "max_width": width}
+        assert interpreter.run(IMAGES[0], thresholds=1, **bounds)[1] == (width,)
 
 
 def test_a_budget_counts_all_steps_that_may_come(interpreter):
