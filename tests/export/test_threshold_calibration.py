@@ -88,6 +88,7 @@ def test_a_budget_counts_all_steps_that_may_come(interpreter):
         assert interpreter.widest_within(1.0) == 0
 
 
+@pytest.mark.long
 def test_a_start_by_gates_may_be_the_costliest(gated):
     interpreter = DynamicInterpreter(gated.filename)
     interpreter.latency_ms, interpreter.trunk_ms = {0: 2.0, 1: 3.0, 2: 5.0}, 1.0
@@ -119,6 +120,7 @@ def test_every_step_of_an_image_is_run_and_counted(interpreter, exported):
             )
 
 
+@pytest.mark.long
 def test_starts_of_gates_are_counted_with_their_heads(gated):
     interpreter, network = DynamicInterpreter(gated.filename), gated.network
     starts = network.route(tiny_images(8)).numpy().tolist()
