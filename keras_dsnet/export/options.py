@@ -147,13 +147,13 @@ def plan_routing(
             "Routing by confidence needs the network's classifier. Received: "
             f"routing={routing!r} for a network with include_top=False"
         )
-    steps = _check_steps(network, candidates, steps)
+    tried = _check_steps(network, candidates, steps)
     has_gates = routing == "gate+confidence"
     kept = candidates if has_gates or routes is not None else ()
     plan = ConfidencePlan(
-        widths=tuple(sorted({*kept, *steps})),
-        steps=steps,
-        thresholds=_check_thresholds(thresholds, steps),
+        widths=tuple(sorted({*kept, *tried})),
+        steps=tried,
+        thresholds=_check_thresholds(thresholds, tried),
         gate_routes=candidates if has_gates else (),
     )
     if not plan.targets:
