@@ -218,7 +218,7 @@ def main(_):
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
         evaluate=lambda: evaluate_paths(
-            model, data.evaluation_dataset(model, evaluation, size), [], True
+            model, data.evaluation_dataset(model, evaluation, size), [], True, routings=()
         ),
         evaluate_epochs=FLAGS.evaluate_epochs,
         class_names=train.class_names,

@@ -19,7 +19,7 @@ from keras_dsnet.utils.atomic_file import atomic_file
 
 # Rows of `evaluate_paths` that belong to no path of the routes. `export` cannot import their names
 # from `training.evaluation`.
-_OFF_ROUTE_ROWS = ("dynamic", "largest")
+_OFF_ROUTE_ROWS = ("dynamic", "gate", "confidence", "gate+confidence", "largest")
 _MOST_PATHS = 4096
 # The version of the JSON file of a `LatencyTable`.
 _FORMAT = 1

@@ -201,6 +201,71 @@ def _sections_cost(network, section, path, input_shape):
     return counter.madds + counter.pooling
 
 
+def dynamic_madds(
+    network: Any,
+    starts: np.ndarray,
+    paths: np.ndarray,
+    steps: Sequence[int] = (),
+    gates: bool = True,
+    input_shape: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Returns the multiply-adds of everything that ran for each image of a routed batch.
+
+    The layers before the first gate count once. All later layers count once for the path of the
+    start and once for each confidence step after it, up to the step whose output was taken.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        starts: Int `[images, num_gates]`, the path that ran first for each image.
+        paths: Int `[images, num_gates]`, the path whose output was taken.
+        steps: Tuple of ints, the confidence steps. Defaults to none, as for routing by the gate.
+        gates: Bool, whether the gates chose `starts`, so that the slimming heads count.
+        input_shape: `(height, width, 3)`. Defaults to the network's.
+
+    Returns:
+        int64 `[images]`.
+
+    Raises:
+        ValueError: If the size of the images is open, or `input_shape` contradicts the network's.
+    """
+    shape = resolve_image_shape(input_shape, network.input_shape[1:])
+    trunk = section_costs(network, (0,), shape)[0]
+    pairs = np.stack([starts, paths], axis=1)
+    pairs, index = np.unique(pairs, axis=0, return_inverse=True)
+    madds = []
+    for start, path in pairs.tolist():
+        cost = network.costs(tuple(start), shape)
+        after = [step for step in steps if max(start) < step <= max(path)]
+        more = sum(network.madds(step, shape) - trunk for step in after)
+        madds.append(cost.madds + cost.pooling + more + cost.slimming * gates)
+    return np.array(madds, "int64")[index.reshape(-1)]
+
+
+def worst_case_madds(
+    network: Any,
+    routing: str,
+    steps: Sequence[int] = (),
+    routes: Sequence[int] | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> int:
+    """Returns the multiply-adds of the costliest image that a routing allows.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        routing: "gate", "confidence" or "gate+confidence".
+        steps: Tuple of ints, the confidence steps.
+        routes: Tuple of ints, the candidate widths of the gates. Defaults to the network's.
+        input_shape: `(height, width, 3)`. Defaults to the network's.
+    """
+    routes = network.routes if routes is None else routes
+    starts = tuple(steps[:1]) if routing == "confidence" else routes
+    ends = [start if routing == "gate" else max(start, steps[-1]) for start in starts]
+    # Of the paths with the same largest width, that of one width throughout costs most.
+    starts, ends = (np.array([[w] * network.num_gates for w in ws]) for ws in (starts, ends))
+    asked = routing != "confidence"
+    return int(dynamic_madds(network, starts, ends, steps, asked, input_shape).max())
+
+
 def width_table(network: Any, input_shape: Sequence[int] | None = None) -> list[dict]:
     """Returns one row for each path that has the same width at every gate.
 

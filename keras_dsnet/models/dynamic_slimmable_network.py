@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
-from keras_dsnet.models.path import Path, PathLike, RoutingSpace, resolve_path
+from keras_dsnet.models.path import Path, PathLike, resolve_path
 from keras_dsnet.models.predictions import (
     check_class_names,
     check_number_of_classes,
@@ -16,6 +16,7 @@ from keras_dsnet.models.predictions import (
 )
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
 from keras_dsnet.models.routing import SectionRunner
+from keras_dsnet.models.routing_settings import RoutingSettings
 from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
 from keras_dsnet.models.subnetwork import plain_subnetwork
 from keras_dsnet.models.topology import walk
@@ -23,7 +24,7 @@ from keras_dsnet.utils.argument_checks import check_bool
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class DynamicSlimmableNetwork(keras.Model):
+class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
     """A network that chooses for each image how many of its filters to run.
 
     Args:
@@ -43,6 +44,11 @@ class DynamicSlimmableNetwork(keras.Model):
             it. Defaults to ImageNet's.
         pooling: "avg" or "max" to return the mean or maximum of the last features over height and
             width. It needs `include_top=False`. Defaults to None, the features themselves.
+        routing: How an image gets its path: "gate", "confidence" or "gate+confidence".
+        confidence_steps: Tuple of ascending ints, the widths that "confidence" tries in turn.
+            Defaults to the narrowest and the widest of `routes`.
+        thresholds: Tuple of floats in [0, 1], one for each step except the last. An image goes on
+            to the next step where its confidence is at most the threshold. Defaults to 0.7 each.
         **kwargs: Further arguments of `keras.Model`. `dtype` may be a policy such as
             "mixed_bfloat16".
 
@@ -50,8 +56,8 @@ class DynamicSlimmableNetwork(keras.Model):
         inputs: float32 `[batch, height, width, 3]`, preprocessed, of the size in `input_shape`.
         path: Int (this width at every gate), tuple of ints (one width per gate), a row of what
             `route` returns, "slimmest", "widest" or, if the spec has a wide front, "largest". A
-            `Path` may hold int32 scalar tensors inside a traced function. By default the gates
-            choose a path for each image, and only that path is computed.
+            `Path` may hold int32 scalar tensors inside a traced function. By default each image
+            gets a path by `routing`, and only what this needs is computed.
         training: Bool. True needs a path. A network whose variables are all frozen also routes
             inside a model that trains: it is a feature extractor.
 
@@ -92,6 +98,9 @@ class DynamicSlimmableNetwork(keras.Model):
         class_names: Sequence[str] | None = None,
         normalization: Normalization | None = None,
         pooling: str | None = None,
+        routing: str = "gate",
+        confidence_steps: Sequence[int] | None = None,
+        thresholds: Sequence[float] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -116,10 +125,9 @@ class DynamicSlimmableNetwork(keras.Model):
         # the same layers, so they stay inside an object that Keras does not search.
         self.supernet_layers = [step.layer for step in walk(steps) if step.layer is not None]
         self._runner = SectionRunner(steps, self._image_shape)
-        self._routing = RoutingSpace(self.num_widths, routes)
-        self.gates_trained = gates_trained
         self.supports_jit = False
         self.built = True
+        self._set_up_routing(routes, gates_trained, routing, confidence_steps, thresholds)
         if not self.trainable:
             # `keras.Model` set `trainable` before there were layers to pass it on to.
             self._freeze(trainable=False)
@@ -140,7 +148,7 @@ class DynamicSlimmableNetwork(keras.Model):
         if path is None:
             # A model around the network passes its own `training` on.
             arguments.refuse_training(training and any(v.trainable for v in self.variables))
-            outputs, _ = self._route(inputs)
+            outputs, _, _ = self.run_routed(inputs)
         else:
             outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
         if not self.include_top:
@@ -149,34 +157,67 @@ class DynamicSlimmableNetwork(keras.Model):
         logits = tf.cast(outputs, tf.float32)
         return keras.activations.get(self.classifier_activation)(logits)
 
-    def _route(self, images):
-        channels = None if self.include_top else self.output_shape[-1]
-        return self._runner.route(images, self._routing.candidates(), channels)
-
     def route(self, inputs: Any) -> tf.Tensor:
-        """Returns the widths that the gates choose for each image.
+        """Returns the path of each image, that of the output that a call gives.
 
         Args:
             inputs: float32 `[batch, height, width, 3]`, preprocessed.
 
         Returns:
-            int32 `[batch, num_gates]`.
+            int32 `[batch, num_gates]`, one width per gate. Routing by confidence gives the same
+            width for every gate.
 
         Raises:
             ValueError: If the images do not have the size or the channels of `input_shape`.
         """
-        return self._runner.choose_widths(self._images(inputs), self._routing.candidates())
+        images = self._images(inputs)
+        if self.routing == "gate":
+            return self._runner.choose_widths(images, self.gate_candidates())
+        return self.run_routed(images, run_last=False)[1]
 
     def run_dynamic(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs the path that the gates choose for each image.
+        """Runs each image along the path that it gets by `routing`.
 
         Args:
             inputs: float32 `[batch, height, width, 3]`, preprocessed.
 
         Returns:
-            `(logits, widths)`: `[batch, classes]` and int32 `[batch, num_gates]`.
+            `(logits, paths)`: `[batch, classes]` and int32 `[batch, num_gates]`.
         """
-        return self._route(self._images(inputs))
+        return self.run_routed(self._images(inputs))[:2]
+
+    def run_routed(
+        self,
+        images: tf.Tensor,
+        routing: str | None = None,
+        steps: Sequence[int] | None = None,
+        thresholds: Sequence[float] | None = None,
+        run_last: bool = True,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Runs a batch by any routing, and returns where each image started and ended.
+
+        `keras_dsnet.models.costs.dynamic_madds` counts the costs from this.
+
+        Args:
+            images: Tensor `[batch, height, width, 3]` in the compute dtype of the network.
+            routing: "gate", "confidence" or "gate+confidence". Defaults to the network's.
+            steps: Tuple of ints. Defaults to the network's `confidence_steps`.
+            thresholds: Tuple of floats. Defaults to the network's.
+            run_last: See `SectionRunner.route_by_confidence`.
+
+        Returns:
+            `(outputs, paths, starts)`: `[batch, classes]`, logits before any activation, and int32
+            `[batch, num_gates]`, the path of the outputs and the path that ran first.
+        """
+        routing = routing or self.routing
+        candidates = None if routing == "confidence" else self.gate_candidates()
+        if routing == "gate":
+            channels = None if self.include_top else self.output_shape[-1]
+            outputs, paths = self._runner.route(images, candidates, channels)
+            return outputs, paths, paths
+        steps = self.confidence_steps if steps is None else tuple(steps)
+        thresholds = self.thresholds if thresholds is None else tuple(thresholds)
+        return self._runner.route_by_confidence(images, steps, thresholds, candidates, run_last)
 
     def _images(self, inputs):
         images = arguments.check_images(inputs, self._image_shape)
@@ -282,42 +323,6 @@ class DynamicSlimmableNetwork(keras.Model):
     def num_widths(self) -> int:
         """Number of widths that each gate can choose from."""
         return self.spec.num_widths
-
-    @property
-    def routes(self) -> tuple[int, ...]:
-        """The candidate widths of every gate, a tuple of ints in ascending order. Settable.
-
-        A slimming head scores every width, and the scores of widths outside the routes are masked.
-        Routes can therefore change without new weights. Trained gates know only the routes of their
-        training, so another choice warns once.
-        """
-        return self._routing.routes
-
-    @routes.setter
-    def routes(self, routes: Sequence[int]) -> None:
-        self._routing.change_routes(routes)
-
-    def replace_routes(self, routes: Sequence[int]) -> None:
-        """Sets `routes` without the warning, for code that trains the gates on them next.
-
-        Args:
-            routes: Sequence of ints, candidate widths in ascending order.
-        """
-        self._routing.routes = routes
-
-    def reset_gates(self) -> None:
-        """Makes all widths routes and marks the gates as untrained, as in a new network."""
-        self._routing.gates_trained = False
-        self._routing.routes = range(self.num_widths)
-
-    @property
-    def gates_trained(self) -> bool:
-        """Whether the slimming heads were trained. Settable, and saved with the weights."""
-        return self._routing.gates_trained
-
-    @gates_trained.setter
-    def gates_trained(self, trained: bool) -> None:
-        self._routing.gates_trained = check_bool("gates_trained", trained)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -461,8 +466,7 @@ class DynamicSlimmableNetwork(keras.Model):
             "include_top": self.include_top,
             "pooling": self.pooling,
             "classifier_activation": self.classifier_activation,
-            "routes": self.routes,
-            "gates_trained": self.gates_trained,
+            **self.routing_config(),
             "class_names": self.class_names,
             "normalization": self.normalization.get_config(),
             "name": self.name,

@@ -1,14 +1,10 @@
 """Paths through a network."""
 
 import operator
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from keras_dsnet.utils.private_names import in_symbolic_scope
 
 
 class Path(NamedTuple):
@@ -85,15 +81,16 @@ def _plain(value):
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def check_routes(routes: Iterable[int], num_widths: int) -> tuple[int, ...]:
-    """Returns `routes` as a tuple of candidate widths.
+def check_routes(routes: Iterable[int], num_widths: int, name: str = "routes") -> tuple[int, ...]:
+    """Returns ascending widths, such as `routes`, as a tuple of ints.
 
     Args:
         routes: Iterable of ints.
         num_widths: Int, number of widths of each gate.
+        name: Str, name of the argument for messages.
 
     Raises:
-        ValueError: If the routes are not in ascending order, or are not widths of the network.
+        ValueError: If the widths are not in ascending order, or the network does not have them.
     """
     try:
         checked = tuple(operator.index(width) for width in routes)
@@ -102,77 +99,7 @@ def check_routes(routes: Iterable[int], num_widths: int) -> tuple[int, ...]:
     ascending = all(a < b for a, b in zip(checked, checked[1:]))
     if not checked or checked[0] < 0 or checked[-1] >= num_widths or not ascending:
         raise ValueError(
-            f"`routes` must be ascending widths from 0 to {num_widths - 1}. "
-            f"Received: routes={routes!r}"
+            f"`{name}` must be ascending widths from 0 to {num_widths - 1}. "
+            f"Received: {name}={routes!r}"
         )
     return checked
-
-
-_PACKAGES = ("keras", "keras_dsnet", "tensorflow")
-
-
-class RoutingSpace:
-    """The paths that the gates can choose, and whether they were trained to choose.
-
-    Args:
-        num_widths: Int, number of widths of each gate.
-        routes: Tuple of ints, candidate widths in ascending order. Defaults to all widths.
-    """
-
-    def __init__(self, num_widths: int, routes: Iterable[int] | None = None):
-        self._num_widths = num_widths
-        self.gates_trained = False
-        self._warned = self._warned_of_routes = False
-        self.routes = range(num_widths) if routes is None else routes
-
-    @property
-    def routes(self) -> tuple[int, ...]:
-        """The candidate widths, a tuple of ints in ascending order. Settable."""
-        return self._routes
-
-    @routes.setter
-    def routes(self, routes):
-        self._routes = check_routes(routes, self._num_widths)
-
-    def change_routes(self, routes: Iterable[int]) -> None:
-        """Sets the routes. If the gates are trained, warns once about what the change means."""
-        before = self._routes
-        self.routes = routes
-        if self.gates_trained and self._routes != before and not self._warned_of_routes:
-            self._warned_of_routes = True
-            new = [width for width in self._routes if width not in before]
-            scores = (
-                f" The gates were not trained to choose {new}: these widths have untrained scores "
-                "until the gates are trained again."
-                if new
-                else ""
-            )
-            warnings.warn(
-                f"The gates were trained to choose among the routes {before}, and now choose among "
-                f"{self._routes}: the scores of all other widths are masked.{scores}",
-                stacklevel=_level_of_caller(),
-            )
-
-    def candidates(self) -> tuple[int, ...]:
-        """Returns the routes to choose from: only the widest, with a warning, if untrained."""
-        if self.gates_trained:
-            return self.routes
-        # Keras also calls a network symbolically to infer its shapes, for example before it loads
-        # a file that holds trained gates.
-        if not self._warned and not in_symbolic_scope():
-            self._warned = True
-            warnings.warn(
-                "The gates of this network are not trained: every image takes the widest route "
-                f"({self.routes[-1]}). Train them with keras_dsnet.training.GateTrainer, or pass "
-                "`path=`.",
-                stacklevel=_level_of_caller(),
-            )
-        return self.routes[-1:]
-
-
-def _level_of_caller():
-    """Returns the `stacklevel` at which a warning shows the line of the user's code."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
-        level, frame = level + 1, frame.f_back
-    return level

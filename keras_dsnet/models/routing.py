@@ -1,4 +1,4 @@
-"""Batched dynamic inference: each image runs only the sub-network that its gates choose."""
+"""Batched dynamic inference: each image runs only the sub-networks that it is routed to."""
 
 import functools
 
@@ -51,7 +51,10 @@ class SectionRunner:
         Returns:
             `(outputs, widths)`: the outputs of the last section and int32 `[batch, num_gates]`.
         """
-        groups, widths = self._run_groups(images, routes, len(self.slimming_gates))
+        return self._route(self.run_section(0, None, (0, 0), images), routes, channels)
+
+    def _route(self, trunk, routes, channels=None):
+        groups, widths = self._run_groups(trunk, routes, len(self.slimming_gates))
         outputs = [outputs for _, _, outputs, _ in groups]
         if channels is not None:
             outputs = [_pad_channels(output, channels) for output in outputs]
@@ -62,17 +65,18 @@ class SectionRunner:
 
         The section after the last gate does not run. The arguments are those of `route`.
         """
-        return self._run_groups(images, routes, len(self.slimming_gates) - 1)[1]
+        trunk = self.run_section(0, None, (0, 0), images)
+        return self._run_groups(trunk, routes, len(self.slimming_gates) - 1)[1]
 
-    def _run_groups(self, images, routes, last_section):
-        """Runs a batch up to section `last_section` and returns `(groups, widths)`.
+    def _run_groups(self, trunk, routes, last_section):
+        """Runs the outputs of section 0 up to `last_section` and returns `(groups, widths)`.
 
         A group holds the images that run at the same width, as a tuple
         `(width, indices of its images in the batch, outputs, scores)`.
         """
         split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
-        order = tf.range(tf.shape(images)[0])
-        groups, chosen = [(0, order, *self.run_section(0, None, (0, 0), images))], []
+        order = tf.range(tf.shape(trunk[0])[0])
+        groups, chosen = [(0, order, *trunk)], []
         for section, gate in enumerate(self.slimming_gates, start=1):
             choices = [(w, i, x, gate.choose(scores, routes)) for w, i, x, scores in groups]
             chosen.append(_in_batch_order([c[1] for c in choices], [c[3] for c in choices]))
@@ -90,6 +94,61 @@ class SectionRunner:
                 if parts:
                     groups.append((width, *_merge(parts)))
         return groups, tf.stack(chosen, axis=1)
+
+    def route_by_confidence(self, images, steps, thresholds, routes=None, run_last=True):
+        """Runs a batch step by step: an image goes on where its confidence is too small.
+
+        Section 0 runs once, on all images. Each step runs the later sections along the path of one
+        width, only on the images that reach it and at their own shapes.
+
+        Args:
+            images: Tensor `[batch, height, width, 3]`.
+            steps: Tuple of ints, widths in ascending order.
+            thresholds: Tuple of floats, one for each step except the last.
+            routes: Tuple of ints, candidate widths of the gates, which then choose where an image
+                starts. Defaults to a start at the first step.
+            run_last: Bool. False leaves out the last step, which decides nothing, so that the
+                logits of the images that reach it are those of an earlier step.
+
+        Returns:
+            `(logits, paths, starts)`: `[batch, classes]`, and int32 `[batch, num_gates]`, the path
+            that gave an image its logits and the path at which it started.
+        """
+        trunk = self.run_section(0, None, (0, 0), images)
+        split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
+        order = tf.range(tf.shape(trunk[0])[0])
+        gates, first = len(self.slimming_gates), 0
+        if routes is None:
+            starts = tf.fill((tf.shape(order)[0], gates), steps[0])
+            logits, _ = self._run_rest(steps[0], trunk[0])
+            first = 1
+        else:
+            logits, starts = self._route(trunk, routes)
+        # The next step of an image is the first that is wider than the path that it has run.
+        wider = tf.reduce_max(starts, 1)[:, None] >= tf.constant([steps])
+        position = tf.reduce_sum(tf.cast(wider, tf.int32), 1)
+        pending, paths = _next_step(logits, position, thresholds), starts
+        for number, width in list(enumerate(steps))[first:]:
+            paths = tf.where((pending == number)[:, None], width, paths)
+            if number == len(steps) - 1 and not run_last:
+                break
+            run = functools.partial(self._run_rest, width)
+            part = split(run, trunk[0], order, pending, number)
+            if part is None:
+                continue
+            index, rest, _ = part
+            after = _next_step(rest, tf.fill(tf.shape(index), number + 1), thresholds)
+            logits = tf.tensor_scatter_nd_update(logits, index[:, None], rest)
+            pending = tf.tensor_scatter_nd_update(pending, index[:, None], after)
+        return logits, paths, starts
+
+    def _run_rest(self, width, x):
+        """Runs all sections after section 0 along the path of one width, as `run_section` does."""
+        before, after = (0, 0), (width, width)
+        for section in range(1, len(self.sections)):
+            x, _ = self.run_section(section, before, after, x)
+            before = after
+        return x, None
 
     def run_path(self, images, path, training=False):
         """Runs all sections along one path.
@@ -204,6 +263,34 @@ class SectionRunner:
 def _may_trace():
     """Whether a traced function is right here: it reads the variables, not a stateless scope's."""
     return tf.executing_eagerly() and not in_stateless_scope()
+
+
+def confidence_of(logits: tf.Tensor) -> tf.Tensor:
+    """Returns the largest softmax probability of each image, computed in float32.
+
+    Args:
+        logits: `[batch, classes]`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    return tf.reduce_max(tf.nn.softmax(tf.cast(logits, tf.float32)), axis=1)
+
+
+def _next_step(logits, position, thresholds):
+    """Returns the step that each image runs next, int32 `[batch]`, or -1 for none.
+
+    Args:
+        logits: `[batch, classes]`, of the path that an image has run.
+        position: int32 `[batch]`, the number of steps that are not wider than that path.
+        thresholds: Tuple of floats.
+    """
+    # An image narrower than every step has the first threshold, and the last step has none.
+    thresholds = tf.constant([*(thresholds[:1] or (0.0,)), *thresholds, 0.0], tf.float32)
+    limit = tf.gather(thresholds, position)
+    # A softmax may round to more than 1. A confidence of NaN is not above any threshold.
+    unsure = (limit >= 1) | ((limit > 0) & ~(confidence_of(logits) > limit))
+    return tf.where(unsure, position, -1)
 
 
 def _split_eagerly(run, x, index, choice, width):

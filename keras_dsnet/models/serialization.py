@@ -79,6 +79,10 @@ def _restore(network, config):
                 f"{network.num_widths} of this one: {error}"
             ) from error
         network.gates_trained = config["gates_trained"]
+        network.confidence_steps = config.get("confidence_steps")
+        network.thresholds = config.get("thresholds")
+        # Features have no confidence. Older files have only routing by the gate.
+        network.routing = config.get("routing", "gate") if network.include_top else "gate"
     if config.get("class_names") is not None and not other_classes:
         network.class_names = config["class_names"]
     if config.get("normalization") is not None:

@@ -4,6 +4,9 @@ from keras_dsnet.runs.callbacks import ProgressBar
 from keras_dsnet.runs.csv_log import CsvLog, read_log
 from keras_dsnet.runs.plots import (
     plot_accuracy_against_madds,
+    plot_confidence_curve,
+    plot_gallery,
+    plot_reliability,
     plot_training_curves,
     plot_width_shares,
 )
@@ -26,6 +29,9 @@ __all__ = [
     "WorkDir",
     "format_table",
     "plot_accuracy_against_madds",
+    "plot_confidence_curve",
+    "plot_gallery",
+    "plot_reliability",
     "plot_training_curves",
     "plot_width_shares",
     "read_log",

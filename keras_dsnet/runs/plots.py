@@ -2,8 +2,11 @@
 
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from keras_dsnet.runs.csv_log import EVALUATION_PREFIX, read_log
 from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
@@ -18,6 +21,14 @@ _LOSS_COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"
 _RHO = r"$\rho$"
 _WIDTH_MAP = "viridis"
 _DOTS_PER_INCH = 160
+# Marks of the rows of `evaluate_paths` that belong to no path of the routes, by name.
+_MARKS = {
+    "gate": {"color": "#CC79A7", "marker": "D", "markersize": 7},
+    "confidence": {"color": "#009E73", "marker": "^", "markersize": 8},
+    "gate+confidence": {"color": "#E69F00", "marker": "v", "markersize": 8},
+    "dynamic": {"color": _DYNAMIC_COLOR, "marker": "*", "markersize": 15},
+    "largest": {"color": _NEUTRAL_COLOR, "marker": "s", "markersize": 6},
+}
 # Fraction of a bar. Thinner parts have no room for text.
 _SMALLEST_LABELLED_SHARE = 0.04
 
@@ -27,8 +38,9 @@ def plot_accuracy_against_madds(
 ) -> "Figure":
     """Plots top-1 accuracy against MAdds, as Figs. 1 and 7 (left) of the paper.
 
-    The static sub-networks form a line. The dynamic network is a point, or several points. The path
-    "largest" is also a point, because its wider front does not belong to the line.
+    The static sub-networks form a line. The dynamic network and each routing are points, or several
+    points, and a gate's curve is a thin line. The path "largest" is also a point, because its wider
+    front does not belong to the line.
 
     Args:
         rows: List of dicts with "path", "madds", "top1" in [0, 1] and, for a path of one width,
@@ -71,12 +83,12 @@ def plot_accuracy_against_madds(
         for row, side in zip((static[0], static[-1]), ((0, -17), (0, 9))):
             if row.get("rho") is not None:
                 _annotate(axes, row, f"{_RHO} = {row['rho']:.2f}", side, _STATIC_COLOR)
-    marks = {
-        "dynamic": {"color": _DYNAMIC_COLOR, "marker": "*", "markersize": 15},
-        "largest": {"color": _NEUTRAL_COLOR, "marker": "s", "markersize": 6},
-    }
-    for name, style in marks.items():
+    for name, style in _MARKS.items():
         chosen = [row for row in rows if row["path"] == name]
+        for row in chosen:
+            if len(row.get("curve", ())) > 1:
+                # The gate with other biases on its scores.
+                axes.plot(*_points(row["curve"]), color=style["color"], linewidth=1, zorder=2)
         if chosen:
             label = f"{name} network" if name == "dynamic" else name
             axes.plot(*_points(chosen), **style, linestyle="none", label=label, zorder=3)
@@ -88,6 +100,173 @@ def plot_accuracy_against_madds(
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return _save(figure, path)
+
+
+def plot_confidence_curve(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    title: str | None = None,
+    static: Sequence[Mapping[str, Any]] = (),
+) -> "Figure":
+    """Plots the accuracy of routing by confidence over that of the static widths.
+
+    Args:
+        rows: List of dicts of `keras_dsnet.training.calibrate_confidence`, the curve.
+        path: Path of the image file. Its suffix is the format.
+        title: String, title of the plot. Optional.
+        static: List of dicts with "path", "madds" and "top1" of the static widths, such as rows of
+            `evaluate_paths`. Defaults to the "line" of `rows`.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if not rows:
+        raise ValueError(f"A plot of a confidence curve needs rows. Received: rows={rows}")
+    figure = _figure(6.4, 4.6)
+    axes = figure.add_subplot(
+        xlabel="Mean multiply-adds per image (M MAdds)", ylabel="Top-1 accuracy (%)", title=title
+    )
+    rows = sorted(rows, key=lambda row: row["madds"])
+    points = [row for row in static if row["path"] not in OFF_ROUTE_ROWS]
+    points = sorted(points, key=lambda row: row["madds"]) or [
+        {"madds": row["madds"], "top1": row["line"]} for row in rows
+    ]
+    marker = "o" if static else None
+    line = {"color": _STATIC_COLOR, "marker": marker, "markersize": 5, "linewidth": 1.8}
+    axes.plot(*_points(points), **line, label="static sub-networks")
+    color = _MARKS["confidence"]["color"]
+    axes.plot(*_points(rows), color=color, linewidth=1.8, label="confidence")
+    for row in rows:
+        if row.get("chosen"):
+            axes.plot(*_points([row]), **_MARKS["dynamic"], linestyle="none", label="chosen")
+            numbers = ", ".join(f"{threshold:.2f}" for threshold in row["thresholds"])
+            text = f"threshold {numbers}: {100 * row['top1']:.1f} % at {row['madds'] / 1e6:.3g}M"
+            _annotate(axes, row, text, (0, 12), _DYNAMIC_COLOR)
+    axes.margins(x=0.1, y=0.15)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return _save(figure, path)
+
+
+def plot_reliability(
+    confidence: Sequence[float],
+    correct: Sequence[bool],
+    path: str | os.PathLike,
+    title: str | None = None,
+    bins: int = 10,
+) -> "Figure":
+    """Plots how often a network is right at each confidence, as a reliability diagram.
+
+    Bars on the diagonal mean that the confidence is the probability of being right. Bars below it
+    mean that the network is too sure.
+
+    Args:
+        confidence: `[images]`, the largest softmax probability of each image.
+        correct: `[images]`, whether the network was right.
+        path: Path of the image file. Its suffix is the format.
+        title: String, title of the plot. Optional.
+        bins: Int, number of intervals of the confidence.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If there are no images, or their numbers differ.
+    """
+    values, right = np.asarray(confidence, "float64"), np.asarray(correct, "float64")
+    if not values.size or values.shape != right.shape:
+        raise ValueError(
+            "A reliability diagram needs a confidence and a correctness of each image. "
+            f"Received: shapes {values.shape} and {right.shape}"
+        )
+    edges = np.linspace(0, 1, bins + 1)
+    index = np.clip(np.ceil(values * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    filled = counts > 0
+    accuracy = np.bincount(index, right, bins)[filled] / counts[filled]
+    mean = np.bincount(index, values, bins)[filled] / counts[filled]
+    error = float(np.abs(accuracy - mean) @ counts[filled] / counts.sum())
+    figure = _figure(5.2, 5.4)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes.bar(edges[:-1][filled], 100 * accuracy, 1 / bins, align="edge", edgecolor="white")
+    axes.plot([0, 1], [0, 100], color=_NEUTRAL_COLOR, linestyle="--", linewidth=1)
+    axes.text(0.03, 92, f"calibration error {100 * error:.1f} %", color=_NEUTRAL_COLOR)
+    axes.set(ylabel="Top-1 accuracy (%)", ylim=(0, 100), xlim=(0, 1), title=title)
+    below.bar(edges[:-1], 100 * counts / counts.sum(), 1 / bins, align="edge", edgecolor="white")
+    below.set(xlabel="Confidence", ylabel="Images (%)")
+    return _save(figure, path)
+
+
+def plot_gallery(
+    images: Any,
+    widths: Sequence[int],
+    labels: Sequence[int],
+    predictions: Sequence[int],
+    confidence: Sequence[float],
+    path: str | os.PathLike,
+    class_names: Sequence[str] | None = None,
+    columns: int = 8,
+    title: str | None = None,
+) -> "Figure":
+    """Draws test images by the width that they took, with label and confidence.
+
+    Each width has one row of images, and the slimmest width is the first. A row shows images of
+    evenly spaced confidence, the surest first. A wrong prediction is written in red.
+
+    Args:
+        images: `[images, height, width, 3]`, RGB pixels from 0 to 255.
+        widths: Int `[images]`, the largest width of the path of each image.
+        labels: Int `[images]`, the right classes.
+        predictions: Int `[images]`, the classes that the network gave.
+        confidence: Float `[images]`, the confidence of the output, in [0, 1].
+        path: Path of the image file. Its suffix is the format.
+        class_names: Sequence of str. Defaults to the numbers of the classes.
+        columns: Int, number of images in a row.
+        title: String, title of the plot. Optional.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If there are no images, or the arguments are of other numbers of images.
+    """
+    arrays = [np.asarray(values) for values in (images, widths, labels, predictions, confidence)]
+    images, widths, labels, predictions, confidence = arrays
+    if not len(images) or len({len(array) for array in arrays}) > 1:
+        raise ValueError(
+            "A gallery needs a width, a label, a prediction and a confidence of each image. "
+            f"Received: {', '.join(str(len(array)) for array in arrays)} values"
+        )
+    taken = np.unique(widths)
+    figure = _figure(1.35 * columns + 0.8, 1.75 * len(taken) + 0.5)
+    grid = figure.subplots(len(taken), columns, squeeze=False)
+    for row, width in zip(grid, taken):
+        chosen = np.flatnonzero(widths == width)
+        chosen = chosen[np.argsort(-confidence[chosen], kind="stable")]
+        share = len(chosen) / len(widths)
+        chosen = chosen[np.linspace(0, len(chosen) - 1, min(columns, len(chosen))).astype(int)]
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(f"width {width}\n{share:.0%} of images", fontsize=10)
+        for axes, index in zip(row, chosen):
+            axes.imshow(np.clip(images[index], 0, 255).astype("uint8"))
+            right = predictions[index] == labels[index]
+            text = _class_name(labels[index], class_names)
+            if not right:
+                text += f"\nnot {_class_name(predictions[index], class_names)}"
+            axes.set_title(text, fontsize=8, color="black" if right else "#C00000")
+            axes.set_xlabel(f"{confidence[index]:.0%} sure", fontsize=8)
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def _class_name(index, class_names):
+    name = str(index) if class_names is None else class_names[index]
+    return textwrap.shorten(name, 18, placeholder="...")
 
 
 def plot_width_shares(

@@ -16,8 +16,20 @@ _TITLES = {
     "top5": "top-5 (%)",
     "share": "images (%)",
     "agreement": "agreement (%)",
+    "madds_p95": "95 % below (M)",
+    "madds_worst": "worst (M)",
+    "static_line": "line (%)",
+    "line": "line (%)",
+    "random": "random (%)",
+    "gain": "gain (%)",
+    "gain_low": "from",
+    "gain_high": "to",
 }
-_PERCENT = ("top1", "top5", "share", "agreement")
+_PERCENT = (
+    *("top1", "top5", "share", "agreement", "static_line", "line", "random"),
+    *("gain", "gain_low", "gain_high"),
+)
+_MADDS = ("madds", "madds_p95", "madds_worst")
 
 
 def write_table(rows: Sequence[dict[str, Any]], folder: str | os.PathLike, name: str) -> str:
@@ -100,7 +112,7 @@ def _column(key, values):
 
 
 def _cells(key, values):
-    if key == "madds":
+    if key in _MADDS:
         digits = 1 if max((value or 0 for value in values), default=0) >= 1e8 else 2
         return ["" if value is None else f"{value / 1e6:.{digits}f}" for value in values]
     return [_cell(key, value) for value in values]

@@ -1,5 +1,6 @@
 """The training of the paper: both stages, optimizer, recalibration, evaluation."""
 
+from keras_dsnet.training.confidence import calibrate_confidence, propose_steps
 from keras_dsnet.training.evaluation import (
     better_excluded_widths,
     describe_gates,
@@ -22,10 +23,12 @@ __all__ = [
     "GateTrainer",
     "SupernetTrainer",
     "better_excluded_widths",
+    "calibrate_confidence",
     "cosine_schedule",
     "describe_gates",
     "evaluate_paths",
     "exponential_schedule",
+    "propose_steps",
     "recalibrate_batch_norm",
     "scaled_learning_rate",
     "static_gain",

@@ -1,4 +1,4 @@
-"""Evaluation of a network: accuracy against multiply-adds, choices of the gates."""
+"""Evaluation of a network: accuracy against multiply-adds of static widths, gates, confidence."""
 
 import collections
 import numbers
@@ -10,6 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.models.costs import dynamic_madds, worst_case_madds
+from keras_dsnet.models.path import check_routes
+from keras_dsnet.models.routing_settings import DEFAULT_THRESHOLD, ROUTINGS
 from keras_dsnet.training.network_trainer import check_network
 from keras_dsnet.utils.argument_checks import check_bool
 from keras_dsnet.utils.batch_checks import class_numbers
@@ -20,7 +23,11 @@ _COLLAPSED = 0.99
 
 # Names of the rows that belong to no path of the routes: the routed network, and the widest path
 # after the wide front.
-OFF_ROUTE_ROWS = ("dynamic", "largest")
+OFF_ROUTE_ROWS = ("dynamic", *ROUTINGS, "largest")
+
+# Resamples of the bootstrap, how many are drawn at once, and the percentiles of a 95 % interval.
+_RESAMPLES, _CHUNK, _INTERVAL = 1000, 50, (2.5, 97.5)
+_CURVE_POINTS = 21
 
 
 def evaluate_paths(
@@ -32,7 +39,8 @@ def evaluate_paths(
     num_batches: int | None = None,
     verbose: bool = False,
     *,
-    steps: int | None = None,
+    steps: Sequence[int] | int | None = None,
+    routings: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Measures top-1 and top-5 accuracy against multiply-adds (MAdds).
 
@@ -44,22 +52,37 @@ def evaluate_paths(
             or probabilities `[batch, classes]`, whose maximum is the class. Sample weights are
             ignored, and every image counts once.
         paths: List of the static paths to measure. Defaults to every width, used at all gates.
-        dynamic: Boolean, whether to measure the routed network too. Defaults to
-            `model.gates_trained`.
+        dynamic: Boolean, whether to measure the routed network too. Defaults to True where the
+            gates are trained or the model's routing is by confidence.
         input_shape: `(height, width, 3)`, the size of the images that MAdds are counted for.
             Defaults to the size of the images.
         num_batches: Int, the maximum number of batches to read. Defaults to the whole data set.
         verbose: Boolean, whether to show a progress bar. Defaults to `False`.
-        steps: Deprecated name of `num_batches`.
+        steps: Tuple of ascending ints, the widths that routing by confidence tries. Defaults to
+            `model.confidence_steps`. Other steps than the model's have thresholds of 0.7. An int is
+            the deprecated form of `num_batches`.
+        routings: Sequence of "gate", "confidence" and "gate+confidence", the routings to measure
+            beside the model's. By default, if `dynamic` is True or `steps` are given, all that can
+            run: those with gates need trained gates.
 
     Returns:
         List of dicts with "path", "rho", "madds", "top1" and "top5", one for each path. Accuracies
         are in [0, 1], and "top5" is left out for five classes or fewer. If the images have several
-        sizes, MAdds are the mean over the images. The path of the last row is "dynamic": its "rho"
-        is the mean over the images, its MAdds are the mean with the slimming heads included, and
-        "shares" has a dict for each gate, from widths to the shares of the images that took them.
-        With several gates it also has "path_shares", a dict from paths such as "0-1-2-3" to shares,
-        the most frequent first.
+        sizes, MAdds are the mean over the images. Then one row for each of `routings` follows,
+        whose path is its name. The path of the last row is "dynamic", by the model's routing. In
+        these rows "rho" is the mean over the images of the path that gave the output, and MAdds are
+        the mean of everything that ran, with the slimming heads of gates that were asked.
+
+        The dynamic row has "shares", a dict for each gate, from widths to the shares of the images
+        that took them. With several gates it also has "path_shares", a dict from paths such as
+        "0-1-2-3" to shares, the most frequent first. All rows of routings have "madds_p95" and
+        "madds_worst", the 95th percentile over the images and the most that an image can cost. If
+        static paths lie on both sides, they have "static_line", the top-1 of the line between these
+        paths at the same MAdds, "gain", the top-1 above it, and "gain_low" and "gain_high", the
+        95 % interval of the gain by a paired bootstrap over the images. The row of the gate has
+        "curve", a list of dicts with "bias", "madds" and "top1", if the network has one gate and
+        all routes were measured: `bias` times the relative MAdds of a route is added to its score,
+        which moves the gate along the axis of MAdds.
 
     Raises:
         ValueError: If the model does not have a path, a batch does not fit the model, the data set
@@ -83,25 +106,35 @@ def evaluate_paths(
     """
     check_network(model)
     paths, resolved = resolve_paths(model, paths)
-    dynamic = model.gates_trained if dynamic is None else check_bool("dynamic", dynamic)
-    if steps is not None:
-        num_batches = _renamed_steps(steps, num_batches)
+    if steps is not None and not isinstance(steps, Sequence | np.ndarray):
+        num_batches, steps = _renamed_steps(steps, num_batches), None
+    by_confidence = model.routing == "confidence"
+    dynamic = (
+        model.gates_trained or by_confidence if dynamic is None else check_bool("dynamic", dynamic)
+    )
+    if routings is None and not dynamic and steps is None:
+        routings = ()
+    measured = _Routings(model, steps, routings, dynamic)
     if input_shape is not None:
         # Raises the error of a wrong shape before any data are read.
         model.costs("slimmest", input_shape)
     batches = labelled_batches(dataset, model.input_shape[1:], model.classes, num_batches)
     batches = _with_progress(batches, batch_count(dataset, num_batches), verbose)
-    sizes, hits, routed_hits, widths = _measure(model, batches, resolved, input_shape, dynamic)
+    sizes, hits = _measure(model, batches, resolved, input_shape, measured)
     count = sum(sizes.values())
     if not count:
         raise ValueError("`dataset` has no images to evaluate.")
     rows = [
-        _row(path, _rho(model, p.gates), _mean_madds(model, p, sizes), hit / count, model.classes)
+        _row(
+            path,
+            _rho(model, p.gates),
+            _mean_madds(model, p, sizes),
+            hit.mean(axis=1),
+            model.classes,
+        )
         for path, p, hit in zip(paths, resolved, hits)
     ]
-    if dynamic:
-        rows.append(_dynamic_row(model, widths, routed_hits / count))
-    return rows
+    return rows + measured.rows(rows, hits, resolved, sizes)
 
 
 def resolve_paths(model: keras.Model, paths: Iterable | None) -> tuple[list, list]:
@@ -143,31 +176,168 @@ def _renamed_steps(steps, num_batches):
     return steps
 
 
-def _measure(model, batches, paths, input_shape, dynamic):
-    """Runs all paths on all batches.
+def _measure(model, batches, paths, input_shape, routings):
+    """Runs all paths and routings on all batches.
 
     Returns:
-        `(sizes, hits, routed_hits, widths)`: the number of images of each size, the top-1 and top-5
-        hits of each path, those of the routed network, and for each size of the images the widths
-        that they took, int32 `[images, gates]`.
+        `(sizes, hits)`: the number of images of each size, and bool `[paths, 2, images]`, whether
+        the class of an image was the likeliest, and among the five likeliest.
     """
-    sizes = collections.Counter()
-    hits, routed_hits = np.zeros((len(paths), 2), "int64"), np.zeros(2, "int64")
-    widths = collections.defaultdict(list)
+    sizes, hits = collections.Counter(), []
     for images, labels in batches:
-        labels, fronts = class_numbers(labels), {}
-        for index, path in enumerate(paths):
+        labels, fronts, batch = class_numbers(labels), {}, []
+        for path in paths:
             front = (path.widths[0], path.statistics[0])
             if front not in fronts:
                 fronts[front] = model.run_any_width(0, images, path)
-            hits[index] += _hits(model.run_any_width(1, fronts[front], path), labels)
+            batch.append(_hits(model.run_any_width(1, fronts[front], path), labels))
         size = tuple(input_shape or images.shape[1:])
         sizes[size] += images.shape[0]
-        if dynamic:
-            logits, chosen = model.run_dynamic(images)
-            routed_hits += _hits(logits, labels)
-            widths[size].append(chosen.numpy())
-    return sizes, hits, routed_hits, {size: np.concatenate(parts) for size, parts in widths.items()}
+        hits.append(np.reshape(batch, (len(paths), 2, images.shape[0])))
+        routings.run(images, labels, size)
+    return sizes, np.concatenate(hits, axis=2) if hits else None
+
+
+class _Routings:
+    """Measures the routed network by several routings.
+
+    Args:
+        model: `DynamicSlimmableNetwork`.
+        steps: Tuple of ints or None, see `evaluate_paths`.
+        names: Sequence of routings or None, see `evaluate_paths`.
+        dynamic: Bool, whether to measure anything.
+    """
+
+    def __init__(self, model, steps, names, dynamic):
+        self.model = model
+        self.steps = model.confidence_steps
+        if steps is not None:
+            self.steps = check_routes(steps, model.num_widths, "steps")
+        own = self.steps == model.confidence_steps
+        self.thresholds = model.thresholds if own else (DEFAULT_THRESHOLD,) * (len(self.steps) - 1)
+        if names is None:
+            names = [name for name in ROUTINGS if model.gates_trained or name == "confidence"]
+        wrong = [name for name in names if name not in ROUTINGS]
+        if isinstance(names, str) or wrong:
+            raise ValueError(f"`routings` must be some of {ROUTINGS}. Received: routings={names!r}")
+        self.names = [name for name in ROUTINGS if name in names]
+        self.dynamic = dynamic
+        self.all_names = {*self.names, *([model.routing] if dynamic else [])}
+        self.hits, self.paths, self.madds = ({n: [] for n in ROUTINGS} for _ in range(3))
+        self.scores = []
+
+    def run(self, images, labels, size):
+        """Runs one batch by every routing."""
+        images = tf.cast(images, self.model.compute_dtype)
+        for name in self.all_names:
+            logits, paths, starts = self.model.run_routed(images, name, self.steps, self.thresholds)
+            steps = () if name == "gate" else self.steps
+            asked = name != "confidence"
+            self.hits[name].append(_hits(logits, labels))
+            self.paths[name].append(paths.numpy())
+            madds = dynamic_madds(self.model, starts.numpy(), paths.numpy(), steps, asked, size)
+            self.madds[name].append(madds)
+        if "gate" in self.names and self.model.num_gates == 1 and self.model.gates_trained:
+            _, scores = self.model.run_section(0, None, (0, 0), images)
+            (gate,) = self.model.slimming_gates
+            self.scores.append(gate.route_scores(scores, self.model.routes).numpy())
+
+    def rows(self, static, hits, resolved, sizes):
+        """Returns the rows of the routings, the dynamic row last.
+
+        Args:
+            static: List of dicts, the rows of the static paths.
+            hits: bool `[paths, 2, images]` of these paths.
+            resolved: List of the same paths as `Path`.
+            sizes: Counter of the sizes of the images.
+        """
+        line = {}
+        for row, hit in zip(static, hits):
+            if row["path"] not in OFF_ROUTE_ROWS:
+                line[row["madds"]] = hit[0]
+        rows = {name: self._row(name, line, sizes) for name in self.all_names}
+        if self.scores and "gate" in rows:
+            known = {p.gates[0]: row["madds"] for row, p in zip(static, resolved)}
+            by_width = {p.gates[0]: hit[0] for p, hit in zip(resolved, hits) if p.widths[0] == 0}
+            if set(self.model.routes) <= set(by_width):
+                rows["gate"]["curve"] = self._curve(by_width, known)
+        named = [rows[name] for name in self.names]
+        if not self.dynamic:
+            return named
+        dynamic = {**rows[self.model.routing], "path": "dynamic"}
+        dynamic.update(_shares(np.concatenate(self.paths[self.model.routing])))
+        dynamic.pop("curve", None)
+        return [*named, dynamic]
+
+    def _row(self, name, line, sizes):
+        model = self.model
+        hits, madds = np.concatenate(self.hits[name], 1), np.concatenate(self.madds[name])
+        paths, counts = np.unique(np.concatenate(self.paths[name]), axis=0, return_counts=True)
+        rho = float(np.average([_rho(model, path) for path in paths.tolist()], weights=counts))
+        row = _row(name, rho, float(madds.mean()), hits.mean(axis=1), model.classes)
+        row["madds_p95"] = float(np.percentile(madds, 95))
+        routes = model.routes if model.gates_trained else model.routes[-1:]
+        row["madds_worst"] = max(
+            worst_case_madds(model, name, self.steps, routes, size) for size in sizes
+        )
+        if line and min(line) <= row["madds"] <= max(line):
+            costs = sorted(line)
+            static = np.array([line[cost] for cost in costs])
+            row["static_line"] = float(np.interp(row["madds"], costs, static.mean(axis=1)))
+            row["gain"] = row["top1"] - row["static_line"]
+            low, high = gain_interval(hits[0], madds, static, costs)
+            row.update(gain_low=low, gain_high=high)
+        return row
+
+    def _curve(self, hits, known):
+        """Returns the accuracy of the gate with a bias on its scores, for many biases."""
+        routes, scores = self.model.routes, np.concatenate(self.scores).astype("float64")
+        costs = np.array([known[width] for width in routes], "float64")
+        relative = (costs - costs[0]) / (costs[-1] - costs[0] or 1)
+        correct = np.stack([hits[width] for width in routes], axis=1)
+        slimming = self.model.costs("slimmest", self._any_size()).slimming
+        # The bias at which an image is undecided between the first and the last route.
+        undecided = scores[:, 0] - scores[:, -1]
+        rows = []
+        for bias in {0.0, *np.quantile(undecided, np.linspace(0, 1, _CURVE_POINTS)).tolist()}:
+            choice = np.argmax(scores + bias * relative, axis=1)
+            top1 = float(correct[np.arange(len(choice)), choice].mean())
+            madds = float(costs[choice].mean() + slimming)
+            rows.append({"bias": bias, "madds": madds, "top1": top1})
+        return sorted(rows, key=lambda row: row["madds"])
+
+    def _any_size(self):
+        # A slimming head costs the same at every size of the images.
+        return tuple(side or 64 for side in self.model.input_shape[1:])
+
+
+def gain_interval(
+    hits: np.ndarray, madds: np.ndarray, static_hits: np.ndarray, static_madds: Sequence[float]
+) -> tuple[float, float]:
+    """Returns the 95 % interval of a gain over the static line, by a paired bootstrap.
+
+    A resample draws as many images as there are, with replacement. It takes the mean MAdds of the
+    routed network, its top-1, and the static line at these MAdds from the same images. The seed is
+    fixed.
+
+    Args:
+        hits: bool `[images]`, whether the routed network was right.
+        madds: `[images]`, its MAdds.
+        static_hits: bool `[paths, images]`, the same of the static paths.
+        static_madds: `[paths]`, their MAdds in ascending order.
+
+    Returns:
+        `(low, high)`, fractions of top-1.
+    """
+    generator, gains, images = np.random.default_rng(0), [], len(hits)
+    columns = np.stack([hits, madds, *static_hits]).astype("float64").T
+    for _ in range(_RESAMPLES // _CHUNK):
+        drawn = generator.integers(images, size=(_CHUNK, images))
+        weights = np.stack([np.bincount(row, minlength=images) for row in drawn])
+        means = weights @ columns / images
+        gains += [top1 - np.interp(cost, static_madds, rest) for top1, cost, *rest in means]
+    low, high = np.percentile(gains, _INTERVAL)
+    return float(low), float(high)
 
 
 def _with_progress(batches, count, verbose):
@@ -186,7 +356,7 @@ def _hits(logits, labels):
     logits = tf.cast(logits, tf.float32)
     top1 = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
     top5 = tf.math.in_top_k(labels, logits, min(5, logits.shape[1]))
-    return np.array([np.sum(top1), np.sum(top5)])
+    return np.array([top1, top5])
 
 
 def _rho(model, widths):
@@ -198,31 +368,21 @@ def _row(path, rho, madds, accuracy, classes):
     return {**row, "top5": float(accuracy[1])} if classes > 5 else row
 
 
-def _dynamic_row(model, by_size, accuracy):
-    widths = np.concatenate([*by_size.values()])
+def _shares(widths):
+    """Returns the shares of the images, for each gate by width and for several gates by path."""
     paths, counts = np.unique(widths, axis=0, return_counts=True)
-    paths = [tuple(map(int, path)) for path in paths]
     shares = counts / counts.sum()
-    means = [_mean_routed_madds(model, chosen, size) for size, chosen in by_size.items()]
-    madds = float(np.average(means, weights=[len(chosen) for chosen in by_size.values()]))
-    rho = float(np.dot(shares, [_rho(model, path) for path in paths]))
-    row = _row("dynamic", rho, madds, accuracy, model.classes)
-    row["shares"] = [
-        {int(width): float(np.mean(gate == width)) for width in np.unique(gate)}
-        for gate in widths.T
-    ]
+    row = {
+        "shares": [
+            {int(width): float(np.mean(gate == width)) for width in np.unique(gate)}
+            for gate in widths.T
+        ]
+    }
     if widths.shape[1] > 1:
         order = np.argsort(-counts, kind="stable")
-        row["path_shares"] = {"-".join(map(str, paths[i])): float(shares[i]) for i in order}
+        names = ["-".join(map(str, path)) for path in paths.tolist()]
+        row["path_shares"] = {names[i]: float(shares[i]) for i in order}
     return row
-
-
-def _mean_routed_madds(model, widths, size):
-    """Returns the mean MAdds of images of one size over the paths that they took."""
-    paths, counts = np.unique(widths, axis=0, return_counts=True)
-    paths = [tuple(map(int, path)) for path in paths]
-    madds = np.average([model.madds(path, size) for path in paths], weights=counts)
-    return madds + model.costs(paths[0], size).slimming
 
 
 def describe_gates(rows: list[dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from keras_dsnet.applications import DSResNet50
 from programs import run_program, start_program
 from routed_networks import SHORT_SPEC, SIZE, small_network
 
+from keras_dsnet.models.routing_settings import ROUTINGS
 from keras_dsnet.runs import read_log
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
@@ -79,7 +80,7 @@ def test_stage_2_trains_the_gate_of_stage_1(supernet, tmp_path):
     assert told[0] in again.stdout, "a finished run started again tells the same"
     assert (tmp_path / "model.keras").is_file()
     rows = json.loads((tmp_path / "tables" / "paths.json").read_text())
-    assert [row["path"] for row in rows] == [*range(14), "dynamic"]
+    assert [row["path"] for row in rows] == [*range(14), *ROUTINGS, "dynamic"]
     assert rows[0]["madds"] < rows[-1]["madds"] <= rows[3]["madds"] + 1000
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "accuracy_against_madds.png",
@@ -153,7 +154,7 @@ def test_both_stages_of_a_network_of_four_gates_that_starts_from_weights(resnet,
     model = keras.models.load_model(gates / "model.keras")
     assert model.dtype_policy.name == "mixed_bfloat16", "of the flag, not of the supernet's file"
     rows = json.loads((gates / "tables" / "paths.json").read_text())
-    assert [row["path"] for row in rows] == [0, 1, 2, 3, "dynamic"]
+    assert [row["path"] for row in rows] == [0, 1, 2, 3, *ROUTINGS, "dynamic"]
     assert (gates / "plots" / "width_shares.png").is_file()
 
 

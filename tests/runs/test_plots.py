@@ -6,6 +6,9 @@ import pytest
 
 from keras_dsnet.runs.plots import (
     plot_accuracy_against_madds,
+    plot_confidence_curve,
+    plot_gallery,
+    plot_reliability,
     plot_training_curves,
     plot_width_shares,
 )
@@ -124,3 +127,77 @@ def test_plots_leave_the_users_matplotlib_alone(tmp_path):
     plot_accuracy_against_madds(ROWS, tmp_path / "accuracy.png")
     after = {name: dict.__getitem__(matplotlib.rcParams, name) for name in matplotlib.rcParams}
     assert after == before
+
+
+def test_every_routing_is_a_point_and_the_gate_a_curve(tmp_path):
+    curve = [{"bias": bias, "madds": 1e8 * bias, "top1": 0.7} for bias in (1, 2)]
+    rows = [
+        *ROWS[:3],
+        {"path": "gate", "madds": 2e8, "top1": 0.76, "curve": curve},
+        {"path": "confidence", "madds": 2.5e8, "top1": 0.83},
+        {"path": "gate+confidence", "madds": 2.6e8, "top1": 0.82},
+    ]
+    (axes,) = plot_accuracy_against_madds(rows, tmp_path / "accuracy.png").axes
+    drawn = lines(axes)
+    assert drawn["gate"] == [[200, 76]]
+    assert drawn["confidence"] == [[250, 83]]
+    assert drawn["gate+confidence"] == [[260, 82]]
+    assert [[100, 70], [200, 70]] in drawn.values()
+
+
+def test_a_confidence_curve_lies_over_the_static_line(tmp_path):
+    rows = [
+        {"thresholds": (0.0,), "madds": 1e8, "top1": 0.7, "line": 0.7, "chosen": False},
+        {"thresholds": (0.6,), "madds": 2e8, "top1": 0.8, "line": 0.75, "chosen": True},
+    ]
+    figure = plot_confidence_curve(rows, tmp_path / "curve.png")
+    (axes,) = figure.axes
+    assert lines(axes) == {
+        "static sub-networks": [[100, 70], [200, 75]],
+        "confidence": [[100, 70], [200, 80]],
+        "chosen": [[200, 80]],
+    }
+    assert [text.get_text() for text in axes.texts] == ["threshold 0.60: 80.0 % at 200M"]
+    (axes,) = plot_confidence_curve(rows, tmp_path / "curve.png", static=ROWS).axes
+    assert lines(axes)["static sub-networks"] == [[100, 70], [300, 80], [500, 85]]
+    with pytest.raises(ValueError, match="needs rows"):
+        plot_confidence_curve([], tmp_path / "curve.png")
+
+
+def test_a_reliability_diagram_shows_the_accuracy_at_each_confidence(tmp_path):
+    confidence, correct = [0.05, 0.55, 0.6, 1.0], [False, True, False, True]
+    axes, below = plot_reliability(confidence, correct, tmp_path / "reliability.png").axes
+    bars = {round(bar.get_x(), 3): bar.get_height() for bar in axes.patches}
+    assert bars == pytest.approx({0.0: 0, 0.5: 50, 0.9: 100})
+    assert sum(bar.get_height() for bar in below.patches) == pytest.approx(100)
+    # Weighted by images: 0.05 once, 0.075 twice, 0 once.
+    assert axes.texts[0].get_text() == "calibration error 5.0 %"
+    with pytest.raises(ValueError, match=r"Received: shapes \(2,\) and \(1,\)"):
+        plot_reliability([0.5, 0.6], [True], tmp_path / "reliability.png")
+
+
+def test_a_gallery_has_a_row_for_each_width_the_surest_image_first(tmp_path):
+    images = np.full((5, 8, 8, 3), 128, "uint8")
+    figure = plot_gallery(
+        images,
+        [13, 0, 0, 0, 13],
+        labels=[0, 1, 1, 0, 1],
+        predictions=[0, 1, 0, 0, 1],
+        confidence=[0.5, 0.7, 0.8, 0.9, 0.6],
+        path=tmp_path / "gallery.png",
+        class_names=("cat", "dog"),
+        columns=3,
+    )
+    texts = [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes]
+    assert texts == [
+        ("cat", "90% sure"),
+        ("dog\nnot cat", "80% sure"),
+        ("dog", "70% sure"),
+        ("dog", "60% sure"),
+        ("cat", "50% sure"),
+        ("", ""),
+    ]
+    assert figure.axes[0].get_ylabel() == "width 0\n60% of images"
+    assert figure.axes[3].get_ylabel() == "width 13\n40% of images"
+    with pytest.raises(ValueError, match="Received: 5, 1, 1, 1, 1 values"):
+        plot_gallery(images, [0], [0], [0], [0.5], tmp_path / "gallery.png")

@@ -177,7 +177,7 @@ def test_steps_is_a_deprecated_name_of_the_number_of_batches(network):
         rows = evaluate_paths(network, endless, paths=[1], steps=1)
     assert [warning.filename for warning in caught] == [__file__]
     assert rows == evaluate_paths(network, endless, paths=[1], num_batches=1)
-    for wrong in ({"steps": (0, 2)}, {"steps": 1, "num_batches": 1}, {"steps": 0}):
+    for wrong in ({"steps": (2, 0)}, {"steps": 1, "num_batches": 1}, {"steps": 0}):
         with pytest.raises(ValueError, match=r"Received: steps=\S"):
             evaluate_paths(network, endless, paths=[1], **wrong)
 

@@ -168,7 +168,8 @@ def test_the_gradient_of_a_width_is_what_more_channels_would_change(network):
 def test_evaluation_gives_the_uniform_paths_and_a_share_for_every_gate(network):
     network.routes = ROUTES
     rows = evaluate_paths(network, [(IMAGES, LABELS)])
-    assert [row["path"] for row in rows] == [0, 1, 2, "dynamic"]
+    routings = ["gate", "confidence", "gate+confidence"]
+    assert [row["path"] for row in rows] == [0, 1, 2, *routings, "dynamic"]
     assert rows[0]["rho"] == pytest.approx(1 / 3)
     shares = rows[-1]["shares"]
     widths = network.route(IMAGES).numpy()

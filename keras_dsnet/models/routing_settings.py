@@ -1,0 +1,261 @@
+"""The settings of routing: how an image gets its path, and among which widths.
+
+Three routings exist. With "gate" the slimming heads choose a path before it runs (Sec. 3.2 of the
+paper). With "confidence" the narrowest step runs first, and an image goes on to a wider step where
+its largest probability is too small. With "gate+confidence" the gates choose where an image starts,
+and its confidence decides whether it goes on.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from keras_dsnet.models.costs import worst_case_madds
+from keras_dsnet.models.path import check_routes
+from keras_dsnet.utils.argument_checks import check_bool, check_number
+from keras_dsnet.utils.private_names import in_symbolic_scope
+
+ROUTINGS = ("gate", "confidence", "gate+confidence")
+DEFAULT_THRESHOLD = 0.7
+
+# Steps that may cost an image more than this many times the widest path cause a warning.
+_COSTLY = 2
+# Sides of the images that costs are counted for where the network leaves the size open.
+_OPEN_SIDE = 224
+_PACKAGES = ("keras", "keras_dsnet", "tensorflow")
+
+
+class RoutingSettings:
+    """The part of a `DynamicSlimmableNetwork` that holds the settings of its routing.
+
+    The network inherits from this class. The settings are plain attributes: a function that
+    TensorFlow has traced keeps those of its trace.
+    """
+
+    include_top: bool
+    num_gates: int
+    num_widths: int
+
+    def _set_up_routing(self, routes, gates_trained, routing, confidence_steps, thresholds):
+        self._gates_trained = False
+        self._warned_of_gates = self._warned_of_routes = self._warned_of_costs = False
+        self._confidence_steps: tuple[int, ...] | None = None
+        self._thresholds: tuple | None = None
+        self.replace_routes(range(self.num_widths) if routes is None else routes)
+        self.gates_trained = gates_trained
+        self.confidence_steps = confidence_steps
+        self.thresholds = thresholds
+        self.routing = routing
+
+    @property
+    def routing(self) -> str:
+        """How an image gets its path: "gate", "confidence" or "gate+confidence". Settable.
+
+        "gate": the gates choose a path before it runs. Gates that are not trained give every image
+        the widest route, with a warning.
+
+        "confidence": all images run the first of `confidence_steps`. An image whose confidence is
+        at most the first of `thresholds` runs the next step too, and so on. Its output is that of
+        the last step that it ran. This needs no trained gate. All steps share one run of the layers
+        before the first gate. A network with several gates uses each step at all gates.
+
+        "gate+confidence": the gates choose where an image starts among `routes`. It goes on by
+        the threshold of the widest step that is not wider than the largest width of its path (the
+        first threshold if there is no such step), to the next step that is wider than its path.
+
+        The confidence of an image is its largest softmax probability, computed in float32 from the
+        logits with any `classifier_activation`. An image whose confidence is NaN goes on. A
+        threshold of 0 lets no image go on, and a threshold of 1 lets every image go on.
+        """
+        return self._routing
+
+    @routing.setter
+    def routing(self, routing: str) -> None:
+        if not isinstance(routing, str) or routing not in ROUTINGS:
+            raise ValueError(f"`routing` must be one of {ROUTINGS}. Received: routing={routing!r}")
+        if routing != "gate" and not self.include_top:
+            raise ValueError(
+                "A network without its classifier has no confidence: with `include_top=False`, "
+                f"`routing` must be 'gate'. Received: routing={routing!r}"
+            )
+        self._routing = routing
+
+    @property
+    def routes(self) -> tuple[int, ...]:
+        """The candidate widths of every gate, a tuple of ints in ascending order. Settable.
+
+        A slimming head scores every width, and the scores of widths outside the routes are masked.
+        Routes can therefore change without new weights. Trained gates know only the routes of their
+        training, so another choice warns once.
+        """
+        return self._routes
+
+    @routes.setter
+    def routes(self, routes: Sequence[int]) -> None:
+        before = getattr(self, "_routes", ())
+        self.replace_routes(routes)
+        if self.gates_trained and self._routes != before and not self._warned_of_routes:
+            self._warned_of_routes = True
+            new = [width for width in self._routes if width not in before]
+            scores = (
+                f" The gates were not trained to choose {new}: these widths have untrained scores "
+                "until the gates are trained again."
+                if new
+                else ""
+            )
+            warnings.warn(
+                f"The gates were trained to choose among the routes {before}, and now choose among "
+                f"{self._routes}: the scores of all other widths are masked.{scores}",
+                stacklevel=_level_of_caller(),
+            )
+
+    def replace_routes(self, routes: Iterable[int]) -> None:
+        """Sets `routes` without the warning, for code that trains the gates on them next.
+
+        Args:
+            routes: Iterable of ints, candidate widths in ascending order.
+        """
+        self._routes = check_routes(routes, self.num_widths)
+
+    @property
+    def gates_trained(self) -> bool:
+        """Whether the slimming heads were trained. Settable, and saved with the weights."""
+        return self._gates_trained
+
+    @gates_trained.setter
+    def gates_trained(self, trained: bool) -> None:
+        self._gates_trained = check_bool("gates_trained", trained)
+
+    @property
+    def confidence_steps(self) -> tuple[int, ...]:
+        """The widths that "confidence" tries in turn, a tuple of ascending ints. Settable.
+
+        By default, or after they are set to None, they are the narrowest and the widest of
+        `routes`. Steps whose worst case costs more than twice the widest path warn once.
+        """
+        if self._confidence_steps is not None:
+            return self._confidence_steps
+        return tuple(sorted({self.routes[0], self.routes[-1]}))
+
+    @confidence_steps.setter
+    def confidence_steps(self, steps: Sequence[int] | None) -> None:
+        if steps is None:
+            self._confidence_steps = None
+            return
+        self._confidence_steps = check_routes(steps, self.num_widths, "confidence_steps")
+        self._warn_of_costly_steps()
+
+    def _warn_of_costly_steps(self):
+        network: Any = self
+        shape = tuple(side or _OPEN_SIDE for side in network.input_shape[1:])
+        most = worst_case_madds(network, "confidence", self.confidence_steps, input_shape=shape)
+        widest = network.madds("widest", shape)
+        if most > _COSTLY * widest and not self._warned_of_costs:
+            self._warned_of_costs = True
+            warnings.warn(
+                f"An image that runs all confidence steps {self.confidence_steps} costs "
+                f"{most / 1e6:.2f}M multiply-adds, {most / widest:.2f} times those of the widest "
+                f"path ({widest / 1e6:.2f}M). Fewer steps cost less.",
+                stacklevel=_level_of_caller(),
+            )
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One threshold in [0, 1] for each confidence step except the last. Settable.
+
+        An image goes on to the next step where its confidence is at most the threshold. The
+        defaults are 0.7, also after other steps are set, because thresholds belong to their steps.
+        `keras_dsnet.training.calibrate_confidence` chooses them. None sets the defaults.
+        """
+        steps = self.confidence_steps
+        if self._thresholds is not None and self._thresholds[0] == steps:
+            return self._thresholds[1]
+        return (DEFAULT_THRESHOLD,) * (len(steps) - 1)
+
+    @thresholds.setter
+    def thresholds(self, thresholds: Sequence[float] | None) -> None:
+        if thresholds is None:
+            self._thresholds = None
+        else:
+            steps = self.confidence_steps
+            self._thresholds = (steps, check_thresholds(thresholds, steps))
+
+    def reset_gates(self) -> None:
+        """Makes all widths routes and marks the gates as untrained, as in a new network.
+
+        The settings of routing by confidence become those of a new network too.
+        """
+        self._gates_trained = False
+        self._confidence_steps = self._thresholds = None
+        self._routing = "gate"
+        self.replace_routes(range(self.num_widths))
+
+    def routing_config(self) -> dict:
+        """Returns the settings as arguments of the network's constructor.
+
+        Steps and thresholds that have their defaults are None.
+        """
+        given = self._thresholds is not None and self._thresholds[0] == self.confidence_steps
+        return {
+            "routes": self.routes,
+            "gates_trained": self.gates_trained,
+            "routing": self.routing,
+            "confidence_steps": self._confidence_steps,
+            "thresholds": self.thresholds if given else None,
+        }
+
+    def gate_candidates(self) -> tuple[int, ...]:
+        """Returns the routes that gates choose from: only the widest, with a warning, if untrained.
+
+        The warning comes once.
+        """
+        if self.gates_trained:
+            return self.routes
+        # Keras also calls a network symbolically to infer its shapes, for example before it loads
+        # a file that holds trained gates.
+        if not self._warned_of_gates and not in_symbolic_scope():
+            self._warned_of_gates = True
+            warnings.warn(
+                "The gates of this network are not trained: every image takes the widest route "
+                f"({self.routes[-1]}). Train them with keras_dsnet.training.GateTrainer, set "
+                "`routing` to 'confidence', or pass `path=`.",
+                stacklevel=_level_of_caller(),
+            )
+        return self.routes[-1:]
+
+
+def check_thresholds(thresholds: Sequence[float], steps: Sequence[int]) -> tuple[float, ...]:
+    """Returns thresholds of confidence as a tuple of floats.
+
+    Args:
+        thresholds: Sequence of numbers in [0, 1], or one number for two steps.
+        steps: Tuple of ints, the confidence steps.
+
+    Raises:
+        ValueError: If there is not one threshold in [0, 1] for each step except the last.
+    """
+    right = (
+        f"{len(steps) - 1} numbers from 0 to 1, one for each step of {tuple(steps)} but the last"
+    )
+    if len(steps) == 2:
+        right = f"a number from 0 to 1, or a tuple with it, for the steps {tuple(steps)}"
+    try:
+        given = tuple(thresholds)
+    except TypeError:
+        given = (thresholds,)
+    message = f"`thresholds` must be {right}. Received: thresholds={thresholds!r}"
+    if isinstance(thresholds, (str, bytes, dict)) or len(given) != len(steps) - 1:
+        raise ValueError(message)
+    try:
+        return tuple(check_number("thresholds", t, "", lambda t: 0 <= t <= 1) for t in given)
+    except ValueError:
+        raise ValueError(message) from None
+
+
+def _level_of_caller():
+    """Returns the `stacklevel` at which a warning shows the line of the user's code."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _PACKAGES:
+        level, frame = level + 1, frame.f_back
+    return level
