@@ -96,12 +96,13 @@ def export_routed(
             normalises by the network's `normalization`. Defaults to "float32".
         verbose: Boolean. `True` logs each phase and a report at the level INFO of the logger
             "keras_dsnet". Defaults to `True`.
-        routing: "gate", "confidence" or "gate+confidence". Defaults to "gate".
+        routing: "gate", "confidence" or "gate+confidence". Defaults to the network's `routing`.
         steps: Tuple of ints, the ascending widths that are tried in turn. The file also has those
             of `routes` that are not steps, if `routes` are given or the gates choose the start.
-            Defaults to the narrowest and the widest of the routes.
-        thresholds: Tuple of floats from 0 to 1, one for each step except the last. Defaults to 0.7
-            for each.
+            Defaults to the network's `confidence_steps`, or to the narrowest and the widest of
+            `routes` where these lack one of them.
+        thresholds: Tuple of floats from 0 to 1, one for each step except the last. Defaults to the
+            network's `thresholds` for its own steps, and to 0.7 for others.
 
     Returns:
         `RoutedReport`, a dict.

@@ -12,10 +12,9 @@ from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.conversion import QUANTIZATIONS
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.path import check_routes
+from keras_dsnet.models.routing_settings import DEFAULT_THRESHOLD, ROUTINGS, check_thresholds
 
 INPUT_TYPES = ("float32", "uint8")
-ROUTINGS = ("gate", "confidence", "gate+confidence")
-_DEFAULT_THRESHOLD = 0.7
 
 
 def check_network(network: Any) -> None:
@@ -128,7 +127,7 @@ def plan_routing(
     Raises:
         ValueError: If an argument does not fit the network or another argument.
     """
-    routing = "gate" if routing is None else routing
+    routing = network.routing if routing is None else routing
     if not isinstance(routing, str) or routing not in ROUTINGS:
         raise ValueError(
             "`routing` must be 'gate', 'confidence' or 'gate+confidence'. "
@@ -147,13 +146,16 @@ def plan_routing(
             "Routing by confidence needs the network's classifier. Received: "
             f"routing={routing!r} for a network with include_top=False"
         )
-    tried = _check_steps(network, candidates, steps)
+    tried = _check_steps(network, candidates, steps, routes is not None)
+    if thresholds is None:
+        is_same = tried == network.confidence_steps
+        thresholds = network.thresholds if is_same else [DEFAULT_THRESHOLD] * (len(tried) - 1)
     has_gates = routing == "gate+confidence"
     kept = candidates if has_gates or routes is not None else ()
     plan = ConfidencePlan(
         widths=tuple(sorted({*kept, *tried})),
         steps=tried,
-        thresholds=_check_thresholds(thresholds, tried),
+        thresholds=check_thresholds(thresholds, tried),
         gate_routes=candidates if has_gates else (),
     )
     if not plan.targets:
@@ -164,10 +166,15 @@ def plan_routing(
     return plan.widths, plan
 
 
-def _check_steps(network, candidates, steps):
-    """Returns the steps of a file as a tuple of ints."""
+def _check_steps(network, candidates, steps, are_given):
+    """Returns the steps of a file as a tuple of ints.
+
+    By default they are the network's, unless other routes are given that lack one of them.
+    """
     if steps is None:
-        steps = dict.fromkeys((candidates[0], candidates[-1]))
+        steps = network.confidence_steps
+        if are_given and not set(steps) <= set(candidates):
+            steps = tuple(dict.fromkeys((candidates[0], candidates[-1])))
     try:
         checked = check_routes(steps, network.num_widths)
     except ValueError:
@@ -176,23 +183,6 @@ def _check_steps(network, candidates, steps):
         raise ValueError(
             f"`steps` must be two or more ascending widths from 0 to {network.num_widths - 1}. "
             f"Received: steps={steps!r}"
-        )
-    return checked
-
-
-def _check_thresholds(thresholds, steps):
-    """Returns the thresholds of a file as a tuple of floats."""
-    if thresholds is None:
-        thresholds = (_DEFAULT_THRESHOLD,) * (len(steps) - 1)
-    values = [thresholds] if isinstance(thresholds, numbers.Real) else thresholds
-    try:
-        checked = tuple(map(float, values))
-    except (TypeError, ValueError):
-        checked = ()
-    if len(checked) != len(steps) - 1 or not all(0 <= value <= 1 for value in checked):
-        raise ValueError(
-            f"`thresholds` must be numbers from 0 to 1, one for each of the steps {steps} except "
-            f"the last. Received: thresholds={thresholds!r}"
         )
     return checked
 

@@ -11,9 +11,11 @@ from routed_networks import random_images, small_network
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 from weight_cache import assert_same_with_cache
 
+from keras_dsnet.export import DynamicInterpreter
 from keras_dsnet.export.assembly import force_route
 from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.export_routed import check_routed
+from keras_dsnet.export.options import plan_routing
 
 THRESHOLDS = {1: (0.27, 0.23), 3: (0.33, 0.84)}
 IMAGES = {1: random_images(24), 3: tiny_images(24)}
@@ -301,10 +303,10 @@ def test_saturated_logits_obey_thresholds_of_zero_and_one(tmp_path):
         ({"routing": "confidence", "steps": (0, 9)}, "`steps` must be two or more ascending"),
         (
             {"routing": "confidence", "thresholds": (0.5, 0.5)},
-            "`thresholds` must be numbers from 0",
+            "`thresholds` must be a number",
         ),
-        ({"routing": "confidence", "thresholds": (1.5,)}, "`thresholds` must be numbers from 0"),
-        ({"routing": "confidence", "thresholds": "a"}, "`thresholds` must be numbers from 0"),
+        ({"routing": "confidence", "thresholds": (1.5,)}, "`thresholds` must be a number"),
+        ({"routing": "confidence", "thresholds": "a"}, "`thresholds` must be a number"),
         ({"routing": "confidence", "routes": (1,)}, "`steps` must be two or more ascending"),
         (
             {"routing": "gate+confidence", "routes": (3,), "steps": (0, 3)},
@@ -339,3 +341,33 @@ def test_a_file_that_does_not_go_on_as_it_should_is_refused(exported):
     wrong = dataclasses.replace(plan, steps=(0, 2, 3))
     with pytest.raises(ValueError, match="takes the path"):
         check_routed(content, network, (0, 1, 2), network.input_shape[1:], confidence=wrong)
+
+
+def test_a_file_takes_the_settings_of_the_network(tmp_path):
+    network = small_network()
+    network.routing, network.confidence_steps, network.thresholds = "confidence", (1, 3), 0.24
+    metadata = DynamicInterpreter(Exported(network, tmp_path, verbose=False).filename).metadata
+    assert (metadata["routing"], metadata["steps"]) == ("confidence", [1, 3])
+    assert metadata["thresholds"] == [0.24]
+    _, paths = run((tmp_path / "m.tflite").read_bytes(), "serving_default", IMAGES[1])
+    assert paths == [tuple(path) for path in network.route(IMAGES[1]).numpy().tolist()]
+    assert len(set(paths)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ((0, 3), (0.4,))),
+        ({"routes": (0, 1, 3)}, ((0, 3), (0.4,))),
+        ({"routes": (1, 2)}, ((1, 2), (0.7,))),
+        ({"steps": (0, 2)}, ((0, 2), (0.7,))),
+        ({"steps": (0, 3), "thresholds": 0.5}, ((0, 3), (0.5,))),
+    ],
+)
+def test_steps_and_thresholds_belong_together(options, expected):
+    network = small_network()
+    network.routing, network.thresholds = "confidence", 0.4
+    options = {"routes": None, "routing": None, "steps": None, "thresholds": None, **options}
+    widths, plan = plan_routing(network, **options)
+    assert (plan.steps, plan.thresholds) == expected
+    assert widths == (options["routes"] or expected[0])
