@@ -4,8 +4,10 @@ The front becomes the main graph. At every gate it chooses a route, and it has a
 graph of the section that follows: one of them runs, and a subgraph without operators is the other
 branch of each `IF`, which leaves the outputs unchanged. The features of every width are separate
 tensors with different shapes, so none is padded, and an `IF` passes tensors on without a copy. The
-routes that a gate may choose are a mask: a constant in the signature "serving_default", computed
-from the bounds before everything else in "bounded".
+routes that a gate may choose are a mask, one of the control tensors: constants in the signature
+"serving_default", computed from the bounds before everything else in "bounded". Where a file routes
+by confidence, the limits of confidence are a control tensor too, which the signature "tuned"
+computes from thresholds; see the module `confidence`.
 
 `IF`s are not nested along the path: LiteRT re-prepares every subgraph reachable from an `IF` on
 each run, and along the paths that is nearly the whole file.
@@ -20,6 +22,13 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from keras_dsnet.export.confidence import (
+    NEVER,
+    ConfidencePlan,
+    add_steps,
+    append_confidence,
+    reached_by_start,
+)
 from keras_dsnet.export.dynamic_interpreter import METADATA_NAME, read_metadata, routes_of
 from keras_dsnet.export.graphs import RoutedGraphs, SectionGraphs
 from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
@@ -42,8 +51,12 @@ from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 BOUNDED = "bounded"
 SERVING = "serving_default"
 BOUNDS = ("min_width", "max_width")
-# Masks of the routes that a gate may choose are tensors of these names, counted from 1.
+TUNED = "tuned"
+THRESHOLDS = "thresholds"
+# Control tensors have these names. Masks of the routes that a gate may choose are counted from 1.
 _MASK = "allowed_{}"
+_START = "start"
+_LIMITS = "limits"
 # These operators write their outputs with any scale, so the scale may be changed.
 _RESCALING = (Builtin.CONV_2D, Builtin.DEPTHWISE_CONV_2D, Builtin.FULLY_CONNECTED)
 
@@ -54,44 +67,46 @@ def assemble_file(
     routes: Sequence[int],
     network: DynamicSlimmableNetwork,
     metadata: dict[str, Any],
+    confidence: ConfidencePlan | None = None,
 ) -> schema.ModelT:
     """Assembles the graphs of a routed network into one model.
 
     Args:
         builder: `ModelBuilder` that imported the graphs.
         graphs: `RoutedGraphs` of `ImportedGraph`s. They are changed.
-        routes: Tuple of candidate widths, ascending.
+        routes: Tuple of the widths of the file, ascending.
         network: `DynamicSlimmableNetwork`, which TFLite Metadata describe.
         metadata: Dict for JSON, which `DynamicInterpreter` reads; `input_type` and `quantize` are
             among its keys.
+        confidence: `ConfidencePlan`. Defaults to None for a file that routes only by its gates.
 
     Returns:
         `schema.ModelT`.
     """
     model = builder.model
     _connect_quantized(builder, graphs)
+    if confidence:
+        for part in graphs.sections[-1].rest.values():
+            append_confidence(part, graphs.confidence)
     main = graphs.front.graph
     # An interpreter that asks for no signature runs subgraph 0, which will be "serving_default".
     model.subgraphs = [None, main]
-    masks = [
-        add_tensor(main, _MASK.format(gate), TensorType.BOOL, [len(routes)])
-        for gate in range(1, len(graphs.choices) + 1)
-    ]
-    output, path = _add_gates(builder, graphs, masks, routes)
-    main.inputs, main.outputs = [graphs.front.inputs["image"]], [output, path]
-    # Some runtimes identify outputs only by the names of their tensors.
-    for name, index in zip(("output", "path"), main.outputs):
-        main.tensors[index].name = name.encode()
-    serving = copy.deepcopy(main)
-    for mask in masks:
-        builder.set_constant(serving.tensors[mask], True)
-    _prepend_bounds(main, graphs.allow, masks)
-    model.subgraphs[0] = serving
-    for subgraph, key in enumerate((SERVING, BOUNDED)):
-        graph = model.subgraphs[subgraph]
-        graph.name = key.encode()
-        inputs = dict(zip(("image", *BOUNDS), graph.inputs))
-        builder.add_signature(key, subgraph, inputs, dict(zip(("output", "path"), graph.outputs)))
+    controls = _add_controls(main, graphs, routes, confidence)
+    calls, positions = _add_start(builder, graphs, controls)
+    if confidence is None:
+        results = builder.concatenate(main, calls[-1].results)
+        outputs = {"output": builder.gather(main, results, calls[-1].number)}
+        widths = builder.add_constant(main, routes)
+        outputs["path"] = builder.gather(main, widths, builder.concatenate(main, positions))
+    else:
+        positions *= network.num_gates // len(positions)
+        start = reached_by_start(builder, main, calls[-1], positions, routes)
+        reached = add_steps(builder, main, confidence, controls["limits"][0], calls, start)
+        results = builder.concatenate(main, reached.results)
+        outputs = {"output": builder.gather(main, results, reached.number)}
+        outputs |= {"path": reached.path, "confidence": reached.confidence}
+    stored = confidence.stored() if confidence else {"allowed": True}
+    _add_signatures(builder, graphs, controls, outputs, stored)
     separate_buffers(model)
     add_metadata(model, METADATA_NAME.decode(), json.dumps(metadata).encode())
     describe(model, network, metadata["input_type"])
@@ -99,39 +114,118 @@ def assemble_file(
     return model
 
 
-def _add_gates(builder, graphs, masks, routes):
+def _add_controls(main, graphs, routes, confidence):
+    """Adds the control tensors to the main graph; returns a dict of tuples of tensor indices."""
+    controls = {}
+    if graphs.choices:
+        controls["allowed"] = [
+            add_tensor(main, _MASK.format(gate), TensorType.BOOL, [len(routes)])
+            for gate in range(1, len(graphs.choices) + 1)
+        ]
+    else:
+        controls["start"] = [add_tensor(main, _START, TensorType.INT32, [1])]
+    if confidence:
+        shape = [len(confidence.targets) * len(routes)]
+        controls["limits"] = [add_tensor(main, _LIMITS, TensorType.FLOAT32, shape)]
+    return controls
+
+
+def _add_start(builder, graphs, controls):
     """Adds the choice of every gate and the calls of the section after it to the main graph.
 
+    Without gates in the file the control tensor `start` is the choice.
+
     Returns:
-        Tuple of the tensor indices of the network's output and of the path.
+        Tuple of a list with the `CalledGraphs` of each section, and the tensor indices of the
+        positions of the chosen widths.
     """
-    main, scores = graphs.front.graph, graphs.front.outputs["scores"]
-    called, positions = None, []
-    for choice, section, mask in zip(graphs.choices, graphs.sections, masks):
-        arguments = {choice.inputs["scores"]: scores, choice.inputs["allowed"]: mask}
-        position = inline(main, choice.graph, arguments)[choice.outputs["position"]]
-        positions.append(position)
-        calls = SectionCalls(builder, main, section)
-        if called is None:
-            called = calls.add_first(position, graphs.front.outputs["features"])
+    main, features = graphs.front.graph, graphs.front.outputs["features"]
+    scores = graphs.front.outputs.get("scores")
+    calls: list = []
+    positions: list = []
+    for index, section in enumerate(graphs.sections):
+        if calls:
+            results = builder.concatenate(main, calls[-1].results)
+            scores = builder.gather(main, results, calls[-1].number)
+        if graphs.choices:
+            choice, mask = graphs.choices[index], controls["allowed"][index]
+            arguments = {choice.inputs["scores"]: scores, choice.inputs["allowed"]: mask}
+            position = inline(main, choice.graph, arguments)[choice.outputs["position"]]
         else:
-            called = calls.add(position, called)
-        results = builder.concatenate(main, called.results)
-        scores = builder.gather(main, results, called.number)
-    widths = builder.add_constant(main, routes)
-    # The last "scores" are the network's output.
-    return scores, builder.gather(main, widths, builder.concatenate(main, positions))
+            position = controls["start"][index]
+        positions.append(position)
+        section_calls = SectionCalls(builder, main, section)
+        if calls:
+            calls.append(section_calls.add(position, calls[-1]))
+        else:
+            calls.append(section_calls.add_first(position, features))
+    return calls, positions
 
 
-def _prepend_bounds(main, allow, masks):
-    """Makes the bounds inputs of the main graph, which then begins by computing the masks."""
-    tensors = dict(zip(allow.outputs["allowed"], masks))
-    for name in BOUNDS:
-        index = add_tensor(main, name, TensorType.INT32, [len(masks)])
-        tensors[allow.inputs[name]] = index
+def _add_signatures(builder, graphs, controls, outputs, stored):
+    """Adds the signatures: copies of the main graph with other sources of the control tensors.
+
+    Args:
+        builder: `ModelBuilder`.
+        graphs: `RoutedGraphs`, the front of which has become the main graph.
+        controls: Dict of tuples of the control tensors, and `stored` of their values.
+        outputs: Dict from the name of an output to its tensor index.
+        stored: See `controls`.
+    """
+    model, main = builder.model, graphs.front.graph
+    main.inputs = [graphs.front.inputs["image"]]
+    # Some runtimes identify outputs only by the names of their tensors.
+    for name, index in outputs.items():
+        main.tensors[index].name = name.encode()
+    tuned = copy.deepcopy(main) if graphs.tune else None
+    serving = copy.deepcopy(main)
+    _set_controls(builder, serving, controls, stored)
+    _prepend(main, graphs.allow, BOUNDS, controls)
+    model.subgraphs[0] = serving
+    signatures = {SERVING: (0, serving, ()), BOUNDED: (1, main, BOUNDS)}
+    if tuned:
+        others = {name: each for name, each in controls.items() if name != "limits"}
+        _set_controls(builder, tuned, others, stored)
+        _prepend(tuned, graphs.tune, (THRESHOLDS,), controls)
+        signatures[TUNED] = (builder.add_subgraph(tuned), tuned, (THRESHOLDS,))
+    for key, (subgraph, graph, names) in signatures.items():
+        # Only "tuned" returns the confidence.
+        kept = [name for name in outputs if key == TUNED or name != "confidence"]
+        graph.outputs = [outputs[name] for name in kept]
+        graph.name = key.encode()
+        inputs = dict(zip(("image", *names), graph.inputs))
+        builder.add_signature(key, subgraph, inputs, dict(zip(kept, graph.outputs)))
+
+
+def _set_controls(builder, graph, controls, stored):
+    """Makes control tensors of a copy of the main graph constants."""
+    for name, indices in controls.items():
+        for index in indices:
+            builder.set_constant(graph.tensors[index], stored[name])
+
+
+def _prepend(main, part, names, controls):
+    """Makes the main graph begin with a part that computes control tensors from new inputs.
+
+    Args:
+        main: `schema.SubGraphT`, a copy of the main graph.
+        part: `ImportedGraph`.
+        names: Names of its inputs, in their order.
+        controls: Dict of tuples of the control tensors.
+    """
+    tensors: dict = {}
+    for name, results in part.outputs.items():
+        for index, control in zip(results, controls[name]):
+            tensors[index] = control
+            # Where the bounds change nothing, the converter makes a result a constant.
+            main.tensors[control].buffer = part.graph.tensors[index].buffer
+    for name in names:
+        wanted = part.graph.tensors[part.inputs[name]]
+        index = add_tensor(main, name, wanted.type, wanted.shape)
+        tensors[part.inputs[name]] = index
         main.inputs.append(index)
     operators, main.operators = main.operators, []
-    inline(main, allow.graph, tensors)
+    inline(main, part.graph, tensors)
     main.operators += operators
 
 
@@ -143,7 +237,10 @@ class CalledGraphs:
         number: Tensor index of the number of the graph that runs.
         narrow: Integer, number of the graph for images that took the narrowest width at every gate.
         widths: List of the graphs' widths.
-        features: List with the tensor indices of each graph's features.
+        features: List with the tensor indices of each graph's features. After the last section of
+            a file that routes by confidence it has each graph's confidence.
+        arguments: Tensor indices of the arguments that all graphs take.
+        branches: List with the subgraph indices of the two branches of each graph's `IF`.
         results: List with the tensor index of each graph's scores of the next gate, or output.
     """
 
@@ -151,6 +248,8 @@ class CalledGraphs:
     narrow: int
     widths: list
     features: list
+    arguments: list
+    branches: list
     results: list
 
 
@@ -210,14 +309,15 @@ class SectionCalls:
 
     def _call(self, graphs, number, arguments, widths, narrow):
         """Adds an `IF` for each graph, whose other branch leaves the outputs unchanged."""
-        features, results = [], []
+        features, results, calls = [], [], []
         for place, graph in enumerate(graphs):
             condition = self._builder.compare(self._main, "EQUAL", number, place)
             branches = self._builder.add_subgraph(graph), self._builder.add_noop_subgraph(graph)
             outputs = self._builder.add_if(self._main, condition, arguments, branches)
             features.append(outputs[:-1])
             results.append(outputs[-1])
-        return CalledGraphs(number, narrow, widths, features, results)
+            calls.append(branches)
+        return CalledGraphs(number, narrow, widths, features, [*arguments], calls, results)
 
     def _number(self, position, before):
         """Returns the tensor index of the number of the graph to run.
@@ -295,8 +395,12 @@ class SectionCalls:
 
 
 def _outputs(rest):
-    """Returns the tensor indices of a graph's features, then of its scores or the output."""
-    features = rest.outputs.get("features", ())
+    """Returns the tensor indices of a graph's features, then of its scores or the output.
+
+    The last graphs of a file that routes by confidence have their confidence as features.
+    """
+    last = [rest.outputs["confidence"]] if "confidence" in rest.outputs else ()
+    features = rest.outputs.get("features", last)
     return [*features, rest.outputs["output" if "output" in rest.outputs else "scores"]]
 
 
@@ -374,7 +478,8 @@ def force_route(content: bytes, path: int | Sequence[int]) -> bytes:
     """Returns a routed file whose signature "serving_default" always takes one path.
 
     The masks of the routes that the gates may choose, constants in that signature, allow only that
-    path. Every operator still runs, those of the gates included.
+    path. Every operator still runs, those of the gates included. In a file that routes by
+    confidence, no image goes on.
 
     Args:
         content: Bytes of the file.
@@ -382,20 +487,32 @@ def force_route(content: bytes, path: int | Sequence[int]) -> bytes:
 
     Raises:
         ValueError: If a width is not a route of the file, if there are more or fewer widths than
-            gates, or if the file is from an earlier version.
+            gates, if the file has no gates and the widths differ, or if the file is from an earlier
+            version.
     """
     metadata = read_metadata(content)
     routes, gates = np.array(routes_of(metadata)), len(metadata["routes"][0]["path"])
     model = parse(content)
     (serving,) = (s for s in model.signatureDefs if s.signatureKey == SERVING.encode())
     tensors = {t.name.decode(): t for t in model.subgraphs[serving.subgraphIndex].tensors}
-    if _MASK.format(1) not in tensors:
+    has_gates = _MASK.format(1) in tensors
+    if not has_gates and _START not in tensors:
         raise ValueError("The file is of an earlier version of keras_dsnet; export it again")
     if np.size(path) not in (1, gates):
         raise ValueError(f"The file has {gates} gates. Received: {path}")
-    for gate, width in enumerate(np.broadcast_to(path, gates), start=1):
-        if width not in routes:
-            raise ValueError(f"The routes of the file are {[*map(int, routes)]}. Received: {path}")
-        mask = np.frombuffer((routes == width).tobytes(), "uint8")
-        tensors[_MASK.format(gate)].buffer = append_buffer(model, mask)
+    widths = np.broadcast_to(path, gates)
+    if not np.isin(widths, routes).all():
+        raise ValueError(f"The routes of the file are {[*map(int, routes)]}. Received: {path}")
+    if not has_gates and len(set(widths.tolist())) > 1:
+        raise ValueError(
+            "The file routes by confidence without gates: a path has one width at all of them. "
+            f"Received: {path}"
+        )
+    values = {_MASK.format(gate): routes == width for gate, width in enumerate(widths, start=1)}
+    values[_START] = np.flatnonzero(routes == widths[0]).astype("int32")
+    if _LIMITS in tensors:
+        values[_LIMITS] = np.full(tensors[_LIMITS].shape, NEVER)
+    for name in values.keys() & tensors.keys():
+        data = np.frombuffer(values[name].tobytes(), "uint8")
+        tensors[name].buffer = append_buffer(model, data)
     return pack(model)

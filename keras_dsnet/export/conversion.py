@@ -1,7 +1,8 @@
 """Conversion of traced functions to TFLite files of builtin operators.
 
 For an int8 file the ranges of activations are measured on images. `representative_images` reads
-the images, and `raise_scales` raises measured scales that XNNPACK refuses.
+the images, and `raise_scales` raises measured scales that XNNPACK refuses. `normalise_pixels` lets
+a file take raw pixels.
 """
 
 import contextlib
@@ -344,6 +345,27 @@ def _has_other_scale(images, low, high, least, most):
     is_unit_scale = high <= 1 and begins_below_zero
     is_pixel_scale = high > 2 * most and all(np.all(image == np.rint(image)) for image in images)
     return is_unit_scale or is_pixel_scale or (begins_below_zero and high > 4 * most)
+
+
+def normalise_pixels(image: tf.Tensor, normalization: Normalization, integer: bool) -> tf.Tensor:
+    """Normalises pixels by a depthwise convolution, which int8 supports for three channels.
+
+    Args:
+        image: uint8 `[1, height, width, 3]`.
+        normalization: `Normalization`.
+        integer: Boolean, whether the file is int8.
+
+    Returns:
+        float32 tensor `[1, height, width, 3]`.
+    """
+    image = tf.cast(image, tf.float32)
+    if integer:
+        # With a scale of 1 the pixels lose nothing in int8.
+        image = tf.quantization.fake_quant_with_min_max_args(image, 0, 255)
+    std = np.array(normalization.std, "float32")
+    offset = -np.array(normalization.mean, "float32") / std
+    kernel = tf.constant((1 / (255 * std)).reshape(1, 1, 3, 1))
+    return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
 
 
 def raise_scales(content: bytes) -> bytes:

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class DynamicInterpreter:
             `routes` (path and MAdds of each), `num_widths`, `gates_trained`, `class_names` in the
             order of the outputs or `None`, and more.
         latency_ms: Dict from route to milliseconds, which `calibrate_latency` fills.
+        trunk_ms: Milliseconds of the layers that all steps share, which `calibrate_latency`
+            measures in a file that routes by confidence. 0 before.
+        thresholds: Tuple of floats, one for each step except the last, which `run` uses. They are
+            those of the file until `calibrate_confidence` changes them. `None` in a file that
+            routes only by its gates.
 
     Raises:
         OSError: If the file cannot be read.
@@ -87,6 +92,10 @@ class DynamicInterpreter:
         self.metadata = read_metadata(pathlib.Path(filename).read_bytes(), filename)
         self.num_threads = int(num_threads)
         self.latency_ms: dict[int, float] = {}
+        self.trunk_ms = 0.0
+        self.thresholds: tuple[float, ...] | None = None
+        if self.steps:
+            self.thresholds = tuple(self.metadata["thresholds"])
         try:
             # An interpreter that is made from a path maps the file into memory.
             self._interpreter = Interpreter(model_path=str(filename), num_threads=self.num_threads)
@@ -108,17 +117,24 @@ class DynamicInterpreter:
         """The number of gates, and so of widths in a path."""
         return len(self.metadata["routes"][0]["path"])
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The widths that a file which routes by confidence tries in turn, or an empty tuple."""
+        return tuple(self.metadata.get("steps", ()))
+
     def run(
         self,
         image: np.ndarray,
         min_width: int | Sequence[int] | None = None,
         max_width: int | Sequence[int] | None = None,
         budget_ms: float | None = None,
+        thresholds: float | Sequence[float] | None = None,
     ) -> tuple[np.ndarray, tuple[int, ...]]:
-        """Runs one image along the path that the gates choose within the bounds.
+        """Runs one image along the path that the file chooses within the bounds.
 
         Equal bounds force a width. Bounds that hold no route give the nearest route above them, or
-        the widest route if there is none above.
+        the widest route if there is none above. In a file that routes by confidence, an image
+        starts at the first step within the bounds and ends at the last one at most.
 
         Args:
             image: Array `[height, width, 3]` or `[1, height, width, 3]`: raw uint8 RGB pixels,
@@ -127,24 +143,31 @@ class DynamicInterpreter:
             min_width: Width, or one width per gate. Defaults to `None`, which sets no bound.
             max_width: Width, or one width per gate. Defaults to `None`, which sets no bound.
             budget_ms: Milliseconds. Bounds the width further, to the widest route whose measured
-                latency fits. If none fits, it is the fastest route, with a warning. Needs
-                `calibrate_latency`. Defaults to `None`, which sets no bound.
+                latency fits. If none fits, it is the fastest route, with a warning. In a file that
+                routes by confidence, all steps up to the width must fit together, since an image
+                may run them all. Needs `calibrate_latency`. Defaults to `None`, which sets no
+                bound.
+            thresholds: Number from 0 to 1, or a sequence with one for each step except the last. An
+                image goes on where its confidence is at most the threshold. Only for files that
+                route by confidence. Defaults to `None`, the attribute `thresholds`.
 
         Returns:
             Tuple of the output, float32 `[classes]`, and the path, a tuple with a width per gate.
 
         Raises:
-            ValueError: If the image or a bound does not fit the file, the budget is not a positive
-                number, or no route from `min_width` on fits the budget.
+            ValueError: If the image, a bound or a threshold does not fit the file, the budget is
+                not a positive number, no route from `min_width` on fits the budget, or the file
+                cannot combine bounds with thresholds other than its own.
         """
         inputs = {"image": self._as_input(image)}
         signature = "serving_default"
+        limits = self._as_thresholds(self.thresholds if thresholds is None else thresholds)
         if min_width is not None or max_width is not None or budget_ms is not None:
             signature = "bounded"
             low = self._as_bound(min_width, "min_width", 0)
             high = self._as_bound(max_width, "max_width", self.routes[-1])
             if budget_ms is not None:
-                widest = self.widest_within(budget_ms)
+                widest = self.widest_within(budget_ms, None if min_width is None else max(low))
                 if max(low) > widest:
                     raise ValueError(
                         f"`min_width` must be at most {widest}, the widest route within "
@@ -152,16 +175,21 @@ class DynamicInterpreter:
                     )
                 high = np.minimum(high, widest)
             inputs.update(min_width=low, max_width=high)
-        # An interpreter has the memory for one run.
-        with self._lock:
-            results = self._runner(signature)(**inputs)
+        if limits is not None and not self._are_stored(limits):
+            if signature == "bounded":
+                limits = self._bounded_thresholds(limits, low, high)
+            if limits is not None:
+                signature, inputs = "tuned", {"image": inputs["image"], "thresholds": limits}
+        results = self._run(signature, inputs)
         return results["output"][0], tuple(int(width) for width in results["path"])
 
     def calibrate_latency(self, rounds: int = 5, runs: int = 3) -> dict[int, float]:
         """Measures the median latency of every route on this device.
 
         The routes alternate. With several gates a route is measured on the path that takes its
-        width at every gate.
+        width at every gate. In a file that routes by confidence, an image that goes through all
+        steps is measured too. How much less it takes than its routes in separate runs gives
+        `trunk_ms`.
 
         Args:
             rounds: Number of turns of each route. Defaults to 5.
@@ -175,24 +203,43 @@ class DynamicInterpreter:
         """
         _check_counts(rounds=rounds, runs=runs)
         image = np.zeros(self.metadata["input_shape"], self.metadata["input_type"])
-        latencies: dict[int, list[float]] = {route: [] for route in self.routes}
+        ways: dict[Any, dict] = {
+            route: {"min_width": route, "max_width": route} for route in self.routes
+        }
+        if self.steps:
+            ways["all"] = {"thresholds": 1}
+        latencies: dict[Any, list[float]] = {way: [] for way in ways}
         for turn in range(rounds + 1):
-            for route, of_route in latencies.items():
+            for way, options in ways.items():
                 start = time.perf_counter()
                 for _ in range(runs):
-                    self.run(image, min_width=route, max_width=route)
+                    self.run(image, **options)
                 if turn:  # The first turn allocates memory.
-                    of_route.append((time.perf_counter() - start) * 1e3 / runs)
-        self.latency_ms = {route: statistics.median(each) for route, each in latencies.items()}
+                    latencies[way].append((time.perf_counter() - start) * 1e3 / runs)
+        medians = {way: statistics.median(each) for way, each in latencies.items()}
+        if self.steps:
+            self.trunk_ms = self._trunk_of(medians, image)
+        self.latency_ms = {route: medians[route] for route in self.routes}
         return self.latency_ms
 
-    def widest_within(self, budget_ms: float) -> int:
+    def _trunk_of(self, medians, image):
+        """Returns the milliseconds that all steps share, from those of routes and of all steps."""
+        start = max(self.run_steps(image, 0)[1])
+        ran = [start, *(step for step in self.steps if step > start)]
+        if len(ran) == 1:
+            return 0.0
+        shared = (sum(medians[route] for route in ran) - medians["all"]) / (len(ran) - 1)
+        return max(0.0, min(shared, *(medians[route] for route in ran)))
+
+    def widest_within(self, budget_ms: float, min_width: int | None = None) -> int:
         """Returns the widest route whose measured latency is at most `budget_ms`.
 
-        If none fits, it is the fastest route, with a warning.
+        In a file that routes by confidence it is the widest one up to which an image may run all
+        steps in `budget_ms`. If none fits, it is the fastest route, with a warning.
 
         Args:
             budget_ms: Milliseconds.
+            min_width: The width from which on images start. Defaults to `None`, any width.
 
         Raises:
             ValueError: If no latency was measured, or `budget_ms` is not a positive number.
@@ -206,7 +253,9 @@ class DynamicInterpreter:
             )
         if not self.latency_ms:
             raise ValueError("`budget_ms` needs latencies: call `calibrate_latency()` first.")
-        fitting = [route for route, latency in self.latency_ms.items() if latency <= budget_ms]
+        fitting = [
+            route for route in self.latency_ms if self._worst_latency(route, min_width) <= budget_ms
+        ]
         if fitting:
             return max(fitting)
         fastest = min(self.latency_ms, key=lambda route: self.latency_ms[route])
@@ -216,6 +265,90 @@ class DynamicInterpreter:
             stacklevel=3,
         )
         return fastest
+
+    def _worst_latency(self, route, min_width):
+        """Returns the milliseconds of the longest run whose widths go from a bound to a route."""
+        if not self.steps:
+            return self.latency_ms[route]
+        low = 0 if min_width is None else min_width
+        gated = self.metadata["routing"] == "gate+confidence"
+        starts = self.routes if gated else self.steps
+        starts = [start for start in starts if low <= start <= route] or [route]
+        rests = {step: self.latency_ms[step] - self.trunk_ms for step in self.steps}
+        return max(
+            self.latency_ms[start]
+            + sum(rests[step] for step in self.steps if start < step <= route)
+            for start in (starts if gated else starts[:1])
+        )
+
+    def calibrate_confidence(
+        self,
+        images: Iterable[np.ndarray],
+        labels: Iterable[int],
+        max_madds: float | None = None,
+        max_latency_ms: float | None = None,
+        max_drop: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Sets `thresholds` to those that suit this file best under a limit.
+
+        Every image runs all steps once. Take images that the network was not trained on. An int8
+        file has other confidences than its network, so it needs its own thresholds. Those of the
+        file stay as they are: export the network with the new ones to store them.
+
+        Args:
+            images: Images as for `run`.
+            labels: Int class of each image.
+            max_madds: Most multiply-adds of an image on average. The top-1 accuracy is maximised.
+            max_latency_ms: Most milliseconds of an image on average, by the times of
+                `calibrate_latency`. The top-1 accuracy is maximised.
+            max_drop: Most top-1 accuracy that may be lost against running every image through all
+                steps, as a fraction: 0.002 is 0.2 percentage points. The multiply-adds are
+                minimised.
+
+        Returns:
+            List of dicts, the best thresholds at each cost in ascending order: "thresholds",
+            "madds" and "top1" of an image on average, "latency_ms" if it was measured, and
+            "shares", the share of images that end after each number of steps from the start.
+
+        Raises:
+            ValueError: If the file does not route by confidence, not exactly one limit is given,
+                no thresholds meet it, or images and labels do not fit.
+            ImportError: If this file is used without the package.
+        """
+        # A device that has only this file takes thresholds that were found elsewhere.
+        from keras_dsnet.export.threshold_calibration import calibrate
+
+        rows, self.thresholds = calibrate(
+            self,
+            images,
+            labels,
+            max_madds=max_madds,
+            max_latency_ms=max_latency_ms,
+            max_drop=max_drop,
+        )
+        return rows
+
+    def run_steps(
+        self, image: np.ndarray, thresholds: Sequence[float]
+    ) -> tuple[np.ndarray, tuple[int, ...], float]:
+        """Runs one image in a file that routes by confidence.
+
+        Args:
+            image: Image as for `run`.
+            thresholds: Number or sequence as for `run`.
+
+        Returns:
+            Tuple of the output and the path, as of `run`, and the confidence of the output.
+        """
+        inputs = {"image": self._as_input(image), "thresholds": self._as_thresholds(thresholds)}
+        results = self._run("tuned", inputs)
+        path = tuple(int(width) for width in results["path"])
+        return results["output"][0], path, float(results["confidence"][0])
+
+    def _run(self, signature, inputs):
+        # An interpreter has the memory for one run.
+        with self._lock:
+            return self._runner(signature)(**inputs)
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
         """Normalises raw pixels as in the training of the network.
@@ -282,6 +415,49 @@ class DynamicInterpreter:
                 f"each of {self.num_gates} gates. Received: {name}={bound!r}"
             )
         return np.array(widths, "int32")
+
+    def _as_thresholds(self, thresholds):
+        """Returns thresholds as float32 `[steps - 1]`, or None without routing by confidence."""
+        if not self.steps:
+            if thresholds is None:
+                return None
+            raise ValueError(
+                "`thresholds` are for files that route by confidence, and this one routes only by "
+                f"its gates. Received: thresholds={thresholds!r}"
+            )
+        count = len(self.steps) - 1
+        try:
+            values = np.broadcast_to(np.array(thresholds, "float32"), (count,))
+        except (TypeError, ValueError):
+            values = np.array([np.nan])
+        # A comparison with NaN is false.
+        if not (np.all(values >= 0) and np.all(values <= 1)):
+            raise ValueError(
+                f"`thresholds` must be {count} numbers from 0 to 1, one for each of the steps "
+                f"{self.steps} except the last. Received: thresholds={thresholds!r}"
+            )
+        return values
+
+    def _are_stored(self, thresholds):
+        stored = np.array(self.metadata["thresholds"], "float32")
+        return np.array_equal(thresholds, stored)
+
+    def _bounded_thresholds(self, thresholds, low, high):
+        """Returns thresholds with which "tuned" keeps to bounds, or None if no image can go on."""
+        within = [step for step in self.steps if max(low) <= step <= min(high)]
+        by_confidence = self.metadata["routing"] == "confidence"
+        after_start = within[1:] if by_confidence else [step for step in within if step > max(low)]
+        if not after_start:
+            return None
+        if not by_confidence or within[0] != self.steps[0]:
+            raise ValueError(
+                "Bounds of the start need the thresholds of the file, "
+                f"{self.metadata['thresholds']}: export the network with others to combine them. "
+                f"Received: thresholds {thresholds.tolist()} with widths from {low.tolist()} to "
+                f"{high.tolist()}"
+            )
+        may_go_on = np.arange(len(thresholds)) < len(within) - 1
+        return np.where(may_go_on, thresholds, np.float32(0))
 
     def _runner(self, signature):
         # Each signature allocates memory, so its runner is made at its first run.

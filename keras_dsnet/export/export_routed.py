@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.assembly import assemble_file
+from keras_dsnet.export.confidence import ConfidencePlan, confidence_metadata
 from keras_dsnet.export.conversion import representative_images
 from keras_dsnet.export.dynamic_interpreter import FORMAT
 from keras_dsnet.export.graphs import RoutedParts, convert_parts
@@ -20,12 +21,12 @@ from keras_dsnet.export.options import (
     check_network,
     check_options,
     check_target,
+    plan_routing,
     warn_of_stale_gates,
 )
 from keras_dsnet.export.partition import LAYOUTS, group_ends_of, plan_sections
 from keras_dsnet.export.tflite_model import operators_of, pack
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
-from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
@@ -45,8 +46,11 @@ def export_routed(
     input_shape: Sequence[int] | None = None,
     input_type: str = "float32",
     verbose: bool = True,
+    routing: str | None = None,
+    steps: Sequence[int] | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> "RoutedReport":
-    """Writes a network as one TFLite file whose gates choose a path for every image.
+    """Writes a network as one TFLite file that chooses a path for every image.
 
     The file has only builtin operators, batch size 1, and two signatures over the same graphs.
     "serving_default" takes `image` and returns `output` `[1, classes]` and `path` int32
@@ -54,6 +58,17 @@ def export_routed(
     chooses its best-scored route within its bounds, and equal bounds force a width. The gates can
     choose every combination of routes. Tensors have the names of the signatures. The size of the
     image and the batch size cannot be changed by resizing tensors.
+
+    With `routing="confidence"` the file has no slimming heads. An image starts at the first of
+    `steps`, a width at every gate, and goes on to the next step where its confidence is at most the
+    threshold. The confidence is the largest softmax probability of the logits in float32. The steps
+    share one run of the layers before the first gate. A threshold of 0 lets no image go on, and a
+    threshold of 1 lets every image go on. "bounded" starts at the first step within the bounds and
+    ends at the last one within them. A third signature "tuned" takes `image` and `thresholds`,
+    float32 `[steps - 1]`, in place of those stored, and also returns `confidence` `[1]`, that of
+    the output. With "gate+confidence" the gates choose where an image starts among the routes. It
+    goes on by the threshold of the widest step up to the largest width of its path, or of the first
+    step, to the next wider step.
 
     The file contains TFLite Metadata and, in a file `labels.txt` at its end, the network's class
     names in the order of the outputs. The oldest runtimes that run it correctly are TensorFlow Lite
@@ -81,6 +96,13 @@ def export_routed(
             normalises by the network's `normalization`. Defaults to "float32".
         verbose: Boolean. `True` logs each phase and a report at the level INFO of the logger
             "keras_dsnet". Defaults to `True`.
+        routing: "gate", "confidence" or "gate+confidence". Defaults to the network's `routing`.
+        steps: Tuple of ints, the ascending widths that are tried in turn. The file also has those
+            of `routes` that are not steps, if `routes` are given or the gates choose the start.
+            Defaults to the network's `confidence_steps`, or to the narrowest and the widest of
+            `routes` where these lack one of them.
+        thresholds: Tuple of floats from 0 to 1, one for each step except the last. Defaults to the
+            network's `thresholds` for its own steps, and to 0.7 for others.
 
     Returns:
         `RoutedReport`, a dict.
@@ -104,7 +126,7 @@ def export_routed(
     ```
     """
     check_network(network)
-    routes = check_routes(network.routes if routes is None else routes, network.num_widths)
+    routes, confidence = plan_routing(network, routes, routing, steps, thresholds)
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"`layout` must be 'shared' or 'fast'. Received: layout={layout!r}")
     shape = check_options(network, input_shape, quantize, representative_data, input_type)
@@ -115,17 +137,22 @@ def export_routed(
         images = representative_images(
             representative_data, shape, input_type, network.normalization
         )
-    warn_of_stale_gates(network, routes, stacklevel=2)
+    if confidence is None or confidence.gate_routes:
+        chosen = routes if confidence is None else confidence.gate_routes
+        warn_of_stale_gates(network, chosen, stacklevel=2)
     log = _phase_logger() if verbose else _log_nothing
     plans = plan_sections(network, routes, shape, layout, integer)
-    parts = RoutedParts(network, routes, plans, integer, input_type == "uint8", shape).graphs()
+    raw = input_type == "uint8"
+    parts = RoutedParts(network, routes, plans, integer, raw, shape, confidence).graphs()
     log(f"converting {len(list(parts.running()))} graphs")
     builder, graphs = convert_parts(parts, quantize, images, log)
     metadata = _metadata(network, routes, plans, shape, quantize, layout, input_type)
-    model = assemble_file(builder, graphs, routes, network, metadata)
+    if confidence:
+        metadata |= confidence_metadata(network, confidence, shape)
+    model = assemble_file(builder, graphs, routes, network, metadata, confidence)
     content = with_labels(pack(model), network)
     log("checking paths against the network")
-    differences = check_routed(content, network, routes, shape, input_type, quantize)
+    differences = check_routed(content, network, routes, shape, input_type, quantize, confidence)
     # The file is opened last, so a killed export leaves no file.
     with atomic_file(filename, "wb") as target:
         target.write(content)
@@ -186,6 +213,7 @@ def check_routed(
     shape: Sequence[int],
     input_type: str = "float32",
     quantize: str | None = None,
+    confidence: ConfidencePlan | None = None,
     images: int = 2,
 ) -> dict[tuple[int, ...], float]:
     """Compares the outputs of a routed file with those of the network.
@@ -198,6 +226,8 @@ def check_routed(
         input_type: "float32" or "uint8". Defaults to "float32".
         quantize: String or None, as of `export_routed`. Only a float32 file must agree. Defaults to
             None.
+        confidence: `ConfidencePlan` of the file. Defaults to None for a file that routes only by
+            its gates.
         images: Integer, number of random images to run. Defaults to 2.
 
     Returns:
@@ -205,24 +235,28 @@ def check_routed(
         largest output of the network.
 
     Raises:
-        ValueError: If the file does not take a forced path, or if a float32 file differs by more
-            than 1e-4.
+        ValueError: If the file does not take a forced path, if an image does not go on as its
+            confidence demands, or if a float32 file differs by more than 1e-4.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     # In lower precision the rounding of the network would be part of the difference.
     network = with_dtype(network, "float32")
-    runner = Interpreter(model_content=content).get_signature_runner("bounded")
+    interpreter = Interpreter(model_content=content)
+    runner = interpreter.get_signature_runner("bounded")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
     normalised = network.normalization(pixels)
     inputs = pixels if input_type == "uint8" else normalised
     differences = {}
-    for path in checked_paths(routes, network.num_gates):
+    paths = checked_paths(routes, network.num_gates)
+    if confidence and not confidence.gate_routes:
+        paths = paths[: len(routes)]
+    for path in paths:
         bound = np.array(path, "int32")
         results = [runner(image=image[None], min_width=bound, max_width=bound) for image in inputs]
-        paths = {tuple(map(int, result["path"])) for result in results}
-        if paths != {path}:
-            raise ValueError(f"The TFLite file takes the paths {sorted(paths)} instead of {path}")
+        found = {tuple(map(int, result["path"])) for result in results}
+        if found != {path}:
+            raise ValueError(f"The TFLite file takes the paths {sorted(found)} instead of {path}")
         expected = keras.ops.convert_to_numpy(network(normalised, path=path))
         outputs = np.concatenate([result["output"] for result in results])
         # Without a classifier the file's features are padded to the widest route's channels.
@@ -233,7 +267,28 @@ def check_routed(
                 f"The TFLite file differs by {differences[path]:.1e} from the network on the path "
                 f"{path}; {TOLERANCE:.0e} is allowed. It was not written"
             )
+    if confidence:
+        _check_steps(interpreter.get_signature_runner("tuned"), confidence, inputs)
     return differences
+
+
+def _check_steps(runner, confidence, images):
+    """Raises a ValueError unless thresholds of 1 lead every image to each step in turn."""
+    count = len(confidence.thresholds)
+    for image in images:
+        paths = []
+        for end in range(count + 1):
+            thresholds = np.array([1.0] * end + [0.0] * (count - end), "float32")
+            result = runner(image=image[None], thresholds=thresholds)
+            paths.append(tuple(map(int, result["path"])))
+        start, *others = paths
+        for step, path in zip(confidence.steps[1:], others):
+            expected = (step,) * len(start) if step > max(start) else start
+            if path != expected:
+                raise ValueError(
+                    f"The TFLite file takes the path {path} instead of {expected} with thresholds "
+                    f"of 1 up to the step {step}"
+                )
 
 
 def checked_paths(routes: Sequence[int], num_gates: int) -> list[tuple[int, ...]]:

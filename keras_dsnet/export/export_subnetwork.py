@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
-from keras_dsnet.export.conversion import convert, representative_images
+from keras_dsnet.export.conversion import convert, normalise_pixels, representative_images
 from keras_dsnet.export.export_routed import TOLERANCE, largest_difference
-from keras_dsnet.export.graphs import normalise_pixels
 from keras_dsnet.export.metadata import describe, with_labels
 from keras_dsnet.export.options import check_network, check_options, check_target
 from keras_dsnet.export.tflite_model import pack, parse, separate_buffers

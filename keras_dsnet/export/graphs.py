@@ -16,14 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor, restore_multiplications
-from keras_dsnet.export.conversion import convert_traced, trace
+from keras_dsnet.export.confidence import ConfidencePlan, confidence_of
+from keras_dsnet.export.conversion import convert_traced, normalise_pixels, trace
 from keras_dsnet.export.partition import SectionPlan
 from keras_dsnet.export.tflite_model import ImportedGraph, ModelBuilder, parse
 from keras_dsnet.models.costs import features_shape
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.path import Path
-from keras_dsnet.models.preprocessing import Normalization
 
 LOWEST = np.finfo("float32").min
 # A conversion begins when the graphs that wait for it have more bytes of constants than this.
@@ -64,13 +64,20 @@ class RoutedGraphs:
         front: The graph from the image to the first gate.
         sections: Tuple with a `SectionGraphs` for each gate.
         allow: The graph that turns the bounds of the gates into masks.
-        choices: Tuple with the graph that chooses a route, for each gate.
+        choices: Tuple with the graph that chooses a route, for each gate. It is empty in a file
+            that routes by confidence without gates, which has one section for all layers after the
+            front.
+        tune: The graph that turns thresholds into limits of confidence. None in a file that routes
+            only by its gates.
+        confidence: The graph that computes the confidence from logits, or None.
     """
 
     front: Any
     sections: tuple
     allow: Any
     choices: tuple
+    tune: Any = None
+    confidence: Any = None
 
     def running(self) -> Iterator:
         """Yields the graphs that run layers, each after those whose features it takes."""
@@ -90,13 +97,23 @@ class RoutedGraphs:
                     entries = following.entries.items()
                     yield rest, [entry for (before, _), entry in entries if before == width]
 
+    def deciding(self) -> list:
+        """Returns the graphs that run no layers but decide which of the others run."""
+        others = [graph for graph in (self.tune, self.confidence) if graph is not None]
+        return [self.allow, *self.choices, *others]
+
     def map(self, function: Callable) -> "RoutedGraphs":
         """Applies a function to each graph, and returns the results in the same arrangement."""
+        tune, confidence = (
+            None if graph is None else function(graph) for graph in (self.tune, self.confidence)
+        )
         return RoutedGraphs(
             front=function(self.front),
             sections=tuple(section.map(function) for section in self.sections),
             allow=function(self.allow),
             choices=tuple(map(function, self.choices)),
+            tune=tune,
+            confidence=confidence,
         )
 
 
@@ -129,6 +146,7 @@ class RoutedParts:
         raw: Boolean, whether images are uint8 pixels, which the front normalises. Defaults to
             `False`.
         shape: `(height, width, 3)`. Defaults to the network's.
+        confidence: `ConfidencePlan`. Defaults to None for a file that routes only by its gates.
     """
 
     def __init__(
@@ -139,6 +157,7 @@ class RoutedParts:
         integer: bool = False,
         raw: bool = False,
         shape: Sequence[int] | None = None,
+        confidence: ConfidencePlan | None = None,
     ):
         self._network = network
         self._routes = routes
@@ -146,6 +165,8 @@ class RoutedParts:
         self._integer = integer
         self._raw = raw
         self._shape = shape or network.input_shape[1:]
+        self._confidence = confidence
+        self._has_gates = confidence is None or bool(confidence.gate_routes)
 
     def graphs(self) -> RoutedGraphs:
         """Returns the `RoutedGraphs` of the file, with a `Part` for each graph."""
@@ -153,6 +174,10 @@ class RoutedParts:
         image = tf.TensorSpec((1, *self._shape), tf.uint8 if self._raw else tf.float32)
         bound = tf.TensorSpec((num_gates,), tf.int32)
         mask = tf.TensorSpec((num_routes,), tf.bool)
+        allow = Part("allow", self.allow, {"min_width": bound, "max_width": bound})
+        front = Part("front", self.front, {"image": image})
+        if not self._has_gates:
+            return RoutedGraphs(front, (self._steps(),), allow, (), *self._confidence_parts())
         choices = []
         for gate, layer in enumerate(self._network.slimming_gates):
             scores = tf.TensorSpec((1, layer.w2.shape[1]))
@@ -160,10 +185,32 @@ class RoutedParts:
             choose = functools.partial(self.choose, gate)
             choices.append(Part(f"choose_{gate + 1}", choose, inputs))
         return RoutedGraphs(
-            front=Part("front", self.front, {"image": image}),
-            sections=tuple(self._section(section) for section in range(1, num_gates + 1)),
-            allow=Part("allow", self.allow, {"min_width": bound, "max_width": bound}),
-            choices=tuple(choices),
+            front,
+            tuple(self._section(section) for section in range(1, num_gates + 1)),
+            allow,
+            tuple(choices),
+            *self._confidence_parts(),
+        )
+
+    def _confidence_parts(self):
+        """Returns the `Part`s `tune` and `confidence`, or nothing without a `ConfidencePlan`."""
+        if self._confidence is None:
+            return ()
+        thresholds = tf.TensorSpec((len(self._confidence.steps) - 1,))
+        logits = tf.TensorSpec((1, self._network.classes))
+        return (
+            Part("tune", self._confidence.tune, {"thresholds": thresholds}),
+            Part("confidence", confidence_of, {"logits": logits}),
+        )
+
+    def _steps(self):
+        """Returns the `Part`s of all layers after the front, each with one width throughout."""
+        return SectionGraphs(
+            entries={},
+            rest={
+                width: Part(f"route_{place}", functools.partial(self._run_step, width))
+                for place, width in enumerate(self._routes)
+            },
         )
 
     def _section(self, section):
@@ -190,12 +237,14 @@ class RoutedParts:
 
         Returns:
             Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, and `scores`
-            `[1, choices]`.
+            `[1, choices]`. Without gates in the file it has no scores.
         """
         if self._raw:
             image = normalise_pixels(image, self._network.normalization, self._integer)
         executor = BlockExecutor(self._network.resolve_path(0), None, self._integer)
         features = executor.run(self._network.sections[0], (image,))
+        if not self._has_gates:
+            return {"features": features}
         return {"features": features, "scores": executor.scores[0]}
 
     def allow(self, min_width: tf.Tensor, max_width: tf.Tensor) -> dict:
@@ -208,8 +257,11 @@ class RoutedParts:
             max_width: int32 `[num_gates]`.
 
         Returns:
-            Dict of `allowed`, a tuple with a mask, bool `[routes]`, for each gate.
+            Dict of `allowed`, a tuple with a mask, bool `[routes]`, for each gate. In a file that
+            routes by confidence, see `ConfidencePlan.bound`.
         """
+        if self._confidence:
+            return self._confidence.bound(min_width, max_width)
         low, high = min_width[:, None], max_width[:, None]
         routes = tf.constant(self._routes, tf.int32)
         allowed = tf.logical_and(routes >= low, routes <= high)
@@ -246,11 +298,20 @@ class RoutedParts:
         groups = [executor.run_first(branch, features) for branch in _branches(steps)]
         return {"features": tuple(itertools.chain.from_iterable(groups))}
 
+    def _run_step(self, width, features):
+        """Runs all layers after the front at one width; returns what `_run_rest` returns last."""
+        results = self._run_rest(1, width, features)
+        for section in range(2, self._network.num_gates + 1):
+            entered = self._run_entry(section, width, width, results["features"])
+            results = self._run_rest(section, width, entered["features"])
+        return results
+
     def _run_rest(self, section, width, features):
         """Runs the layers of a section, after its entry if it has one.
 
         Returns:
-            Dict of `features` and the `scores` of the next gate, or of `output`.
+            Dict of `features` and the `scores` of the next gate, or of `output` and, in a file that
+            routes by confidence, of `logits`.
         """
         executor = self._executor({section: width})
         steps = self._network.sections[section]
@@ -260,7 +321,8 @@ class RoutedParts:
             groups = len(self._plans[section - 1].entry[width])
             features = _run_after_entry(executor, steps, features, groups)
         if section == self._network.num_gates:
-            return {"output": self._output(features)}
+            logits = {"logits": features[0]} if self._confidence else {}
+            return {"output": self._output(features), **logits}
         return {"features": features, "scores": executor.scores[0]}
 
     def _executor(self, widths, entry=None):
@@ -314,27 +376,6 @@ def _run_after_first(executor, steps, x):
     return executor.run(steps[rest:], executor.regroup(steps[0], x))
 
 
-def normalise_pixels(image: tf.Tensor, normalization: Normalization, integer: bool) -> tf.Tensor:
-    """Normalises pixels by a depthwise convolution, which int8 supports for three channels.
-
-    Args:
-        image: uint8 `[1, height, width, 3]`.
-        normalization: `Normalization`.
-        integer: Boolean, whether the file is int8.
-
-    Returns:
-        float32 tensor `[1, height, width, 3]`.
-    """
-    image = tf.cast(image, tf.float32)
-    if integer:
-        # With a scale of 1 the pixels lose nothing in int8.
-        image = tf.quantization.fake_quant_with_min_max_args(image, 0, 255)
-    std = np.array(normalization.std, "float32")
-    offset = -np.array(normalization.mean, "float32") / std
-    kernel = tf.constant((1 / (255 * std)).reshape(1, 1, 3, 1))
-    return tf.nn.depthwise_conv2d(image, kernel, [1, 1, 1, 1], "VALID") + offset
-
-
 def convert_parts(
     parts: RoutedGraphs,
     quantize: str | None = None,
@@ -383,8 +424,8 @@ def convert_parts(
             imported |= _convert(builder, traced, quantize, samples)
             log(f"converted {number} of {len(running)} graphs")
             traced, samples = {}, {}
-    choosing = (parts.allow, *parts.choices)
-    imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in choosing})
+    deciding = parts.deciding()
+    imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in deciding})
     for converted in imported.values():
         restore_multiplications(converted.graph, builder)
     return builder, parts.map(imported.__getitem__)

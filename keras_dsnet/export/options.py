@@ -8,8 +8,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.conversion import QUANTIZATIONS
 from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.models.path import check_routes
+from keras_dsnet.models.routing_settings import DEFAULT_THRESHOLD, ROUTINGS, check_thresholds
 
 INPUT_TYPES = ("float32", "uint8")
 
@@ -99,6 +102,89 @@ def check_shape(
 def _is_side(side):
     is_int = isinstance(side, numbers.Integral) and not isinstance(side, bool)
     return is_int and side > 0
+
+
+def plan_routing(
+    network: DynamicSlimmableNetwork,
+    routes: Sequence[int] | None,
+    routing: str | None,
+    steps: Sequence[int] | None,
+    thresholds: Sequence[float] | None,
+) -> tuple[tuple[int, ...], ConfidencePlan | None]:
+    """Returns the widths of a file, and its steps if it routes by confidence.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        routes: As for `export_routed`.
+        routing: As for `export_routed`.
+        steps: As for `export_routed`.
+        thresholds: As for `export_routed`.
+
+    Returns:
+        Tuple of the widths, ascending, and a `ConfidencePlan`. It is None where the gates choose
+        the whole path.
+
+    Raises:
+        ValueError: If an argument does not fit the network or another argument.
+    """
+    routing = network.routing if routing is None else routing
+    if not isinstance(routing, str) or routing not in ROUTINGS:
+        raise ValueError(
+            "`routing` must be 'gate', 'confidence' or 'gate+confidence'. "
+            f"Received: routing={routing!r}"
+        )
+    candidates = check_routes(network.routes if routes is None else routes, network.num_widths)
+    if routing == "gate":
+        if steps is not None or thresholds is not None:
+            raise ValueError(
+                "`steps` and `thresholds` are for routing by confidence. Received: "
+                f"steps={steps!r}, thresholds={thresholds!r} with routing='gate'"
+            )
+        return candidates, None
+    if not network.include_top:
+        raise ValueError(
+            "Routing by confidence needs the network's classifier. Received: "
+            f"routing={routing!r} for a network with include_top=False"
+        )
+    tried = _check_steps(network, candidates, steps, routes is not None)
+    if thresholds is None:
+        is_same = tried == network.confidence_steps
+        thresholds = network.thresholds if is_same else [DEFAULT_THRESHOLD] * (len(tried) - 1)
+    has_gates = routing == "gate+confidence"
+    kept = candidates if has_gates or routes is not None else ()
+    plan = ConfidencePlan(
+        widths=tuple(sorted({*kept, *tried})),
+        steps=tried,
+        thresholds=check_thresholds(thresholds, tried),
+        gate_routes=candidates if has_gates else (),
+    )
+    if not plan.targets:
+        raise ValueError(
+            f"Routing by confidence needs a step that is wider than a start, which is {candidates} "
+            f"here. Received: steps={steps!r}"
+        )
+    return plan.widths, plan
+
+
+def _check_steps(network, candidates, steps, are_given):
+    """Returns the steps of a file as a tuple of ints.
+
+    By default they are the network's, unless other routes are given that lack one of them.
+    """
+    if steps is None:
+        steps = network.confidence_steps
+        if are_given and not set(steps) <= set(candidates):
+            steps = tuple(dict.fromkeys((candidates[0], candidates[-1])))
+    try:
+        checked = check_routes(steps, network.num_widths)
+    except ValueError:
+        checked = ()
+    if len(checked) < 2:
+        raise ValueError(
+            f"`steps` must be two or more ascending widths from 0 to {network.num_widths - 1}. "
+            f"Received: steps={steps!r}"
+        )
+    return checked
 
 
 def check_target(filename: str | os.PathLike) -> None:

@@ -143,8 +143,9 @@ class ModelBuilder:
         return self._buffers[key]
 
     def set_constant(self, tensor: schema.TensorT, values: Any) -> None:
-        """Makes an int32 or bool tensor a constant. `values` are broadcast to its shape."""
-        kind = {TensorType.INT32: "int32", TensorType.BOOL: "bool"}[tensor.type]
+        """Makes an int32, float32 or bool tensor a constant with values broadcast to its shape."""
+        kinds = {TensorType.INT32: "int32", TensorType.FLOAT32: "float32", TensorType.BOOL: "bool"}
+        kind = kinds[tensor.type]
         values = np.broadcast_to(np.array(values, kind), tuple(tensor.shape))
         tensor.buffer = self.add_buffer(np.frombuffer(values.tobytes(), "uint8"))
 
@@ -284,6 +285,34 @@ class ModelBuilder:
         """Adds two tensors of one shape; returns the output's tensor index."""
         output = copy_tensor(graph, graph.tensors[first], "sum")
         self._add(graph, "ADD", [first, second], [output], schema.AddOptionsT())
+        return output
+
+    def maximum(self, graph: schema.SubGraphT, first: int, second: int) -> int:
+        """Adds the larger of two tensors of one shape; returns the output's tensor index."""
+        output = copy_tensor(graph, graph.tensors[first], "maximum")
+        options = schema.MaximumMinimumOptionsT()
+        self._add(graph, "MAXIMUM", [first, second], [output], options)
+        return output
+
+    def less_equal(self, graph: schema.SubGraphT, first: int, second: int) -> int:
+        """Adds a comparison of two tensors of one shape; returns the condition's tensor index."""
+        condition = add_tensor(graph, "condition", TensorType.BOOL, graph.tensors[first].shape)
+        options = schema.LessEqualOptionsT()
+        self._add(graph, "LESS_EQUAL", [first, second], [condition], options)
+        return condition
+
+    def select(self, graph: schema.SubGraphT, condition: int, then: int, otherwise: int) -> int:
+        """Adds a choice between two tensors of one shape; returns the output's tensor index.
+
+        Args:
+            graph: `schema.SubGraphT`.
+            condition: Tensor index of a bool `[1]`.
+            then: Tensor index of the values if the condition holds.
+            otherwise: Tensor index of the values if it does not.
+        """
+        output = copy_tensor(graph, graph.tensors[otherwise], "selected")
+        inputs = [condition, then, otherwise]
+        self._add(graph, "SELECT_V2", inputs, [output], schema.SelectV2OptionsT())
         return output
 
     def _add(self, graph, name, inputs, outputs, options):

@@ -222,7 +222,10 @@ def paths_of(filename):
     from keras_dsnet.export.dynamic_interpreter import read_metadata
     from keras_dsnet.export.export_routed import checked_paths
 
-    routes = [row["path"] for row in read_metadata(filename.read_bytes())["routes"]]
+    metadata = read_metadata(filename.read_bytes())
+    routes = [tuple(row["path"]) for row in metadata["routes"]]
+    if metadata.get("routing") == "confidence":
+        return routes  # Without gates there is no path of several widths.
     return checked_paths(tuple(route[0] for route in routes), len(routes[0]))
 
 

@@ -25,20 +25,27 @@ VALUES = dict(re.findall(r"\bval (\w+) =\s+(.+)", KOTLIN))
 SHAPE, CLASSES, ROUTES = (24, 16, 3), 5, (0, 2)
 
 
-@pytest.fixture(scope="module", params=["float32", "uint8"])
+@pytest.fixture(scope="module", params=["float32", "uint8", "by confidence"])
 def exported(request, tmp_path_factory):
     """The input type of a file, and its interpreter."""
     filename = tmp_path_factory.mktemp("android") / f"{request.param}.tflite"
     network = small_network(CLASSES, input_shape=SHAPE, spec=SHORT_SPEC)
     options = {"routes": ROUTES, "input_type": request.param}
+    if request.param == "by confidence":
+        options = {"routing": "confidence", "steps": ROUTES}
     network.export(filename, format="litert", verbose=False, **options)
-    return request.param, Interpreter(model_path=str(filename))
+    return options.get("input_type", "float32"), Interpreter(model_path=str(filename))
 
 
-def calls():
-    """For each signature key in the Kotlin its inputs and outputs: dicts from name to variable."""
+def calls(interpreter):
+    """For each of a file's signature keys the inputs and outputs of the Kotlin that runs it.
+
+    They are dicts from name to variable.
+    """
     found = re.findall(r'runSignature\((\w+), (\w+), "(\w+)"\)', KOTLIN)
-    return {key: (named(inputs), named(outputs)) for inputs, outputs, key in found}
+    assert len(found) == 3
+    keys = interpreter.get_signature_list()
+    return {key: (named(inputs), named(outputs)) for inputs, outputs, key in found if key in keys}
 
 
 def named(variable):
@@ -58,6 +65,9 @@ def tensor_of(interpreter, variable):
 
 def size_of(interpreter, variable):
     """A size that the Kotlin reads from the file."""
+    if variable == "numThresholds":
+        details = interpreter.get_signature_runner("tuned").get_input_details()
+        return int(details["thresholds"]["shape"][0])
     tensor, axis = re.fullmatch(r"(\w+)\.shape\(\)\[(\d)\]", VALUES[variable]).groups()
     return int(tensor_of(interpreter, tensor)["shape"][int(axis)])
 
@@ -67,6 +77,9 @@ def array_of(interpreter, variable, raw):
     value = VALUES[variable]
     if match := re.fullmatch(r"IntArray\((\w+)\)", value):
         return np.zeros(size_of(interpreter, match[1]), "int32")
+    if match := re.fullmatch(r"FloatArray\((\w+)\)", value):
+        size = int(match[1]) if match[1].isdigit() else size_of(interpreter, match[1])
+        return np.zeros((size,), "float32")
     if match := re.fullmatch(r"Array\((\d)\) \{ FloatArray\((\w+)\) \}", value):
         return np.zeros((int(match[1]), size_of(interpreter, match[2])), "float32")
     match = re.fullmatch(r"newBuffer\(numValues \* \(if \(raw\) (\d) else (\d)\)\)", value)
@@ -80,15 +93,15 @@ def array_of(interpreter, variable, raw):
 def test_the_kotlin_runs_every_signature_of_the_file(exported):
     _, interpreter = exported
     signatures = interpreter.get_signature_list()
-    assert set(calls()) == set(signatures) == {"serving_default", "bounded"}
-    for key, (inputs, outputs) in calls().items():
+    assert set(calls(interpreter)) == set(signatures) >= {"serving_default", "bounded"}
+    for key, (inputs, outputs) in calls(interpreter).items():
         assert set(inputs) == set(signatures[key]["inputs"])
         assert set(outputs) == set(signatures[key]["outputs"])
 
 
 def test_types_and_shapes_are_those_of_the_file_before_anything_ran(exported):
     kind, interpreter = exported
-    for key, (inputs, outputs) in calls().items():
+    for key, (inputs, outputs) in calls(interpreter).items():
         runner = interpreter.get_signature_runner(key)
         sides = ((inputs, runner.get_input_details()), (outputs, runner.get_output_details()))
         for variables, details in sides:
@@ -108,10 +121,12 @@ def test_the_kotlin_tells_raw_files_from_others(exported):
 
 def test_what_the_kotlin_hands_over_runs_and_equal_bounds_force_a_width(exported):
     kind, interpreter = exported
-    for key, (inputs, outputs) in calls().items():
+    for key, (inputs, outputs) in calls(interpreter).items():
         arrays = {name: array_of(interpreter, v, kind == "uint8") for name, v in inputs.items()}
         for route in ROUTES:
-            bounds = {name: np.full_like(arrays[name], route) for name in arrays if name != "image"}
+            # Thresholds of 0 and 1 force the first and the last step.
+            value = min(route, 1) if key == "tuned" else route
+            bounds = {name: np.full_like(arrays[name], value) for name in arrays if name != "image"}
             results = interpreter.get_signature_runner(key)(**{**arrays, **bounds})
             assert set(results) == set(outputs)
             assert results["path"].tolist() == [route] or key == "serving_default"
@@ -120,10 +135,11 @@ def test_what_the_kotlin_hands_over_runs_and_equal_bounds_force_a_width(exported
 def test_the_table_of_tensors_is_that_of_the_file(exported):
     _, interpreter = exported
     sizes = {"1": 1, "height": SHAPE[0], "width": SHAPE[1], "3": 3, "classes": CLASSES}
-    sizes["num_gates"] = 1
+    sizes["num_gates"] = sizes["num_thresholds"] = 1
     pattern = r"^\| `(\w+)` \| `(\w+)` \| (input|output) \| ([\w ]+) \| `\[(.+)\]` \|$"
     rows = re.findall(pattern, TEXT, re.MULTILINE)
-    assert len(rows) == sum(len(i) + len(o) for i, o in calls().values())
+    rows = [row for row in rows if row[0] in interpreter.get_signature_list()]
+    assert len(rows) == sum(len(i) + len(o) for i, o in calls(interpreter).values())
     for key, name, side, kinds, shape in rows:
         runner = interpreter.get_signature_runner(key)
         inputs = side == "input"
@@ -162,7 +178,10 @@ def test_the_crop_is_that_of_evaluation():
 
 def test_the_export_has_arguments_that_exist():
     codes = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    for code, function in zip(codes, (export_routed, export_subnetwork), strict=True):
+    functions = (export_routed, export_routed, None, export_subnetwork)
+    for code, function in zip(codes, functions, strict=True):
+        if function is None:
+            continue
         (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
         given = {keyword.arg for keyword in call.keywords} - {"format"}
         assert given <= set(inspect.signature(function).parameters)

@@ -18,7 +18,7 @@ def _network_and_pixels():
     )
     model.gates_trained = True
     images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), "uint8")
-    return {"model": model, "images": images}
+    return {"model": model, "images": images, "labels": np.arange(16) % 4}
 
 
 def _network_and_data():
