@@ -210,14 +210,14 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             `[batch, num_gates]`, the path of the outputs and the path that ran first.
         """
         routing = routing or self.routing
-        candidates = None if routing == "confidence" else self.gate_candidates()
         if routing == "gate":
             channels = None if self.include_top else self.output_shape[-1]
-            outputs, paths = self._runner.route(images, candidates, channels)
+            outputs, paths = self._runner.route(images, self.gate_candidates(), channels)
             return outputs, paths, paths
         steps = self.confidence_steps if steps is None else tuple(steps)
         thresholds = self.thresholds if thresholds is None else tuple(thresholds)
-        return self._runner.route_by_confidence(images, steps, thresholds, candidates, run_last)
+        routes = None if routing == "confidence" else self.gate_candidates()
+        return self._runner.route_by_confidence(images, steps, thresholds, routes, run_last)
 
     def _images(self, inputs):
         images = arguments.check_images(inputs, self._image_shape)
