@@ -89,8 +89,8 @@ def calibrate_confidence(
         List of dicts, the curve in the order of MAdds. "thresholds" is a tuple, "madds" the mean of
         an image, "top1" in [0, 1], and "shares" a dict from steps to the shares of the images whose
         output they gave. "line" is the top-1 of the line between the static steps at these MAdds,
-        "random" that of a random choice of the last step with these MAdds after the first, and
-        "chosen" is True for the row whose thresholds were set.
+        "random" that of a random choice between the first and the last step, and "chosen" is True
+        for the row whose thresholds were set.
 
     Raises:
         ValueError: If there is not exactly one limit, no point meets it, the data set has no labels
@@ -207,20 +207,39 @@ def confidence_curve(results: StepResults) -> list[dict[str, Any]]:
     Returns:
         List of dicts, see `calibrate_confidence`.
     """
-    if len(results.widths) == 2:
-        return _curve_of_two(results)
+    thresholds, madds, top1, stops = _points(results)
+    shares = stops / stops.sum(axis=1, keepdims=True)
+    lines, randoms = line_at(results, madds), _random_at(results, madds)
+    return [
+        {
+            "thresholds": tuple(map(float, row)),
+            "madds": float(madds[i]),
+            "top1": float(top1[i]),
+            "shares": {w: float(s) for w, s in zip(results.widths, shares[i]) if s},
+            "line": float(lines[i]),
+            "random": float(randoms[i]),
+        }
+        for i, row in enumerate(thresholds)
+    ]
+
+
+def _points(results):
+    """Returns the curve as arrays: thresholds, mean MAdds, top-1, images that stop at each step."""
+    return _points_of_two(results) if len(results.widths) == 2 else _searched_points(results)
+
+
+def _searched_points(results):
     count = len(results.widths) - 1
     size = max(3, min(_CANDIDATES, int(_MOST_COMBINATIONS ** (1 / count))))
     grids = [_quantiles(results.confidence[:, step], size) for step in range(count)]
-    points = [
-        (*_score(results, thresholds), thresholds) for thresholds in itertools.product(*grids)
-    ]
-    best, rows = -1.0, []
-    for madds, top1, thresholds in sorted(points, key=lambda point: (point[0], -point[1])):
-        if top1 > best:
-            best = top1
-            rows.append(_row(results, thresholds, madds, top1, stops_of(results, thresholds)))
-    return rows
+    points = [(*score(results, each), each) for each in itertools.product(*grids)]
+    best, kept = -1.0, []
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if point[1] > best:
+            best = point[1]
+            kept.append((*point, stops_of(results, point[2])))
+    madds, top1, thresholds, stops = (np.array(column) for column in zip(*kept))
+    return thresholds, madds, top1, stops
 
 
 def _quantiles(confidence, size):
@@ -228,25 +247,20 @@ def _quantiles(confidence, size):
     return [0.0, *np.unique(inner).tolist(), 1.0]
 
 
-def _curve_of_two(results):
+def _points_of_two(results):
     """Sorts the images by the confidence of the first step; each prefix goes on."""
     order = np.argsort(results.confidence[:, 0], kind="stable")
-    sorted_confidence = results.confidence[order, 0].astype("float64")
+    confidence = results.confidence[order, 0].astype("float64")
     gains = np.cumsum(np.subtract(*results.correct[order].T[::-1], dtype="int64"))
     # A threshold selects all images of an equal confidence or none.
-    ends = np.flatnonzero(np.append(np.diff(sorted_confidence) > 0, True))
-    counts, images = ends + 1, len(order)
-    base = int(results.correct[:, 0].sum())
+    ends = np.flatnonzero(np.append(np.diff(confidence) > 0, True))
     # In the middle of a gap, so that rounding selects the same images in another run.
-    between = (sorted_confidence[ends[:-1]] + sorted_confidence[ends[:-1] + 1]) / 2
-    thresholds = [0.0, *between.tolist(), 1.0]
-    hits = [base, *(base + gains[ends]).tolist()]
-    rows = []
-    for threshold, count, hit in zip(thresholds, [0, *counts.tolist()], hits):
-        madds = results.trunk + results.madds[0] + count / images * results.madds[1]
-        stops = np.array([images - count, count])
-        rows.append(_row(results, (threshold,), float(madds), hit / images, stops))
-    return rows
+    between = (confidence[ends[:-1]] + confidence[ends[:-1] + 1]) / 2
+    thresholds = np.concatenate([[0.0], between, [1.0]])
+    images, counts = len(order), np.append(0, ends + 1)
+    madds = results.trunk + results.madds[0] + counts / images * results.madds[1]
+    top1 = (results.correct[:, 0].sum() + np.append(0, gains[ends])) / images
+    return thresholds[:, None], madds, top1, np.stack([images - counts, counts], axis=1)
 
 
 def ends_of(results: StepResults, thresholds: Sequence[float]) -> np.ndarray:
@@ -272,47 +286,39 @@ def stops_of(results: StepResults, thresholds: Sequence[float]) -> np.ndarray:
     return np.bincount(ends_of(results, thresholds), minlength=len(results.widths))
 
 
-def _score(results, thresholds):
-    """Returns the mean MAdds of an image, and top-1."""
+def score(results: StepResults, thresholds: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean MAdds of an image and top-1 with some thresholds.
+
+    Args:
+        results: `StepResults` of the steps.
+        thresholds: One number for each step except the last.
+    """
     ends = ends_of(results, thresholds)
     madds = results.trunk + np.cumsum(results.madds)[ends].mean()
     return float(madds), float(results.correct[np.arange(len(ends)), ends].mean())
 
 
-def _row(results, thresholds, madds, top1, stops):
-    shares = {w: float(n / stops.sum()) for w, n in zip(results.widths, stops) if n}
-    return {
-        "thresholds": tuple(thresholds),
-        "madds": madds,
-        "top1": top1,
-        "shares": shares,
-        "line": line_at(results, madds),
-        "random": _random_at(results, madds),
-    }
-
-
-def line_at(results: StepResults, madds: float) -> float:
-    """Returns the top-1 of the line between the static steps at these MAdds.
+def line_at(results: StepResults, madds: Any) -> Any:
+    """Returns the top-1 of the line between the static steps at some MAdds.
 
     Outside their range it is that of the nearest step.
 
     Args:
         results: `StepResults` of the steps.
-        madds: Number, multiply-adds of an image.
+        madds: Number or array, multiply-adds of an image.
     """
-    return float(np.interp(madds, results.trunk + results.madds, results.correct.mean(0)))
+    return np.interp(madds, results.trunk + results.madds, results.correct.mean(0))
 
 
 def _random_at(results, madds):
-    """Returns the top-1 of a random choice of the images that go from the first to the last step.
+    """Returns the top-1 of a random choice between the first and the last step at some MAdds.
 
-    A random choice needs no first step where it takes the last, so that it is at least as good as
-    the same shares of images chosen after the first step has run.
+    A random choice needs no first step where it takes the last.
     """
     first, last = results.madds[0], results.madds[-1]
     share = np.clip((madds - results.trunk - first) / (last - first or 1), 0, 1)
     top1 = results.correct.mean(0)
-    return float((1 - share) * top1[0] + share * top1[-1])
+    return (1 - share) * top1[0] + share * top1[-1]
 
 
 def choose_row(
@@ -408,15 +414,13 @@ def best_steps(
     grid = np.linspace(first, last, 200)
     scores = {}
     for steps in itertools.combinations(results.widths, count):
-        rows = confidence_curve(results.of(steps))
+        _, madds, top1, _ = _points(results.of(steps))
         if max_madds is not None:
-            fitting = [row["top1"] for row in rows if row["madds"] <= max_madds]
-            scores[steps] = max(fitting, default=-1.0)
+            scores[steps] = float(np.max(top1[madds <= max_madds], initial=-1.0))
         else:
             # Below the first step an image has no answer.
-            madds = [row["madds"] for row in rows]
-            top1 = np.maximum.accumulate([row["top1"] for row in rows])
-            scores[steps] = float(np.interp(grid, madds, top1, left=0.0).mean())
+            best_so_far = np.maximum.accumulate(top1)
+            scores[steps] = float(np.interp(grid, madds, best_so_far, left=0.0).mean())
     best = max(scores, key=scores.__getitem__)
     if scores[best] < 0:
         least = int(results.trunk + results.madds[0])
