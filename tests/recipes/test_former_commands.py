@@ -98,4 +98,4 @@ def test_the_commands_run_one_after_another_on_little_data(tmp_path):
     done = run_program(benchmark, tmp_path / "m.tflite", f"--workdir={tmp_path / 'b'}", *small)
     assert done.returncode == 0, done.stderr
     check_deprecations("python recipes/benchmark_mobile.py", done.stderr)
-    assert (tmp_path / "b" / "tables").is_dir()
+    assert (tmp_path / "b" / "mobile.json").is_file()
