@@ -196,12 +196,12 @@ def test_public_classes_of_one_file_use_each_other(package):
     for module, tree in SOURCES.items():
         if not module.startswith(f"keras_dsnet.{package}."):
             continue
-        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-        public = set(classes) & set(exported)
-        used = {
-            name.id
+        names = {
+            node.name: {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
             for node in tree.body
-            for name in ast.walk(node)
-            if isinstance(name, ast.Name) and name.id in public
+            if isinstance(node, ast.ClassDef) and node.name in exported
         }
-        assert len(public) < 2 or used, f"{module} holds {sorted(public)}"
+        for name, used in names.items():
+            others = set(names) - {name}
+            users = {other for other in others if name in names[other]}
+            assert not others or used & others or users, f"{module} holds {sorted(names)}"
