@@ -41,6 +41,7 @@ class RoutingSettings:
         self._warned_of_gates = self._warned_of_routes = self._warned_of_costs = False
         self._confidence_steps: tuple[int, ...] | None = None
         self._thresholds: tuple | None = None
+        self._routing = "gate"
         self.replace_routes(range(self.num_widths) if routes is None else routes)
         self.gates_trained = gates_trained
         self.confidence_steps = confidence_steps
@@ -81,6 +82,16 @@ class RoutingSettings:
 
     @routing.setter
     def routing(self, routing: str) -> None:
+        self._routing = self.check_routing(routing)
+        if routing != "gate":
+            self._warn_of_costly_steps()
+
+    def check_routing(self, routing: str) -> str:
+        """Returns the name of a routing that this network can run.
+
+        Raises:
+            ValueError: If there is no such routing, or it needs a classifier and there is none.
+        """
         if not isinstance(routing, str) or routing not in ROUTINGS:
             raise ValueError(f"`routing` must be one of {ROUTINGS}. Received: routing={routing!r}")
         if routing != "gate" and not self.include_top:
@@ -88,7 +99,7 @@ class RoutingSettings:
                 "A network without its classifier has no confidence: with `include_top=False`, "
                 f"`routing` must be 'gate'. Received: routing={routing!r}"
             )
-        self._routing = routing
+        return routing
 
     @property
     def routes(self) -> tuple[int, ...]:
@@ -156,14 +167,19 @@ class RoutingSettings:
         self._warn_of_costly_steps()
 
     def _warn_of_costly_steps(self):
+        if self._warned_of_costs:
+            return
         network: Any = self
         shape = tuple(side or _OPEN_SIDE for side in network.input_shape[1:])
-        most = worst_case_madds(network, "confidence", self.confidence_steps, input_shape=shape)
+        routing, runs = "confidence", "runs all"
+        if self.routing == "gate+confidence":
+            routing, runs = self.routing, "starts at a route of the gates and runs all wider"
+        most = worst_case_madds(network, routing, self.confidence_steps, input_shape=shape)
         widest = network.madds("widest", shape)
-        if most > _COSTLY * widest and not self._warned_of_costs:
+        if most > _COSTLY * widest:
             self._warned_of_costs = True
             warnings.warn(
-                f"An image that runs all confidence steps {self.confidence_steps} costs "
+                f"An image that {runs} confidence steps {self.confidence_steps} costs "
                 f"{most / 1e6:.2f}M multiply-adds, {most / widest:.2f} times those of the widest "
                 f"path ({widest / 1e6:.2f}M). Fewer steps cost less.",
                 stacklevel=_level_of_caller(),
