@@ -23,6 +23,7 @@ from keras_dsnet.models.arguments import (
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.predictions import check_class_names, decode_predictions
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
+from keras_dsnet.models.routing_settings import check_routing
 from keras_dsnet.utils.argument_checks import check_bool
 from keras_dsnet.weights import Preset, WeightsFile
 
@@ -73,6 +74,8 @@ _SHARED_ARGUMENTS = {
     "names stored with the weights.",
     "normalization": "`keras_dsnet.models.Normalization` that `network.preprocess_input` applies. "
     "Defaults to that of the weights, or to ImageNet's mean and standard deviation.",
+    "routing": 'How an image gets its path: `"gate"`, `"confidence"` or `"gate+confidence"`. '
+    'Confidence needs no trained gate. Defaults to that of the weights, or to `"gate"`.',
 }
 
 _log = logging.getLogger(__name__)
@@ -109,6 +112,7 @@ def build_network(  # noqa: D417
     pooling: str | None,
     class_names: tuple | None,
     normalization: Normalization | None,
+    routing: str | None,
     options: Mapping[str, Any],
     ema: bool | None = None,
 ) -> DynamicSlimmableNetwork:
@@ -140,6 +144,8 @@ def build_network(  # noqa: D417
         if routes is not None:
             check_routes(routes, scaled.num_widths)
     _check_arguments(input_shape, classes, include_top, pooling, dtype)
+    if routing is not None:
+        check_routing(routing, include_top)
     if class_names is not None and (classes or weights is None):
         check_class_names(class_names, classes or _DEFAULT_CLASSES)
     arguments = {
@@ -168,6 +174,8 @@ def build_network(  # noqa: D417
         network.class_names = class_names
     if routes is not None:
         network.routes = routes
+    if routing is not None:
+        network.routing = routing
     return network
 
 

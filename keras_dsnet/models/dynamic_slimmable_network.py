@@ -19,6 +19,7 @@ from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.routing_settings import (
     DEFAULT_THRESHOLD,
     RoutingSettings,
+    check_routing,
     check_thresholds,
 )
 from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
@@ -218,7 +219,7 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             ValueError: If `routing` needs a classifier that the network does not have, or steps or
                 thresholds are wrong.
         """
-        routing = self.routing if routing is None else self.check_routing(routing)
+        routing = check_routing(routing or self.routing, self.include_top)
         if routing == "gate":
             channels = None if self.include_top else self.output_shape[-1]
             outputs, paths = self._runner.route(images, self.gate_candidates(), channels)

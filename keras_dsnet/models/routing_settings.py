@@ -82,24 +82,9 @@ class RoutingSettings:
 
     @routing.setter
     def routing(self, routing: str) -> None:
-        self._routing = self.check_routing(routing)
+        self._routing = check_routing(routing, self.include_top)
         if routing != "gate":
             self._warn_of_costly_steps()
-
-    def check_routing(self, routing: str) -> str:
-        """Returns the name of a routing that this network can run.
-
-        Raises:
-            ValueError: If there is no such routing, or it needs a classifier and there is none.
-        """
-        if not isinstance(routing, str) or routing not in ROUTINGS:
-            raise ValueError(f"`routing` must be one of {ROUTINGS}. Received: routing={routing!r}")
-        if routing != "gate" and not self.include_top:
-            raise ValueError(
-                "A network without its classifier has no confidence: with `include_top=False`, "
-                f"`routing` must be 'gate'. Received: routing={routing!r}"
-            )
-        return routing
 
     @property
     def routes(self) -> tuple[int, ...]:
@@ -248,6 +233,26 @@ class RoutingSettings:
                 stacklevel=_level_of_caller(),
             )
         return self.routes[-1:]
+
+
+def check_routing(routing: str, include_top: bool) -> str:
+    """Returns the name of a routing.
+
+    Args:
+        routing: "gate", "confidence" or "gate+confidence".
+        include_top: Bool, whether the network has a classifier.
+
+    Raises:
+        ValueError: If there is no such routing, or it needs a classifier and there is none.
+    """
+    if not isinstance(routing, str) or routing not in ROUTINGS:
+        raise ValueError(f"`routing` must be one of {ROUTINGS}. Received: routing={routing!r}")
+    if routing != "gate" and not include_top:
+        raise ValueError(
+            "A network without its classifier has no confidence: with `include_top=False`, "
+            f"`routing` must be 'gate'. Received: routing={routing!r}"
+        )
+    return routing
 
 
 def check_thresholds(thresholds: Sequence[float], steps: Sequence[int]) -> tuple[float, ...]:

@@ -336,7 +336,7 @@ def ends_of(results: StepResults, thresholds: Sequence[float]) -> np.ndarray:
         [
             # The same rule as in `keras_dsnet.models.routing`, also for NaN.
             (t >= 1) | ((t > 0) & ~(results.confidence[:, step] > t))
-            for step, t in enumerate(np.float32(thresholds))
+            for step, t in enumerate(np.asarray(thresholds, "float32"))
         ],
         1,
     )
