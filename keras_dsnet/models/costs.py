@@ -23,8 +23,7 @@ class CostCounter(Executor):
         madds: Int, multiply-adds of convolutions and linear layers, without the slimming heads.
         attention: Int, the part of `madds` in the attention heads.
         pooling: Int, input elements of all average pools, which the paper's count includes.
-        slimming: Int, multiply-adds of the slimming heads, with the pool of a gate that has no
-            attention head.
+        slimming: Int, multiply-adds of the slimming heads.
         parameters: Int, trainable parameters that the path uses, without the slimming heads.
     """
 
@@ -60,8 +59,8 @@ class CostCounter(Executor):
     def gate(self, step, shape):
         layer, channels = step.layer, shape[2]
         encoder = channels * layer.hidden_units
+        self.pooling += _elements(shape)
         if layer.attention:
-            self.pooling += _elements(shape)
             self.madds += 2 * encoder
             self.attention += 2 * encoder
             self.parameters += 2 * encoder + layer.hidden_units + channels
@@ -69,8 +68,6 @@ class CostCounter(Executor):
             scores = 1 if layer.slimming_head == "scalar" else layer.num_choices
             separate_encoder = not (layer.attention and layer.share_encoder)
             self.slimming += layer.hidden_units * scores + encoder * separate_encoder
-            # Without attention only the slimming head needs the pool.
-            self.slimming += 0 if layer.attention else _elements(shape)
         return shape
 
     def max_pool(self, step, shape):

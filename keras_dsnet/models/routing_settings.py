@@ -1,4 +1,4 @@
-"""The settings of routing: how an image gets its path, and among which widths.
+"""The settings of routing: how an image gets its path.
 
 Three routings exist. With "gate" the slimming heads choose a path before it runs (Sec. 3.2 of the
 paper). With "confidence" the narrowest step runs first, and an image goes on to a wider step where

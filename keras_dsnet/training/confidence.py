@@ -1,4 +1,4 @@
-"""The calibration of routing by confidence: thresholds and steps from one labelled pass."""
+"""The calibration of routing by confidence on labelled images."""
 
 import itertools
 import warnings
