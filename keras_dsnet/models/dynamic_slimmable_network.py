@@ -198,6 +198,8 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
         steps: Sequence[int] | None = None,
         thresholds: Sequence[float] | None = None,
         run_last: bool = True,
+        trunk: tuple | None = None,
+        start: tuple | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs a batch by any routing, and returns where each image started and ended.
 
@@ -210,6 +212,8 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             thresholds: Tuple of floats. Defaults to the network's, or to 0.7 each if `steps` are
                 given.
             run_last: See `SectionRunner.route_by_confidence`.
+            trunk: Result of section 0, where it is known, so that several routings share it.
+            start: `(outputs, paths)` of routing by the gate, where they are known.
 
         Returns:
             `(outputs, paths, starts)`: `[batch, classes]`, logits before any activation, and int32
@@ -222,7 +226,7 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
         routing = check_routing(routing or self.routing, self.include_top)
         if routing == "gate":
             channels = None if self.include_top else self.output_shape[-1]
-            outputs, paths = self._runner.route(images, self.gate_candidates(), channels)
+            outputs, paths = self._runner.route(images, self.gate_candidates(), channels, trunk)
             return outputs, paths, paths
         if steps is None:
             steps = self.confidence_steps
@@ -232,7 +236,8 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             thresholds = (DEFAULT_THRESHOLD,) * (len(steps) - 1)
         thresholds = check_thresholds(thresholds, steps)
         routes = None if routing == "confidence" else self.gate_candidates()
-        return self._runner.route_by_confidence(images, steps, thresholds, routes, run_last)
+        known = {"run_last": run_last, "trunk": trunk, "start": start}
+        return self._runner.route_by_confidence(images, steps, thresholds, routes, **known)
 
     def _images(self, inputs):
         images = arguments.check_images(inputs, self._image_shape)

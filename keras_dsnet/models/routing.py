@@ -43,7 +43,11 @@ class SectionRunner:
         self._any_width_functions: dict[int, Callable] = {}
 
     def route(
-        self, images: tf.Tensor, routes: tuple[int, ...], channels: int | None = None
+        self,
+        images: tf.Tensor,
+        routes: tuple[int, ...],
+        channels: int | None = None,
+        trunk: tuple | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a batch, with the path that the gates choose for each image.
 
@@ -52,13 +56,12 @@ class SectionRunner:
             routes: Tuple of ints, candidate widths of every gate in ascending order.
             channels: Int. The outputs are padded with zeros to this number of channels, so that
                 images of different widths fit in one tensor. Defaults to no padding.
+            trunk: The result of section 0, `(features, scores)`, where it is known.
 
         Returns:
             `(outputs, widths)`: the outputs of the last section and int32 `[batch, num_gates]`.
         """
-        return self._route(self.run_section(0, None, (0, 0), images), routes, channels)
-
-    def _route(self, trunk, routes, channels=None):
+        trunk = trunk or self.run_section(0, None, (0, 0), images)
         groups, widths = self._run_groups(trunk, routes, len(self.slimming_gates))
         outputs = [outputs for _, _, outputs, _ in groups]
         if channels is not None:
@@ -107,6 +110,8 @@ class SectionRunner:
         thresholds: Sequence[float],
         routes: Sequence[int] | None = None,
         run_last: bool = True,
+        trunk: tuple | None = None,
+        start: tuple | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs a batch step by step: an image goes on where its confidence is too small.
 
@@ -121,12 +126,15 @@ class SectionRunner:
                 starts. Defaults to a start at the first step.
             run_last: Bool. False leaves out the last step, which decides nothing, so that the
                 logits of the images that reach it are those of an earlier step.
+            trunk: The result of section 0, `(features, scores)`, where it is known.
+            start: What `route` returned with these routes, where it is known.
 
         Returns:
             `(logits, paths, starts)`: `[batch, classes]`, and int32 `[batch, num_gates]`, the path
             that gave an image its logits and the path at which it started.
         """
-        trunk = self.run_section(0, None, (0, 0), images, with_scores=routes is not None)
+        asked = routes is not None
+        trunk = trunk or self.run_section(0, None, (0, 0), images, with_scores=asked)
         split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
         order = tf.range(tf.shape(trunk[0])[0])
         gates, first = len(self.slimming_gates), 0
@@ -135,7 +143,7 @@ class SectionRunner:
             logits, _ = self.run_rest(steps[0], trunk[0])
             first = 1
         else:
-            logits, starts = self._route(trunk, routes)
+            logits, starts = start or self.route(images, routes, trunk=trunk)
         # The next step of an image is the first that is wider than the path that it has run.
         wider = tf.reduce_max(starts, 1)[:, None] >= tf.constant([steps])
         position = tf.reduce_sum(tf.cast(wider, tf.int32), 1)
