@@ -76,6 +76,8 @@ _SHARED_ARGUMENTS = {
     "Defaults to that of the weights, or to ImageNet's mean and standard deviation.",
     "routing": 'How an image gets its path: `"gate"`, `"confidence"` or `"gate+confidence"`. '
     'Confidence needs no trained gate. Defaults to that of the weights, or to `"gate"`.',
+    "confidence_steps": "Tuple of ints in ascending order, the widths that confidence tries in "
+    "turn. Defaults to those of the weights, or to the narrowest and the widest of the routes.",
 }
 
 _log = logging.getLogger(__name__)
@@ -113,6 +115,7 @@ def build_network(  # noqa: D417
     class_names: tuple | None,
     normalization: Normalization | None,
     routing: str | None,
+    confidence_steps: tuple[int, ...] | None,
     options: Mapping[str, Any],
     ema: bool | None = None,
 ) -> DynamicSlimmableNetwork:
@@ -143,6 +146,8 @@ def build_network(  # noqa: D417
         scaled = spec.scaled(**scaling)
         if routes is not None:
             check_routes(routes, scaled.num_widths)
+        if confidence_steps is not None:
+            check_routes(confidence_steps, scaled.num_widths, "confidence_steps")
     _check_arguments(input_shape, classes, include_top, pooling, dtype)
     if routing is not None:
         check_routing(routing, include_top)
@@ -174,6 +179,8 @@ def build_network(  # noqa: D417
         network.class_names = class_names
     if routes is not None:
         network.routes = routes
+    if confidence_steps is not None:
+        network.confidence_steps = confidence_steps
     if routing is not None:
         network.routing = routing
     return network

@@ -119,8 +119,12 @@ def load_network():
     if FLAGS.model is not None:
         model_file = checks.find_model(FLAGS.model)
         return keras.models.load_model(model_file, compile=False), model_file.parent
-    network = DSMobileNet(weights=FLAGS.weights)
+    size = FLAGS.image_size
+    shape = (size, size, 3) if size else None
+    network = DSMobileNet(weights=FLAGS.weights, input_shape=shape)
     if not network.gates_trained:
+        # The routes of a gate that is not trained mean nothing.
+        network.confidence_steps = (0, network.num_widths - 1)
         network.routing = "confidence"
         print(
             f"--weights={FLAGS.weights} has no trained gate: the file routes by confidence, with "

@@ -236,8 +236,9 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             thresholds = (DEFAULT_THRESHOLD,) * (len(steps) - 1)
         thresholds = check_thresholds(thresholds, steps)
         routes = None if routing == "confidence" else self.gate_candidates()
-        known = {"run_last": run_last, "trunk": trunk, "start": start}
-        return self._runner.route_by_confidence(images, steps, thresholds, routes, **known)
+        return self._runner.route_by_confidence(
+            images, steps, thresholds, routes, run_last, trunk, start
+        )
 
     def _images(self, inputs):
         images = arguments.check_images(inputs, self._image_shape)

@@ -143,7 +143,7 @@ class SectionRunner:
             logits, _ = self.run_rest(steps[0], trunk[0])
             first = 1
         else:
-            logits, starts = start or self.route(images, routes, trunk=trunk)
+            logits, starts = start or self.route(images, tuple(routes or ()), trunk=trunk)
         # The next step of an image is the first that is wider than the path that it has run.
         wider = tf.reduce_max(starts, 1)[:, None] >= tf.constant([steps])
         position = tf.reduce_sum(tf.cast(wider, tf.int32), 1)

@@ -347,15 +347,16 @@ def test_a_network_of_any_image_size_asks_for_one(export, network, tmp_path):
 
 
 @pytest.fixture
-def released(checkpoint, tmp_path, monkeypatch):
+def released(steady_checkpoint, tmp_path, monkeypatch):
     """Makes a local file in the format of the authors' code the released checkpoint."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    preset = dataclasses.replace(PRESETS["imagenet"], url=checkpoint.as_uri(), classes=20)
+    preset = dataclasses.replace(PRESETS["imagenet"], url=steady_checkpoint.as_uri(), classes=20)
     monkeypatch.setitem(PRESETS, "imagenet", preset)
 
 
 def test_released_weights_route_by_confidence(program, released, capsys):
     with flagsaver.as_parsed(weights="imagenet"):
+        flags.FLAGS.mark_as_parsed()
         network, _ = program.load_network()
     assert (network.routing, network.confidence_steps) == ("confidence", (0, 13))
     assert "routes by confidence, with the steps (0, 13)" in capsys.readouterr().out
@@ -372,7 +373,8 @@ def test_one_command_writes_a_dynamic_file_of_the_released_weights(
     export(weights="imagenet", output=tmp_path / "m.tflite", image_size=32)
     assert "mean nothing" not in capsys.readouterr().out
     interpreter = DynamicInterpreter(tmp_path / "m.tflite")
-    network = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), routing="confidence")
+    arguments = {"routing": "confidence", "confidence_steps": (0, 13)}
+    network = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), **arguments)
     images = random_images(8, size=32)
     results = [interpreter.run(image) for image in images]
     np.testing.assert_allclose([output for output, _ in results], network(images), atol=1e-4)

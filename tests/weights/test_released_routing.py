@@ -14,20 +14,22 @@ IMAGES = np.random.default_rng(0).normal(size=(12, 32, 32, 3)).astype("float32")
 
 
 @pytest.fixture
-def release(checkpoint, tmp_path, monkeypatch):
+def release(steady_checkpoint, tmp_path, monkeypatch):
     """Makes a local file in the format of the authors' code the released checkpoint."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    preset = dataclasses.replace(PRESETS["imagenet"], url=checkpoint.as_uri(), classes=20)
+    preset = dataclasses.replace(PRESETS["imagenet"], url=steady_checkpoint.as_uri(), classes=20)
     monkeypatch.setitem(PRESETS, "imagenet", preset)
 
 
+def dynamic_network():
+    arguments = {"routing": "confidence", "confidence_steps": (0, 13)}
+    return DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), **arguments)
+
+
 def test_released_weights_route_by_confidence_and_can_be_calibrated(release, recwarn):
-    model = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), routing="confidence")
-    assert (model.routing, model.confidence_steps, model.gates_trained) == (
-        "confidence",
-        (0, 13),
-        False,
-    )
+    model = dynamic_network()
+    settings = model.routing, model.confidence_steps, model.gates_trained
+    assert settings == ("confidence", (0, 13), False)
     labels = np.argmax(model(IMAGES, path="widest"), axis=1)
     calibrate_confidence(model, (IMAGES, labels), max_drop=0.0)
     assert np.mean(np.argmax(model(IMAGES), 1) == labels) == 1
@@ -41,17 +43,18 @@ def test_a_wrong_routing_is_refused_before_a_download(routing, monkeypatch, tmp_
         DSMobileNet(weights="imagenet", routing=routing)
     with pytest.raises(ValueError, match="include_top=False"):
         DSMobileNet(weights="imagenet", routing="confidence", include_top=False)
+    with pytest.raises(ValueError, match=r"from 0 to 13. Received: confidence_steps=\(0, 14\)"):
+        DSMobileNet(weights="imagenet", confidence_steps=(0, 14))
     assert not (tmp_path / "keras").exists()
 
 
 @pytest.mark.long
 def test_a_file_of_the_released_weights_routes_by_confidence(release, tmp_path):
-    model = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), routing="confidence")
-    sure = model(IMAGES, path=0).numpy().max(1)
-    model.thresholds = float(np.median(sure))
+    model = dynamic_network()
     model.export(tmp_path / "m.tflite", format="litert", verbose=False)
     interpreter = DynamicInterpreter(tmp_path / "m.tflite")
-    results = [interpreter.run(image) for image in IMAGES]
-    np.testing.assert_allclose([output for output, _ in results], model(IMAGES), atol=1e-4)
-    np.testing.assert_array_equal([path for _, path in results], model.route(IMAGES))
-    assert len({path for _, path in results}) == 2
+    for threshold, width in ((0.0, 0), (1.0, 13)):
+        results = [interpreter.run(image, thresholds=(threshold,)) for image in IMAGES[:3]]
+        assert {path for _, path in results} == {(width,)}
+        expected = model(IMAGES[:3], path=width)
+        np.testing.assert_allclose([output for output, _ in results], expected, atol=1e-4)
