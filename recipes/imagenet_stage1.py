@@ -45,7 +45,7 @@ dropout masks.
 import pathlib
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import checks, data, report, run
 from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.model_settings import (
     MODELS,
@@ -328,8 +328,10 @@ def main(_):
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
     run.save_model(model, workdir.path / "supernet.keras")
     batches = data.evaluation_dataset(model, evaluation, size)
-    rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True)
-    run.report(model, rows, workdir.tables, workdir.plots, workdir.log)
+    # Routing by confidence needs no gate. It means nothing if one width is trained alone.
+    steps = model.confidence_steps if paths is None else None
+    rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True, steps=steps)
+    report.write_report(model, rows, evaluation, size, workdir.path, workdir.log)
     print_end(workdir, model)
 
 

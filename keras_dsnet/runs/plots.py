@@ -271,25 +271,32 @@ def _class_name(index, class_names):
 
 
 def plot_width_shares(
-    shares: Sequence[Mapping[float, float]], path: str | os.PathLike, title: str | None = None
+    shares: Sequence[Mapping[float, float]],
+    path: str | os.PathLike,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> "Figure":
-    """Plots the share of the images that each gate sends to each width, as Fig. 7 (right).
+    """Plots the share of the images that take each width, as Fig. 7 (right).
 
     Args:
-        shares: List of a dict for each gate, from slimming ratios rho to shares in [0, 1], which
-            sum to 1.
+        shares: List of a dict for each gate or routing, from slimming ratios rho to shares in
+            [0, 1], which sum to 1.
         path: Path of the image file. Its suffix is the format.
         title: String, title of the plot. Optional.
+        labels: Sequence of str, the names of the dicts. Defaults to "gate 1", "gate 2" and so on.
 
     Returns:
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If there are no gates.
+        ValueError: If there are no gates, or another number of labels.
     """
     ratios = sorted({rho for gate in shares for rho in gate})
     if not ratios:
         raise ValueError(f"A plot of shares needs gates. Received: shares={shares}")
+    labels = labels or [f"gate {number}" for number in range(1, len(shares) + 1)]
+    if len(labels) != len(shares):
+        raise ValueError(f"{len(shares)} shares need as many labels. Received: labels={labels}")
     figure = _figure(2.6 + 1.1 * len(shares), 4.6)
     axes = figure.add_subplot(ylabel="Share of images (%)", title=title)
     colors = _width_colors(len(ratios))
@@ -309,7 +316,7 @@ def plot_width_shares(
         texts = [f"{h:.0f}" if h >= 100 * _SMALLEST_LABELLED_SHARE else "" for h in heights]
         axes.bar_label(bars, texts, label_type="center", color=_readable_on(color), fontsize=9)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights)]
-    axes.set_xticks(range(len(shares)), [f"gate {index + 1}" for index in range(len(shares))])
+    axes.set_xticks(range(len(shares)), [label.replace("+", "+\n") for label in labels])
     axes.set(xlim=(-0.6, len(shares) - 0.4), ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
     # Reversed, so that the legend is in the order of the bars.

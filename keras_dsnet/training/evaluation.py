@@ -73,13 +73,13 @@ def evaluate_paths(
         these rows "rho" is the mean over the images of the path that gave the output, and MAdds are
         the mean of everything that ran, with the slimming heads of gates that were asked.
 
-        The dynamic row has "shares", a dict for each gate, from widths to the shares of the images
-        that took them. With several gates it also has "path_shares", a dict from paths such as
-        "0-1-2-3" to shares, the most frequent first. All rows of routings have "madds_p95" and
-        "madds_worst", the 95th percentile over the images and the most that an image can cost. They
-        have "static_line", the top-1 of the line between the static paths at the same MAdds,
-        "gain", the top-1 above it, and "gain_low" and "gain_high", the 95 % interval of the gain by
-        a paired bootstrap over the images: all None where the MAdds are outside the static paths.
+        All rows of routings have "shares", a dict for each gate, from widths to the shares of the
+        images that took them. With several gates they also have "path_shares", a dict from paths
+        such as "0-1-2-3" to shares, the most frequent first. They have "madds_p95" and
+        "madds_worst", the 95th percentile over the images and the most that an image can cost,
+        "static_line", the top-1 of the line between the static paths at the same MAdds, "gain",
+        the top-1 above it, and "gain_low" and "gain_high", the 95 % interval of the gain by a
+        paired bootstrap over the images: all None where the MAdds are outside the static paths.
 
         The row of the gate has "curve", a list of dicts with "bias", "madds" and "top1", if the
         network has one gate and all routes were measured: `bias` times the relative MAdds of a
@@ -280,7 +280,6 @@ class _Routings:
         if not self.dynamic:
             return named
         dynamic = {**rows[self.model.routing], "path": "dynamic"}
-        dynamic.update(_shares(np.concatenate(self.paths[self.model.routing])))
         dynamic.pop("curve", None)
         return [*named, dynamic]
 
@@ -290,6 +289,7 @@ class _Routings:
         paths, counts = np.unique(np.concatenate(self.paths[name]), axis=0, return_counts=True)
         rho = float(np.average([_rho(model, path) for path in paths.tolist()], weights=counts))
         row = _row(name, rho, float(madds.mean()), hits.mean(axis=1), model.classes)
+        row.update(_shares(np.concatenate(self.paths[name])))
         row["madds_p95"] = float(np.percentile(madds, 95))
         routes = model.routes if model.gates_trained else model.routes[-1:]
         row["madds_worst"] = max(
@@ -405,7 +405,7 @@ def describe_gates(rows: list[dict[str, Any]]) -> str:
     """Describes in words the choices of each gate, and the gain of routing.
 
     Args:
-        rows: List of dicts that `evaluate_paths` returned, with a row "dynamic".
+        rows: List of dicts that `evaluate_paths` returned, with a row "gate" or else "dynamic".
 
     Returns:
         String. It has one line per gate, numbered from 1, with the number of widths in use, or the
@@ -413,16 +413,17 @@ def describe_gates(rows: list[dict[str, Any]]) -> str:
         gates a line describes the paths in use. The last line gives the gain over the static
         widths, see `static_gain`.
     """
-    dynamic = next(row for row in rows if row["path"] == "dynamic")
-    lines = [_describe(number, gate) for number, gate in enumerate(dynamic["shares"], start=1)]
-    if paths := dynamic.get("path_shares"):
+    by_name = {row["path"]: row for row in rows}
+    routed = by_name["gate" if "gate" in by_name else "dynamic"]
+    lines = [_describe(number, gate) for number, gate in enumerate(routed["shares"], start=1)]
+    if paths := routed.get("path_shares"):
         path, share = next(iter(paths.items()))
         lines.append(f"{len(paths)} paths are in use, {path} for {share:.1%} of the images")
-    gain = static_gain(rows)
+    gain = _gain(routed, rows)
     if gain is not None:
         lines.append(
             f"top-1 is {abs(gain):.2%} {'above' if gain >= 0 else 'below'} the line between the "
-            f"static widths at the same {dynamic['madds'] / 1e6:.2f}M MAdds"
+            f"static widths at the same {routed['madds'] / 1e6:.2f}M MAdds"
         )
     return "\n".join(lines)
 
@@ -450,13 +451,16 @@ def static_gain(rows: list[dict[str, Any]]) -> float | None:
         two neighbouring static paths, in [-1, 1]. `None` if its MAdds are outside the range of the
         static paths.
     """
-    dynamic = next(row for row in rows if row["path"] == "dynamic")
+    return _gain(next(row for row in rows if row["path"] == "dynamic"), rows)
+
+
+def _gain(routed, rows):
     static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
     points = sorted((row["madds"], row["top1"]) for row in static)
-    if not points or not points[0][0] <= dynamic["madds"] <= points[-1][0]:
+    if not points or not points[0][0] <= routed["madds"] <= points[-1][0]:
         return None
     madds, accuracies = zip(*points)
-    return float(dynamic["top1"] - np.interp(dynamic["madds"], madds, accuracies))
+    return float(routed["top1"] - np.interp(routed["madds"], madds, accuracies))
 
 
 def better_excluded_widths(

@@ -138,6 +138,45 @@ def define_routes(
     _define(parser, "routes", None, help)
 
 
+def define_routing():
+    """Defines --routing, with the default None."""
+    flags.DEFINE_enum(
+        "routing",
+        None,
+        ["gate", "confidence", "gate+confidence"],
+        "How an image gets its path. Defaults to the routing of the network.",
+    )
+
+
+def define_confidence(defaults="those of the network"):
+    """Defines --steps and --thresholds of routing by confidence; both default to None.
+
+    Args:
+        defaults: Str, the meaning of None for --steps.
+    """
+    define_steps(defaults)
+    parser = _Items(
+        float,
+        "numbers from 0 to 1 such as 0.7, one for each step except the last",
+        lambda items: all(0 <= item <= 1 for item in items),
+    )
+    help = "Thresholds of confidence, one for each step except the last."
+    _define(parser, "thresholds", None, f"{help} Defaults to those of the network for its steps.")
+
+
+def define_steps(defaults="those of the network"):
+    """Defines --steps, the ascending widths that routing by confidence tries in turn.
+
+    Args:
+        defaults: Str, the meaning of None.
+    """
+    parser = _Items(
+        _whole, "two or more ascending widths such as 0,13", lambda x: len(x) > 1 and _ascends(x)
+    )
+    help = "Widths that routing by confidence tries in turn, such as 0,13."
+    _define(parser, "steps", None, f"{help} Defaults to {defaults}.")
+
+
 def define_paths(help):
     """Defines --paths, paths through a network such as 0,4,8,13 or 0-0-0-0,0-1-2-3.
 
