@@ -11,6 +11,7 @@ from light_programs import run_light_program
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 BENCHMARKS = ("mobile", "routing", "slicing", "training")
 PROGRAMS = (
+    "calibrate.py",
     "demo.py",
     "evaluate.py",
     "evaluate_int8.py",
@@ -23,6 +24,7 @@ PROGRAMS = (
 RUN, MOBILE, ROUTING, SLICING, TRAINING = "--workdir={tmp}/run", *PROGRAMS[-4:]
 # The shortest command line that each program accepts.
 VALID = {
+    "calibrate.py": (RUN, "--model={tmp}/trained", "--max_drop=0.01"),
     "demo.py": (RUN,),
     "benchmarks/cross_fit.py": (RUN,),
     "evaluate.py": (RUN, "--model={tmp}/trained"),
@@ -34,7 +36,16 @@ VALID = {
 }
 # Program, one more argument or several, part of the message.
 MISTAKES = [
+    ("calibrate.py", "--max_madds=1e6", "exactly one of --max_drop and --max_madds"),
+    ("calibrate.py", "--max_drop=1.5", "a finite number >= 0 and <= 1"),
+    ("calibrate.py", "--steps=0,4", "from 0 to 3 of --model="),
+    ("calibrate.py", "--steps=2", "must be two or more ascending widths such as 0,13"),
+    ("calibrate.py", "--steps=0,3 --propose_steps=2", "--steps and --propose_steps exclude"),
+    ("calibrate.py", "--workdir={tmp}/trained", "is the folder of --model"),
+    ("calibrate.py", "--dataset=./nowhere", "--dataset=./nowhere: there is no such folder"),
     ("demo.py", "--quick=maybe", "--quick=maybe"),
+    ("evaluate.py", "--steps=0,1,3 --thresholds=0.5", "--thresholds must be 2 of them"),
+    ("evaluate.py", "--thresholds=0.5,1.5", "must be numbers from 0 to 1 such as 0.7"),
     ("evaluate.py", "--paths=0,x", "must be paths such as 0,4,8,13"),
     ("evaluate.py", "--paths=0,4", "must be a width from 0 to 3 for --model="),
     ("evaluate.py", "--paths=0-1", "must be a width from 0 to 3 for --model="),
@@ -56,6 +67,8 @@ MISTAKES = [
     ("benchmarks/cross_fit.py", "--shares=half", "numbers such as 0.5,0.002"),
     ("benchmarks/cross_fit.py", "--splits=0", "--splits=0"),
     ("benchmarks/cross_fit.py", "--model=nowhere", "--model=nowhere is no .keras file"),
+    ("export_mobile.py", "--routing=gate --thresholds=0.5", "--thresholds is for routing by con"),
+    ("export_mobile.py", "--path=1 --routing=confidence", "--path=1 asks for one sub-network"),
     ("export_mobile.py", "--path=4", "must be a width from 0 to 3 for --model="),
     ("export_mobile.py", "--path=0,1", "must be a width from 0 to 3 for --model="),
     ("export_mobile.py", "--path=wide", "must be slimmest, widest, largest, a width"),
