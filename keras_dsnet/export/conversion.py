@@ -18,7 +18,8 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_dsnet.export.tflite_model import builtin_code, pack, parse
+from keras_dsnet.export.packing import pack
+from keras_dsnet.export.tflite_model import builtin_code, parse
 from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.utils.batches import image_batches
 from keras_dsnet.utils.private_names import calibrate_only, quantize_calibrated
