@@ -9,7 +9,7 @@ import saved_network
 from light_programs import run_light_program
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
-BENCHMARKS = ("mobile", "routing", "slicing", "training")
+BENCHMARKS = ("confidence", "mobile", "routing", "slicing", "training")
 PROGRAMS = (
     "calibrate.py",
     "demo.py",
@@ -100,6 +100,7 @@ MISTAKES = [
     (ROUTING, "--paths=0,14", "widths each, from 0 to 13"),
     (ROUTING, "--batch_size=3", "--batch_size must be at least the 4 paths"),
     (ROUTING, "--model=vgg", "--model=vgg"),
+    ("benchmarks/benchmark_confidence.py", "--image_size=31", "--image_size=31"),
     (SLICING, "--image_size=31", "--image_size=31"),
     (SLICING, "--engine=onnx", "--engine=onnx"),
     (TRAINING, "--setting=64x64", "--setting=64x64"),
