@@ -18,6 +18,7 @@ steps and thresholds, tables/curve.csv, tables/curve.json, and the plots confide
 reliability.png and gallery.png.
 """
 
+import json
 import pathlib
 import warnings
 
@@ -94,7 +95,31 @@ def load_images(network, folder):
     data.check_names(network, source)
     data.print_source("calibrating on", source)
     data.check_apart(source, values["dataset"])
+    warn_of_training_images(values, folder)
     return source
+
+
+def warn_of_training_images(values, folder):
+    """Prints a warning if the images have trained the network, as far as its run tells."""
+    from keras_dsnet.data.image_source import resolve_split
+
+    try:
+        trained = json.loads((folder / "config.json").read_text("utf-8"))
+        known, split = trained["dataset"], trained["train_split"] or "train"
+        # The number of images does not matter to splits of one kind.
+        lengths = {name.split("[")[0]: 10**7 for name in (split, values["eval_split"])}
+        ranges = [resolve_split(name, lengths, known) for name in (split, values["eval_split"])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # The network is of no run, or the images are those of the data set's evaluation.
+        return
+    (name, first), (other, second) = ranges
+    if known == values["dataset"] and name == other:
+        if max(first.start, second.start) < min(first.stop, second.stop):
+            print(
+                f"warning: --model={FLAGS.model} was trained on {split} of {known}, which may have "
+                f"images of --eval_split={values['eval_split']}: the thresholds become too low",
+                flush=True,
+            )
 
 
 def choose_steps(network, batches, shape):

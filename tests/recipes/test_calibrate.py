@@ -5,6 +5,7 @@ import pathlib
 
 import keras
 import pytest
+from keras_dsnet_recipes import calibrate
 from programs import run_program
 from routed_networks import small_network
 
@@ -76,11 +77,36 @@ def test_an_evaluation_measures_the_calibrated_network(calibrated, tmp_path):
     assert names == PLOTS | {"accuracy_against_madds.png", "width_shares.png"}
 
 
-def test_steps_can_be_proposed_or_given(saved, tmp_path):
-    arguments = (f"--model={saved}", f"--workdir={tmp_path}", "--max_madds=1e9", "--steps=1,2")
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("flags", "steps"), [(["--steps=1,2"], (1, 2)), (["--propose_steps=3"], None)]
+)
+def test_steps_can_be_given_or_proposed(flags, steps, saved, tmp_path):
+    arguments = (f"--model={saved}", f"--workdir={tmp_path}", "--max_madds=1e9", *flags)
     done = run_program(RECIPES / "calibrate.py", *arguments, *DIGITS)
     assert done.returncode == 0, done.stderr
-    assert keras.models.load_model(tmp_path / "model.keras").confidence_steps == (1, 2)
+    found = keras.models.load_model(tmp_path / "model.keras").confidence_steps
+    assert found == steps if steps else len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("trained", "split", "warned"),
+    [
+        (None, "train[45000:]", True),
+        ("train[:45000]", "train[45000:]", False),
+        ("train[:90%]", "train[80%:]", True),
+        ("train[:90%]", "test", False),
+        ("train[:90%]", None, False),
+    ],
+)
+def test_images_that_trained_the_network_are_warned_of(trained, split, warned, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"dataset": "cifar10", "train_split": trained})
+    )
+    calibrate.FLAGS(["calibrate", "--model=runs/x", f"--workdir={tmp_path}"])
+    values = {"dataset": "cifar10", "eval_split": split}
+    calibrate.warn_of_training_images(values, tmp_path)
+    assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
 
 
 def test_a_limit_that_nothing_meets_is_one_line_and_writes_nothing(saved, tmp_path):
