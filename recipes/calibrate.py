@@ -57,11 +57,6 @@ def check_flags():
     saved = checks.check_model(model_file)
     saved.check_image_size(FLAGS.image_size)
     saved.check_widths(FLAGS.steps, "steps")
-    if (FLAGS.max_drop is None) == (FLAGS.max_madds is None):
-        raise ValueError(
-            "exactly one of --max_drop and --max_madds must be given. "
-            f"Received: --max_drop={FLAGS.max_drop}, --max_madds={FLAGS.max_madds}"
-        )
     if FLAGS.steps and FLAGS.propose_steps:
         raise ValueError("--steps and --propose_steps exclude each other: give one of them")
     if pathlib.Path(FLAGS.workdir).resolve() == model_file.parent.resolve():
@@ -70,6 +65,11 @@ def check_flags():
             "name another folder"
         )
     checks.check_workdir(FLAGS.workdir, folders=["tables", "plots"], files=["model.keras"])
+    if (FLAGS.max_drop is None) == (FLAGS.max_madds is None):
+        raise ValueError(
+            "exactly one of --max_drop and --max_madds must be given. "
+            f"Received: --max_drop={FLAGS.max_drop}, --max_madds={FLAGS.max_madds}"
+        )
     checks.check_plots()
     checks.check_source(source_flags(model_file.parent))
 

@@ -25,7 +25,7 @@ from keras_dsnet_recipes.lib.start import start
 FLAGS = flags.FLAGS
 shared.define_workdir("Folder that the demo writes everything into.")
 flags.DEFINE_bool("quick", False, "Train a few steps only, to see that every step works.")
-flags.DEFINE_integer("seed", 0, "Seed of both trainings.", lower_bound=0)
+shared.define_seed("Seed of both trainings.")
 
 RECIPES = pathlib.Path(__file__).resolve().parent
 

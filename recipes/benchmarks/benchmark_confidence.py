@@ -30,15 +30,7 @@ shared.define_routes("Widths of the files. The steps are the first and the last 
 FLAGS.set_default("routes", "0,4,8,13")
 shared.define_quantize(several=True)
 shared.define_image_size("Side of the images in pixels.", 224, lower_bound=32)
-flags.DEFINE_bool("reuse", False, "Reuse the files of an earlier run without checking them.")
-shared.define_rounds(3, "Number of turns of each process.")
-flags.DEFINE_integer(
-    "loads", 6, "Number of processes that each file is loaded in, one after another.", lower_bound=1
-)
-flags.DEFINE_bool(
-    "huge_pages", False, "Load files into huge pages. Needs Linux and the GNU C library."
-)
-shared.define_threads("Number of threads of the interpreter.")
+shared.define_file_timing()
 
 
 def check_flags():

@@ -284,6 +284,26 @@ def define_temperature(help):
     define_number("temperature", 1.0, help, above=0)
 
 
+def define_seed(help):
+    """Defines --seed, with the default 0.
+
+    Args:
+        help: Str.
+    """
+    flags.DEFINE_integer("seed", 0, help, lower_bound=0, upper_bound=2**31 - 1)
+
+
+def define_file_timing():
+    """Defines --reuse, --rounds, --loads, --huge_pages and --threads of a benchmark of files."""
+    flags.DEFINE_bool("reuse", False, "Reuse the files of an earlier run without checking them.")
+    define_rounds(3, "Number of turns of each process.")
+    help = "Number of processes that each file is loaded in, one after another."
+    flags.DEFINE_integer("loads", 6, help, lower_bound=1)
+    help = "Load files into huge pages. Needs Linux and the GNU C library."
+    flags.DEFINE_bool("huge_pages", False, help)
+    define_threads("Number of threads of the interpreter.")
+
+
 def define_rounds(default, help):
     """Defines --rounds of a benchmark.
 
@@ -337,13 +357,7 @@ def define_training():
         "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type of mixed precision."
     )
     flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "tf.distribute strategy.")
-    flags.DEFINE_integer(
-        "seed",
-        0,
-        "Seed of weights, order of images, augmentation and random widths.",
-        lower_bound=0,
-        upper_bound=2**31 - 1,
-    )
+    define_seed("Seed of weights, order of images, augmentation and random widths.")
     flags.DEFINE_integer(
         "checkpoint_steps", 500, "Number of steps between checkpoints.", lower_bound=1
     )
