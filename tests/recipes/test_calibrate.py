@@ -2,16 +2,17 @@
 
 import json
 import pathlib
+import types
 
 import keras
 import pytest
-from keras_dsnet_recipes import calibrate
-from programs import run_program
+from programs import import_program, run_program
 from routed_networks import small_network
 
 from keras_dsnet.data import evaluation_pipeline, load_source
 from keras_dsnet.training import evaluate_paths
 
+calibrate = import_program("keras_dsnet_recipes.calibrate")
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 DIGITS = ("--dataset=digits", "--eval_split=test[:120]")
 PLOTS = {"confidence_curve.png", "gallery.png", "reliability.png"}
@@ -99,11 +100,13 @@ def test_steps_can_be_given_or_proposed(flags, steps, saved, tmp_path):
         ("train[:90%]", None, False),
     ],
 )
-def test_images_that_trained_the_network_are_warned_of(trained, split, warned, tmp_path, capsys):
+def test_images_that_trained_the_network_are_warned_of(
+    trained, split, warned, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "config.json").write_text(
         json.dumps({"dataset": "cifar10", "train_split": trained})
     )
-    calibrate.FLAGS(["calibrate", "--model=runs/x", f"--workdir={tmp_path}"])
+    monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
     values = {"dataset": "cifar10", "eval_split": split}
     calibrate.warn_of_training_images(values, tmp_path)
     assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
