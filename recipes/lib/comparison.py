@@ -76,8 +76,7 @@ def difference(first, second, others: Sequence = (), paired: bool = False) -> Di
         )
     if paired and len(first) != len(second):
         raise ValueError(
-            "Paired arms must have the same seeds. Received: "
-            f"{len(first)} and {len(second)} seeds"
+            f"Paired arms must have the same seeds. Received: {len(first)} and {len(second)} seeds"
         )
     per_image = first.mean(axis=0) - second.mean(axis=0)
     value = float(per_image.mean())
