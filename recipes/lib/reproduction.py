@@ -194,7 +194,7 @@ def differing_flags(configs, allowed):
 
 
 _TABLE_5 = "{data}_table5"
-_GATES = "{data}_gates"
+_GATES = "{data}_gates_stage2"
 _SGS = ("--loss_weights=0,0,1",)
 
 
@@ -214,9 +214,9 @@ _ALL = [
         "in-place distillation, and the slimmest is stable.",
         "slimmest / widest: EMA +1.6 / +0.3, ensemble +1.8 / +0.6",
         (
-            _supernet_arm("in_place", "--target=in_place", hours=1.8),
-            _supernet_arm("ema", "--target=ema", hours=2.2),
-            _supernet_arm("ensemble", "--target=ensemble", hours=2.2),
+            _supernet_arm("in_place", "--target=in_place", hours=0.5),
+            _supernet_arm("ema", "--target=ema", hours=0.5, measured=True),
+            _supernet_arm("ensemble", "--target=ensemble", hours=0.6, measured=True),
         ),
         (
             Contrast("ema", "in_place", "slimmest", 0.016),
@@ -243,12 +243,12 @@ _ALL = [
         "slimmest / widest: -10.2 / +2.0",
         (
             Arm("temperature_1", STAGE_1, _TABLE_5, same_as=("5", "ensemble")),
-            _supernet_arm("temperature_4", "--temperature=4", hours=2.2),
+            _supernet_arm("temperature_4", "--temperature=4", hours=0.6),
             _supernet_arm(
                 "temperature_4_unscaled",
                 "--temperature=4",
                 "--noscale_distillation",
-                hours=2.2,
+                hours=0.6,
             ),
         ),
         (
@@ -347,9 +347,9 @@ _ALL = [
         "DS-Net is above static, slimmable and dynamic peers at equal MAdds.",
         "above all peers",
         (
-            _supernet_arm("slimmest_alone", "--alone=0", hours=0.8),
-            _supernet_arm("middle_alone", "--alone=6", hours=1.0),
-            _supernet_arm("widest_alone", "--alone=13", hours=1.2),
+            _supernet_arm("slimmest_alone", "--alone=0", hours=0.3),
+            _supernet_arm("middle_alone", "--alone=6", hours=0.3),
+            _supernet_arm("widest_alone", "--alone=13", hours=0.4),
         ),
         missing="plain MobileNetV1, the early exit and the cascade as arms",
     ),

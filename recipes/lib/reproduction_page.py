@@ -144,7 +144,7 @@ def _short(name, result):
 
 
 def _command(result):
-    data = "" if result["data"] == "cifar10" else f" --data={result['data']}"
+    data = {"cifar10": "", "digits": " --quick"}.get(result["data"], f" --data={result['data']}")
     seeds = ",".join(str(seed) for seed in sorted({row["seed"] for row in result["rows"]}))
     test = " --read_test" if result.get("read_test") else ""
     line = f"python recipes/reproduce.py --table={result['table']}{data} --seeds={seeds}{test} \\"
