@@ -1,4 +1,4 @@
-"""The results of the runs of a table: rows, differences, verdicts and their files."""
+"""The results of the runs of a table."""
 
 import importlib.metadata
 import json

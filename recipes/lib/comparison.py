@@ -1,4 +1,4 @@
-"""The difference between two arms of an experiment, with its interval and its verdict.
+"""The difference between two arms of an experiment, with an interval that gives a verdict.
 
 An arm is an array of hits `[seeds, images]`, in [0, 1]. Two sources of chance are counted:
 

@@ -1,4 +1,4 @@
-"""The tables of the paper as runs: their arms, flag files, claims and costs.
+"""The tables of the paper, as runs that can be planned.
 
 An arm is a sequence of the programs of this folder. The flags that all arms of a table share are in
 a flag file of `configs/`; an arm adds the few that tell it from the others. Nothing here imports

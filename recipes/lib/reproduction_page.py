@@ -1,9 +1,9 @@
-"""The Markdown of a reproduction: a section for each table, and the page that opens with all."""
+"""The Markdown page of a reproduction, which opens with one table over all tables."""
 
 import json
 import pathlib
 
-from keras_dsnet_recipes.lib.reproduction import ELSEWHERE, TABLES
+from keras_dsnet_recipes.lib.reproduction import ELSEWHERE, TABLES, plan
 
 _INTRODUCTION = """\
 # The paper's tables on small photographs
@@ -91,9 +91,23 @@ def _overview(results):
             data = _EMPTY[1] if result is None else f"{result['data']} `{result['images']}`"
             rows.append((table.title, table.claim, table.paper, ours, state, data))
     rows += [(name, claim, "-", where, "-", "-") for name, claim, where in ELSEWHERE]
-    lines = [_markdown(titles, rows)]
+    lines = [_markdown(titles, rows), "", "Commands and flag files:", "", *_commands()]
     missing = [f"- {table.title}: {table.missing}." for table in TABLES.values() if table.missing]
     return "\n".join([*lines, "", "Not built yet:", "", *missing])
+
+
+def _commands():
+    """Returns a line for each table that can be run, with the flag files of its arms."""
+    lines = []
+    for table in TABLES.values():
+        if not table.claim or not table.arms:
+            continue
+        configs = {run.arm.config.format(data="cifar10") for run in plan(table)}
+        files = ", ".join(f"`recipes/configs/{name}.cfg`" for name in sorted(configs))
+        lines.append(
+            f"- {table.title}: `python recipes/reproduce.py --table={table.name}`, {files}."
+        )
+    return lines
 
 
 def _ours(result):
