@@ -168,8 +168,10 @@ def _command(result):
 def _record(record):
     hours = [run["hours"] for run in record["runs"] if run["hours"] is not None]
     cost = f"{sum(hours):.1f} hours for {len(hours)} runs" if hours else "not recorded"
+    commits = sorted({run["commit"] for run in record["runs"] if run["commit"]})
+    trained = f"commit {', '.join(commits)}" if commits else "an earlier commit, not recorded"
     text = (
-        f"Collected by commit {record['commit']} with Keras {record['keras']}, TensorFlow "
+        f"Trained by {trained}; collected by commit {record['commit']} with Keras {record['keras']}, TensorFlow "
         f"{record['tensorflow']} and Python {record['python']}. Wall time of the training: {cost}."
     )
     if record["not_finished"]:
