@@ -11,8 +11,8 @@ _INTRODUCTION = """\
 <!-- Written by recipes/reproduce.py --publish. Change the program, not this file. -->
 
 **No ImageNet figure was measured here.** The paper trains on ImageNet for 150 epochs; the networks
-of this page are an eighth of that size and smaller, and are trained on 40,000 images of CIFAR-10.
-The page therefore asks whether a *difference* between two arms of a table comes out again, not
+of this page take small photographs at a few million MAdds, and train for far fewer steps. The
+page therefore asks whether a *difference* between two arms of a table comes out again, not
 whether an accuracy does.
 
 One command makes a table. It trains each arm that is not finished, and collects:
@@ -171,8 +171,8 @@ def _record(record):
     commits = sorted({run["commit"] for run in record["runs"] if run["commit"]})
     trained = f"commit {', '.join(commits)}" if commits else "an earlier commit, not recorded"
     text = (
-        f"Trained by {trained}; collected by commit {record['commit']} with Keras {record['keras']}, TensorFlow "
-        f"{record['tensorflow']} and Python {record['python']}. Wall time of the training: {cost}."
+        f"Trained by {trained}; collected by commit {record['commit']} with "
+        f"Keras {record['keras']}, TensorFlow {record['tensorflow']} and Python {record['python']}. Wall time of the training: {cost}."
     )
     if record["not_finished"]:
         text += f" Not finished: {', '.join(record['not_finished'])}."
