@@ -41,6 +41,7 @@ def evaluate_paths(
     *,
     steps: Sequence[int] | int | None = None,
     routings: Sequence[str] | None = None,
+    per_image: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures top-1 and top-5 accuracy against multiply-adds (MAdds).
 
@@ -64,6 +65,8 @@ def evaluate_paths(
         routings: Sequence of "gate", "confidence" and "gate+confidence", the routings to measure
             beside the model's. By default, if `dynamic` is True or `steps` are given, all that can
             run: those with gates need trained gates.
+        per_image: Boolean, whether every row has "hits" too, bool `[images]`: whether the likeliest
+            class was right. Defaults to `False`.
 
     Returns:
         List of dicts with "path", "rho", "madds", "top1" and "top5", one for each path. Accuracies
@@ -135,7 +138,14 @@ def evaluate_paths(
         )
         for path, p, hit in zip(paths, resolved, hits)
     ]
-    return rows + measured.rows(rows, hits, resolved, sizes)
+    routed = measured.rows(rows, hits, resolved, sizes)
+    if check_bool("per_image", per_image):
+        for row, hit in zip(rows, hits):
+            row["hits"] = hit[0]
+        for row in routed:
+            name = model.routing if row["path"] == "dynamic" else row["path"]
+            row["hits"] = np.concatenate(measured.hits[name], axis=1)[0]
+    return rows + routed
 
 
 def resolve_paths(model: keras.Model, paths: Iterable | None) -> tuple[list, list]:

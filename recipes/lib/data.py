@@ -9,6 +9,8 @@ from keras_dsnet_recipes.lib import checks
 FLAGS = flags.FLAGS
 DIGITS = ("digits", "distorted_digits")
 SMALL_IMAGES = (*DIGITS, "cifar10", "cifar100")
+# Augmentation of data sets that are not photographs of any size.
+AUGMENTATIONS = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
 TRAINING_SOURCE = ("dataset", "data_dir", "train_split")
 EVALUATION_SOURCE = ("dataset", "data_dir", "eval_split")
 _WHY_INT8 = "--quantize=int8 measures ranges on training images"
@@ -90,7 +92,6 @@ def training_dataset(model, source, start_step, image_size):
     """
     from keras_dsnet.data import training_pipeline
 
-    default = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
     return training_pipeline(
         source,
         image_size=image_size,
@@ -98,7 +99,7 @@ def training_dataset(model, source, start_step, image_size):
         seed=FLAGS.seed,
         preprocess=model.normalization,
         start_step=start_step,
-        augmentation=FLAGS.augmentation or default.get(FLAGS.dataset, "imagenet"),
+        augmentation=FLAGS.augmentation or AUGMENTATIONS.get(FLAGS.dataset, "imagenet"),
         randaugment=FLAGS.randaugment,
         randaugment_magnitude=FLAGS.randaugment_magnitude,
         auto_augment=FLAGS.auto_augment,

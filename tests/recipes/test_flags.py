@@ -18,6 +18,7 @@ PROGRAMS = (
     "export_mobile.py",
     "imagenet_stage1.py",
     "imagenet_stage2.py",
+    "reproduce.py",
     "benchmarks/cross_fit.py",
     *(f"benchmarks/benchmark_{name}.py" for name in BENCHMARKS),
 )
@@ -32,6 +33,7 @@ VALID = {
     "export_mobile.py": ("--output={tmp}/m.tflite", "--model={tmp}/trained"),
     "imagenet_stage1.py": (RUN, "--dataset=digits"),
     "imagenet_stage2.py": (RUN, "--dataset=digits", "--supernet={tmp}/trained"),
+    "reproduce.py": (RUN, "--table=5", "--quick"),
     **{f"benchmarks/benchmark_{name}.py": (RUN,) for name in BENCHMARKS},
 }
 # Program, one more argument or several, part of the message.
@@ -90,6 +92,10 @@ MISTAKES = [
     ("imagenet_stage2.py", "--loss_weights=1,2", "3 finite numbers"),
     ("imagenet_stage2.py", "--workdir={tmp}/trained", "is the folder of --supernet"),
     ("imagenet_stage2.py", "--supernet=nowhere", "--supernet=nowhere is no .keras file"),
+    ("reproduce.py", "--table=11", "must be some of 5,10,9,6,7,3,8,2"),
+    ("reproduce.py", "--arms=us_net", "must be some of in_place,ema,ensemble"),
+    ("reproduce.py", "--seeds=0,x", "whole numbers such as 0,1"),
+    ("reproduce.py", "--table=3", "cannot be run yet"),
     (MOBILE, "missing.tflite", "There is no file missing.tflite"),
     (MOBILE, "{tmp}/trained/config.json", "is not a TFLite file"),
     (MOBILE, "--routes=0,14", "from 0 to 13 of --model=ds_mobilenet"),
