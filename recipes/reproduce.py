@@ -106,6 +106,7 @@ def check_flags():
     tables = plans()
     if FLAGS.list:
         return
+    checks.check_workdir(FLAGS.workdir, folders=["hits", "results"])
     if not tables:
         raise ValueError("--table must be given")
     for table, runs in tables:
@@ -122,7 +123,6 @@ def check_flags():
     if FLAGS.data == "tiny_imagenet" and not FLAGS.data_dir:
         raise ValueError("--data=tiny_imagenet needs --data_dir, the folder of the images")
     checks.check_source({"data_dir": FLAGS.data_dir, "dataset": "digits" if FLAGS.quick else None})
-    checks.check_workdir(FLAGS.workdir, folders=["hits", "results"])
     checks.check_plots()
 
 
