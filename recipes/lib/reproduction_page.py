@@ -172,7 +172,8 @@ def _record(record):
     trained = f"commit {', '.join(commits)}" if commits else "an earlier commit, not recorded"
     text = (
         f"Trained by {trained}; collected by commit {record['commit']} with "
-        f"Keras {record['keras']}, TensorFlow {record['tensorflow']} and Python {record['python']}. Wall time of the training: {cost}."
+        f"Keras {record['keras']}, TensorFlow {record['tensorflow']} and Python "
+        f"{record['python']}. Wall time of the training: {cost}."
     )
     if record["not_finished"]:
         text += f" Not finished: {', '.join(record['not_finished'])}."
