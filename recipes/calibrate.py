@@ -148,6 +148,17 @@ def describe(row, network, images):
     )
 
 
+def purpose_of_evaluation(split):
+    """Returns what the next command is for; its images are those of the default split."""
+    purpose = "measure it on other images"
+    if (split or "").startswith("train"):
+        return purpose
+    return (
+        f"{purpose} (name them by --dataset or --eval_split: by default the command may read the "
+        "images that chose the thresholds)"
+    )
+
+
 def main(_):
     import keras
 
@@ -185,7 +196,8 @@ def main(_):
         run.flag("data_dir", source_flags(model_file.parent)["data_dir"]),
     )
     written = [workdir / "model.keras", workdir / "tables" / "curve.csv", plots]
-    run.print_end(written, "measure it on other images", following)
+    split = source_flags(model_file.parent)["eval_split"]
+    run.print_end(written, purpose_of_evaluation(split), following)
 
 
 if __name__ == "__main__":

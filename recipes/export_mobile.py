@@ -100,10 +100,11 @@ def input_shape(network):
 def warn_of_gates(network, folder):
     """Warns of gates that are not trained for the routes, and of better widths outside them."""
     routes = tuple(FLAGS.routes or network.routes)
+    named = f"--model={FLAGS.model}" if FLAGS.model else f"--weights={FLAGS.weights}"
     by_gate = (FLAGS.routing or network.routing) != "confidence"
     if by_gate and not network.gates_trained:
         print(
-            f"warning: the gates of --model={FLAGS.model} are not trained: the choices of the "
+            f"warning: the gates of {named} are not trained: the choices of the "
             "file mean nothing. Train the gates by stage II, export with --routing=confidence, or "
             "force widths by the signature 'bounded'",
             flush=True,
@@ -139,13 +140,23 @@ def load_network():
         # The routes of a gate that is not trained mean nothing.
         network.confidence_steps = (0, network.num_widths - 1)
         network.routing = "confidence"
-        print(
-            f"--weights={FLAGS.weights} has no trained gate: the file routes by confidence, with "
-            f"the steps {network.confidence_steps} and thresholds of {network.thresholds[0]}. "
-            "Calibrate the thresholds on your own labelled images",
-            flush=True,
-        )
+        tell_of_confidence(network)
     return network, pathlib.Path()
+
+
+def tell_of_confidence(network):
+    """Prints that the file routes by confidence because --weights have no trained gate."""
+    if FLAGS.path is not None or FLAGS.routing not in (None, "confidence"):
+        return
+    steps = tuple(FLAGS.steps or network.confidence_steps)
+    thresholds = FLAGS.thresholds or [network.thresholds[0]] * (len(steps) - 1)
+    names = ", ".join(map(str, thresholds))
+    advice = "" if FLAGS.thresholds else ". Calibrate the thresholds on your own labelled images"
+    print(
+        f"--weights={FLAGS.weights} has no trained gate: the file routes by confidence, with the "
+        f"steps {steps} and the thresholds {names}{advice}",
+        flush=True,
+    )
 
 
 def main(_):

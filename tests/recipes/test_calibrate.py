@@ -52,6 +52,8 @@ def test_the_saved_network_routes_by_the_chosen_thresholds(calibrated, saved):
     assert network.thresholds == tuple(chosen["thresholds"]) == (0.0,)
     assert chosen["madds"] == curve[0]["madds"] == network.madds(0, (16, 16, 3))
     assert "other images show what these are worth" in told
+    # The test images of the next command include those that chose the thresholds.
+    assert "next, to measure it on other images (name them by --dataset" in told
     assert "calibrating on digits" in told
     assert {path.name for path in (workdir / "plots").iterdir()} == PLOTS
     # The network that was calibrated is as it was.
@@ -110,6 +112,12 @@ def test_images_that_trained_the_network_are_warned_of(
     values = {"dataset": "cifar10", "eval_split": split}
     calibrate.warn_of_training_images(values, tmp_path)
     assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
+
+
+def test_training_images_leave_the_default_images_to_the_next_command():
+    assert calibrate.purpose_of_evaluation("train[45000:]") == "measure it on other images"
+    for split in (None, "test", "test[:120]", "validation"):
+        assert "images that chose the thresholds" in calibrate.purpose_of_evaluation(split)
 
 
 def test_a_limit_that_nothing_meets_is_one_line_and_writes_nothing(saved, tmp_path):
