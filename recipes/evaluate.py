@@ -7,8 +7,9 @@ The program prints the top-1 and top-5 accuracy of every width, or of the paths 
 them stand routing by confidence and, if the gates are trained, routing by the gates and by both.
 These rows have the gain over the line between the static widths at the same MAdds, with a 95 %
 interval, and the 95th percentile and the maximum of the MAdds of an image. The row "dynamic" is the
-network by its own routing. Without --thresholds, the thresholds are those of the network, which are
-0.7 until they are calibrated (calibrate.py).
+network by its own routing. Without --thresholds and --steps, the thresholds are those of the
+network, which are 0.7 until they are calibrated (calibrate.py). They belong to their steps, and are
+0.7 for other --steps.
 
 It writes tables/paths.csv, tables/paths.json and plots/ into the work directory, among them
 gallery.png, which shows easy and hard images. The images come from --dataset, which defaults to the

@@ -74,9 +74,14 @@ def check_flags():
             )
     saved.check_widths(FLAGS.routes, "routes")
     saved.check_confidence(FLAGS.steps, FLAGS.thresholds)
-    if FLAGS.routing == "gate" and (FLAGS.steps or FLAGS.thresholds):
+    routing = FLAGS.routing or saved.routing
+    if FLAGS.path is None and routing == "gate" and (FLAGS.steps or FLAGS.thresholds):
         name = "steps" if FLAGS.steps else "thresholds"
-        raise ValueError(f"--{name} is for routing by confidence. Received: --routing=gate")
+        whose = "--routing" if FLAGS.routing else f"the routing of --model={FLAGS.model}"
+        raise ValueError(
+            f"--{name} is for routing by confidence, which --routing=confidence asks for. "
+            f"Received: {whose} is 'gate'"
+        )
     if isinstance(FLAGS.path, (int, tuple)):
         path = FLAGS.path if isinstance(FLAGS.path, tuple) else (FLAGS.path,)
         saved.check_path(path, "path", separator=",")

@@ -184,6 +184,7 @@ class SavedNetwork:
         num_gates: Int.
         num_widths: Int, widths of each gate. It is 0 if the file does not record them; widths are
             then not checked.
+        routing: Str or None, how images get their paths. It is None for no file.
         steps: Tuple of ints, the confidence steps. It is empty if the file does not record them.
         image_size: Tuple `(height, width)` in pixels, each of which can be None.
     """
@@ -195,6 +196,7 @@ class SavedNetwork:
         self.family = spec.get("family")
         gated = [stage["channels"] for stage in spec.get("stages", ()) if stage.get("gated")]
         self.num_gates, self.num_widths = len(gated), len(gated[0]) if gated else 0
+        self.routing = config.get("routing", "gate") if config else None
         routes = config.get("routes") or ()
         self.steps = tuple(config.get("confidence_steps") or sorted({*routes[:1], *routes[-1:]}))
         self.image_size = tuple((config.get("input_shape") or (None, None))[:2])

@@ -70,6 +70,7 @@ MISTAKES = [
     ("benchmarks/cross_fit.py", "--splits=0", "--splits=0"),
     ("benchmarks/cross_fit.py", "--model=nowhere", "--model=nowhere is no .keras file"),
     ("export_mobile.py", "--routing=gate --thresholds=0.5", "--thresholds is for routing by con"),
+    ("export_mobile.py", "--thresholds=0.5", "the routing of --model="),
     ("export_mobile.py", "--path=1 --routing=confidence", "--path=1 asks for one sub-network"),
     ("export_mobile.py", "--path=4", "must be a width from 0 to 3 for --model="),
     ("export_mobile.py", "--path=0,1", "must be a width from 0 to 3 for --model="),
