@@ -24,7 +24,7 @@ from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 shared.define_workdir("Folder that the demo writes everything into.")
-flags.DEFINE_bool("quick", False, "Train a few steps only, to see that every step works.")
+shared.define_quick()
 shared.define_seed("Seed of both trainings.")
 
 RECIPES = pathlib.Path(__file__).resolve().parent

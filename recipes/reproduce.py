@@ -62,7 +62,7 @@ shared.define_path(
 flags.DEFINE_list("arms", None, "Arms to run and to collect. Defaults to all.")
 flags.DEFINE_list("seeds", None, "Seeds, such as 0,1. Defaults to those of each table.")
 flags.DEFINE_bool("list", False, "Print the arms of every table and their costs.")
-flags.DEFINE_bool("quick", False, "Train for seconds on digits, to see that every step works.")
+shared.define_quick()
 flags.DEFINE_bool("collect_only", False, "Train nothing; collect the runs that are finished.")
 flags.DEFINE_bool("read_test", False, "Read the test images. Do so once, when all is chosen.")
 flags.DEFINE_bool("publish", False, "Write the results into docs/results/ too.")

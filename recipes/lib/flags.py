@@ -291,6 +291,12 @@ def define_temperature(help):
     define_number("temperature", 1.0, help, above=0)
 
 
+def define_quick():
+    """Defines --quick."""
+    help = "Train for seconds on digits only, to see that every step works."
+    flags.DEFINE_bool("quick", False, help)
+
+
 def define_seed(help):
     """Defines --seed, with the default 0.
 
