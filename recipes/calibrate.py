@@ -80,25 +80,6 @@ def source_flags(folder):
     return checks.source_flags(folder, data.EVALUATION_SOURCE, why)
 
 
-def load_images(network, folder):
-    """Returns the source of the images."""
-    from keras_dsnet.data import load_source
-
-    values = source_flags(folder)
-    source = load_source(
-        values["dataset"],
-        values["data_dir"],
-        "eval",
-        eval_split=values["eval_split"],
-        on_bad_image="raise" if FLAGS.strict_images else "skip",
-    )
-    data.check_names(network, source)
-    data.print_source("calibrating on", source)
-    data.check_apart(source, values["dataset"])
-    warn_of_training_images(values, folder)
-    return source
-
-
 def warn_of_training_images(values, folder):
     """Prints a warning if the images have trained the network, as far as its run tells."""
     from keras_dsnet.data.image_source import resolve_split
@@ -168,7 +149,9 @@ def main(_):
     model_file = checks.find_model(FLAGS.model)
     network = keras.models.load_model(model_file, compile=False)
     size = network.input_shape[1:3] if FLAGS.image_size is None else (FLAGS.image_size,) * 2
-    source = load_images(network, model_file.parent)
+    values = source_flags(model_file.parent)
+    source = data.load_evaluation_source(network, values, "calibrating on")
+    warn_of_training_images(values, model_file.parent)
     batches = data.evaluation_dataset(network, source, size, FLAGS.eval_batch_size)
     choose_steps(network, batches, (*size, 3))
     with warnings.catch_warnings(record=True) as caught:
@@ -182,22 +165,22 @@ def main(_):
     workdir = pathlib.Path(FLAGS.workdir)
     plots = workdir / "plots"
     plots.mkdir(parents=True, exist_ok=True)
+    # The network comes first: an older one would not belong to the new curve.
+    run.save_model(network, workdir / "model.keras")
+    run.write_labels(network, workdir)
     write_table(curve, workdir / "tables", "curve")
     report.draw_routing(network, source, size, plots, curve=curve)
-    run.write_labels(network, workdir)
-    run.save_model(network, workdir / "model.keras")
     chosen = next(row for row in curve if row["chosen"])
     print(describe(chosen, network, source.num_examples))
     following = run.command(
         "evaluate",
         f"--model={FLAGS.workdir}",
         f"--workdir={workdir}_evaluated",
-        run.flag("dataset", source_flags(model_file.parent)["dataset"]),
-        run.flag("data_dir", source_flags(model_file.parent)["data_dir"]),
+        run.flag("dataset", values["dataset"]),
+        run.flag("data_dir", values["data_dir"]),
     )
     written = [workdir / "model.keras", workdir / "tables" / "curve.csv", plots]
-    split = source_flags(model_file.parent)["eval_split"]
-    run.print_end(written, purpose_of_evaluation(split), following)
+    run.print_end(written, purpose_of_evaluation(values["eval_split"]), following)
 
 
 if __name__ == "__main__":

@@ -68,23 +68,13 @@ def choose_paths():
 def main(_):
     import keras
 
-    from keras_dsnet.data import load_source
     from keras_dsnet.training import describe_gates, evaluate_paths
 
     model_file = checks.find_model(FLAGS.model)
     network = keras.models.load_model(model_file, compile=False)
     size, paths = choose_image_size(network), choose_paths()
     values = source_flags(model_file.parent)
-    source = load_source(
-        values["dataset"],
-        values["data_dir"],
-        "eval",
-        eval_split=values["eval_split"],
-        on_bad_image="raise" if FLAGS.strict_images else "skip",
-    )
-    data.check_names(network, source)
-    data.print_source("evaluating on", source)
-    data.check_apart(source, values["dataset"])
+    source = data.load_evaluation_source(network, values, "evaluating on")
     workdir = pathlib.Path(FLAGS.workdir)
     for name in ("tables", "plots"):
         (workdir / name).mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,29 @@ def load_sources():
     return sources
 
 
+def load_evaluation_source(network, values, purpose):
+    """Returns the evaluation images of a saved network, checked against it and --workdir.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        values: Dict of `checks.source_flags`.
+        purpose: Str, see `print_source`.
+    """
+    from keras_dsnet.data import load_source
+
+    source = load_source(
+        values["dataset"],
+        values["data_dir"],
+        "eval",
+        eval_split=values["eval_split"],
+        on_bad_image="raise" if FLAGS.strict_images else "skip",
+    )
+    check_names(network, source)
+    print_source(purpose, source)
+    check_apart(source, values["dataset"])
+    return source
+
+
 def check_apart(source, dataset):
     """Raises a ValueError if the next load of the data set would read --workdir as images.
 
