@@ -34,12 +34,8 @@ import time
 from absl import flags
 from keras_dsnet_recipes.lib import checks
 from keras_dsnet_recipes.lib import flags as shared
-from keras_dsnet_recipes.lib.reproduction import (
-    TABLES,
-    TEST_SPLITS,
-    is_finished,
-    plan,
-)
+from keras_dsnet_recipes.lib.paper_tables import TABLES
+from keras_dsnet_recipes.lib.reproduction import TEST_SPLITS, is_finished, plan
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS

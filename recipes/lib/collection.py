@@ -8,7 +8,8 @@ import subprocess
 
 import numpy as np
 from keras_dsnet_recipes.lib import comparison, hits, reproduction
-from keras_dsnet_recipes.lib.reproduction import STAGE_1, is_finished
+from keras_dsnet_recipes.lib.paper_tables import STAGE_1
+from keras_dsnet_recipes.lib.reproduction import is_finished
 
 RECORD = "reproduce.json"
 # Flags that may differ between the runs of a table, beside those of the arms.

@@ -3,7 +3,8 @@
 import json
 import pathlib
 
-from keras_dsnet_recipes.lib.reproduction import ELSEWHERE, TABLES, plan
+from keras_dsnet_recipes.lib.paper_tables import ELSEWHERE, TABLES
+from keras_dsnet_recipes.lib.reproduction import plan
 
 _INTRODUCTION = """\
 # The paper's tables on small photographs

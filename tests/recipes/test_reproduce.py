@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 from keras_dsnet_recipes.lib import collection, hits, reproduction_page
-from keras_dsnet_recipes.lib.reproduction import STAGE_1, STAGE_2, TABLES, plan
+from keras_dsnet_recipes.lib.paper_tables import STAGE_1, STAGE_2, TABLES
+from keras_dsnet_recipes.lib.reproduction import plan
 from light_programs import run_light_program
 from programs import run_program
 
