@@ -87,6 +87,13 @@ class _StepRuns:
                 "`calibrate_confidence` needs images and an int class for each of them. Received: "
                 f"{len(images)} images and labels of shape {labels.shape} and type {labels.dtype}"
             )
+        classes = interpreter.run(images[0])[0].size
+        (outside,) = np.nonzero((labels < 0) | (labels >= classes))
+        if outside.size:
+            raise ValueError(
+                f"`labels` must be classes of the file, 0 to {classes - 1}. Received: "
+                f"labels[{outside[0]}]={labels[outside[0]]}"
+            )
         self._count = len(interpreter.steps) - 1
         self._costs = ["madds", "latency_ms"] if interpreter.latency_ms else ["madds"]
         walks = [walk_steps(interpreter, image) for image in images]

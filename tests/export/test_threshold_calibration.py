@@ -195,6 +195,8 @@ def test_calibration_meets_a_limit_on_the_images(interpreter, limit):
         ({"max_drop": 0.1, "labels": LABELS[:3]}, "needs images and an int class for each"),
         ({"max_drop": 0.1, "labels": LABELS / 2}, "needs images and an int class for each"),
         ({"max_drop": 0.1, "images": [], "labels": []}, "needs images and an int class for each"),
+        ({"max_drop": 0.1, "labels": LABELS[:8] + 99}, r"classes of the file, 0 to \d+\. Received"),
+        ({"max_drop": 0.1, "labels": [0] * 7 + [-1]}, r"Received: labels\[7\]=-1"),
     ],
 )
 def test_wrong_arguments_of_a_calibration_are_refused(interpreter, arguments, message):
