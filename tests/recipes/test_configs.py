@@ -119,7 +119,9 @@ def test_stage_1_has_its_schedule_and_optimizer(name, stage_1):
     decayed = run["decayed"]
     assert decayed
     assert all(path.endswith("kernel") and "gate" not in path for path in decayed)
-    assert run["trainer"]["target"] == "ensemble"
+    # Table 5 found in-place distillation the best on small photographs.
+    in_place = name in ("cifar10_ds_resnet_supernet", "tiny_imagenet_stage1")
+    assert run["trainer"]["target"] == ("in_place" if in_place else "ensemble")
     assert run["trainer"]["label_smoothing"] == 0
     assert run["trainer"]["num_random"] == (
         2 if name.startswith("imagenet") or "transfer" in name or "narrow" in name else 1
