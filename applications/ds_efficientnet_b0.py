@@ -52,7 +52,8 @@ def DSEfficientNetB0(
     The blocks before have half of EfficientNet-B0's channels, in multiples of 8.
 
     Args:
-        weights: Path of a `.weights.h5` file that `save_weights` wrote, or None for random weights.
+        weights: Path of a `.weights.h5` file that `save_weights` wrote, or of a `.keras` file that
+            `save` wrote, or None for random weights.
             The authors released no weights of this family. Defaults to None.
         input_shape: {input_shape}
         classes: {classes}

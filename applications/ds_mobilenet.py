@@ -97,8 +97,8 @@ def DSMobileNet(
         weights: One of None for random weights; `"imagenet"`, the supernet that the authors
             released, which is downloaded on first use and whose gate is not trained; `"cifar10"`, a
             network for the 32x32 images of CIFAR-10 with a trained gate, which comes with the
-            package; or the path of a `.weights.h5` file or of a checkpoint of the authors' code
-            (`.pth.tar`), whose gate counts as trained. Defaults to None.
+            package; or the path of a `.weights.h5` file, of a `.keras` file, or of a checkpoint of
+            the authors' code (`.pth.tar`), whose gate counts as trained. Defaults to None.
         input_shape: {input_shape}
         classes: {classes}
         include_top: {include_top}

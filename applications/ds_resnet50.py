@@ -55,7 +55,8 @@ def DSResNet50(
     norms are group norms, and the stride of a stage is that of its first 3x3 convolution.
 
     Args:
-        weights: Path of a `.weights.h5` file that `save_weights` wrote, or None for random weights.
+        weights: Path of a `.weights.h5` file that `save_weights` wrote, or of a `.keras` file that
+            `save` wrote, or None for random weights.
             The authors released no weights of this family. Defaults to None.
         input_shape: {input_shape}
         classes: {classes}

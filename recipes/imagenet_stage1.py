@@ -56,6 +56,8 @@ from keras_dsnet_recipes.lib.model_settings import (
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
+# The networks that a stage saves in its work directory.
+_SAVED = ("supernet.keras", "model.keras")
 shared.define_training()
 shared.define_workdir()
 shared.define_network(MODELS)
@@ -77,8 +79,9 @@ flags.DEFINE_bool(
 shared.define_path(
     "weights",
     None,
-    "Weights to start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file of this network, "
-    "with the same classes or others. Defaults to random weights.",
+    "Weights to start from: imagenet, cifar10, the work directory of a finished stage, or a .keras, "
+    ".weights.h5 or .pth.tar file of this network, with the same classes or others. Defaults to "
+    "random weights.",
 )
 flags.DEFINE_enum(
     "widths",
@@ -146,13 +149,7 @@ def check_flags():
     """Raises an error for a missing file or folder, and for flags that contradict each other."""
     checks.check_run()
     settings = MODELS[FLAGS.model]
-    named = FLAGS.weights in (None, "imagenet", "cifar10")
-    if not named and pathlib.Path(FLAGS.weights).is_dir():
-        raise IsADirectoryError(
-            f"--weights={FLAGS.weights} is a folder: name a .weights.h5 or .pth.tar file"
-        )
-    if not named and not pathlib.Path(FLAGS.weights).is_file():
-        raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
+    check_weights(settings)
     if FLAGS.widths is not None and FLAGS.model != "ds_mobilenet":
         raise ValueError(
             f"--widths is for --model=ds_mobilenet. Received: --model={FLAGS.model}, "
@@ -183,6 +180,35 @@ def check_flags():
         )
 
 
+def check_weights(settings):
+    """Raises an error unless --weights names weights that fit --model, as far as flags show it."""
+    weights = find_weights()
+    if weights in (None, "imagenet", "cifar10"):
+        return
+    if not pathlib.Path(weights).is_file():
+        raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
+    if pathlib.Path(weights).suffix != ".keras":
+        return
+    family = checks.check_model(weights, "weights").family
+    if family is not None and family != settings.spec:
+        raise ValueError(
+            f"--weights={FLAGS.weights} are those of another network than --model={FLAGS.model}: "
+            f"they are by {family}"
+        )
+
+
+def find_weights():
+    """Returns the weights of --weights, with the file of a work directory for its folder."""
+    if FLAGS.weights in (None, "imagenet", "cifar10") or not pathlib.Path(FLAGS.weights).is_dir():
+        return FLAGS.weights
+    if not any((pathlib.Path(FLAGS.weights) / name).is_file() for name in _SAVED):
+        raise IsADirectoryError(
+            f"--weights={FLAGS.weights} is a folder without {' or '.join(_SAVED)}: name the work "
+            "directory of a finished stage, or a .keras, .weights.h5 or .pth.tar file"
+        )
+    return str(checks.find_model(FLAGS.weights, "weights", _SAVED))
+
+
 def make_model(classes):
     """Returns the network that the flags describe."""
     from keras_dsnet import applications
@@ -192,7 +218,7 @@ def make_model(classes):
     names = ("widths", "attention", "slimming_head", "share_encoder")
     options = {name: FLAGS[name].value for name in names}
     return getattr(applications, MODELS[FLAGS.model].application)(
-        weights=FLAGS.weights,
+        weights=find_weights(),
         input_shape=(size, size, 3),
         classes=classes,
         alpha=FLAGS.alpha,

@@ -152,6 +152,65 @@ def with_slimming_head(
     return changed
 
 
+def copy_slimming_heads(source: Any, target: Any) -> None:
+    """Gives a network the slimming heads of another one, as a start (Table 3 of the paper).
+
+    The networks can have other classes and another image size. The supernet of `target`, its routes
+    and its `gates_trained` stay as they are. A head that shares its encoder with the attention head
+    uses the encoder of `target`.
+
+    Args:
+        source: A `DynamicSlimmableNetwork` with trained gates.
+        target: A `DynamicSlimmableNetwork` of the same gates.
+
+    Raises:
+        ValueError: If the gates are of another design or size, or those of `source` are not
+            trained.
+
+    Example:
+
+    ```python
+    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.models import copy_slimming_heads
+
+    options = {"input_shape": (32, 32, 3), "alpha": 0.25, "output_stride": 8}
+    source = DSMobileNet(classes=10, **options)
+    source.gates_trained = True  # As after stage II.
+    target = DSMobileNet(classes=5, **options)
+    copy_slimming_heads(source, target)
+    ```
+    """
+    if not source.gates_trained:
+        raise ValueError(
+            "The gates of `source` must be trained, by stage II. Received: a network with "
+            "gates_trained=False"
+        )
+    pairs = [
+        [(v.name, tuple(v.shape)) for gate in network.slimming_gates for v in _head_of(gate)]
+        for network in (source, target)
+    ]
+    if pairs[0] != pairs[1] or source.spec.slimming_head != target.spec.slimming_head:
+        designs = [
+            f"{network.num_gates} gates of {network.num_widths} widths and "
+            f"{network.slimming_gates[0].channels[-1]} channels, "
+            f"slimming_head={network.spec.slimming_head!r}, "
+            f"share_encoder={network.spec.share_encoder}"
+            for network in (source, target)
+        ]
+        raise ValueError(
+            f"The slimming heads of `source` must be those of `target`, {designs[1]}. "
+            f"Received: {designs[0]}"
+        )
+    for old, new in zip(source.slimming_gates, target.slimming_gates):
+        for value, variable in zip(old.slimming_variables, new.slimming_variables):
+            variable.assign(value)
+
+
+def _head_of(gate):
+    # The first layer of a shared encoder has to fit too, though it is not copied.
+    return [*gate.slimming_variables, *([gate.w1] if gate.share_encoder else [])]
+
+
 def keras_export(
     network: Any, filepath: Any, format: str, verbose: bool | None = None, **options: Any
 ) -> None:

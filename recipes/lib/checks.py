@@ -182,6 +182,7 @@ class SavedNetwork:
         classes: Int or None.
         family: Str, name of the class of the spec.
         num_gates: Int.
+        gates_trained: Bool.
         num_widths: Int, widths of each gate. It is 0 if the file does not record them; widths are
             then not checked.
         routing: Str or None, how images get their paths. It is None for no file.
@@ -196,6 +197,7 @@ class SavedNetwork:
         self.family = spec.get("family")
         gated = [stage["channels"] for stage in spec.get("stages", ()) if stage.get("gated")]
         self.num_gates, self.num_widths = len(gated), len(gated[0]) if gated else 0
+        self.gates_trained = bool(config.get("gates_trained"))
         self.routing = config.get("routing", "gate") if config else None
         routes = config.get("routes") or ()
         self.steps = tuple(config.get("confidence_steps") or sorted({*routes[:1], *routes[-1:]}))
