@@ -55,6 +55,9 @@ flags.DEFINE_enum(
 shared.define_path(
     "data_dir", None, "Folder of prepared TFDS data sets, or of the images of tiny_imagenet."
 )
+shared.define_path(
+    "pretraining_dir", None, "Folder of the images of Tiny-ImageNet, which Table 3 transfers from."
+)
 flags.DEFINE_list("arms", None, "Arms to run and to collect. Defaults to all.")
 flags.DEFINE_list("seeds", None, "Seeds, such as 0,1. Defaults to those of each table.")
 flags.DEFINE_bool("list", False, "Print the arms of every table and their costs.")
@@ -118,6 +121,17 @@ def check_flags():
                 )
     if FLAGS.data == "tiny_imagenet" and not FLAGS.data_dir:
         raise ValueError("--data=tiny_imagenet needs --data_dir, the folder of the images")
+    for table, runs in tables:
+        folders = [pathlib.Path(FLAGS.workdir, run.name) for run in runs if run.data != FLAGS.data]
+        if not (FLAGS.quick or FLAGS.collect_only or all(map(is_finished, folders))):
+            if not FLAGS.pretraining_dir:
+                raise ValueError(
+                    f"--table={table.name} needs --pretraining_dir, the images of Tiny-ImageNet"
+                )
+            if not pathlib.Path(FLAGS.pretraining_dir).is_dir():
+                raise FileNotFoundError(
+                    f"--pretraining_dir={FLAGS.pretraining_dir}: there is no such folder"
+                )
     checks.check_source({"data_dir": FLAGS.data_dir, "dataset": "digits" if FLAGS.quick else None})
     checks.check_plots()
 
@@ -133,7 +147,7 @@ def print_list():
             print(
                 f"    {arm.name}: {seeds} seeds, {arm.hours:g} core-hours each ("
                 f"{'measured' if arm.measured else 'estimated'}): {arm.program} "
-                f"--flagfile=recipes/configs/{arm.config.format(data='cifar10')}.cfg "
+                f"--flagfile=recipes/configs/{arm.config.format(data=arm.data or 'cifar10')}.cfg "
                 f"{' '.join(arm.flags)}".rstrip()
             )
         if table.missing:
@@ -149,9 +163,11 @@ def train(run, workdir):
     arguments = [*run.arguments, f"--workdir={folder}"]
     if run.supernet:
         arguments.append(f"--supernet={workdir / run.supernet.name}")
-    if FLAGS.data_dir and not FLAGS.quick:
-        name = "dataset" if FLAGS.data == "tiny_imagenet" else "data_dir"
-        arguments.append(f"--{name}={FLAGS.data_dir}")
+    arguments += [f"--{name}={workdir / needed.name}" for name, needed in run.needs]
+    folder_of_data = FLAGS.data_dir if run.data == FLAGS.data else FLAGS.pretraining_dir
+    if folder_of_data and not FLAGS.quick:
+        name = "dataset" if run.data == "tiny_imagenet" else "data_dir"
+        arguments.append(f"--{name}={folder_of_data}")
     print(f"\n$ {shlex.join(['python', f'recipes/{run.arm.program}', *arguments])}", flush=True)
     command = [sys.executable, str(RECIPES / run.arm.program), *arguments]
     begin = time.monotonic()

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVEL = 0.95
-VERDICTS = ("holds", "does not hold", "undecided", "not run yet")
+VERDICTS = ("holds", "does not hold", "undecided", "not tested", "not run yet")
 # The share of the paper's difference that an interval has to exclude, beside a difference of 0,
 # for the verdict "does not hold".
 EXCLUDED_SHARE = 0.5

@@ -33,11 +33,31 @@ def load_hits(run, folder, split, weights="saved", data_dir=None):
     run = pathlib.Path(run)
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     split = split or config["eval_split"]
-    name = "".join(c if c.isalnum() else "_" for c in f"{weights}_{split or 'eval'}").strip("_")
+    return stored_hits(
+        run,
+        folder,
+        f"{weights}_{split or 'eval'}",
+        lambda: _measure(run, config, split, weights, data_dir),
+    )
+
+
+def stored_hits(run, folder, name, measure):
+    """Returns the rows of a stored file, which is written if it is missing or older than the run.
+
+    Args:
+        run: Path of the work directory of stage I or II.
+        folder: Path of the folder in which hits are stored.
+        name: Str, the part of the name of the file after that of the run.
+        measure: Function without arguments that returns the rows to store.
+
+    Returns:
+        Dict from the names of rows to dicts, see `load_hits`.
+    """
+    name = "".join(c if c.isalnum() else "_" for c in name).strip("_")
     path = pathlib.Path(folder) / f"{run.name}_{name}.npz"
     changed = max((run / name).stat().st_mtime for name in ("config.json", _network(run).name))
     if not path.is_file() or path.stat().st_mtime < changed:
-        _write(path, _measure(run, config, split, weights, data_dir))
+        _write(path, measure())
     with np.load(path) as stored:
         rows = json.loads(str(stored["rows"]))
         return {

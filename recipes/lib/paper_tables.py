@@ -23,6 +23,12 @@ class Arm:
         hours: Float, core-hours of one seed on CIFAR-10.
         measured: Bool, whether `hours` was measured rather than estimated.
         same_as: Str or None, name of the table and the arm whose runs are those of this arm.
+        needs: Tuple of pairs of the name of a flag and the name of the table and the arm whose
+            folder is its value.
+        data: Str or None, name of the data where it is not that of the table.
+        seeds: Tuple of ints or None, the seeds of this arm where they are fewer than the table's.
+        own_images: Bool, whether gates learn from images of the supernet's training, as many as
+            they are given otherwise.
     """
 
     name: str
@@ -33,6 +39,10 @@ class Arm:
     hours: float = 0.0
     measured: bool = False
     same_as: tuple[str, str] | None = None
+    needs: tuple[tuple[str, tuple[str, str]], ...] = ()
+    data: str | None = None
+    seeds: tuple[int, ...] | None = None
+    own_images: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +52,15 @@ class Contrast:
     Attributes:
         first: Str, the arm that the claim favours.
         second: Str, the other arm; "line" is the line between the static widths of the first arm's
-            network at the multiply-adds of its gates.
-        path: Str, "slimmest", "widest" or "gate".
+            network at the multiply-adds of its gates. Several arms with "+" between them stand for
+            the line between their networks, each of one width.
+        path: Str, "slimmest" or "widest"; "gate" or "confidence" for the accuracy of a routing
+            above the line; or "dynamic" for the accuracy of the gates itself.
         paper: Float or None, the difference of the paper, as a fraction. None if the paper claims
             nothing, so that no verdict is given.
         weights: Str, "saved" for the network that a run saves, which for arms with a teacher is the
             moving average, or "online" for the trained weights themselves.
+        second_path: Str or None, the path of the second arm. Defaults to `path`.
     """
 
     first: str
@@ -55,6 +68,7 @@ class Contrast:
     path: str
     paper: float | None = None
     weights: str = "saved"
+    second_path: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +84,7 @@ class Table:
         contrasts: Tuple of `Contrast`.
         seeds: Tuple of ints.
         missing: Str, what has to be built before the rest of the arms can run.
+        confidence: Bool, whether routing by confidence is measured beside the gates.
     """
 
     name: str
@@ -80,19 +95,39 @@ class Table:
     contrasts: tuple[Contrast, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
     missing: str = ""
+    confidence: bool = False
 
 
 _TABLE_5 = "{data}_table5"
 _GATES = "{data}_gates_stage2"
+_TRANSFER = "{data}_ds_resnet_transfer"
 _SGS = ("--loss_weights=0,0,1",)
+# The size of a claim of which the pages here know only the sign: any size but 0 gives the verdicts
+# "holds" and, on the other side of 0, "does not hold".
+_CLAIMED = 1e-6
 
 
 def _supernet_arm(name, *flags, hours, measured=False):
     return Arm(name, STAGE_1, _TABLE_5, flags, hours=hours, measured=measured)
 
 
-def _gate_arm(name, *flags):
-    return Arm(name, STAGE_2, _GATES, flags, ("resnet", "supernet"), hours=0.1)
+def _gate_arm(name, *flags, hours=0.1, own_images=False):
+    supernet = ("resnet", "supernet")
+    return Arm(name, STAGE_2, _GATES, flags, supernet, hours=hours, own_images=own_images)
+
+
+def _against_confidence(name):
+    return Contrast(name, name, "gate", second_path="confidence")
+
+
+def _transfer_arm(name, *flags, hours, pretrained=True):
+    needs = (("weights", ("pretraining", "supernet")),) if pretrained else ()
+    return Arm(name, STAGE_1, _TRANSFER, flags, hours=hours, needs=needs, seeds=(0, 1))
+
+
+def _transferred_gate(name, *flags, transfer=True):
+    needs = (("gates_from", ("pretraining", "gate")),) if transfer else ()
+    return Arm(name, STAGE_2, f"{_TRANSFER}_stage2", flags, ("3", "supernet"), 0.1, needs=needs)
 
 
 _ALL = [
@@ -154,6 +189,7 @@ _ALL = [
         "DS-ResNet +1.2, DS-MBNet +0.8",
         (
             _gate_arm("ds_resnet_gate", "--loss_weights=1,0.5,1"),
+            _gate_arm("ds_resnet_gate_own_images", "--loss_weights=1,0.5,1", own_images=True),
             Arm(
                 "ds_mbnet_gate",
                 STAGE_2,
@@ -166,9 +202,14 @@ _ALL = [
         (
             Contrast("ds_resnet_gate", "line", "gate", 0.012),
             Contrast("ds_mbnet_gate", "line", "gate", 0.008),
+            Contrast("ds_resnet_gate_own_images", "ds_resnet_gate", "gate"),
+            Contrast("ds_resnet_gate", "line", "confidence"),
+            Contrast("ds_mbnet_gate", "line", "confidence"),
+            _against_confidence("ds_resnet_gate"),
+            _against_confidence("ds_mbnet_gate"),
         ),
         seeds=(0, 1, 2, 3, 4),
-        missing="confidence beside the gates, with thresholds that the gates' images chose",
+        confidence=True,
     ),
     Table(
         "6",
@@ -217,11 +258,56 @@ _ALL = [
         seeds=(0, 1, 2, 3, 4),
     ),
     Table(
+        "pretraining",
+        "pretraining of Table 3",
+        "",
+        "",
+        (
+            Arm(
+                "supernet",
+                STAGE_1,
+                "{data}_ds_resnet_supernet",
+                hours=6.0,
+                data="tiny_imagenet",
+            ),
+            Arm(
+                "gate",
+                STAGE_2,
+                _GATES,
+                supernet=("pretraining", "supernet"),
+                hours=0.1,
+                data="tiny_imagenet",
+            ),
+        ),
+        seeds=(0,),
+    ),
+    Table(
         "3",
         "Table 3",
         "Gates that are transferred with the weights help on another data set.",
         "with the gates' transfer above without",
-        missing="--gates_from of stage II, and Tiny-ImageNet's supernet",
+        (
+            _transfer_arm("supernet", hours=2.8),
+            _transfer_arm("from_scratch", pretrained=False, hours=2.8),
+            _transfer_arm("static_slimmest", "--alone=0", hours=0.8),
+            _transfer_arm("static_middle", "--alone=1", hours=1.0),
+            _transfer_arm("static_widest", "--alone=3", hours=1.4),
+            _transferred_gate("without_transfer", transfer=False),
+            _transferred_gate("with_transfer"),
+            # A rate of 0 leaves the gates as they came.
+            _transferred_gate("transfer_only", "--learning_rate=0", "--epochs=1"),
+        ),
+        (
+            Contrast("with_transfer", "without_transfer", "gate", _CLAIMED),
+            Contrast("transfer_only", "without_transfer", "gate"),
+            Contrast("with_transfer", "line", "gate"),
+            Contrast("without_transfer", "line", "gate"),
+            Contrast("with_transfer", "static_slimmest+static_middle+static_widest", "dynamic"),
+            Contrast("with_transfer", "static_widest", "dynamic", second_path="widest"),
+            Contrast("with_transfer", "from_scratch", "dynamic", second_path="widest"),
+            Contrast("supernet", "from_scratch", "widest"),
+        ),
+        seeds=(0, 1, 2, 3, 4),
     ),
     Table(
         "8",

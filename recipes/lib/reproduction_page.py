@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from keras_dsnet_recipes.lib.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
 from keras_dsnet_recipes.lib.paper_tables import ELSEWHERE, TABLES
 from keras_dsnet_recipes.lib.reproduction import plan
 
@@ -29,10 +30,17 @@ python recipes/reproduce.py --list
   that differ by another flag than those of their arms.
 - An interval is of 95 % over seeds and images: Student's t over seeds, with a deviation that is
   pooled over the arms of the table, and a paired bootstrap over images; the variances add up.
+- The gates of a DS-ResNet are reported only if its widest has 80 % or more on the images of every
+  choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*.
 - *Holds*: the interval lies on the paper's side of 0. *Does not hold*: it lies on the other side,
   or it contains 0 and excludes half of the paper's difference. *Undecided*: otherwise. A claim with
   several differences holds if all of them do, and does not hold if one does not.
 """
+_EASY = (
+    "Easy images: the share of the gates' training images in the last epoch that the slimmest "
+    "classifies correctly. Rows of a confidence have thresholds that the gates' images chose, at "
+    "no more than the MAdds of the gates."
+)
 _EMPTY = ("not run yet", "-", "not run yet")
 
 
@@ -67,8 +75,14 @@ def section(result):
     parts = [f"The paper: {table.claim} Its figures on ImageNet: {table.paper}.", ""]
     parts += [f"Images: `{result['images']}`. Verdict: **{result['verdict']}**.", ""]
     parts += [_command(result), ""]
+    parts += [_not_tested(result), ""] if result.get("not_tested") else []
     titles = ("arm", "weights", "path", "M MAdds", "top-1 %, each seed", "mean")
-    parts += [_markdown(titles, _arm_rows(result["rows"]))]
+    has_gates = any(row.get("easy") is not None for row in result["rows"])
+    rows = _arm_rows(result["rows"])
+    titles += ("easy images %",) if has_gates else ()
+    parts += [_markdown(titles, (row if has_gates else row[:-1] for row in rows))]
+    if has_gates:
+        parts += ["", _EASY]
     if result["contrasts"]:
         titles = ("difference", "path", "weights", "points", "95 % interval", "seeds", "paper")
         parts += ["", _markdown((*titles, "verdict"), map(_contrast_row, result["contrasts"]))]
@@ -77,6 +91,20 @@ def section(result):
         parts += ["", f"Falls of the slimmest by over 5 points between two epochs: {drops}."]
     parts += ["", _record(result["record"])]
     return "\n".join(parts)
+
+
+def _not_tested(result):
+    """Returns the sentence that names the gates that were left out, with both numbers of each."""
+    runs = ", ".join(
+        f"{_short(row['run'], result)} ({100 * row['widest']:.1f} % at the widest, the ends "
+        f"{100 * row['distance']:.1f} points apart)"
+        for row in result["not_tested"]
+    )
+    widest, distance = LEAST_WIDEST["cifar10"], LEAST_DISTANCE
+    return (
+        f"Not tested, because a DS-ResNet must have {100 * widest:.0f} % at the widest and ends "
+        f"{100 * distance:.0f} points apart on the images of every choice: {runs}."
+    )
 
 
 def _overview(results):
@@ -103,7 +131,7 @@ def _commands():
     for table in TABLES.values():
         if not table.claim or not table.arms:
             continue
-        configs = {run.arm.config.format(data="cifar10") for run in plan(table)}
+        configs = {pathlib.Path(run.arguments[0]).stem for run in plan(table)}
         files = ", ".join(f"`recipes/configs/{name}.cfg`" for name in sorted(configs))
         lines.append(
             f"- {table.title}: `python recipes/reproduce.py --table={table.name}`, {files}."
@@ -113,9 +141,14 @@ def _commands():
 
 def _ours(result):
     rows = [row for row in result["contrasts"] if row["paper"] is not None]
-    return "; ".join(
-        f"{row['first']} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
-        for row in rows
+    return (
+        "; ".join(
+            f"{row['first']} {row['path']} {_points(row['value'])} {_interval(row)}".replace(
+                "_", " "
+            )
+            for row in rows
+        )
+        or _EMPTY[1]
     )
 
 
@@ -129,14 +162,19 @@ def _arm_rows(rows):
         madds = sum(row["madds"] for row in group) / len(group) / 1e6
         each = ", ".join(f"{value:.2f}" for value in top1)
         mean = f"{sum(top1) / len(top1):.2f}"
-        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean
+        easy = [100 * row["easy"] for row in group if row.get("easy") is not None]
+        easy = ", ".join(f"{value:.1f}" for value in easy) or "-"
+        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean, easy
 
 
 def _contrast_row(row):
     name = f"{row['first']} - {row['second']}".replace("_", " ")
-    paper = "-" if row["paper"] is None else _points(row["paper"])
+    paper = "-" if row["paper"] is None else _claim(row["paper"])
     seeds = " / ".join(map(str, row["num_seeds"]))
-    ends = (row["path"], row["weights"], _points(row["value"]), _interval(row), seeds, paper)
+    path = row["path"]
+    if row.get("second_path", path) != path:
+        path = f"{path} - {row['second_path']}"
+    ends = (path, row["weights"], _points(row["value"]), _interval(row), seeds, paper)
     return name, *ends, row["verdict"] or "-"
 
 
@@ -144,6 +182,11 @@ def _interval(row):
     if row["low"] is None:
         return "(one seed)"
     return f"[{_points(row['low'])}, {_points(row['high'])}]"
+
+
+def _claim(paper):
+    # Of some claims only the sign is known.
+    return _points(paper) if abs(paper) > 1e-4 else "above 0"
 
 
 def _points(fraction):

@@ -70,7 +70,7 @@ def test_gates_come_from_a_network_of_other_classes(network):
 )
 def test_gates_of_another_design_are_refused(network, change, message):
     source = with_slimming_head(network, **change)
-    with pytest.raises(ValueError, match="must be trained.* Received: "):
+    with pytest.raises(ValueError, match="must be trained"):
         copy_slimming_heads(source, network)
     source.gates_trained = True
     with pytest.raises(ValueError, match=f"Received: .*{message}"):
