@@ -65,6 +65,11 @@ flags.DEFINE_enum(
     ["try_best", "give_up"],
     "Target for hard images (Table 6 of the paper).",
 )
+flags.DEFINE_bool(
+    "soft_targets",
+    False,
+    "Let the SGS target be how sure the slimmest route is, not whether it is right.",
+)
 shared.define_numbers(
     "loss_weights",
     3,
@@ -218,6 +223,7 @@ def make_trainer(model):
         model,
         routes=routes,
         strategy=FLAGS.gate_strategy,
+        soft_targets=FLAGS.soft_targets,
         loss_weights=choose_loss_weights(model),
         temperature=FLAGS.temperature,
         estimator=FLAGS.estimator,

@@ -17,7 +17,7 @@ from keras_dsnet.training.losses import (
     weighted_mean,
 )
 from keras_dsnet.training.network_trainer import NetworkTrainer
-from keras_dsnet.utils.argument_checks import check_int, check_number
+from keras_dsnet.utils.argument_checks import check_bool, check_int, check_number
 
 STRATEGIES = ("try_best", "give_up")
 ESTIMATORS = ("straight_through", "exact")
@@ -58,6 +58,13 @@ class GateTrainer(NetworkTrainer):
             and its cost grows with the number of routes. Defaults to `"straight_through"`.
         seed: Int, seed of the Gumbel noise. The noise is a function of the seed, the step and the
             replica. Defaults to `0`.
+        soft_targets: Boolean, whether the SGS target is how sure the slimmest route is, instead of
+            whether it is right. With the slimmest route's probabilities `p(X)`, and the one-hot
+            vectors `e_1` and `e_n` of the first and the last route, the target of Eq. 10 is
+            `T(X) = max_c p_c(X) e_1 + (1 - max_c p_c(X)) e_n`. An image near the border of two
+            classes then counts for both routes, and labels do not matter, except with `"give_up"`:
+            an image that the widest route gets wrong keeps the target `e_1`. Defaults to `False`,
+            the paper's targets.
         **kwargs: Keyword arguments of `keras.Model`. `dtype` defaults to the dtype policy of
             `model`.
 
@@ -93,6 +100,7 @@ class GateTrainer(NetworkTrainer):
         temperature: float = 1.0,
         estimator: str = "straight_through",
         seed: int = 0,
+        soft_targets: bool = False,
         **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
@@ -108,6 +116,7 @@ class GateTrainer(NetworkTrainer):
             )
         self.routes = check_routes(model.routes if routes is None else routes, model.num_widths)
         self.strategy = strategy
+        self.soft_targets = check_bool("soft_targets", soft_targets)
         self.loss_weights = _checked_loss_weights(loss_weights)
         self.temperature = check_number("temperature", temperature, "positive", lambda t: t > 0)
         self.estimator = estimator
@@ -226,9 +235,9 @@ class GateTrainer(NetworkTrainer):
             run = self._run_every_route(images, labels)
         else:
             run = self._run_masked(images, labels, noise_seed)
-        easy, wide = self._targets(run["route_logits"], labels)
+        easy, wide, targets = self._targets(run["route_logits"], labels)
         sgs = [
-            gate_cross_entropy(gate, scores, self.routes, wide, weights)
+            gate_cross_entropy(gate, scores, self.routes, targets, weights)
             for gate, scores in zip(self.model.slimming_gates, run["scores"])
         ]
         losses = {
@@ -290,18 +299,24 @@ class GateTrainer(NetworkTrainer):
         }
 
     def _targets(self, route_logits, labels):
-        """Returns the easy images, and the images whose SGS target is the widest route (Eq. 10).
+        """Returns the easy images, those for the widest route, and the SGS targets (Eq. 10).
 
         Args:
             route_logits: Function of a width that returns the logits of its route.
             labels: Int tensor `[batch]`, or probabilities `[batch, classes]`.
         """
-        easy = is_right(labels, route_logits(self.routes[0]))
+        logits = route_logits(self.routes[0])
+        easy = is_right(labels, logits)
         wide = tf.logical_not(easy)
+        helps = tf.ones_like(wide)
         if self.strategy == "give_up":
             # Images that the widest route gets wrong too do not justify its cost.
-            wide &= is_right(labels, route_logits(self.routes[-1]))
-        return easy, wide
+            helps = is_right(labels, route_logits(self.routes[-1]))
+            wide &= helps
+        if not self.soft_targets:
+            return easy, wide, wide
+        doubt = 1.0 - tf.reduce_max(tf.nn.softmax(tf.cast(logits, tf.float32)), axis=1)
+        return easy, wide, doubt * tf.cast(helps, tf.float32)
 
     def _route_logits(self, features, width):
         path = self.model.resolve_path((width,) * self.model.num_gates)
@@ -335,6 +350,7 @@ class GateTrainer(NetworkTrainer):
             **super().get_config(),
             "routes": self.routes,
             "strategy": self.strategy,
+            "soft_targets": self.soft_targets,
             "loss_weights": self.loss_weights,
             "temperature": self.temperature,
             "estimator": self.estimator,

@@ -310,6 +310,22 @@ _ALL = [
         seeds=(0, 1, 2, 3, 4),
     ),
     Table(
+        "beyond",
+        "Beyond the paper",
+        "Gates gain more with soft targets, an encoder of regions, or exact gradients.",
+        "none",
+        (
+            _gate_arm("hard_targets", *_SGS),
+            _gate_arm("soft_targets", "--soft_targets", *_SGS),
+        ),
+        (
+            Contrast("soft_targets", "hard_targets", "gate", _CLAIMED),
+            Contrast("hard_targets", "line", "gate"),
+            Contrast("soft_targets", "line", "gate"),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    Table(
         "8",
         "Table 8",
         "DS-EfficientNet is above plain EfficientNets of the same MAdds.",

@@ -125,7 +125,8 @@ def test_stage_1_has_its_schedule_and_optimizer(name, stage_1):
     decayed = run["decayed"]
     assert decayed
     assert all(path.endswith("kernel") and "gate" not in path for path in decayed)
-    assert run["trainer"]["target"] == "ensemble"
+    # Those of the reproduction have the target that its Table 5 found best.
+    assert run["trainer"]["target"] == ("in_place" if "ds_resnet_" in name else "ensemble")
     assert run["trainer"]["label_smoothing"] == 0
     assert run["trainer"]["num_random"] == (
         2 if name.startswith("imagenet") or name == "cifar10_transfer" or "narrow" in name else 1

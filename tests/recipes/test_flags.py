@@ -96,7 +96,7 @@ MISTAKES = [
     ("imagenet_stage2.py", "--gates_from={tmp}/trained", "has no trained gates"),
     ("imagenet_stage1.py", "--weights={tmp}/trained --model=ds_resnet50", "of another network"),
     ("imagenet_stage2.py", "--supernet=nowhere", "--supernet=nowhere is no .keras file"),
-    ("reproduce.py", "--table=11", "must be some of 5,10,9,6,7,3,8,2"),
+    ("reproduce.py", "--table=11", "must be some of 5,10,9,6,7,3,beyond,8,2"),
     ("reproduce.py", "--arms=us_net", "must be some of in_place,ema,ensemble"),
     ("reproduce.py", "--seeds=0,x", "whole numbers such as 0,1"),
     ("reproduce.py", "--table=8", "cannot be run yet"),
