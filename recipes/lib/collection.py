@@ -13,7 +13,8 @@ from keras_dsnet_recipes.lib.reproduction import is_finished
 
 RECORD = "reproduce.json"
 # Flags that may differ between the runs of a table, beside those of the arms.
-_FREE = ("seed", "data_dir", "supernet", "checkpoint_steps", "__paths__", "gates_from", "weights")
+_FREE = ("seed", "data_dir", "supernet", "checkpoint_steps", "__paths__")
+_FREE += ("gates_from", "places", "weights")
 # The rows of routings, by the paths of contrasts that are measured above the line.
 _ROUTED = {"gate": "dynamic", "confidence": "confidence"}
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

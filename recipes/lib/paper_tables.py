@@ -102,6 +102,7 @@ _TABLE_5 = "{data}_table5"
 _GATES = "{data}_gates_stage2"
 _TRANSFER = "{data}_ds_resnet_transfer"
 _SGS = ("--loss_weights=0,0,1",)
+_ALL_LOSSES = ("--loss_weights=1,0.5,1",)
 # The size of a claim of which the pages here know only the sign: any size but 0 gives the verdicts
 # "holds" and, on the other side of 0, "does not hold".
 _CLAIMED = 1e-6
@@ -317,11 +318,16 @@ _ALL = [
         (
             _gate_arm("hard_targets", *_SGS),
             _gate_arm("soft_targets", "--soft_targets", *_SGS),
+            _gate_arm("all_losses", *_ALL_LOSSES),
+            _gate_arm("exact_gradients", "--estimator=exact", *_ALL_LOSSES, hours=0.3),
         ),
         (
             Contrast("soft_targets", "hard_targets", "gate", _CLAIMED),
-            Contrast("hard_targets", "line", "gate"),
-            Contrast("soft_targets", "line", "gate"),
+            Contrast("exact_gradients", "all_losses", "gate", _CLAIMED),
+            *(
+                Contrast(name, "line", "gate")
+                for name in ("hard_targets", "soft_targets", "all_losses", "exact_gradients")
+            ),
         ),
         seeds=(0, 1, 2, 3, 4),
     ),

@@ -72,6 +72,8 @@ def collect(tmp_path, monkeypatch):
             (folder / "tables").mkdir(parents=True)
             (folder / "tables" / "paths.json").write_text("[]")
             config = {"seed": run.seed, "eval_split": "train[45000:]", "data_dir": None}
+            # The resolved paths of --supernet and --gates_from, which differ between arms.
+            config["places"] = {"supernet": run.supernet and run.supernet.name}
             (folder / "config.json").write_text(json.dumps(config))
             (folder / "log.csv").write_text("epoch,easy\n1,0.5\n2,0.625\n")
         return collection.collect(table, runs, tmp_path, "cifar10", "test")
