@@ -76,7 +76,8 @@ def DSEfficientNetB0(
         confidence_steps: {confidence_steps}
         **options: Other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` (`"tanh"` or
             `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
-            `"scalar"`), `share_encoder`, `dropout`, `synchronized`, `top`.
+            `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
+            `dropout`, `synchronized`, `top`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.

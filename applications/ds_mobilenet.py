@@ -126,7 +126,8 @@ def DSMobileNet(
             weights to the 14 widths of the network that the authors released.
         **options: Other fields of `keras_dsnet.models.MobileNetSpec`: `attention` (`"tanh"` or
             `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
-            `"scalar"`), `share_encoder`, `dropout`, `synchronized`.
+            `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
+            `dropout`, `synchronized`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.

@@ -79,7 +79,8 @@ def DSResNet50(
         confidence_steps: {confidence_steps}
         **options: Other fields of `keras_dsnet.models.ResNetSpec`: `attention` (`"tanh"` or
             `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
-            `"scalar"`), `share_encoder`, `dropout`.
+            `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
+            `dropout`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.

@@ -67,7 +67,8 @@ shared.define_channels(
     None,
     "Total stride; 8 or 16 for small images. Defaults to that of --weights, else 32.",
 )
-shared.define_gate_design("that of --weights, else one_hot", "that of --weights, else true")
+_WEIGHTS = "that of --weights, else"
+shared.define_gate_design(f"{_WEIGHTS} one_hot", f"{_WEIGHTS} true", f"{_WEIGHTS} global")
 shared.define_variant("Variant of the paper whose routes are used. Defaults to every width.")
 shared.define_schedule(150, None, " Defaults to the rate of the paper.")
 shared.define_temperature("Temperature of the distillation (Table 10 of the paper).")
@@ -215,7 +216,7 @@ def make_model(classes):
 
     size = data.image_size()
     # A flag without a value leaves the choice to the weights or to the application's default.
-    names = ("widths", "attention", "slimming_head", "share_encoder")
+    names = ("widths", "attention", "slimming_head", "share_encoder", "gate_encoder")
     options = {name: FLAGS[name].value for name in names}
     return getattr(applications, MODELS[FLAGS.model].application)(
         weights=find_weights(),

@@ -56,7 +56,7 @@ shared.define_path(
 shared.define_variant("Variant of the paper whose routes and loss weights are used.")
 shared.define_routes("Candidate widths, such as 0,1,2,3. Defaults to those of --variant.")
 _DESIGN = "that of --gates_from, else of --supernet"
-shared.define_gate_design(_DESIGN, _DESIGN)
+shared.define_gate_design(_DESIGN, _DESIGN, _DESIGN)
 shared.define_schedule(10, 0.05)
 shared.define_temperature("Temperature of the Gumbel-softmax.")
 flags.DEFINE_enum(
@@ -154,7 +154,8 @@ def load_supernet():
     model = keras.models.load_model(find_supernet())
     if not isinstance(model, DynamicSlimmableNetwork):
         raise ValueError(f"--supernet={FLAGS.supernet} is a {type(model).__name__}, not a supernet")
-    design = {name: FLAGS[name].value for name in ("slimming_head", "share_encoder")}
+    names = ("slimming_head", "share_encoder", "gate_encoder")
+    design = {name: FLAGS[name].value for name in names}
     gates = None if FLAGS.gates_from is None else keras.models.load_model(find_gates())
     if gates is not None:
         given = {name: value for name, value in design.items() if value is not None}

@@ -15,9 +15,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.block_executor import BlockExecutor, restore_multiplications
+from keras_dsnet.export.block_executor import BlockExecutor
 from keras_dsnet.export.confidence import ConfidencePlan, confidence_of
-from keras_dsnet.export.conversion import convert_traced, normalise_pixels, trace
+from keras_dsnet.export.conversion import (
+    convert_traced,
+    normalise_pixels,
+    restore_multiplications,
+    trace,
+)
 from keras_dsnet.export.partition import SectionPlan
 from keras_dsnet.export.tflite_model import ImportedGraph, ModelBuilder, parse
 from keras_dsnet.models.costs import features_shape

@@ -112,7 +112,10 @@ def with_dtype(network: Any, dtype: Any) -> Any:
 
 
 def with_slimming_head(
-    model: Any, slimming_head: str | None = None, share_encoder: bool | None = None
+    model: Any,
+    slimming_head: str | None = None,
+    share_encoder: bool | None = None,
+    gate_encoder: str | None = None,
 ) -> Any:
     """Returns the network with slimming heads of another design (Table 7 of the paper).
 
@@ -123,6 +126,8 @@ def with_slimming_head(
         slimming_head: "one_hot" or "scalar". Defaults to the model's.
         share_encoder: Bool, whether the slimming head uses the first layer of the attention head.
             Defaults to the model's.
+        gate_encoder: "global" or "regions", what the slimming head sees of the features. Defaults
+            to the model's.
 
     Returns:
         `model` itself if it has that design. Otherwise a network with the same variables, whose
@@ -133,7 +138,11 @@ def with_slimming_head(
     """
     if share_encoder is not None:
         check_bool("share_encoder", share_encoder)
-    wanted = {"slimming_head": slimming_head, "share_encoder": share_encoder}
+    wanted = {
+        "slimming_head": slimming_head,
+        "share_encoder": share_encoder,
+        "gate_encoder": gate_encoder,
+    }
     changes = {
         name: value
         for name, value in wanted.items()
@@ -194,7 +203,8 @@ def copy_slimming_heads(source: Any, target: Any) -> None:
             f"{network.num_gates} gates of {network.num_widths} widths and "
             f"{network.slimming_gates[0].channels[-1]} channels, "
             f"slimming_head={network.spec.slimming_head!r}, "
-            f"share_encoder={network.spec.share_encoder}"
+            f"share_encoder={network.spec.share_encoder}, "
+            f"gate_encoder={network.spec.gate_encoder!r}"
             for network in (source, target)
         ]
         raise ValueError(

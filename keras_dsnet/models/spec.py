@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
+from keras_dsnet.layers.double_headed_gate import ENCODERS
 from keras_dsnet.models.arguments import activation_name, positive_int
 from keras_dsnet.models.topology import Step, StepBuilder, entry_steps, split_sections
 from keras_dsnet.utils.argument_checks import check_bool
@@ -30,6 +31,8 @@ class NetworkSpec:
         share_encoder: Bool, whether the two heads of a gate share their first layer.
         dropout: Float, dropout rate before the classifier.
         synchronized: Bool, whether batch statistics are computed over all replicas.
+        gate_encoder: "global" or "regions", what the slimming heads see of the features: the mean
+            of all positions, or also the means of four quadrants and of the centre.
 
     Example:
 
@@ -52,6 +55,7 @@ class NetworkSpec:
     share_encoder: bool = True
     dropout: float = 0.0
     synchronized: bool = False
+    gate_encoder: str = "global"
 
     # The class of every stage.
     stage_class: ClassVar[Any] = None
@@ -200,6 +204,11 @@ class NetworkSpec:
                     f"`{name}` must be {values[0]!r} or {values[1]!r}. "
                     f"Received: {name}={getattr(self, name)!r}"
                 )
+        if self.gate_encoder not in ENCODERS:
+            raise ValueError(
+                f"`gate_encoder` must be one of {ENCODERS}. "
+                f"Received: gate_encoder={self.gate_encoder!r}"
+            )
         if not isinstance(self.activation, str):
             raise ValueError(
                 "`activation` must be the name of a Keras activation. "

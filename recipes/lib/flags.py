@@ -252,12 +252,13 @@ def define_schedule(epochs, learning_rate, unset=""):
     define_number("learning_rate", learning_rate, help, low=0)
 
 
-def define_gate_design(head, encoder):
-    """Defines --slimming_head and --share_encoder (Table 7 of the paper); both default to None.
+def define_gate_design(head, sharing, encoder):
+    """Defines --slimming_head, --share_encoder and --gate_encoder, which default to None.
 
     Args:
         head: Str, the meaning of None for --slimming_head.
-        encoder: Str, the meaning of None for --share_encoder.
+        sharing: Str, the meaning of None for --share_encoder.
+        encoder: Str, the meaning of None for --gate_encoder.
     """
     flags.DEFINE_enum(
         "slimming_head",
@@ -269,7 +270,14 @@ def define_gate_design(head, encoder):
         "share_encoder",
         None,
         "Share the first layer W1 between both heads of a gate (Table 7 of the paper). Defaults to "
-        f"{encoder}.",
+        f"{sharing}.",
+    )
+    flags.DEFINE_enum(
+        "gate_encoder",
+        None,
+        ["global", "regions"],
+        "What the slimming head sees of the features: the mean of all positions, or also those of "
+        f"four quadrants and of the centre. Defaults to {encoder}.",
     )
 
 

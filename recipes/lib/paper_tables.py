@@ -318,16 +318,21 @@ _ALL = [
         (
             _gate_arm("hard_targets", *_SGS),
             _gate_arm("soft_targets", "--soft_targets", *_SGS),
+            _gate_arm("regions", "--gate_encoder=regions", *_SGS),
+            _gate_arm("soft_regions", "--gate_encoder=regions", "--soft_targets", *_SGS),
             _gate_arm("all_losses", *_ALL_LOSSES),
             _gate_arm("exact_gradients", "--estimator=exact", *_ALL_LOSSES, hours=0.3),
         ),
         (
             Contrast("soft_targets", "hard_targets", "gate", _CLAIMED),
+            Contrast("regions", "hard_targets", "gate", _CLAIMED),
+            Contrast("soft_regions", "hard_targets", "gate"),
             Contrast("exact_gradients", "all_losses", "gate", _CLAIMED),
             *(
                 Contrast(name, "line", "gate")
-                for name in ("hard_targets", "soft_targets", "all_losses", "exact_gradients")
+                for name in ("hard_targets", "soft_targets", "regions", "soft_regions")
             ),
+            *(Contrast(name, "line", "gate") for name in ("all_losses", "exact_gradients")),
         ),
         seeds=(0, 1, 2, 3, 4),
     ),

@@ -30,12 +30,15 @@ def network():
 
 
 @pytest.mark.parametrize(
-    "design", [{"share_encoder": False}, {"slimming_head": "scalar"}], ids=["own W1", "scalar"]
+    "design",
+    [{"share_encoder": False}, {"slimming_head": "scalar"}, {"gate_encoder": "regions"}],
+    ids=["own W1", "scalar", "regions"],
 )
 def test_every_path_stays_as_it_was(network, design):
     changed = with_slimming_head(network, **design)
     for name, value in design.items():
         assert getattr(changed.spec, name) == value
+        name = name.removeprefix("gate_") if name == "gate_encoder" else name
         assert getattr(changed.slimming_gates[0], name) == value
     for path in range(3):
         expected = network(IMAGES, path=path)
@@ -65,8 +68,9 @@ def test_gates_come_from_a_network_of_other_classes(network):
     [
         ({"share_encoder": False}, "slimming_head='one_hot', share_encoder=False"),
         ({"slimming_head": "scalar"}, "slimming_head='scalar'"),
+        ({"gate_encoder": "regions"}, "gate_encoder='regions'"),
     ],
-    ids=["own W1", "scalar"],
+    ids=["own W1", "scalar", "regions"],
 )
 def test_gates_of_another_design_are_refused(network, change, message):
     source = with_slimming_head(network, **change)
