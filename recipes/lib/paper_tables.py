@@ -1,4 +1,4 @@
-"""The tables of the paper, each with its arms, its claim and what it is compared by.
+"""The tables of the paper, each with its arms, its claim, the differences that it reports.
 
 An arm is a run of a program of this folder. The flags that all arms of a table share are in a flag
 file of `configs/`; an arm adds the few that tell it from the others. Nothing here imports
