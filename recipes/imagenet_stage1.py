@@ -53,6 +53,7 @@ from keras_dsnet_recipes.lib.model_settings import (
     check_variant,
     variant_routes,
 )
+from keras_dsnet_recipes.lib.plain_topology import PLAIN, plain_fields
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
@@ -98,10 +99,24 @@ shared.define_strides(
     "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with --output_stride.",
 )
 flags.DEFINE_enum(
+    "topology",
+    None,
+    ["plain"],
+    "plain: the one width of the plain MobileNetV1 or EfficientNet-B0, which is trained alone, for "
+    "a comparison. Defaults to the widths of --model.",
+)
+flags.DEFINE_enum(
     "attention",
     None,
-    ["tanh", "sigmoid"],
-    "Activation of the attention heads. Defaults to that of --weights, else tanh.",
+    ["tanh", "sigmoid", "none"],
+    "Activation of the attention heads, or none for gates without attention. Defaults to that of "
+    "--weights, else tanh.",
+)
+flags.DEFINE_enum(
+    "activation",
+    None,
+    ["swish", "relu"],
+    "Activation after the norms. Defaults to that of --weights, else to that of --model.",
 )
 shared.define_number("dropout", 0.0, "Dropout rate before the classifier.", low=0, below=1)
 shared.define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up.", low=0)
@@ -158,7 +173,9 @@ def check_flags():
             f"--widths is for --model=ds_mobilenet. Received: --model={FLAGS.model}, "
             f"--widths={FLAGS.widths}"
         )
+    check_topology()
     widths = PAPER_WIDTHS if FLAGS.widths else settings.widths
+    widths = 1 if FLAGS.topology else widths
     if FLAGS.alone is not None and FLAGS.alone >= widths:
         raise ValueError(
             f"--alone must be a width from 0 to {widths - 1} of --model={FLAGS.model}. "
@@ -183,14 +200,37 @@ def check_flags():
         )
 
 
+def check_topology():
+    """Raises an error for flags that contradict --topology, and trains its one width alone."""
+    if FLAGS.topology is None:
+        return
+    if FLAGS.model not in PLAIN:
+        raise ValueError(
+            f"--topology is for --model={' and '.join(PLAIN)}. Received: --model={FLAGS.model}, "
+            f"--topology={FLAGS.topology}"
+        )
+    for name in ("widths", "variant", "weights"):
+        if FLAGS[name].value is not None:
+            raise ValueError(
+                f"--topology={FLAGS.topology} has one width and no trained weights: leave "
+                f"--{name} out. Received: --{name}={FLAGS[name].value}"
+            )
+    if FLAGS.alone is None:
+        FLAGS.alone = 0
+
+
 def make_model(classes):
     """Returns the network that the flags describe."""
     from keras_dsnet import applications
 
     size = data.image_size()
     # A flag without a value leaves the choice to the weights or to the application's default.
-    names = ("widths", "attention", "slimming_head", "share_encoder")
-    options = {name: FLAGS[name].value for name in names}
+    names = ("widths", "attention", "activation", "slimming_head", "share_encoder")
+    options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    if FLAGS.attention == "none":
+        options["attention"] = None
+    if FLAGS.topology:
+        options |= plain_fields(FLAGS.model)
     return getattr(applications, MODELS[FLAGS.model].application)(
         weights=FLAGS.weights,
         input_shape=(size, size, 3),
@@ -201,7 +241,7 @@ def make_model(classes):
         strides=FLAGS.strides,
         dropout=FLAGS.dropout,
         synchronized=FLAGS.strategy == "mirrored",
-        **{name: value for name, value in options.items() if value is not None},
+        **options,
     )
 
 

@@ -103,7 +103,10 @@ class DoubleHeadedGate(keras.layers.Layer):
         """The variables that only the slimming head uses. Stage II trains them."""
         if not self.num_choices:
             return []
-        return [self.w2] if self.share_encoder else [self.w1_slimming, self.b1_slimming, self.w2]
+        if not self.share_encoder:
+            return [self.w1_slimming, self.b1_slimming, self.w2]
+        # Without an attention head the encoder serves the slimming head only.
+        return [self.w2] if self.attention else [self.w1, self.b1, self.w2]
 
     def build(self, input_shape):
         channels, hidden = self.channels[-1], self.hidden_units

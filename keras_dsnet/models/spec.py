@@ -23,7 +23,8 @@ class NetworkSpec:
         stem_strides: Int.
         stages: Tuple of dataclasses with `strides`, `channels` (tuple of ints, the channel options)
             and `gated` (bool, whether a slimming gate chooses among them).
-        attention: "tanh" or "sigmoid", activation of the attention heads of the gates.
+        attention: "tanh" or "sigmoid", activation of the attention heads of the gates, or None for
+            gates without attention.
         attention_ratio: Float, ratio of a gate's hidden units to its maximum channel count.
         activation: Name of a Keras activation.
         slimming_head: "one_hot" or "scalar".
@@ -45,7 +46,7 @@ class NetworkSpec:
     stem: tuple
     stem_strides: int
     stages: tuple
-    attention: str = "tanh"
+    attention: str | None = "tanh"
     attention_ratio: float = 0.25
     activation: str = "swish"
     slimming_head: str = "one_hot"
@@ -191,15 +192,16 @@ class NetworkSpec:
             raise ValueError(
                 f"`dropout` must be a number from 0 to below 1. Received: dropout={self.dropout!r}"
             )
-        for name, values in (
-            ("attention", ("tanh", "sigmoid")),
-            ("slimming_head", ("one_hot", "scalar")),
-        ):
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"`{name}` must be {values[0]!r} or {values[1]!r}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
+        if self.attention not in ("tanh", "sigmoid", None):
+            raise ValueError(
+                "`attention` must be 'tanh', 'sigmoid' or None. "
+                f"Received: attention={self.attention!r}"
+            )
+        if self.slimming_head not in ("one_hot", "scalar"):
+            raise ValueError(
+                "`slimming_head` must be 'one_hot' or 'scalar'. "
+                f"Received: slimming_head={self.slimming_head!r}"
+            )
         if not isinstance(self.activation, str):
             raise ValueError(
                 "`activation` must be the name of a Keras activation. "
