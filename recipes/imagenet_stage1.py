@@ -88,16 +88,7 @@ flags.DEFINE_enum(
     "paper: the 18 widths of ds_mobilenet that the paper describes. Defaults to the widths of "
     "--weights, else the 14 that the authors released.",
 )
-shared.define_number(
-    "front_alpha",
-    None,
-    "Multiplier of the channel counts before the gate. Defaults to --alpha.",
-    above=0,
-)
-shared.define_strides(
-    "strides",
-    "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with --output_stride.",
-)
+shared.define_front_and_strides()
 flags.DEFINE_enum(
     "topology",
     None,
@@ -119,10 +110,7 @@ flags.DEFINE_enum(
     "Activation after the norms. Defaults to that of --weights, else to that of --model.",
 )
 shared.define_number("dropout", 0.0, "Dropout rate before the classifier.", low=0, below=1)
-shared.define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up.", low=0)
-shared.define_number(
-    "weight_decay", 1e-4, "L2 penalty, added to the gradient. The gates have none.", low=0
-)
+shared.define_warmup_and_decay()
 flags.DEFINE_bool(
     "decay_norms_and_biases", False, "Also apply the weight decay to norms and biases."
 )
@@ -149,12 +137,7 @@ shared.define_number(
     low=0,
     below=1,
 )
-flags.DEFINE_integer(
-    "recalibration_steps",
-    100,
-    "Number of batches that the batch-norm statistics are computed from.",
-    lower_bound=1,
-)
+shared.define_recalibration()
 
 
 def check_flags():
@@ -183,21 +166,8 @@ def check_flags():
         )
     if FLAGS.variant is not None:
         check_variant(settings.variants, FLAGS.variant)
-    if FLAGS.strides is not None and len(FLAGS.strides) != settings.strides:
-        raise ValueError(
-            f"--strides must be {settings.strides} numbers for --model={FLAGS.model}: of the stem "
-            f"and of each stage. Received: --strides={','.join(map(str, FLAGS.strides))}"
-        )
-    if FLAGS.strides is not None and FLAGS.output_stride is not None:
-        raise ValueError(
-            "--strides and --output_stride both set the strides: give only one. Received: "
-            f"--strides={','.join(map(str, FLAGS.strides))}, --output_stride={FLAGS.output_stride}"
-        )
-    if FLAGS.warmup_epochs >= FLAGS.epochs:
-        raise ValueError(
-            f"--warmup_epochs must be below --epochs={FLAGS.epochs}. "
-            f"Received: --warmup_epochs={FLAGS.warmup_epochs:g}"
-        )
+    checks.check_strides(FLAGS.model, settings.strides)
+    checks.check_warmup()
 
 
 def check_topology():

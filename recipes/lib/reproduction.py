@@ -6,7 +6,7 @@ Nothing here imports TensorFlow.
 import dataclasses
 import pathlib
 
-from keras_dsnet_recipes.lib.paper_tables import STAGE_1, STAGE_2, TABLES, Arm
+from keras_dsnet_recipes.lib.paper_tables import EARLY_EXIT, STAGE_1, STAGE_2, TABLES, Arm
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 # The images that the final collection reads once, by the name of the data.
@@ -17,6 +17,7 @@ _QUICK_NETWORK = ("--alpha=0.25", "--front_alpha=0.25")
 _QUICK_GATES = ("--dataset=digits", "--batch_size=64", "--epochs=1")
 _QUICK_SPLITS = {
     STAGE_1: ("--train_split=train[:60%]", "--eval_split=train[80%:]"),
+    EARLY_EXIT: ("--train_split=train[:60%]", "--eval_split=train[80%:]"),
     STAGE_2: ("--train_split=train[60%:80%]", "--eval_split=train[80%:]"),
 }
 
@@ -87,7 +88,7 @@ def _make_run(table, arm, seed, data, quick):
     path = CONFIGS / f"{arm.config.format(data=data)}.cfg"
     flags = [f"--flagfile={path}", *arm.flags]
     if quick:
-        flags += (*_QUICK, *_QUICK_NETWORK) if arm.program == STAGE_1 else _QUICK_GATES
+        flags += _QUICK_GATES if arm.program == STAGE_2 else (*_QUICK, *_QUICK_NETWORK)
         flags += _QUICK_SPLITS[arm.program]
     middle = "" if data == "cifar10" else f"{data}_"
     name = f"table{table.name}_{middle}{arm.name}_s{seed}"
