@@ -33,6 +33,11 @@ python recipes/reproduce.py --list
   or it contains 0 and excludes half of the paper's difference. *Undecided*: otherwise. A claim with
   several differences holds if all of them do, and does not hold if one does not.
 """
+# Further columns of a table of peers: title, and function of the rows of all seeds and a name.
+_MORE = {
+    "parameters": ("parameters stored", lambda rows, name: f"{rows[0][name]:,}"),
+    "ms": ("ms", lambda rows, name: _mean_of(rows, name)),
+}
 _EMPTY = ("not run yet", "-", "not run yet")
 
 
@@ -68,7 +73,9 @@ def section(result):
     parts += [f"Images: `{result['images']}`. Verdict: **{result['verdict']}**.", ""]
     parts += [_command(result), ""]
     titles = ("arm", "weights", "path", "M MAdds", "top-1 %, each seed", "mean")
-    parts += [_markdown(titles, _arm_rows(result["rows"]))]
+    more = [name for name in _MORE if any(name in row for row in result["rows"])]
+    titles = (*titles, *(_MORE[name][0] for name in more))
+    parts += [_markdown(titles, _arm_rows(result["rows"], more))]
     if result["contrasts"]:
         titles = ("difference", "path", "weights", "points", "95 % interval", "seeds", "paper")
         parts += ["", _markdown((*titles, "verdict"), map(_contrast_row, result["contrasts"]))]
@@ -112,14 +119,19 @@ def _commands():
 
 
 def _ours(result):
-    rows = [row for row in result["contrasts"] if row["paper"] is not None]
+    rows = [row for row in result["contrasts"] if row["verdict"] is not None]
     return "; ".join(
-        f"{row['first']} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
+        f"{_name(row)} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
         for row in rows
     )
 
 
-def _arm_rows(rows):
+def _name(row):
+    """Returns the arm that a claim favours, or both peers, of which one has many contrasts."""
+    return f"{row['first']} - {row['second']}" if "madds" in row else row["first"]
+
+
+def _arm_rows(rows, more=()):
     groups = {}
     for row in rows:
         key = (row["arm"], row["weights"], row["path"])
@@ -129,7 +141,13 @@ def _arm_rows(rows):
         madds = sum(row["madds"] for row in group) / len(group) / 1e6
         each = ", ".join(f"{value:.2f}" for value in top1)
         mean = f"{sum(top1) / len(top1):.2f}"
-        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean
+        cells = [_MORE[name][1](group, name) for name in more]
+        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean, *cells
+
+
+def _mean_of(rows, name):
+    values = [row[name] for row in rows if name in row]
+    return f"{sum(values) / len(values):.3f}" if values else "-"
 
 
 def _contrast_row(row):
@@ -183,6 +201,8 @@ def _record(record):
 
 def _pictures(name, folder):
     pictures = [("differences", "differences"), ("curves", "the slimmest over the epochs")]
+    pictures += [("lines", "accuracy against multiply-adds")]
+    pictures += [("latency", "accuracy against milliseconds")]
     lines = []
     for ending, about in pictures:
         if (folder / f"{name}_{ending}.png").is_file():
