@@ -190,6 +190,9 @@ def _check_same(table, runs, configs):
     arms = [flag for run in runs for flag in run.arm.flags]
     allowed = {*_FREE, *(flag.lstrip("-").split("=")[0] for flag in arms)}
     allowed |= {name.removeprefix("no") for name in allowed}
+    if "topology" in allowed:
+        # A plain network has one width, which is trained alone.
+        allowed.add("alone")
     for config in {run.arm.config for run in runs}:
         same = [configs[run.name] for run in runs if run.arm.config == config]
         different = reproduction.differing_flags(same, allowed)

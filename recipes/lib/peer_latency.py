@@ -61,6 +61,7 @@ def measure(table, runs, workdir, path):
         for name in [name for name in measured if name.partition("/")[0] == first]:
             measured[name.replace(first, run.name, 1)] = measured[name]
     content = {"ms": measured, "min_and_median": pairs, "seed": seed}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(json.dumps(content, indent=1) + "\n")
     return measured
@@ -92,20 +93,23 @@ def _export_network(table, run, folder, files):
 
     from keras_dsnet.export import export_subnetwork
 
-    model = keras.models.load_model(folder / "supernet.keras", compile=False)
+    network = folder / "supernet.keras"
+    model = keras.models.load_model(network, compile=False)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     alone = config.get("alone")
     peers = [peer for peer in table.peers if run.arm.name in peer.arms]
     made = {}
     if alone is not None:
         path = files / "static.tflite"
-        export_subnetwork(model, alone, path)
+        _make(path, network, lambda: export_subnetwork(model, alone, path))
         name = run.arm.name if any(len(peer.arms) > 1 for peer in peers) else str(alone)
         return {f"{run.name}/{name}": path}
     if any(not peer.routed for peer in peers):
-        for width in range(model.num_widths):
+        for width in sorted({0, (model.num_widths - 1) // 2, model.num_widths - 1}):
             path = files / f"static_{width}.tflite"
-            export_subnetwork(model, width, path)
+            _make(
+                path, network, lambda width=width, path=path: export_subnetwork(model, width, path)
+            )
             made[f"{run.name}/{width}"] = path
     if any(peer.routed for peer in peers):
         model.routes = model.confidence_steps = (0, model.num_widths - 1)
@@ -113,9 +117,17 @@ def _export_network(table, run, folder, files):
         for step in (0, 1):
             model.thresholds = (float(step),)
             path = files / f"routed_{step}.tflite"
-            model.export(path, format="litert")
+            _make(
+                path, network, lambda path=path: model.export(path, format="litert", verbose=False)
+            )
             made[f"{run.name}/step_{step}"] = path
     return made
+
+
+def _make(path, network, export):
+    """Exports a file unless it is newer than its network."""
+    if not path.is_file() or path.stat().st_mtime < network.stat().st_mtime:
+        export()
 
 
 def _export_exits(table, run, folder, files):
@@ -139,6 +151,6 @@ def _export_exits(table, run, folder, files):
 
         path = files / f"exit_{step}.tflite"
         spec = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32)
-        path.write_bytes(convert(infer, {"image": spec}, None, None))
+        path.write_bytes(convert(infer, {"image": spec}, None))
         made[f"{run.name}/step_{step}"] = path
     return made

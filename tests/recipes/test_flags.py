@@ -13,6 +13,7 @@ BENCHMARKS = ("confidence", "mobile", "routing", "slicing", "training")
 PROGRAMS = (
     "calibrate.py",
     "demo.py",
+    "early_exit.py",
     "evaluate.py",
     "evaluate_int8.py",
     "export_mobile.py",
@@ -27,6 +28,7 @@ RUN, MOBILE, ROUTING, SLICING, TRAINING = "--workdir={tmp}/run", *PROGRAMS[-4:]
 VALID = {
     "calibrate.py": (RUN, "--model={tmp}/trained", "--max_drop=0.01"),
     "demo.py": (RUN,),
+    "early_exit.py": (RUN, "--dataset=digits"),
     "benchmarks/cross_fit.py": (RUN,),
     "evaluate.py": (RUN, "--model={tmp}/trained"),
     "evaluate_int8.py": (RUN, "--model={tmp}/trained"),
@@ -46,6 +48,10 @@ MISTAKES = [
     ("calibrate.py", "--workdir={tmp}/trained", "is the folder of --model"),
     ("calibrate.py", "--dataset=./nowhere", "--dataset=./nowhere: there is no such folder"),
     ("demo.py", "--quick=maybe", "--quick=maybe"),
+    ("early_exit.py", "--exits=9,5", "must be ascending blocks such as 5,9"),
+    ("early_exit.py", "--strides=1,2", "--strides must be 6 numbers for --model=ds_mobilenet"),
+    ("early_exit.py", "--warmup_epochs=150", "--warmup_epochs must be below --epochs=150"),
+    ("early_exit.py", "--strategy=mirrored", "trains in float32 on one device"),
     ("evaluate.py", "--steps=0,1,3 --thresholds=0.5", "--thresholds must be 2 of them"),
     ("evaluate.py", "--thresholds=0.5,1.5", "must be numbers from 0 to 1 such as 0.7"),
     ("evaluate.py", "--paths=0,x", "must be paths such as 0,4,8,13"),
