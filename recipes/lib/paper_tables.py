@@ -136,7 +136,7 @@ def _plain_arms(name, config, hours, *flags):
 
 def _at_shares(first, second, shares, sign=True):
     return tuple(
-        Contrast(first, second, f"{share:g} of the widest", share=share, sign=sign)
+        Contrast(first, second, f"within {share:g} of the widest", share=share, sign=sign)
         for share in shares
     )
 

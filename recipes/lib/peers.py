@@ -42,15 +42,25 @@ class Line:
         seed: Int.
         points: List of `Point`, in the order of multiply-adds.
         parameters: Int, number of parameters that the network or the networks store.
+        most: Float, the multiply-adds of an image that runs everything.
+        named: Dict of `Point` by the paths of the contrasts. Two limits can have the same point.
     """
 
     seed: int
     points: list[Point]
     parameters: int
+    most: float
+    named: dict[str, Point] = dataclasses.field(default_factory=dict)
 
     def at(self, madds):
-        """Returns the hits of the line at some multiply-adds, or None outside of it."""
+        """Returns the hits of the line at some multiply-adds, or None outside of it.
+
+        A routed network can be most accurate below its most multiply-adds. With more it does not
+        have to be worse.
+        """
         points = {point.madds: point.hits for point in self.points}
+        if self.points[-1].madds < madds <= self.most:
+            return self.points[-1].hits
         if len(points) < 2:
             return None
         return comparison.static_line(list(points.values()), list(points), madds)
@@ -98,7 +108,8 @@ class Peers:
             for row in paths:
                 path = row["path"] if len(runs) == 1 else run.arm.name
                 points.append(Point(path, row["madds"], row["hits"], {f"{run.name}/{path}": 1.0}))
-        return Line(runs[0].seed, sorted(points, key=lambda point: point.madds), parameters)
+        points.sort(key=lambda point: point.madds)
+        return Line(runs[0].seed, points, parameters, points[-1].madds)
 
     def _routed_line(self, peer, runs):
         """Chooses thresholds on the images of every choice, and applies them to those read."""
@@ -110,13 +121,16 @@ class Peers:
         points = {}
         for path, limit in self._limits(peer, choice).items():
             row = choose_row(curve, choice, limit, None)
-            # Two limits can have the same best thresholds.
-            point = _routed_point(path, read, row["thresholds"], runs)
-            points.setdefault(point.madds, point)
-            if path in self._contrast_paths(peer):
-                points[point.madds] = point
-        ordered = sorted(points.values(), key=lambda point: point.madds)
-        return Line(runs[0].seed, ordered, parameters)
+            points[path] = _routed_point(path, read, row["thresholds"], runs)
+        # Two limits can have the same best thresholds.
+        different = {point.madds: point for point in points.values()}
+        return Line(
+            runs[0].seed,
+            [different[madds] for madds in sorted(different)],
+            parameters,
+            read.trunk + int(read.madds.sum()),
+            {path: point for path, point in points.items() if path in self._contrast_paths(peer)},
+        )
 
     def _steps(self, runs, split):
         """Returns the steps of a network, or of the networks of a cascade one after the other."""
@@ -151,7 +165,7 @@ class Peers:
         rows = []
         for peer in self._table.peers:
             for line in self.lines(peer.name):
-                shown = _shown(line.points, self._contrast_paths(peer) if peer.routed else None)
+                shown = list(line.named.values()) or _shown(line.points)
                 rows += [
                     {
                         "arm": peer.name,
@@ -189,7 +203,7 @@ class Peers:
             return None
         peers = {peer.name: peer for peer in self._table.peers}
         if peers[contrast.first].routed:
-            points = [_named(line, contrast.path) for line in first]
+            points = [line.named.get(contrast.path) for line in first]
             if None in points:
                 return None
             at = float(np.mean([point.madds for point in points]))
@@ -262,14 +276,8 @@ def _routed_point(path, results, thresholds, runs):
     return Point(path, float(madds), right, dict(zip(names, shares.tolist())))
 
 
-def _named(line, path):
-    return next((point for point in line.points if point.path == path), None)
-
-
-def _shown(points, paths):
-    """Returns the points of some paths, or the ends and the middle of many."""
-    if paths is not None:
-        return [point for point in points if point.path in paths] or [points[0], points[-1]]
+def _shown(points):
+    """Returns the points, or the ends and the middle of many."""
     if len(points) <= 3:
         return points
     return [points[0], points[(len(points) - 1) // 2], points[-1]]

@@ -31,8 +31,8 @@ def right(rate, seed):
 
 def steps(madds, rates, seed, trunk=0):
     correct = np.stack([right(rate, seed) for rate in rates], 1)
-    # Hard images are the unsure ones.
-    confidence = np.linspace(0.99, 0.1, IMAGES, dtype="float32")
+    # The least sure images are those that wide networks classify and narrow ones do not.
+    confidence = 0.1 + np.abs(np.linspace(0, 1, IMAGES, dtype="float32") - 0.68)
     return StepResults(
         tuple(range(len(rates))),
         np.array(madds, "int64"),
@@ -95,18 +95,15 @@ def collect(saved, latency=None):
 def test_peers_are_compared_at_equal_multiply_adds(saved):
     result = collect(saved)
     found = {(c["first"], c["second"], c["path"]): c for c in result["contrasts"]}
-    static = found["ds_mbnet", "mobilenet_v1", "0.5 of the widest"]
+    static = found["ds_mbnet", "mobilenet_v1", "within 0.5 of the widest"]
     at = static["madds"]
-    assert at == pytest.approx(0.5 * 15.9e6, rel=1e-3)
+    assert 6.5e6 < at <= 0.5 * 15.9e6
     line = np.interp(at, *zip(*(STATIC[name] for name in list(STATIC)[:3])))
-    # The hard images are unsure, so routing finds those that the widest alone classifies.
-    share = (at - 6.5e6) / (15.9e6 - TRUNK)
-    assert 0 < share < 1
     routed = [row for row in result["rows"] if row["arm"] == "ds_mbnet"]
-    mean = np.mean([row["top1"] for row in routed if row["path"] == "0.5 of the widest"])
+    mean = np.mean([row["top1"] for row in routed if row["path"] == "within 0.5 of the widest"])
     assert static["value"] == pytest.approx(mean - line - 0.001, abs=2e-4)
-    assert static["verdict"] == "holds"
-    assert ("ds_mbnet", "cascade", "0.5 of the widest") in found
+    assert (static["verdict"], result["verdict"]) == ("holds", "holds")
+    assert ("ds_mbnet", "cascade", "within 0.5 of the widest") in found
     json.dumps(result)
 
 
@@ -114,7 +111,6 @@ def test_a_peer_without_finished_runs_is_left_out(saved):
     result = collect(saved)
     assert result["lines"]["attended_v1"] == []
     assert not any("attended_v1" in (c["first"], c["second"]) for c in result["contrasts"])
-    assert result["verdict"] == "holds"
 
 
 def test_a_claim_without_a_figure_has_a_verdict(saved):
@@ -152,7 +148,7 @@ def test_latency_is_the_mean_over_what_images_run(saved):
     (row,) = [
         row
         for row in result["rows"]
-        if (row["arm"], row["seed"], row["path"]) == ("ds_mbnet", 0, "0.5 of the widest")
+        if (row["arm"], row["seed"], row["path"]) == ("ds_mbnet", 0, "within 0.5 of the widest")
     ]
     share = (row["madds"] - 6.5e6) / (15.9e6 - TRUNK)
     assert row["ms"] == pytest.approx(1 + 2 * share)
@@ -166,7 +162,17 @@ def test_pictures_have_a_line_for_each_peer(saved, tmp_path):
     madds = [point["madds"] for point in result["lines"]["early_exit"][0]]
     assert madds == sorted(madds)
     assert madds[0] == pytest.approx(5.3e6)
-    assert madds[-1] == pytest.approx(16.3e6)
+
+
+def test_a_routed_peer_need_not_use_all_that_it_may():
+    """Its line goes on to what an image costs that runs everything."""
+    hits_of = np.ones(4), np.zeros(4)
+    points = [peers.Point("a", 5.0, hits_of[1], {}), peers.Point("b", 9.0, hits_of[0], {})]
+    line = peers.Line(0, points, 1, most=12.0)
+    assert line.at(7.0).mean() == 0.5
+    assert line.at(12.0).mean() == 1
+    assert line.at(4.0) is None
+    assert line.at(13.0) is None
 
 
 @pytest.mark.parametrize("name", ["2", "8"])
