@@ -31,7 +31,15 @@ python recipes/reproduce.py --list
   pooled over the arms of the table, and a paired bootstrap over images; the variances add up.
 - *Holds*: the interval lies on the paper's side of 0. *Does not hold*: it lies on the other side,
   or it contains 0 and excludes half of the paper's difference. *Undecided*: otherwise. A claim with
-  several differences holds if all of them do, and does not hold if one does not.
+  several differences holds if all of them do, and does not hold if one does not. Where the paper
+  claims no figure, only that one is above the other, *does not hold* needs the interval below 0.
+- Tables 2 and 8 compare lines of accuracy against multiply-adds. A static peer is a line through
+  its widths. A network that routes by confidence, leaves at an exit or hands on to a second
+  network is a line through thresholds that were chosen on `train[45000:]`, each the most accurate
+  choice within a limit of mean multiply-adds; all that ran is counted. The difference is that to
+  the other line at the multiply-adds that were used. *Attended v1* is MobileNetV1's plain topology
+  with Swish and attention, *us net* the static widths of the supernet of Table 5's best target,
+  *alone* networks of single widths.
 """
 # Further columns of a table of peers: title, and function of the rows of all seeds and a name.
 _MORE = {
