@@ -48,7 +48,8 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
     _check_same(table, done, configs)
     if table.peers:
         measured = peers.Peers(table, done, workdir, split, data_dir)
-        rows, lines = measured.rows(latency), {"lines": measured.curves(latency)}
+        rows = measured.rows(latency)
+        lines = {"lines": measured.curves(latency), "not_compared": measured.not_compared()}
         contrasts = [measured.contrast(contrast) for contrast in table.contrasts]
     else:
         measured, lines = _Measured(workdir, split, data_dir), {}

@@ -146,8 +146,8 @@ _IN_PLACE = "--target=in_place"
 _RELU = ("--activation=relu", "--attention=none", _IN_PLACE)
 # At the strides of the flag file these have the multiply-adds of the slimmest, a middle and the
 # widest path of DS-MBNet, to 3 %.
-_MOBILENETS = {0.1875: 0.2, 0.25: 0.25, 0.3125: 0.3}
-_EFFICIENTNETS = {0.5: 0.5, 0.65: 0.6}
+_MOBILENETS = {0.1875: 0.1, 0.25: 0.15, 0.3125: 0.2}
+_EFFICIENTNETS = {0.5: 0.2, 0.65: 0.25}
 _PLAIN = _plain_arms("mobilenet_v1", _TABLE_5, _MOBILENETS, *_RELU)
 _ATTENDED = _plain_arms("attended_v1", _TABLE_5, _MOBILENETS, _IN_PLACE)
 _PLAIN_B0 = _plain_arms(
@@ -293,7 +293,7 @@ _ALL = [
         "DS-EfficientNet is above plain EfficientNets of the same MAdds.",
         "above at two sizes",
         (
-            Arm("ds_efficientnet", STAGE_1, "{data}_table8", (_IN_PLACE,), hours=0.9),
+            Arm("ds_efficientnet", STAGE_1, "{data}_table8", (_IN_PLACE,), hours=0.5),
             *_PLAIN_B0,
         ),
         (
@@ -312,15 +312,15 @@ _ALL = [
         "DS-Net is above static, slimmable and dynamic peers at equal MAdds.",
         "above all peers",
         (
-            Arm("ds_mbnet", STAGE_1, _TABLE_5, same_as=("5", "in_place")),
-            Arm("ds_mbnet_ensemble", STAGE_1, _TABLE_5, same_as=("5", "ensemble")),
+            Arm("ds_mbnet", STAGE_1, _TABLE_5, hours=0.5, same_as=("5", "in_place")),
+            Arm("ds_mbnet_ensemble", STAGE_1, _TABLE_5, hours=0.6, same_as=("5", "ensemble")),
             *_PLAIN,
             *_ATTENDED,
-            _supernet_arm("slimmest_alone", "--alone=0", _IN_PLACE, hours=0.3),
-            _supernet_arm("middle_alone", "--alone=6", _IN_PLACE, hours=0.3),
-            _supernet_arm("widest_alone", "--alone=13", _IN_PLACE, hours=0.4),
+            _supernet_arm("slimmest_alone", "--alone=0", _IN_PLACE, hours=0.15),
+            _supernet_arm("middle_alone", "--alone=6", _IN_PLACE, hours=0.2),
+            _supernet_arm("widest_alone", "--alone=13", _IN_PLACE, hours=0.25),
             # The flag file is that of all arms, and one of its flags is for supernets only.
-            Arm("early_exit", EARLY_EXIT, _TABLE_5, ("--undefok=num_random",), hours=0.5),
+            Arm("early_exit", EARLY_EXIT, _TABLE_5, ("--undefok=num_random",), hours=0.35),
         ),
         (
             *_at_shares("ds_mbnet", "mobilenet_v1", (0.5, 0.75)),

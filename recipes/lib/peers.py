@@ -26,12 +26,14 @@ class Point:
         madds: Float, mean multiply-adds of an image.
         hits: Float or bool array `[images]`.
         ends: Dict from the names of what an image can run to the share of the images that do.
+        parameters: Int, number of parameters that the network or the networks store.
     """
 
     path: str
     madds: float
     hits: np.ndarray
     ends: dict[str, float]
+    parameters: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +43,12 @@ class Line:
     Attributes:
         seed: Int.
         points: List of `Point`, in the order of multiply-adds.
-        parameters: Int, number of parameters that the network or the networks store.
         most: Float, the multiply-adds of an image that runs everything.
         named: Dict of `Point` by the paths of the contrasts. Two limits can have the same point.
     """
 
     seed: int
     points: list[Point]
-    parameters: int
     most: float
     named: dict[str, Point] = dataclasses.field(default_factory=dict)
 
@@ -97,19 +97,19 @@ class Peers:
         return [runs for runs in found if all(runs)]
 
     def _static_line(self, peer, runs):
-        points, parameters = [], 0
+        points = []
         for run in runs:
             folder = self._workdir / run.name
             rows = hits.load_hits(
                 folder, self._workdir / "hits", self._split, "saved", self._data_dir
             )
             paths = hits.static_paths(rows)
-            parameters += paths[0]["parameters"]
             for row in paths:
                 path = row["path"] if len(runs) == 1 else run.arm.name
-                points.append(Point(path, row["madds"], row["hits"], {f"{run.name}/{path}": 1.0}))
+                ends = {f"{run.name}/{path}": 1.0}
+                points.append(Point(path, row["madds"], row["hits"], ends, row["parameters"]))
         points.sort(key=lambda point: point.madds)
-        return Line(runs[0].seed, points, parameters, points[-1].madds)
+        return Line(runs[0].seed, points, points[-1].madds)
 
     def _routed_line(self, peer, runs):
         """Chooses thresholds on the images of every choice, and applies them to those read."""
@@ -121,13 +121,12 @@ class Peers:
         points = {}
         for path, limit in self._limits(peer, choice).items():
             row = choose_row(curve, choice, limit, None)
-            points[path] = _routed_point(path, read, row["thresholds"], runs)
+            points[path] = _routed_point(path, read, row["thresholds"], runs, parameters)
         # Two limits can have the same best thresholds.
         different = {point.madds: point for point in points.values()}
         return Line(
             runs[0].seed,
             [different[madds] for madds in sorted(different)],
-            parameters,
             read.trunk + int(read.madds.sum()),
             {path: point for path, point in points.items() if path in self._contrast_paths(peer)},
         )
@@ -173,7 +172,7 @@ class Peers:
                         "weights": "saved",
                         "path": point.path,
                         **_drawn(point, latency),
-                        "parameters": line.parameters,
+                        "parameters": point.parameters,
                     }
                     for point in shown
                 ]
@@ -195,6 +194,16 @@ class Peers:
             ]
             for peer in self._table.peers
         }
+
+    def not_compared(self):
+        """Returns the contrasts of finished peers at multiply-adds that one of them lacks."""
+        return [
+            f"{contrast.first} - {contrast.second}, {contrast.path}"
+            for contrast in self._table.contrasts
+            if self.lines(contrast.first)
+            and self.lines(contrast.second)
+            and self.contrast(contrast) is None
+        ]
 
     def contrast(self, contrast):
         """Returns the row of a contrast, or None if a peer is missing or has no such MAdds."""
@@ -263,7 +272,7 @@ def finished(table, runs, workdir):
     return [run for run in runs if run.arm in table.arms and is_finished(workdir / run.name)]
 
 
-def _routed_point(path, results, thresholds, runs):
+def _routed_point(path, results, thresholds, runs, parameters):
     from keras_dsnet.training.confidence import ends_of
 
     ends = ends_of(results, thresholds)
@@ -273,7 +282,7 @@ def _routed_point(path, results, thresholds, runs):
     names = [f"{runs[0].name}/step_{step}" for step in range(len(shares))]
     if len(runs) > 1:
         names = ["+".join(f"{run.name}" for run in runs[: step + 1]) for step in range(len(shares))]
-    return Point(path, float(madds), right, dict(zip(names, shares.tolist())))
+    return Point(path, float(madds), right, dict(zip(names, shares.tolist())), parameters)
 
 
 def _shown(points):

@@ -87,6 +87,9 @@ def section(result):
     if result["contrasts"]:
         titles = ("difference", "path", "weights", "points", "95 % interval", "seeds", "paper")
         parts += ["", _markdown((*titles, "verdict"), map(_contrast_row, result["contrasts"]))]
+    if result.get("not_compared"):
+        names = "; ".join(result["not_compared"]).replace("_", " ")
+        parts += ["", f"Not compared, because only one has such multiply-adds: {names}."]
     if result["drops"]:
         drops = ", ".join(f"{_short(name, result)}: {n}" for name, n in result["drops"].items())
         parts += ["", f"Falls of the slimmest by over 5 points between two epochs: {drops}."]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib import collection, comparison, hits, peers
+from keras_dsnet_recipes.lib import collection, comparison, hits, peers, reproduction_page
 from keras_dsnet_recipes.lib.paper_tables import EARLY_EXIT, STAGE_1, TABLES
 from keras_dsnet_recipes.lib.reproduction import plan
 
@@ -111,6 +111,17 @@ def test_a_peer_without_finished_runs_is_left_out(saved):
     result = collect(saved)
     assert result["lines"]["attended_v1"] == []
     assert not any("attended_v1" in (c["first"], c["second"]) for c in result["contrasts"])
+    assert result["not_compared"] == []
+
+
+def test_multiply_adds_that_a_peer_lacks_are_named(saved, monkeypatch):
+    for size in (0.1875, 0.25):
+        monkeypatch.setitem(STATIC, f"mobilenet_v1_{size}", (15e6 + size, 0.6))
+    result = collect(saved)
+    assert result["not_compared"] == [
+        f"ds_mbnet - mobilenet_v1, within {share} of the widest" for share in (0.5, 0.75)
+    ]
+    assert "Not compared" in reproduction_page.section({**result, "read_test": True})
 
 
 def test_a_claim_without_a_figure_has_a_verdict(saved):
@@ -169,8 +180,8 @@ def test_pictures_have_a_line_for_each_peer(saved, tmp_path):
 def test_a_routed_peer_need_not_use_all_that_it_may():
     """Its line goes on to what an image costs that runs everything."""
     hits_of = np.ones(4), np.zeros(4)
-    points = [peers.Point("a", 5.0, hits_of[1], {}), peers.Point("b", 9.0, hits_of[0], {})]
-    line = peers.Line(0, points, 1, most=12.0)
+    points = [peers.Point("a", 5.0, hits_of[1], {}, 1), peers.Point("b", 9.0, hits_of[0], {}, 1)]
+    line = peers.Line(0, points, most=12.0)
     assert line.at(7.0).mean() == 0.5
     assert line.at(12.0).mean() == 1
     assert line.at(4.0) is None
