@@ -74,8 +74,8 @@ def DSEfficientNetB0(
         normalization: {normalization}
         routing: {routing}
         confidence_steps: {confidence_steps}
-        **options: Other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` (`"tanh"` or
-            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+        **options: Other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` (`"tanh"`,
+            `"sigmoid"` or None), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
             `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
             `dropout`, `synchronized`, `top`.
 

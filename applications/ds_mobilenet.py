@@ -124,8 +124,8 @@ def DSMobileNet(
         widths: `"paper"` for the 18 widths that the paper describes, see
             `keras_dsnet.models.MobileNetSpec.paper`. Defaults to those of the weights, or without
             weights to the 14 widths of the network that the authors released.
-        **options: Other fields of `keras_dsnet.models.MobileNetSpec`: `attention` (`"tanh"` or
-            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+        **options: Other fields of `keras_dsnet.models.MobileNetSpec`: `attention` (`"tanh"`,
+            `"sigmoid"` or None), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
             `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
             `dropout`, `synchronized`.
 

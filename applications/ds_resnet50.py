@@ -77,8 +77,8 @@ def DSResNet50(
         normalization: {normalization}
         routing: {routing}
         confidence_steps: {confidence_steps}
-        **options: Other fields of `keras_dsnet.models.ResNetSpec`: `attention` (`"tanh"` or
-            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+        **options: Other fields of `keras_dsnet.models.ResNetSpec`: `attention` (`"tanh"`,
+            `"sigmoid"` or None), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
             `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
             `dropout`.
 

@@ -53,6 +53,7 @@ from keras_dsnet_recipes.lib.model_settings import (
     check_variant,
     variant_routes,
 )
+from keras_dsnet_recipes.lib.plain_topology import PLAIN, plain_fields
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
@@ -91,27 +92,29 @@ flags.DEFINE_enum(
     "paper: the 18 widths of ds_mobilenet that the paper describes. Defaults to the widths of "
     "--weights, else the 14 that the authors released.",
 )
-shared.define_number(
-    "front_alpha",
+shared.define_front_and_strides()
+flags.DEFINE_enum(
+    "topology",
     None,
-    "Multiplier of the channel counts before the gate. Defaults to --alpha.",
-    above=0,
-)
-shared.define_strides(
-    "strides",
-    "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with --output_stride.",
+    ["plain"],
+    "plain: the one width of the plain MobileNetV1 or EfficientNet-B0, which is trained alone, for "
+    "a comparison. Defaults to the widths of --model.",
 )
 flags.DEFINE_enum(
     "attention",
     None,
-    ["tanh", "sigmoid"],
-    "Activation of the attention heads. Defaults to that of --weights, else tanh.",
+    ["tanh", "sigmoid", "none"],
+    "Activation of the attention heads, or none for gates without attention. Defaults to that of "
+    "--weights, else tanh.",
+)
+flags.DEFINE_enum(
+    "activation",
+    None,
+    ["swish", "relu"],
+    "Activation after the norms. Defaults to that of --weights, else to that of --model.",
 )
 shared.define_number("dropout", 0.0, "Dropout rate before the classifier.", low=0, below=1)
-shared.define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up.", low=0)
-shared.define_number(
-    "weight_decay", 1e-4, "L2 penalty, added to the gradient. The gates have none.", low=0
-)
+shared.define_warmup_and_decay()
 flags.DEFINE_bool(
     "decay_norms_and_biases", False, "Also apply the weight decay to norms and biases."
 )
@@ -138,12 +141,7 @@ shared.define_number(
     low=0,
     below=1,
 )
-flags.DEFINE_integer(
-    "recalibration_steps",
-    100,
-    "Number of batches that the batch-norm statistics are computed from.",
-    lower_bound=1,
-)
+shared.define_recalibration()
 
 
 def check_flags():
@@ -156,7 +154,9 @@ def check_flags():
             f"--widths is for --model=ds_mobilenet. Received: --model={FLAGS.model}, "
             f"--widths={FLAGS.widths}"
         )
+    check_topology()
     widths = PAPER_WIDTHS if FLAGS.widths else settings.widths
+    widths = 1 if FLAGS.topology else widths
     if FLAGS.alone is not None and FLAGS.alone >= widths:
         raise ValueError(
             f"--alone must be a width from 0 to {widths - 1} of --model={FLAGS.model}. "
@@ -164,21 +164,27 @@ def check_flags():
         )
     if FLAGS.variant is not None:
         check_variant(settings.variants, FLAGS.variant)
-    if FLAGS.strides is not None and len(FLAGS.strides) != settings.strides:
+    checks.check_strides(FLAGS.model, settings.strides)
+    checks.check_warmup()
+
+
+def check_topology():
+    """Raises an error for flags that contradict --topology, and trains its one width alone."""
+    if FLAGS.topology is None:
+        return
+    if FLAGS.model not in PLAIN:
         raise ValueError(
-            f"--strides must be {settings.strides} numbers for --model={FLAGS.model}: of the stem "
-            f"and of each stage. Received: --strides={','.join(map(str, FLAGS.strides))}"
+            f"--topology is for --model={' and '.join(PLAIN)}. Received: --model={FLAGS.model}, "
+            f"--topology={FLAGS.topology}"
         )
-    if FLAGS.strides is not None and FLAGS.output_stride is not None:
-        raise ValueError(
-            "--strides and --output_stride both set the strides: give only one. Received: "
-            f"--strides={','.join(map(str, FLAGS.strides))}, --output_stride={FLAGS.output_stride}"
-        )
-    if FLAGS.warmup_epochs >= FLAGS.epochs:
-        raise ValueError(
-            f"--warmup_epochs must be below --epochs={FLAGS.epochs}. "
-            f"Received: --warmup_epochs={FLAGS.warmup_epochs:g}"
-        )
+    for name in ("widths", "variant", "weights"):
+        if FLAGS[name].value is not None:
+            raise ValueError(
+                f"--topology={FLAGS.topology} has one width and no trained weights: leave "
+                f"--{name} out. Received: --{name}={FLAGS[name].value}"
+            )
+    if FLAGS.alone is None:
+        FLAGS.alone = 0
 
 
 def check_weights(settings):
@@ -216,8 +222,13 @@ def make_model(classes):
 
     size = data.image_size()
     # A flag without a value leaves the choice to the weights or to the application's default.
-    names = ("widths", "attention", "slimming_head", "share_encoder", "gate_encoder")
-    options = {name: FLAGS[name].value for name in names}
+    names = ("widths", "attention", "activation")
+    names += ("slimming_head", "share_encoder", "gate_encoder")
+    options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    if FLAGS.attention == "none":
+        options["attention"] = None
+    if FLAGS.topology:
+        options |= plain_fields(FLAGS.model)
     return getattr(applications, MODELS[FLAGS.model].application)(
         weights=find_weights(),
         input_shape=(size, size, 3),
@@ -228,7 +239,7 @@ def make_model(classes):
         strides=FLAGS.strides,
         dropout=FLAGS.dropout,
         synchronized=FLAGS.strategy == "mirrored",
-        **{name: value for name, value in options.items() if value is not None},
+        **options,
     )
 
 

@@ -13,7 +13,9 @@ into the work directory:
 - hits/, which images each network classifies correctly;
 - results/table<name>.md, .csv and .json: accuracies, differences with their 95 % intervals,
   verdicts, and a record of commit, versions, seeds and wall time;
-- results/table<name>_differences.png and _curves.png.
+- results/table<name>_differences.png and _curves.png;
+- for tables 2 and 8, which compare lines of accuracy against multiply-adds, _lines.png, and with
+  --latency, which times the networks on LiteRT, _latency.png.
 
 --publish copies these to docs/results/reproduction/ and writes docs/results/reproduction.md, which
 explains the protocol and the verdicts.
@@ -64,6 +66,11 @@ flags.DEFINE_bool("list", False, "Print the arms of every table and their costs.
 shared.define_quick()
 flags.DEFINE_bool("collect_only", False, "Train nothing; collect the runs that are finished.")
 flags.DEFINE_bool("read_test", False, "Read the test images. Do so once, when all is chosen.")
+flags.DEFINE_bool(
+    "latency",
+    False,
+    "Time the networks of tables 2 and 8 on LiteRT too, with one thread, on a quiet machine.",
+)
 flags.DEFINE_bool("publish", False, "Write the results into docs/results/ too.")
 
 
@@ -109,6 +116,11 @@ def check_flags():
     if not tables:
         raise ValueError("--table must be given")
     for table, runs in tables:
+        if not runs and table.arms:
+            raise ValueError(
+                f"--seeds must be some of {','.join(map(str, table.seeds))} that these arms of "
+                f"--table={table.name} have. Received: --seeds={','.join(FLAGS.seeds)}"
+            )
         if not runs:
             raise ValueError(
                 f"--table={table.name} cannot be run yet. Missing: {table.missing}. Received: "
@@ -197,7 +209,7 @@ def _record(folder, arguments, seconds):
 
 def write_results(table, runs, workdir):
     """Collects a table and writes its files; returns the folder and the name of the files."""
-    from keras_dsnet_recipes.lib import collection
+    from keras_dsnet_recipes.lib import collection, peer_latency
     from keras_dsnet_recipes.lib.reproduction_page import section
 
     from keras_dsnet.runs import write_table
@@ -205,10 +217,13 @@ def write_results(table, runs, workdir):
 
     split = TEST_SPLITS[data_name()] if FLAGS.read_test else None
     data_dir = None if FLAGS.quick or FLAGS.data == "tiny_imagenet" else FLAGS.data_dir
-    result = collection.collect(table, runs, workdir, data_name(), split, data_dir)
-    result["read_test"] = FLAGS.read_test
     folder = workdir / "results"
     name = f"table{table.name}" + ("" if data_name() == "cifar10" else f"_{data_name()}")
+    latency = peer_latency.load(folder / f"{name}_latency.json")
+    if FLAGS.latency and table.peers:
+        latency = peer_latency.measure(table, runs, workdir, folder / f"{name}_latency.json")
+    result = collection.collect(table, runs, workdir, data_name(), split, data_dir, latency)
+    result["read_test"] = FLAGS.read_test
     print(write_table(result["rows"], folder, name), flush=True)
     with atomic_file(folder / f"{name}.json") as file:
         file.write(json.dumps(result, indent=1) + "\n")
@@ -219,6 +234,10 @@ def write_results(table, runs, workdir):
         collection.plot_differences(result, folder / f"{name}_differences.png")
     if result["curves"]:
         collection.plot_curves(result, folder / f"{name}_curves.png")
+    if "lines" in result:
+        collection.plot_lines(result, folder / f"{name}_lines.png")
+    if latency:
+        collection.plot_lines(result, folder / f"{name}_latency.png", "ms")
     print(f"\n{text}\n", flush=True)
     return folder, name
 
@@ -235,6 +254,8 @@ def publish(written):
                 "",
                 "_differences",
                 "_curves",
+                "_lines",
+                "_latency",
             ):
                 shutil.copyfile(path, docs / "reproduction" / path.name)
     print(f"written: {write_page(docs / 'reproduction.md', docs / 'reproduction')}", flush=True)

@@ -118,9 +118,10 @@ class DoubleHeadedGate(keras.layers.Layer):
         if not self.num_choices:
             return []
         regions = [] if self.w1_regions is None else [self.w1_regions]
-        if self.share_encoder:
-            return [self.w2, *regions]
-        return [self.w1_slimming, self.b1_slimming, self.w2, *regions]
+        if not self.share_encoder:
+            return [self.w1_slimming, self.b1_slimming, self.w2, *regions]
+        # Without an attention head the encoder serves the slimming head only.
+        return [*([] if self.attention else [self.w1, self.b1]), self.w2, *regions]
 
     def build(self, input_shape):
         channels, hidden = self.channels[-1], self.hidden_units

@@ -24,7 +24,8 @@ class NetworkSpec:
         stem_strides: Int.
         stages: Tuple of dataclasses with `strides`, `channels` (tuple of ints, the channel options)
             and `gated` (bool, whether a slimming gate chooses among them).
-        attention: "tanh" or "sigmoid", activation of the attention heads of the gates.
+        attention: "tanh" or "sigmoid", activation of the attention heads of the gates, or None for
+            gates without attention.
         attention_ratio: Float, ratio of a gate's hidden units to its maximum channel count.
         activation: Name of a Keras activation.
         slimming_head: "one_hot" or "scalar".
@@ -48,7 +49,7 @@ class NetworkSpec:
     stem: tuple
     stem_strides: int
     stages: tuple
-    attention: str = "tanh"
+    attention: str | None = "tanh"
     attention_ratio: float = 0.25
     activation: str = "swish"
     slimming_head: str = "one_hot"
@@ -195,15 +196,16 @@ class NetworkSpec:
             raise ValueError(
                 f"`dropout` must be a number from 0 to below 1. Received: dropout={self.dropout!r}"
             )
-        for name, values in (
-            ("attention", ("tanh", "sigmoid")),
-            ("slimming_head", ("one_hot", "scalar")),
-        ):
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"`{name}` must be {values[0]!r} or {values[1]!r}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
+        if self.attention not in ("tanh", "sigmoid", None):
+            raise ValueError(
+                "`attention` must be 'tanh', 'sigmoid' or None. "
+                f"Received: attention={self.attention!r}"
+            )
+        if self.slimming_head not in ("one_hot", "scalar"):
+            raise ValueError(
+                "`slimming_head` must be 'one_hot' or 'scalar'. "
+                f"Received: slimming_head={self.slimming_head!r}"
+            )
         if self.gate_encoder not in ENCODERS:
             raise ValueError(
                 f"`gate_encoder` must be one of {ENCODERS}. "

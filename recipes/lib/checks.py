@@ -69,6 +69,37 @@ def check_plots():
         )
 
 
+def check_strides(model, count):
+    """Raises an error if --strides does not fit a network, or contradicts --output_stride.
+
+    Args:
+        model: Str, name of the network.
+        count: Int, number of its strides.
+    """
+    if FLAGS.strides is None:
+        return
+    given = ",".join(map(str, FLAGS.strides))
+    if len(FLAGS.strides) != count:
+        raise ValueError(
+            f"--strides must be {count} numbers for --model={model}: of the stem and of each "
+            f"stage. Received: --strides={given}"
+        )
+    if FLAGS.output_stride is not None:
+        raise ValueError(
+            "--strides and --output_stride both set the strides: give only one. Received: "
+            f"--strides={given}, --output_stride={FLAGS.output_stride}"
+        )
+
+
+def check_warmup():
+    """Raises an error if --warmup_epochs is not below --epochs."""
+    if FLAGS.warmup_epochs >= FLAGS.epochs:
+        raise ValueError(
+            f"--warmup_epochs must be below --epochs={FLAGS.epochs}. "
+            f"Received: --warmup_epochs={FLAGS.warmup_epochs:g}"
+        )
+
+
 def check_output(name, flag="output"):
     """Raises an error unless a TFLite file can be written.
 

@@ -7,7 +7,7 @@ import platform
 import subprocess
 
 import numpy as np
-from keras_dsnet_recipes.lib import comparison, gate_rows, hits, reproduction
+from keras_dsnet_recipes.lib import comparison, gate_rows, hits, peers, reproduction
 from keras_dsnet_recipes.lib.paper_tables import STAGE_1
 from keras_dsnet_recipes.lib.reproduction import is_finished
 
@@ -17,10 +17,11 @@ _FREE = ("seed", "data_dir", "supernet", "checkpoint_steps", "__paths__")
 _FREE += ("gates_from", "places", "weights")
 # The rows of routings, by the paths of contrasts that are measured above the line.
 _ROUTED = {"gate": "dynamic", "confidence": "confidence"}
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_MS = "milliseconds of an image, LiteRT, one thread"
 
 
-def collect(table, runs, workdir, data, split, data_dir=None):
+def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
     """Collects the finished runs of a table.
 
     Args:
@@ -30,9 +31,11 @@ def collect(table, runs, workdir, data, split, data_dir=None):
         data: Str, the name of the data.
         split: Str, TFDS slice of the images that are read, or None for validation images.
         data_dir: Str or None, folder of prepared data sets.
+        latency: Dict of `peer_latency.measure`, or None.
 
     Returns:
-        Dict that JSON can hold: "rows", "contrasts", "drops", "verdict", "record".
+        Dict that JSON can hold: "rows", "contrasts", "drops", "verdict", "record", and for a table
+        of peers "lines".
 
     Raises:
         ValueError: If no run is finished, or the runs differ by more than the flags of their arms.
@@ -46,14 +49,21 @@ def collect(table, runs, workdir, data, split, data_dir=None):
         )
     configs = {run.name: _read(workdir / run.name / "config.json") for run in done}
     _check_same(table, done, configs)
-    measured = _Measured(workdir, split, data_dir)
-    refused = gate_rows.refusals(done, measured.choice_hits, data)
-    measured.leave_out(refused, table.confidence)
-    rows = [row for run in done for row in measured.rows(run)]
-    judged = [run for run in done if run.name not in refused]
-    contrasts = [_contrast(contrast, judged, measured) for contrast in table.contrasts]
+    lines, refused = {}, {}
+    if table.peers:
+        measured = peers.Peers(table, done, workdir, split, data_dir)
+        rows = measured.rows(latency)
+        lines = {"lines": measured.curves(latency), "not_compared": measured.not_compared()}
+        contrasts = [measured.contrast(contrast) for contrast in table.contrasts]
+    else:
+        measured = _Measured(workdir, split, data_dir)
+        refused = gate_rows.refusals(done, measured.choice_hits, data)
+        measured.leave_out(refused, table.confidence)
+        rows = [row for run in done for row in measured.rows(run)]
+        judged = [run for run in done if run.name not in refused]
+        contrasts = [_contrast(contrast, judged, measured) for contrast in table.contrasts]
     contrasts = [contrast for contrast in contrasts if contrast]
-    verdicts = [row["verdict"] for row in contrasts if row["paper"] is not None]
+    verdicts = [row["verdict"] for row in contrasts if row["verdict"] is not None]
     return {
         "table": table.name,
         "title": table.title,
@@ -65,6 +75,7 @@ def collect(table, runs, workdir, data, split, data_dir=None):
         "contrasts": contrasts,
         "drops": _drops(done, workdir),
         "curves": _curves(done, workdir),
+        **lines,
         "record": {
             **versions(),
             "runs": [_record(run, workdir, configs[run.name]) for run in done],
@@ -211,7 +222,9 @@ def _contrast(contrast, runs, measured):
     pooled = not paired and second_path == contrast.path and "+" not in contrast.second
     others = [array for array in map(arm, names) if array is not None] if pooled else []
     found = comparison.difference(first, second, others, paired=paired)
-    claimed = contrast.paper is not None
+    claim = comparison.verdict_of_sign(found) if contrast.sign else None
+    if contrast.paper is not None:
+        claim = comparison.verdict(found, contrast.paper)
     return {
         "first": contrast.first,
         "second": contrast.second,
@@ -225,7 +238,7 @@ def _contrast(contrast, runs, measured):
         "seeds": found.seeds,
         "images": found.images,
         "num_seeds": found.num_seeds,
-        "verdict": comparison.verdict(found, contrast.paper) if claimed else None,
+        "verdict": claim,
     }
 
 
@@ -234,6 +247,9 @@ def _check_same(table, runs, configs):
     allowed = {*_FREE, *(flag.lstrip("-").split("=")[0] for flag in arms)}
     allowed |= {name.removeprefix("no") for name in allowed}
     allowed |= {"train_split"} if any(run.arm.own_images for run in runs) else set()
+    if "topology" in allowed:
+        # A plain network has one width, which is trained alone.
+        allowed.add("alone")
     for config in {run.arm.config for run in runs}:
         same = [configs[run.name] for run in runs if run.arm.config == config]
         different = reproduction.differing_flags(same, allowed)
@@ -357,6 +373,35 @@ def plot_curves(result, path):
     axes.set_xlabel("epoch")
     axes.set_ylabel("top-1 of the slimmest (%), validation images")
     axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=160, bbox_inches="tight")
+
+
+def plot_lines(result, path, cost="madds"):
+    """Draws accuracy against a cost, one line for each peer and seed.
+
+    Args:
+        result: Dict of `collect` with "lines".
+        path: Path of the image file.
+        cost: "madds" or "ms".
+    """
+    figure, axes = _figure(4.5)
+    scale, label = {"madds": (1e-6, "multiply-adds of an image (M)"), "ms": (1, _MS)}[cost]
+    for number, (name, lines) in enumerate(result["lines"].items()):
+        color = _COLORS[number % len(_COLORS)]
+        for index, line in enumerate(lines):
+            points = [point for point in line if cost in point]
+            axes.plot(
+                [scale * point[cost] for point in points],
+                [100 * point["top1"] for point in points],
+                marker="o",
+                markersize=3,
+                color=color,
+                label=name.replace("_", " ") if index == 0 else None,
+            )
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"top-1 (%), images {result['images']}")
+    axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=160, bbox_inches="tight")
 

@@ -117,6 +117,21 @@ def verdict(measured: Difference, paper: float) -> str:
     return "does not hold" if high < EXCLUDED_SHARE * abs(paper) else "undecided"
 
 
+def verdict_of_sign(measured: Difference) -> str:
+    """Returns whether a claim without a figure, that the first arm is above, is confirmed.
+
+    Args:
+        measured: A `Difference`, first arm minus second.
+
+    Returns:
+        "holds" if the interval lies above 0, "does not hold" if it lies below. Otherwise, and with
+        one seed, "undecided".
+    """
+    if measured.low is None or measured.high is None or measured.low <= 0 <= measured.high:
+        return "undecided"
+    return "holds" if measured.low > 0 else "does not hold"
+
+
 def joint_verdict(verdicts: Sequence[str]) -> str:
     """Returns the verdict of a claim with several differences.
 

@@ -34,13 +34,27 @@ python recipes/reproduce.py --list
   choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*.
 - *Holds*: the interval lies on the paper's side of 0. *Does not hold*: it lies on the other side,
   or it contains 0 and excludes half of the paper's difference. *Undecided*: otherwise. A claim with
-  several differences holds if all of them do, and does not hold if one does not.
+  several differences holds if all of them do, and does not hold if one does not. Where the paper
+  claims no figure, only that one is above the other, *does not hold* needs the interval below 0.
+- Tables 2 and 8 compare lines of accuracy against multiply-adds. A static peer is a line through
+  its widths. A network that routes by confidence, leaves at an exit or hands on to a second
+  network is a line through thresholds that were chosen on `train[45000:]`, each the most accurate
+  choice within a limit of mean multiply-adds; all that ran is counted. The difference is that to
+  the other line at the multiply-adds that were used. *Attended v1* is MobileNetV1's plain topology
+  with Swish and attention, *us net* the static widths of the supernet of Table 5's best target,
+  *alone* networks of single widths.
 """
 _EASY = (
     "Easy images: the share of the gates' training images in the last epoch that the slimmest "
     "classifies correctly. Rows of a confidence have thresholds that the gates' images chose, at "
     "no more than the MAdds of the gates."
 )
+# Further columns of some tables: title, and function of the rows of all seeds and a name.
+_MORE = {
+    "easy": ("easy images %", lambda rows, name: _each_of(rows, name)),
+    "parameters": ("parameters stored", lambda rows, name: f"{rows[0][name]:,}"),
+    "ms": ("ms", lambda rows, name: _mean_of(rows, name)),
+}
 _EMPTY = ("not run yet", "-", "not run yet")
 
 
@@ -77,15 +91,17 @@ def section(result):
     parts += [_command(result), ""]
     parts += [_not_tested(result), ""] if result.get("not_tested") else []
     titles = ("arm", "weights", "path", "M MAdds", "top-1 %, each seed", "mean")
-    has_gates = any(row.get("easy") is not None for row in result["rows"])
-    rows = _arm_rows(result["rows"])
-    titles += ("easy images %",) if has_gates else ()
-    parts += [_markdown(titles, (row if has_gates else row[:-1] for row in rows))]
-    if has_gates:
+    more = [name for name in _MORE if any(name in row for row in result["rows"])]
+    titles = (*titles, *(_MORE[name][0] for name in more))
+    parts += [_markdown(titles, _arm_rows(result["rows"], more))]
+    if "easy" in more:
         parts += ["", _EASY]
     if result["contrasts"]:
         titles = ("difference", "path", "weights", "points", "95 % interval", "seeds", "paper")
         parts += ["", _markdown((*titles, "verdict"), map(_contrast_row, result["contrasts"]))]
+    if result.get("not_compared"):
+        names = "; ".join(result["not_compared"]).replace("_", " ")
+        parts += ["", f"Not compared, because only one has such multiply-adds: {names}."]
     if result["drops"]:
         drops = ", ".join(f"{_short(name, result)}: {n}" for name, n in result["drops"].items())
         parts += ["", f"Falls of the slimmest by over 5 points between two epochs: {drops}."]
@@ -122,7 +138,7 @@ def _overview(results):
     rows += [(name, claim, "-", where, "-", "-") for name, claim, where in ELSEWHERE]
     lines = [_markdown(titles, rows), "", "Commands and flag files:", "", *_commands()]
     missing = [f"- {table.title}: {table.missing}." for table in TABLES.values() if table.missing]
-    return "\n".join([*lines, "", "Not built yet:", "", *missing])
+    return "\n".join([*lines, *(["", "Not built yet:", "", *missing] if missing else [])])
 
 
 def _commands():
@@ -140,19 +156,22 @@ def _commands():
 
 
 def _ours(result):
-    rows = [row for row in result["contrasts"] if row["paper"] is not None]
+    rows = [row for row in result["contrasts"] if row["verdict"] is not None]
     return (
         "; ".join(
-            f"{row['first']} {row['path']} {_points(row['value'])} {_interval(row)}".replace(
-                "_", " "
-            )
+            f"{_name(row)} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
             for row in rows
         )
         or _EMPTY[1]
     )
 
 
-def _arm_rows(rows):
+def _name(row):
+    """Returns the arm that a claim favours, or both peers, of which one has many contrasts."""
+    return f"{row['first']} - {row['second']}" if "madds" in row else row["first"]
+
+
+def _arm_rows(rows, more=()):
     groups = {}
     for row in rows:
         key = (row["arm"], row["weights"], row["path"])
@@ -162,14 +181,22 @@ def _arm_rows(rows):
         madds = sum(row["madds"] for row in group) / len(group) / 1e6
         each = ", ".join(f"{value:.2f}" for value in top1)
         mean = f"{sum(top1) / len(top1):.2f}"
-        easy = [100 * row["easy"] for row in group if row.get("easy") is not None]
-        easy = ", ".join(f"{value:.1f}" for value in easy) or "-"
-        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean, easy
+        cells = [_MORE[name][1](group, name) for name in more]
+        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean, *cells
+
+
+def _mean_of(rows, name):
+    values = [row[name] for row in rows if name in row]
+    return f"{sum(values) / len(values):.3f}" if values else "-"
+
+
+def _each_of(rows, name):
+    return ", ".join(f"{100 * row[name]:.1f}" for row in rows if row.get(name) is not None) or "-"
 
 
 def _contrast_row(row):
     name = f"{row['first']} - {row['second']}".replace("_", " ")
-    paper = "-" if row["paper"] is None else _claim(row["paper"])
+    paper = "-" if row["paper"] is None else _points(row["paper"])
     seeds = " / ".join(map(str, row["num_seeds"]))
     path = row["path"]
     if row.get("second_path", path) != path:
@@ -182,11 +209,6 @@ def _interval(row):
     if row["low"] is None:
         return "(one seed)"
     return f"[{_points(row['low'])}, {_points(row['high'])}]"
-
-
-def _claim(paper):
-    # Of some claims only the sign is known.
-    return _points(paper) if abs(paper) > 1e-4 else "above 0"
 
 
 def _points(fraction):
@@ -226,6 +248,8 @@ def _record(record):
 
 def _pictures(name, folder):
     pictures = [("differences", "differences"), ("curves", "the slimmest over the epochs")]
+    pictures += [("lines", "accuracy against multiply-adds")]
+    pictures += [("latency", "accuracy against milliseconds")]
     lines = []
     for ending, about in pictures:
         if (folder / f"{name}_{ending}.png").is_file():
