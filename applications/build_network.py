@@ -235,11 +235,11 @@ def _open_weights(family, weights, presets, ema):
     if weights in ("imagenet", "cifar10"):
         raise ValueError(
             f"There are no {weights!r} weights of {family}: train the network and pass the path of "
-            f"its .weights.h5 file, or pass None. Received: weights={weights!r}"
+            f"its .weights.h5 or .keras file, or pass None. Received: weights={weights!r}"
         )
     is_path = isinstance(weights, (str, os.PathLike)) and pathlib.Path(weights).suffix
     if not is_path:
-        endings = ".weights.h5 or .pth.tar" if presets else ".weights.h5"
+        endings = ".weights.h5, .keras or .pth.tar" if presets else ".weights.h5 or .keras"
         known = "".join(f"{name!r}, " for name in presets)
         raise ValueError(
             f"`weights` must be None, {known}or the path of a {endings} file. "

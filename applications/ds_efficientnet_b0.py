@@ -52,7 +52,8 @@ def DSEfficientNetB0(
     The blocks before have half of EfficientNet-B0's channels, in multiples of 8.
 
     Args:
-        weights: Path of a `.weights.h5` file that `save_weights` wrote, or None for random weights.
+        weights: Path of a `.weights.h5` file that `save_weights` wrote, or of a `.keras` file that
+            `save` wrote, or None for random weights.
             The authors released no weights of this family. Defaults to None.
         input_shape: {input_shape}
         classes: {classes}
@@ -73,9 +74,10 @@ def DSEfficientNetB0(
         normalization: {normalization}
         routing: {routing}
         confidence_steps: {confidence_steps}
-        **options: Other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` (`"tanh"` or
-            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
-            `"scalar"`), `share_encoder`, `dropout`, `synchronized`, `top`.
+        **options: Other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` (`"tanh"`,
+            `"sigmoid"` or None), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+            `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
+            `dropout`, `synchronized`, `top`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.

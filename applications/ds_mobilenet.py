@@ -97,8 +97,8 @@ def DSMobileNet(
         weights: One of None for random weights; `"imagenet"`, the supernet that the authors
             released, which is downloaded on first use and whose gate is not trained; `"cifar10"`, a
             network for the 32x32 images of CIFAR-10 with a trained gate, which comes with the
-            package; or the path of a `.weights.h5` file or of a checkpoint of the authors' code
-            (`.pth.tar`), whose gate counts as trained. Defaults to None.
+            package; or the path of a `.weights.h5` file, of a `.keras` file, or of a checkpoint of
+            the authors' code (`.pth.tar`), whose gate counts as trained. Defaults to None.
         input_shape: {input_shape}
         classes: {classes}
         include_top: {include_top}
@@ -124,9 +124,10 @@ def DSMobileNet(
         widths: `"paper"` for the 18 widths that the paper describes, see
             `keras_dsnet.models.MobileNetSpec.paper`. Defaults to those of the weights, or without
             weights to the 14 widths of the network that the authors released.
-        **options: Other fields of `keras_dsnet.models.MobileNetSpec`: `attention` (`"tanh"` or
-            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
-            `"scalar"`), `share_encoder`, `dropout`, `synchronized`.
+        **options: Other fields of `keras_dsnet.models.MobileNetSpec`: `attention` (`"tanh"`,
+            `"sigmoid"` or None), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+            `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
+            `dropout`, `synchronized`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.

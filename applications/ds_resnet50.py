@@ -55,7 +55,8 @@ def DSResNet50(
     norms are group norms, and the stride of a stage is that of its first 3x3 convolution.
 
     Args:
-        weights: Path of a `.weights.h5` file that `save_weights` wrote, or None for random weights.
+        weights: Path of a `.weights.h5` file that `save_weights` wrote, or of a `.keras` file that
+            `save` wrote, or None for random weights.
             The authors released no weights of this family. Defaults to None.
         input_shape: {input_shape}
         classes: {classes}
@@ -76,9 +77,10 @@ def DSResNet50(
         normalization: {normalization}
         routing: {routing}
         confidence_steps: {confidence_steps}
-        **options: Other fields of `keras_dsnet.models.ResNetSpec`: `attention` (`"tanh"` or
-            `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
-            `"scalar"`), `share_encoder`, `dropout`.
+        **options: Other fields of `keras_dsnet.models.ResNetSpec`: `attention` (`"tanh"`,
+            `"sigmoid"` or None), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
+            `"scalar"`), `share_encoder`, `gate_encoder` (`"global"` or `"regions"`),
+            `dropout`.
 
     Returns:
         `keras_dsnet.models.DynamicSlimmableNetwork`.

@@ -53,9 +53,12 @@ from keras_dsnet_recipes.lib.model_settings import (
     check_variant,
     variant_routes,
 )
+from keras_dsnet_recipes.lib.plain_topology import PLAIN, plain_fields
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
+# The networks that a stage saves in its work directory.
+_SAVED = ("supernet.keras", "model.keras")
 shared.define_training()
 shared.define_workdir()
 shared.define_network(MODELS)
@@ -65,7 +68,8 @@ shared.define_channels(
     None,
     "Total stride; 8 or 16 for small images. Defaults to that of --weights, else 32.",
 )
-shared.define_gate_design("that of --weights, else one_hot", "that of --weights, else true")
+_WEIGHTS = "that of --weights, else"
+shared.define_gate_design(f"{_WEIGHTS} one_hot", f"{_WEIGHTS} true", f"{_WEIGHTS} global")
 shared.define_variant("Variant of the paper whose routes are used. Defaults to every width.")
 shared.define_schedule(150, None, " Defaults to the rate of the paper.")
 shared.define_temperature("Temperature of the distillation (Table 10 of the paper).")
@@ -77,8 +81,9 @@ flags.DEFINE_bool(
 shared.define_path(
     "weights",
     None,
-    "Weights to start from: imagenet, cifar10, or a .weights.h5 or .pth.tar file of this network, "
-    "with the same classes or others. Defaults to random weights.",
+    "Weights to start from: imagenet, cifar10, the work directory of a finished stage, or a .keras,"
+    " .weights.h5 or .pth.tar file of this network, with the same classes or others. Defaults to "
+    "random weights.",
 )
 flags.DEFINE_enum(
     "widths",
@@ -87,27 +92,29 @@ flags.DEFINE_enum(
     "paper: the 18 widths of ds_mobilenet that the paper describes. Defaults to the widths of "
     "--weights, else the 14 that the authors released.",
 )
-shared.define_number(
-    "front_alpha",
+shared.define_front_and_strides()
+flags.DEFINE_enum(
+    "topology",
     None,
-    "Multiplier of the channel counts before the gate. Defaults to --alpha.",
-    above=0,
-)
-shared.define_strides(
-    "strides",
-    "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with --output_stride.",
+    ["plain"],
+    "plain: the one width of the plain MobileNetV1 or EfficientNet-B0, which is trained alone, for "
+    "a comparison. Defaults to the widths of --model.",
 )
 flags.DEFINE_enum(
     "attention",
     None,
-    ["tanh", "sigmoid"],
-    "Activation of the attention heads. Defaults to that of --weights, else tanh.",
+    ["tanh", "sigmoid", "none"],
+    "Activation of the attention heads, or none for gates without attention. Defaults to that of "
+    "--weights, else tanh.",
+)
+flags.DEFINE_enum(
+    "activation",
+    None,
+    ["swish", "relu"],
+    "Activation after the norms. Defaults to that of --weights, else to that of --model.",
 )
 shared.define_number("dropout", 0.0, "Dropout rate before the classifier.", low=0, below=1)
-shared.define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up.", low=0)
-shared.define_number(
-    "weight_decay", 1e-4, "L2 penalty, added to the gradient. The gates have none.", low=0
-)
+shared.define_warmup_and_decay()
 flags.DEFINE_bool(
     "decay_norms_and_biases", False, "Also apply the weight decay to norms and biases."
 )
@@ -134,31 +141,22 @@ shared.define_number(
     low=0,
     below=1,
 )
-flags.DEFINE_integer(
-    "recalibration_steps",
-    100,
-    "Number of batches that the batch-norm statistics are computed from.",
-    lower_bound=1,
-)
+shared.define_recalibration()
 
 
 def check_flags():
     """Raises an error for a missing file or folder, and for flags that contradict each other."""
     checks.check_run()
     settings = MODELS[FLAGS.model]
-    named = FLAGS.weights in (None, "imagenet", "cifar10")
-    if not named and pathlib.Path(FLAGS.weights).is_dir():
-        raise IsADirectoryError(
-            f"--weights={FLAGS.weights} is a folder: name a .weights.h5 or .pth.tar file"
-        )
-    if not named and not pathlib.Path(FLAGS.weights).is_file():
-        raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
+    check_weights(settings)
     if FLAGS.widths is not None and FLAGS.model != "ds_mobilenet":
         raise ValueError(
             f"--widths is for --model=ds_mobilenet. Received: --model={FLAGS.model}, "
             f"--widths={FLAGS.widths}"
         )
+    check_topology()
     widths = PAPER_WIDTHS if FLAGS.widths else settings.widths
+    widths = 1 if FLAGS.topology else widths
     if FLAGS.alone is not None and FLAGS.alone >= widths:
         raise ValueError(
             f"--alone must be a width from 0 to {widths - 1} of --model={FLAGS.model}. "
@@ -166,21 +164,56 @@ def check_flags():
         )
     if FLAGS.variant is not None:
         check_variant(settings.variants, FLAGS.variant)
-    if FLAGS.strides is not None and len(FLAGS.strides) != settings.strides:
+    checks.check_strides(FLAGS.model, settings.strides)
+    checks.check_warmup()
+
+
+def check_topology():
+    """Raises an error for flags that contradict --topology, and trains its one width alone."""
+    if FLAGS.topology is None:
+        return
+    if FLAGS.model not in PLAIN:
         raise ValueError(
-            f"--strides must be {settings.strides} numbers for --model={FLAGS.model}: of the stem "
-            f"and of each stage. Received: --strides={','.join(map(str, FLAGS.strides))}"
+            f"--topology is for --model={' and '.join(PLAIN)}. Received: --model={FLAGS.model}, "
+            f"--topology={FLAGS.topology}"
         )
-    if FLAGS.strides is not None and FLAGS.output_stride is not None:
+    for name in ("widths", "variant", "weights"):
+        if FLAGS[name].value is not None:
+            raise ValueError(
+                f"--topology={FLAGS.topology} has one width and no trained weights: leave "
+                f"--{name} out. Received: --{name}={FLAGS[name].value}"
+            )
+    if FLAGS.alone is None:
+        FLAGS.alone = 0
+
+
+def check_weights(settings):
+    """Raises an error unless --weights names weights that fit --model, as far as flags show it."""
+    weights = find_weights()
+    if weights in (None, "imagenet", "cifar10"):
+        return
+    if not pathlib.Path(weights).is_file():
+        raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
+    if pathlib.Path(weights).suffix != ".keras":
+        return
+    family = checks.check_model(weights, "weights").family
+    if family is not None and family != settings.spec:
         raise ValueError(
-            "--strides and --output_stride both set the strides: give only one. Received: "
-            f"--strides={','.join(map(str, FLAGS.strides))}, --output_stride={FLAGS.output_stride}"
+            f"--weights={FLAGS.weights} are those of another network than --model={FLAGS.model}: "
+            f"they are by {family}"
         )
-    if FLAGS.warmup_epochs >= FLAGS.epochs:
-        raise ValueError(
-            f"--warmup_epochs must be below --epochs={FLAGS.epochs}. "
-            f"Received: --warmup_epochs={FLAGS.warmup_epochs:g}"
+
+
+def find_weights():
+    """Returns the weights of --weights, with the file of a work directory for its folder."""
+    if FLAGS.weights in (None, "imagenet", "cifar10") or not pathlib.Path(FLAGS.weights).is_dir():
+        return FLAGS.weights
+    if not any((pathlib.Path(FLAGS.weights) / name).is_file() for name in _SAVED):
+        raise IsADirectoryError(
+            f"--weights={FLAGS.weights} is a folder without {' or '.join(_SAVED)}: name the work "
+            "directory of a finished stage, or a .keras, .weights.h5 or .pth.tar file"
         )
+    return str(checks.find_model(FLAGS.weights, "weights", _SAVED))
 
 
 def make_model(classes):
@@ -189,10 +222,15 @@ def make_model(classes):
 
     size = data.image_size()
     # A flag without a value leaves the choice to the weights or to the application's default.
-    names = ("widths", "attention", "slimming_head", "share_encoder")
-    options = {name: FLAGS[name].value for name in names}
+    names = ("widths", "attention", "activation")
+    names += ("slimming_head", "share_encoder", "gate_encoder")
+    options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    if FLAGS.attention == "none":
+        options["attention"] = None
+    if FLAGS.topology:
+        options |= plain_fields(FLAGS.model)
     return getattr(applications, MODELS[FLAGS.model].application)(
-        weights=FLAGS.weights,
+        weights=find_weights(),
         input_shape=(size, size, 3),
         classes=classes,
         alpha=FLAGS.alpha,
@@ -201,7 +239,7 @@ def make_model(classes):
         strides=FLAGS.strides,
         dropout=FLAGS.dropout,
         synchronized=FLAGS.strategy == "mirrored",
-        **{name: value for name, value in options.items() if value is not None},
+        **options,
     )
 
 

@@ -21,6 +21,10 @@ Gates learn from images that the supernet has not memorised: keep the augmentati
 hold images out of stage I by --train_split. The program prints the share of easy images, which the
 slimmest route classifies correctly. If this share is close to 1, the gates have nothing to learn.
 
+--gates_from starts from the slimming heads of another run, as in the paper's transfer to CIFAR-10
+(Table 3): pretrain both stages, fine-tune the supernet by stage I with --weights, then train the
+gates of the fine-tuned supernet with --gates_from. With --learning_rate=0 they stay as they came.
+
 The program writes into the work directory the files that stage I writes, and model.keras, the
 network with its gates. As in stage I, the same command with more --epochs trains longer. At the end
 the program warns if a width outside the routes is clearly better than the routes. Batches,
@@ -43,9 +47,16 @@ FLAGS = flags.FLAGS
 shared.define_training()
 shared.define_workdir()
 shared.define_saved_model("supernet", help="Work directory of a finished stage, or a .keras file.")
+shared.define_path(
+    "gates_from",
+    None,
+    "Work directory of a finished stage II, or a .keras file, whose slimming heads are the start. "
+    "Defaults to new ones.",
+)
 shared.define_variant("Variant of the paper whose routes and loss weights are used.")
 shared.define_routes("Candidate widths, such as 0,1,2,3. Defaults to those of --variant.")
-shared.define_gate_design("that of --supernet", "that of --supernet")
+_DESIGN = "that of --gates_from, else of --supernet"
+shared.define_gate_design(_DESIGN, _DESIGN, _DESIGN)
 shared.define_schedule(10, 0.05)
 shared.define_temperature("Temperature of the Gumbel-softmax.")
 flags.DEFINE_enum(
@@ -53,6 +64,11 @@ flags.DEFINE_enum(
     "try_best",
     ["try_best", "give_up"],
     "Target for hard images (Table 6 of the paper).",
+)
+flags.DEFINE_bool(
+    "soft_targets",
+    False,
+    "Let the SGS target be how sure the slimmest route is, not whether it is right.",
 )
 shared.define_numbers(
     "loss_weights",
@@ -73,6 +89,33 @@ def find_supernet():
     return checks.find_model(FLAGS.supernet, "supernet", ("supernet.keras", "model.keras"))
 
 
+def find_gates():
+    """Returns the path of the saved network that --gates_from names."""
+    return checks.find_model(FLAGS.gates_from, "gates_from", ("model.keras",))
+
+
+def check_gates(supernet):
+    """Raises an error unless --gates_from names trained gates for the supernet.
+
+    Args:
+        supernet: `checks.SavedNetwork` of --supernet.
+    """
+    if FLAGS.gates_from is None:
+        return
+    gates = checks.check_model(find_gates(), "gates_from")
+    if not gates.gates_trained:
+        raise ValueError(
+            f"--gates_from={FLAGS.gates_from} has no trained gates: name a run of stage II"
+        )
+    sizes = [(network.num_gates, network.num_widths) for network in (gates, supernet)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"--gates_from must have the {sizes[1][0]} gates of {sizes[1][1]} widths of "
+            f"--supernet={FLAGS.supernet}. Received: {sizes[0][0]} gates of {sizes[0][1]} widths "
+            f"in --gates_from={FLAGS.gates_from}"
+        )
+
+
 def check_flags():
     """Raises an error for a missing file, and for a value that does not fit the supernet."""
     checks.check_run()
@@ -88,6 +131,7 @@ def check_flags():
             f"--classes must be that of --supernet={FLAGS.supernet}, which is {saved.classes}. "
             f"Received: --classes={FLAGS.classes}"
         )
+    check_gates(saved)
     saved.check_widths(FLAGS.routes, "routes")
     is_fixed = None not in saved.image_size
     saved.check_image_size(FLAGS.image_size if is_fixed else data.image_size())
@@ -97,15 +141,28 @@ def check_flags():
 
 
 def load_supernet():
-    """Returns the network of stage I, with the gate design and the precision of the flags."""
+    """Returns the network of stage I, with the gates and the precision of the flags."""
     import keras
 
-    from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype, with_slimming_head
+    from keras_dsnet.models import (
+        DynamicSlimmableNetwork,
+        copy_slimming_heads,
+        with_dtype,
+        with_slimming_head,
+    )
 
     model = keras.models.load_model(find_supernet())
     if not isinstance(model, DynamicSlimmableNetwork):
         raise ValueError(f"--supernet={FLAGS.supernet} is a {type(model).__name__}, not a supernet")
-    model = with_slimming_head(model, FLAGS.slimming_head, FLAGS.share_encoder)
+    names = ("slimming_head", "share_encoder", "gate_encoder")
+    design = {name: FLAGS[name].value for name in names}
+    gates = None if FLAGS.gates_from is None else keras.models.load_model(find_gates())
+    if gates is not None:
+        given = {name: value for name, value in design.items() if value is not None}
+        design = {name: getattr(gates.spec, name) for name in design} | given
+    model = with_slimming_head(model, **design)
+    if gates is not None:
+        copy_slimming_heads(gates, model)
     # A saved network has the dtype policy that it was trained with.
     return with_dtype(model, keras.config.dtype_policy())
 
@@ -167,6 +224,7 @@ def make_trainer(model):
         model,
         routes=routes,
         strategy=FLAGS.gate_strategy,
+        soft_targets=FLAGS.soft_targets,
         loss_weights=choose_loss_weights(model),
         temperature=FLAGS.temperature,
         estimator=FLAGS.estimator,

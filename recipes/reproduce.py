@@ -13,7 +13,9 @@ into the work directory:
 - hits/, which images each network classifies correctly;
 - results/table<name>.md, .csv and .json: accuracies, differences with their 95 % intervals,
   verdicts, and a record of commit, versions, seeds and wall time;
-- results/table<name>_differences.png and _curves.png.
+- results/table<name>_differences.png and _curves.png;
+- for tables 2 and 8, which compare lines of accuracy against multiply-adds, _lines.png, and with
+  --latency, which times the networks on LiteRT, _latency.png.
 
 --publish copies these to docs/results/reproduction/ and writes docs/results/reproduction.md, which
 explains the protocol and the verdicts.
@@ -55,12 +57,20 @@ flags.DEFINE_enum(
 shared.define_path(
     "data_dir", None, "Folder of prepared TFDS data sets, or of the images of tiny_imagenet."
 )
+shared.define_path(
+    "pretraining_dir", None, "Folder of the images of Tiny-ImageNet, which Table 3 transfers from."
+)
 flags.DEFINE_list("arms", None, "Arms to run and to collect. Defaults to all.")
 flags.DEFINE_list("seeds", None, "Seeds, such as 0,1. Defaults to those of each table.")
 flags.DEFINE_bool("list", False, "Print the arms of every table and their costs.")
 shared.define_quick()
 flags.DEFINE_bool("collect_only", False, "Train nothing; collect the runs that are finished.")
 flags.DEFINE_bool("read_test", False, "Read the test images. Do so once, when all is chosen.")
+flags.DEFINE_bool(
+    "latency",
+    False,
+    "Time the networks of tables 2 and 8 on LiteRT too, with one thread, on a quiet machine.",
+)
 flags.DEFINE_bool("publish", False, "Write the results into docs/results/ too.")
 
 
@@ -106,6 +116,11 @@ def check_flags():
     if not tables:
         raise ValueError("--table must be given")
     for table, runs in tables:
+        if not runs and table.arms:
+            raise ValueError(
+                f"--seeds must be some of {','.join(map(str, table.seeds))} that these arms of "
+                f"--table={table.name} have. Received: --seeds={','.join(FLAGS.seeds)}"
+            )
         if not runs:
             raise ValueError(
                 f"--table={table.name} cannot be run yet. Missing: {table.missing}. Received: "
@@ -118,6 +133,17 @@ def check_flags():
                 )
     if FLAGS.data == "tiny_imagenet" and not FLAGS.data_dir:
         raise ValueError("--data=tiny_imagenet needs --data_dir, the folder of the images")
+    for table, runs in tables:
+        folders = [pathlib.Path(FLAGS.workdir, run.name) for run in runs if run.data != FLAGS.data]
+        if not (FLAGS.quick or FLAGS.collect_only or all(map(is_finished, folders))):
+            if not FLAGS.pretraining_dir:
+                raise ValueError(
+                    f"--table={table.name} needs --pretraining_dir, the images of Tiny-ImageNet"
+                )
+            if not pathlib.Path(FLAGS.pretraining_dir).is_dir():
+                raise FileNotFoundError(
+                    f"--pretraining_dir={FLAGS.pretraining_dir}: there is no such folder"
+                )
     checks.check_source({"data_dir": FLAGS.data_dir, "dataset": "digits" if FLAGS.quick else None})
     checks.check_plots()
 
@@ -133,7 +159,7 @@ def print_list():
             print(
                 f"    {arm.name}: {seeds} seeds, {arm.hours:g} core-hours each ("
                 f"{'measured' if arm.measured else 'estimated'}): {arm.program} "
-                f"--flagfile=recipes/configs/{arm.config.format(data='cifar10')}.cfg "
+                f"--flagfile=recipes/configs/{arm.config.format(data=arm.data or 'cifar10')}.cfg "
                 f"{' '.join(arm.flags)}".rstrip()
             )
         if table.missing:
@@ -149,9 +175,11 @@ def train(run, workdir):
     arguments = [*run.arguments, f"--workdir={folder}"]
     if run.supernet:
         arguments.append(f"--supernet={workdir / run.supernet.name}")
-    if FLAGS.data_dir and not FLAGS.quick:
-        name = "dataset" if FLAGS.data == "tiny_imagenet" else "data_dir"
-        arguments.append(f"--{name}={FLAGS.data_dir}")
+    arguments += [f"--{name}={workdir / needed.name}" for name, needed in run.needs]
+    folder_of_data = FLAGS.data_dir if run.data == FLAGS.data else FLAGS.pretraining_dir
+    if folder_of_data and not FLAGS.quick:
+        name = "dataset" if run.data == "tiny_imagenet" else "data_dir"
+        arguments.append(f"--{name}={folder_of_data}")
     print(f"\n$ {shlex.join(['python', f'recipes/{run.arm.program}', *arguments])}", flush=True)
     command = [sys.executable, str(RECIPES / run.arm.program), *arguments]
     begin = time.monotonic()
@@ -181,7 +209,7 @@ def _record(folder, arguments, seconds):
 
 def write_results(table, runs, workdir):
     """Collects a table and writes its files; returns the folder and the name of the files."""
-    from keras_dsnet_recipes.lib import collection
+    from keras_dsnet_recipes.lib import collection, peer_latency
     from keras_dsnet_recipes.lib.reproduction_page import section
 
     from keras_dsnet.runs import write_table
@@ -189,10 +217,13 @@ def write_results(table, runs, workdir):
 
     split = TEST_SPLITS[data_name()] if FLAGS.read_test else None
     data_dir = None if FLAGS.quick or FLAGS.data == "tiny_imagenet" else FLAGS.data_dir
-    result = collection.collect(table, runs, workdir, data_name(), split, data_dir)
-    result["read_test"] = FLAGS.read_test
     folder = workdir / "results"
     name = f"table{table.name}" + ("" if data_name() == "cifar10" else f"_{data_name()}")
+    latency = peer_latency.load(folder / f"{name}_latency.json")
+    if FLAGS.latency and table.peers:
+        latency = peer_latency.measure(table, runs, workdir, folder / f"{name}_latency.json")
+    result = collection.collect(table, runs, workdir, data_name(), split, data_dir, latency)
+    result["read_test"] = FLAGS.read_test
     print(write_table(result["rows"], folder, name), flush=True)
     with atomic_file(folder / f"{name}.json") as file:
         file.write(json.dumps(result, indent=1) + "\n")
@@ -203,6 +234,10 @@ def write_results(table, runs, workdir):
         collection.plot_differences(result, folder / f"{name}_differences.png")
     if result["curves"]:
         collection.plot_curves(result, folder / f"{name}_curves.png")
+    if "lines" in result:
+        collection.plot_lines(result, folder / f"{name}_lines.png")
+    if latency:
+        collection.plot_lines(result, folder / f"{name}_latency.png", "ms")
     print(f"\n{text}\n", flush=True)
     return folder, name
 
@@ -219,6 +254,8 @@ def publish(written):
                 "",
                 "_differences",
                 "_curves",
+                "_lines",
+                "_latency",
             ):
                 shutil.copyfile(path, docs / "reproduction" / path.name)
     print(f"written: {write_page(docs / 'reproduction.md', docs / 'reproduction')}", flush=True)

@@ -99,7 +99,7 @@ class Recorder:
         # Its optimizer and its schedule do not depend on the network.
         return self.network("DSMobileNet")
 
-    def with_slimming_head(self, model, slimming_head, share_encoder):
+    def with_slimming_head(self, model, slimming_head, share_encoder, **_):
         self.settings["head"] = [slimming_head, share_encoder]
         return model
 

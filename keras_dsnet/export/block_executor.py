@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.conversion import kept_in_float
 from keras_dsnet.export.partition import shares_depthwise
-from keras_dsnet.export.tflite_model import Builtin, ModelBuilder, TensorType, is_operator
 from keras_dsnet.layers import SlicedGroupNormalization, SwitchableBatchNormalization
+from keras_dsnet.layers.double_headed_gate import regions
 from keras_dsnet.layers.sliced_conv2d import tf_padding
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.path import Path
@@ -162,13 +161,16 @@ class BlockExecutor(Executor):
         layer, edges = step.layer, edges_of(x)
         pooled = tuple(tf.reduce_mean(group, (1, 2), keepdims=True) for group in x)
         pooled = split(pooled, self._edges(step, layer.channels))
-        hidden = None
+        code = hidden = None
         if layer.w1 is not None:
-            hidden = _encode(pooled, layer.w1, layer.b1)
+            code = _encode(pooled, layer.w1, layer.b1)
+            hidden = tf.nn.relu(code)
         if step.is_slimming_gate:
-            code = hidden
             if not layer.share_encoder:
                 code = _encode(pooled, layer.w1_slimming, layer.b1_slimming)
+            if layer.w1_regions is not None:
+                code += self._encode_regions(step, x)
+            code = hidden if layer.share_encoder and layer.w1_regions is None else tf.nn.relu(code)
             scores = tf.nn.conv2d(code, as_numpy(layer.w2)[None, None], 1, "VALID")
             # XNNPACK does not support a slice that drops axes.
             self.scores.append(tf.reshape(scores, (1, -1)))
@@ -184,6 +186,21 @@ class BlockExecutor(Executor):
             group * (1.0 + tf.tanh(logit) if tanh else tf.sigmoid(logit))
             for group, logit in zip(x, join(logits, edges))
         )
+
+    def _encode_regions(self, step, x):
+        """Returns the part of the regions in the hidden vector of a slimming head."""
+        # The regions lie below one another, so that one kernel of five rows weighs them.
+        means = [
+            tf.concat([tf.reduce_mean(r, (1, 2), keepdims=True) for r in regions(group)], axis=1)
+            for group in x
+        ]
+        means = split(means, self._edges(step, step.layer.channels))
+        weights = as_numpy(step.layer.w1_regions)[:, None]
+        terms = [
+            tf.nn.conv2d(group, tf.constant(weights[:, :, slice(*channels)]), 1, "VALID")
+            for group, channels in zip(means, itertools.pairwise(edges_of(means)))
+        ]
+        return tf.add_n(terms) if len(terms) > 1 else terms[0]
 
     def max_pool(self, step: Step, x: tuple) -> tuple:
         """Runs a max pooling on every group."""
@@ -254,13 +271,13 @@ class BlockExecutor(Executor):
 
 
 def _encode(pooled, weights, bias):
-    """Returns a hidden vector `[1, 1, 1, hidden]` by 1x1 convolutions, which add its bias."""
+    """Returns a hidden vector `[1, 1, 1, hidden]` before its activation, by 1x1 convolutions."""
     weights, total = as_numpy(weights), None
     for group, channels in zip(pooled, itertools.pairwise(edges_of(pooled))):
         block = tf.constant(weights[None, None, slice(*channels)])
         term = tf.nn.conv2d(group, block, 1, "VALID")
         total = term + as_numpy(bias) if total is None else total + term
-    return tf.nn.relu(total)
+    return total
 
 
 def _round_to_int8(block):
@@ -445,41 +462,6 @@ def multiply_channels(x: tf.Tensor, ratio: np.ndarray, is_sum: bool) -> tf.Tenso
     if is_sum:
         return x * ratio
     return tf.nn.depthwise_conv2d(x, ratio[None, None, :, None], [1, 1, 1, 1], "VALID")
-
-
-def restore_multiplications(graph: schema.SubGraphT, builder: ModelBuilder) -> None:
-    """Turns the depthwise convolutions of `multiply_channels` into `MUL` operators.
-
-    The numbers stay the same and take less time: XNNPACK pads one tap to three.
-
-    Args:
-        graph: `schema.SubGraphT`, converted. It is changed.
-        builder: `ModelBuilder` that imported the graph.
-    """
-    model, multiply = builder.model, builder.builtin("MUL")
-    for operator in graph.operators:
-        if is_operator(operator, Builtin.DEPTHWISE_CONV_2D, model) and _is_product(
-            operator, graph, model
-        ):
-            options = schema.MulOptionsT()
-            options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
-            operator.builtinOptions = options
-            operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
-            operator.opcodeIndex, operator.inputs = multiply, operator.inputs[:2]
-
-
-def _is_product(operator, graph, model):
-    """Returns whether a depthwise convolution multiplies channels by floats and adds zeros."""
-    options = operator.builtinOptions
-    kernel, bias = (graph.tensors[index] for index in operator.inputs[1:])
-    taps = (*kernel.shape[1:3], options.strideH, options.strideW, options.depthMultiplier)
-    if kernel.type != TensorType.FLOAT32 or set(map(int, taps)) != {1}:
-        return False
-    # Weights in float16 pass a DEQUANTIZE.
-    makers = [maker for maker in graph.operators if operator.inputs[2] in maker.outputs]
-    bias = graph.tensors[makers[0].inputs[0]] if makers else bias
-    zeros = model.buffers[bias.buffer].data
-    return zeros is not None and not np.any(zeros)
 
 
 def group_norm(layer: SlicedGroupNormalization, x: tf.Tensor, first: int, last: int) -> tf.Tensor:

@@ -20,7 +20,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.activation_ranges import narrow_ranges
 from keras_dsnet.export.packing import pack
-from keras_dsnet.export.tflite_model import builtin_code, parse
+from keras_dsnet.export.tflite_model import (
+    Builtin,
+    ModelBuilder,
+    TensorType,
+    builtin_code,
+    is_operator,
+    parse,
+)
 from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.utils.batches import image_batches
 from keras_dsnet.utils.private_names import calibrate_only, quantize_calibrated
@@ -429,3 +436,38 @@ def _requantize_bias(graph, operator, model):
     bias.buffer = len(model.buffers)
     bias.quantization.scale = scales.astype("float32")
     model.buffers.append(buffer)
+
+
+def restore_multiplications(graph: schema.SubGraphT, builder: ModelBuilder) -> None:
+    """Turns the depthwise convolutions of `block_executor.multiply_channels` into `MUL` operators.
+
+    The numbers stay the same and take less time: XNNPACK pads one tap to three.
+
+    Args:
+        graph: `schema.SubGraphT`, converted. It is changed.
+        builder: `ModelBuilder` that imported the graph.
+    """
+    model, multiply = builder.model, builder.builtin("MUL")
+    for operator in graph.operators:
+        if is_operator(operator, Builtin.DEPTHWISE_CONV_2D, model) and _is_product(
+            operator, graph, model
+        ):
+            options = schema.MulOptionsT()
+            options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
+            operator.builtinOptions = options
+            operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
+            operator.opcodeIndex, operator.inputs = multiply, operator.inputs[:2]
+
+
+def _is_product(operator, graph, model):
+    """Returns whether a depthwise convolution multiplies channels by floats and adds zeros."""
+    options = operator.builtinOptions
+    kernel, bias = (graph.tensors[index] for index in operator.inputs[1:])
+    taps = (*kernel.shape[1:3], options.strideH, options.strideW, options.depthMultiplier)
+    if kernel.type != TensorType.FLOAT32 or set(map(int, taps)) != {1}:
+        return False
+    # Weights in float16 pass a DEQUANTIZE.
+    makers = [maker for maker in graph.operators if operator.inputs[2] in maker.outputs]
+    bias = graph.tensors[makers[0].inputs[0]] if makers else bias
+    zeros = model.buffers[bias.buffer].data
+    return zeros is not None and not np.any(zeros)

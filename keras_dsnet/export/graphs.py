@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export.block_executor import BlockExecutor, restore_multiplications
+from keras_dsnet.export import conversion
+from keras_dsnet.export.block_executor import BlockExecutor
 from keras_dsnet.export.confidence import ConfidencePlan, confidence_of
 from keras_dsnet.export.conversion import convert_traced, normalise_pixels, trace
 from keras_dsnet.export.partition import SectionPlan
@@ -427,7 +428,7 @@ def convert_parts(
     deciding = parts.deciding()
     imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in deciding})
     for converted in imported.values():
-        restore_multiplications(converted.graph, builder)
+        conversion.restore_multiplications(converted.graph, builder)
     return builder, parts.map(imported.__getitem__)
 
 

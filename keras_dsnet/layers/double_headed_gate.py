@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from keras_dsnet.layers.slicing import as_options, channels_at, resolve_width, variable_slice
 
+ENCODERS = ("global", "regions")
+NUM_REGIONS = 5
+
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class DoubleHeadedGate(keras.layers.Layer):
@@ -16,6 +19,11 @@ class DoubleHeadedGate(keras.layers.Layer):
     An average pool encodes the features (Eq. 6). A hidden layer `W1`, sliced to the channels of the
     input, maps them to a vector of fixed length. The attention head `W3` scales the channels
     (Eq. 9). The slimming head `W2` scores the candidate widths of the next section (Eqs. 7 and 8).
+
+    With `encoder="regions"` the slimming head also sees where the features are: the means of four
+    quadrants and of the centre. Each has its own rows `W1_r`, added before the activation of the
+    hidden layer. They start at zero, so that the head starts as one of the global mean. Attention
+    does not change.
 
     Args:
         channels: Int or tuple of ints in ascending order, channel options of the input.
@@ -31,6 +39,8 @@ class DoubleHeadedGate(keras.layers.Layer):
             scalar head.
         share_encoder: Bool, whether both heads share `W1` (Table 7). If False, the slimming head
             has a separate `W1`.
+        encoder: "global" for the mean of all positions, or "regions" for the means of five regions
+            too, for the slimming head only.
         **kwargs: Further arguments of `keras.layers.Layer`.
 
     Call arguments:
@@ -69,6 +79,7 @@ class DoubleHeadedGate(keras.layers.Layer):
         slimming_head: str = "one_hot",
         choice_ratios: Sequence[float] | None = None,
         share_encoder: bool = True,
+        encoder: str = "global",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -81,6 +92,7 @@ class DoubleHeadedGate(keras.layers.Layer):
             None if choice_ratios is None else tuple(map(float, choice_ratios))
         )
         self.share_encoder = share_encoder
+        self.encoder = encoder
         self.supports_jit = len(self.channels) == 1
         if attention not in ("tanh", "sigmoid", None):
             raise ValueError(
@@ -91,6 +103,8 @@ class DoubleHeadedGate(keras.layers.Layer):
                 "`slimming_head` must be 'one_hot' or 'scalar'. "
                 f"Received: slimming_head={slimming_head!r}"
             )
+        if encoder not in ENCODERS:
+            raise ValueError(f"`encoder` must be one of {ENCODERS}. Received: encoder={encoder!r}")
         if num_choices and slimming_head == "scalar":
             if self.choice_ratios is None or len(self.choice_ratios) != num_choices:
                 raise ValueError(
@@ -103,11 +117,15 @@ class DoubleHeadedGate(keras.layers.Layer):
         """The variables that only the slimming head uses. Stage II trains them."""
         if not self.num_choices:
             return []
-        return [self.w2] if self.share_encoder else [self.w1_slimming, self.b1_slimming, self.w2]
+        regions = [] if self.w1_regions is None else [self.w1_regions]
+        if not self.share_encoder:
+            return [self.w1_slimming, self.b1_slimming, self.w2, *regions]
+        # Without an attention head the encoder serves the slimming head only.
+        return [*([] if self.attention else [self.w1, self.b1]), self.w2, *regions]
 
     def build(self, input_shape):
         channels, hidden = self.channels[-1], self.hidden_units
-        self.w1 = self.b1 = self.w2 = self.w3 = self.b3 = None
+        self.w1 = self.b1 = self.w2 = self.w3 = self.b3 = self.w1_regions = None
         if self.attention or (self.num_choices and self.share_encoder):
             self.w1 = self._add("w1", (channels, hidden), "he_normal")
             self.b1 = self._add("b1", (hidden,), "zeros")
@@ -121,6 +139,9 @@ class DoubleHeadedGate(keras.layers.Layer):
                 self.b1_slimming = self._add("b1_slimming", (hidden,), "zeros")
             scores = 1 if self.slimming_head == "scalar" else self.num_choices
             self.w2 = self._add("w2", (hidden, scores), "glorot_uniform")
+            if self.encoder == "regions":
+                shape = (NUM_REGIONS, channels, hidden)
+                self.w1_regions = self._add("w1_regions", shape, "zeros")
 
     def _add(self, name, shape, initializer):
         return self.add_weight(name=name, shape=shape, initializer=initializer)
@@ -133,20 +154,27 @@ class DoubleHeadedGate(keras.layers.Layer):
             return inputs
         # Keras sums float16 in float32, where the sum cannot overflow; `tf.reduce_mean` does not.
         pooled = keras.ops.mean(inputs, (1, 2))
-        hidden = None if self.w1 is None else self._encode(pooled, channels, self.w1, self.b1)
+        code = None if self.w1 is None else self._encode(pooled, channels, self.w1, self.b1)
         outputs = inputs
         if self.attention:
-            attention = self._attend(hidden, channels, attention_mask)
+            attention = self._attend(tf.nn.relu(code), channels, attention_mask)
             outputs = inputs * attention[:, None, None, :]
         if not with_scores:
             return outputs
         if not self.share_encoder:
-            hidden = self._encode(pooled, channels, self.w1_slimming, self.b1_slimming)
-        return outputs, tf.cast(tf.matmul(hidden, variable_slice(self.w2)), tf.float32)
+            code = self._encode(pooled, channels, self.w1_slimming, self.b1_slimming)
+        if self.w1_regions is not None:
+            code += self._encode_regions(inputs, channels)
+        return outputs, tf.cast(tf.matmul(tf.nn.relu(code), variable_slice(self.w2)), tf.float32)
 
     def _encode(self, pooled, channels, weights, bias):
         weights = variable_slice(weights, channels, weights.shape[1])
-        return tf.nn.relu(tf.matmul(pooled, weights) + variable_slice(bias))
+        return tf.matmul(pooled, weights) + variable_slice(bias)
+
+    def _encode_regions(self, inputs, channels):
+        means = tf.stack([keras.ops.mean(region, (1, 2)) for region in regions(inputs)])
+        weights = variable_slice(self.w1_regions, channels, self.hidden_units)
+        return tf.reduce_sum(tf.matmul(means, weights), axis=0)
 
     def _attend(self, hidden, channels, mask):
         weights = variable_slice(self.w3, channels)
@@ -264,5 +292,38 @@ class DoubleHeadedGate(keras.layers.Layer):
             slimming_head=self.slimming_head,
             choice_ratios=self.choice_ratios,
             share_encoder=self.share_encoder,
+            encoder=self.encoder,
         )
         return config
+
+
+def regions(x: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the five regions of an encoder of regions: four quadrants and the centre.
+
+    Sides of an odd length share their middle row or column, so that every side of 1 or more works.
+    The centre leaves a quarter out on each side.
+
+    Args:
+        x: `[batch, height, width, channels]`.
+    """
+    return [x[:, top:bottom, left:right] for top, bottom, left, right in region_edges(*_sides(x))]
+
+
+def region_edges(height: Any, width: Any) -> list[tuple]:
+    """Returns `(top, bottom, left, right)` of the five regions of `regions`.
+
+    Args:
+        height: Int, or int32 scalar tensor.
+        width: Int, or int32 scalar tensor.
+    """
+    rows, columns = (
+        [(0, (side + 1) // 2), (side // 2, side), (side // 4, side - side // 4)]
+        for side in (height, width)
+    )
+    quadrants = [(*row, *column) for row in rows[:2] for column in columns[:2]]
+    return [*quadrants, (*rows[2], *columns[2])]
+
+
+def _sides(x):
+    shape = tf.shape(x)
+    return [shape[axis] if x.shape[axis] is None else x.shape[axis] for axis in (1, 2)]

@@ -8,7 +8,11 @@ from keras_dsnet.models.mobilenet import MobileNetSpec, MobileNetStage
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.models.resnet import ResNetSpec, ResNetStage
-from keras_dsnet.models.serialization import with_dtype, with_slimming_head
+from keras_dsnet.models.serialization import (
+    copy_slimming_heads,
+    with_dtype,
+    with_slimming_head,
+)
 from keras_dsnet.models.spec import NetworkSpec, register_family
 from keras_dsnet.utils.moved_names import forward
 
@@ -23,6 +27,7 @@ __all__ = [
     "Path",
     "ResNetSpec",
     "ResNetStage",
+    "copy_slimming_heads",
     "register_family",
     "with_dtype",
     "with_slimming_head",

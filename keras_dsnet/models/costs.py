@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_dsnet.layers.double_headed_gate import NUM_REGIONS, region_edges
 from keras_dsnet.layers.sliced_conv2d import padded_size
 from keras_dsnet.layers.slicing import option_at
 from keras_dsnet.models.arguments import resolve_image_shape
@@ -23,7 +24,8 @@ class CostCounter(Executor):
         madds: Int, multiply-adds of convolutions and linear layers, without the slimming heads.
         attention: Int, the part of `madds` in the attention heads.
         pooling: Int, input elements of all average pools, which the paper's count includes.
-        slimming: Int, multiply-adds of the slimming heads.
+        slimming: Int, multiply-adds of the slimming heads, with the input elements of the means of
+            regions.
         parameters: Int, trainable parameters that the path uses, without the slimming heads.
     """
 
@@ -68,6 +70,8 @@ class CostCounter(Executor):
             scores = 1 if layer.slimming_head == "scalar" else layer.num_choices
             separate_encoder = not (layer.attention and layer.share_encoder)
             self.slimming += layer.hidden_units * scores + encoder * separate_encoder
+            if layer.encoder == "regions":
+                self.slimming += NUM_REGIONS * encoder + _elements_of_regions(shape)
         return shape
 
     def max_pool(self, step, shape):
@@ -98,6 +102,11 @@ class CostCounter(Executor):
                 f"Received: a residual branch gives {shape}, and its shortcut {shortcut}"
             )
         return shape
+
+
+def _elements_of_regions(shape):
+    edges = region_edges(*shape[:2])
+    return shape[2] * sum((bottom - top) * (right - left) for top, bottom, left, right in edges)
 
 
 def count_costs(sections: Sequence, path: Path, image_shape: Sequence[int]) -> CostCounter:

@@ -112,7 +112,10 @@ def with_dtype(network: Any, dtype: Any) -> Any:
 
 
 def with_slimming_head(
-    model: Any, slimming_head: str | None = None, share_encoder: bool | None = None
+    model: Any,
+    slimming_head: str | None = None,
+    share_encoder: bool | None = None,
+    gate_encoder: str | None = None,
 ) -> Any:
     """Returns the network with slimming heads of another design (Table 7 of the paper).
 
@@ -123,6 +126,8 @@ def with_slimming_head(
         slimming_head: "one_hot" or "scalar". Defaults to the model's.
         share_encoder: Bool, whether the slimming head uses the first layer of the attention head.
             Defaults to the model's.
+        gate_encoder: "global" or "regions", what the slimming head sees of the features. Defaults
+            to the model's.
 
     Returns:
         `model` itself if it has that design. Otherwise a network with the same variables, whose
@@ -133,7 +138,11 @@ def with_slimming_head(
     """
     if share_encoder is not None:
         check_bool("share_encoder", share_encoder)
-    wanted = {"slimming_head": slimming_head, "share_encoder": share_encoder}
+    wanted = {
+        "slimming_head": slimming_head,
+        "share_encoder": share_encoder,
+        "gate_encoder": gate_encoder,
+    }
     changes = {
         name: value
         for name, value in wanted.items()
@@ -150,6 +159,66 @@ def with_slimming_head(
         if id(variable) not in heads:
             variable.assign(trained[variable.path])
     return changed
+
+
+def copy_slimming_heads(source: Any, target: Any) -> None:
+    """Gives a network the slimming heads of another one, as a start (Table 3 of the paper).
+
+    The networks can have other classes and another image size. The supernet of `target`, its routes
+    and its `gates_trained` stay as they are. A head that shares its encoder with the attention head
+    uses the encoder of `target`.
+
+    Args:
+        source: A `DynamicSlimmableNetwork` with trained gates.
+        target: A `DynamicSlimmableNetwork` of the same gates.
+
+    Raises:
+        ValueError: If the gates are of another design or size, or those of `source` are not
+            trained.
+
+    Example:
+
+    ```python
+    from keras_dsnet.applications import DSMobileNet
+    from keras_dsnet.models import copy_slimming_heads
+
+    options = {"input_shape": (32, 32, 3), "alpha": 0.25, "output_stride": 8}
+    source = DSMobileNet(classes=10, **options)
+    source.gates_trained = True  # As after stage II.
+    target = DSMobileNet(classes=5, **options)
+    copy_slimming_heads(source, target)
+    ```
+    """
+    if not source.gates_trained:
+        raise ValueError(
+            "The gates of `source` must be trained, by stage II. Received: a network with "
+            "gates_trained=False"
+        )
+    pairs = [
+        [(v.name, tuple(v.shape)) for gate in network.slimming_gates for v in _head_of(gate)]
+        for network in (source, target)
+    ]
+    if pairs[0] != pairs[1] or source.spec.slimming_head != target.spec.slimming_head:
+        designs = [
+            f"{network.num_gates} gates of {network.num_widths} widths and "
+            f"{network.slimming_gates[0].channels[-1]} channels, "
+            f"slimming_head={network.spec.slimming_head!r}, "
+            f"share_encoder={network.spec.share_encoder}, "
+            f"gate_encoder={network.spec.gate_encoder!r}"
+            for network in (source, target)
+        ]
+        raise ValueError(
+            f"The slimming heads of `source` must be those of `target`, {designs[1]}. "
+            f"Received: {designs[0]}"
+        )
+    for old, new in zip(source.slimming_gates, target.slimming_gates):
+        for value, variable in zip(old.slimming_variables, new.slimming_variables):
+            variable.assign(value)
+
+
+def _head_of(gate):
+    # The first layer of a shared encoder has to fit too, though it is not copied.
+    return [*gate.slimming_variables, *([gate.w1] if gate.share_encoder else [])]
 
 
 def keras_export(

@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
+from keras_dsnet.layers.double_headed_gate import ENCODERS
 from keras_dsnet.models.arguments import activation_name, positive_int
 from keras_dsnet.models.topology import Step, StepBuilder, entry_steps, split_sections
 from keras_dsnet.utils.argument_checks import check_bool
@@ -23,13 +24,16 @@ class NetworkSpec:
         stem_strides: Int.
         stages: Tuple of dataclasses with `strides`, `channels` (tuple of ints, the channel options)
             and `gated` (bool, whether a slimming gate chooses among them).
-        attention: "tanh" or "sigmoid", activation of the attention heads of the gates.
+        attention: "tanh" or "sigmoid", activation of the attention heads of the gates, or None for
+            gates without attention.
         attention_ratio: Float, ratio of a gate's hidden units to its maximum channel count.
         activation: Name of a Keras activation.
         slimming_head: "one_hot" or "scalar".
         share_encoder: Bool, whether the two heads of a gate share their first layer.
         dropout: Float, dropout rate before the classifier.
         synchronized: Bool, whether batch statistics are computed over all replicas.
+        gate_encoder: "global" or "regions", what the slimming heads see of the features: the mean
+            of all positions, or also the means of four quadrants and of the centre.
 
     Example:
 
@@ -45,13 +49,14 @@ class NetworkSpec:
     stem: tuple
     stem_strides: int
     stages: tuple
-    attention: str = "tanh"
+    attention: str | None = "tanh"
     attention_ratio: float = 0.25
     activation: str = "swish"
     slimming_head: str = "one_hot"
     share_encoder: bool = True
     dropout: float = 0.0
     synchronized: bool = False
+    gate_encoder: str = "global"
 
     # The class of every stage.
     stage_class: ClassVar[Any] = None
@@ -191,15 +196,21 @@ class NetworkSpec:
             raise ValueError(
                 f"`dropout` must be a number from 0 to below 1. Received: dropout={self.dropout!r}"
             )
-        for name, values in (
-            ("attention", ("tanh", "sigmoid")),
-            ("slimming_head", ("one_hot", "scalar")),
-        ):
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"`{name}` must be {values[0]!r} or {values[1]!r}. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
+        if self.attention not in ("tanh", "sigmoid", None):
+            raise ValueError(
+                "`attention` must be 'tanh', 'sigmoid' or None. "
+                f"Received: attention={self.attention!r}"
+            )
+        if self.slimming_head not in ("one_hot", "scalar"):
+            raise ValueError(
+                "`slimming_head` must be 'one_hot' or 'scalar'. "
+                f"Received: slimming_head={self.slimming_head!r}"
+            )
+        if self.gate_encoder not in ENCODERS:
+            raise ValueError(
+                f"`gate_encoder` must be one of {ENCODERS}. "
+                f"Received: gate_encoder={self.gate_encoder!r}"
+            )
         if not isinstance(self.activation, str):
             raise ValueError(
                 "`activation` must be the name of a Keras activation. "

@@ -191,6 +191,7 @@ class StepBuilder:
             slimming_head=spec.slimming_head,
             choice_ratios=[ratio / ratios[-1] for ratio in ratios] if slimming else None,
             share_encoder=spec.share_encoder,
+            encoder=spec.gate_encoder if slimming else "global",
             dtype=self.dtype,
             name=name,
         )

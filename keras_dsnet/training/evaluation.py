@@ -285,7 +285,7 @@ class _Routings:
             known = {p.gates[0]: row["madds"] for row, p in zip(static, resolved)}
             by_width = {p.gates[0]: hit[0] for p, hit in zip(resolved, hits) if p.widths[0] == 0}
             if set(self.model.routes) <= set(by_width):
-                rows["gate"]["curve"] = self._curve(by_width, known)
+                rows["gate"]["curve"] = self._curve(by_width, known, sizes)
         named = [rows[name] for name in self.names]
         if not self.dynamic:
             return named
@@ -315,13 +315,13 @@ class _Routings:
             row.update(gain_low=low, gain_high=high)
         return row
 
-    def _curve(self, hits, known):
+    def _curve(self, hits, known, sizes):
         """Returns the accuracy of the gate with a bias on its scores, for many biases."""
         routes, scores = self.model.routes, np.concatenate(self.scores).astype("float64")
         costs = np.array([known[width] for width in routes], "float64")
         relative = (costs - costs[0]) / (costs[-1] - costs[0] or 1)
         correct = np.stack([hits[width] for width in routes], axis=1)
-        slimming = self.model.costs("slimmest", self._any_size()).slimming
+        slimming = _mean_slimming(self.model, sizes)
         # The bias at which an image is undecided between the first and the last route.
         undecided = scores[:, 0] - scores[:, -1]
         rows = []
@@ -331,10 +331,6 @@ class _Routings:
             madds = float(costs[choice].mean() + slimming)
             rows.append({"bias": bias, "madds": madds, "top1": top1})
         return sorted(rows, key=lambda row: row["madds"])
-
-    def _any_size(self):
-        # A slimming head costs the same at every size of the images.
-        return tuple(side or 64 for side in self.model.input_shape[1:])
 
 
 def gain_interval(
@@ -370,6 +366,11 @@ def _with_progress(batches, count, verbose):
     from tqdm import tqdm
 
     return tqdm(batches, "evaluating", count, disable=not verbose, unit="batch")
+
+
+def _mean_slimming(model, sizes):
+    madds = [model.costs("slimmest", size).slimming for size in sizes]
+    return madds[0] if len(madds) == 1 else float(np.average(madds, weights=[*sizes.values()]))
 
 
 def _mean_madds(model, path, sizes):

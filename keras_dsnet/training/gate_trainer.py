@@ -17,7 +17,7 @@ from keras_dsnet.training.losses import (
     weighted_mean,
 )
 from keras_dsnet.training.network_trainer import NetworkTrainer
-from keras_dsnet.utils.argument_checks import check_int, check_number
+from keras_dsnet.utils.argument_checks import check_bool, check_int, check_number
 
 STRATEGIES = ("try_best", "give_up")
 ESTIMATORS = ("straight_through", "exact")
@@ -54,16 +54,27 @@ class GateTrainer(NetworkTrainer):
         estimator: String, how the first two losses depend on a choice. `"straight_through"` uses
             the Gumbel-softmax and channel masks of the paper; the gradient of a mask is only an
             estimate of the effect of another width. `"exact"` uses the expectation over the soft
-            choice without noise, from the outputs of every route. It needs a network of one gate,
-            and its cost grows with the number of routes. Defaults to `"straight_through"`.
+            choice of one gate, from the outputs of every route; its cost grows with the number of
+            routes. With several gates, the choices `c` of the others are those that were sampled:
+            with the loss `l(c)` of a path and the soft choice `s_g` of gate `g`, gate `g` learns
+            from `E_g = sum_k s_gk l(c_1, ..., c_(g-1), k, c_(g+1), ..., c_G)`. The gradient is that
+            of the sum of all `E_g`, and the reported loss is their mean. Defaults to
+            `"straight_through"`.
         seed: Int, seed of the Gumbel noise. The noise is a function of the seed, the step and the
             replica. Defaults to `0`.
+        soft_targets: Boolean, whether the SGS target is how sure the slimmest route is, instead of
+            whether it is right. With the slimmest route's probabilities `p(X)`, and the one-hot
+            vectors `e_1` and `e_n` of the first and the last route, the target of Eq. 10 is
+            `T(X) = max_c p_c(X) e_1 + (1 - max_c p_c(X)) e_n`. An image near the border of two
+            classes then counts for both routes, and labels do not matter, except with `"give_up"`:
+            an image that the widest route gets wrong keeps the target `e_1`. Defaults to `False`,
+            the paper's targets.
         **kwargs: Keyword arguments of `keras.Model`. `dtype` defaults to the dtype policy of
             `model`.
 
     Raises:
-        ValueError: If an argument has another value than those above, `"exact"` is used with
-            several gates, or the model does not have the routes.
+        ValueError: If an argument has another value than those above, or the model does not have
+            the routes.
 
     Example:
 
@@ -93,6 +104,7 @@ class GateTrainer(NetworkTrainer):
         temperature: float = 1.0,
         estimator: str = "straight_through",
         seed: int = 0,
+        soft_targets: bool = False,
         **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
@@ -100,14 +112,13 @@ class GateTrainer(NetworkTrainer):
             raise ValueError(
                 f"`strategy` must be one of {STRATEGIES}. Received: strategy={strategy!r}"
             )
-        known = isinstance(estimator, str) and estimator in ESTIMATORS
-        if not known or (estimator == "exact" and model.num_gates > 1):
+        if not isinstance(estimator, str) or estimator not in ESTIMATORS:
             raise ValueError(
-                f"`estimator` must be one of {ESTIMATORS}, 'exact' only for networks of one gate. "
-                f"Received: estimator={estimator!r} for {model.num_gates} gates"
+                f"`estimator` must be one of {ESTIMATORS}. Received: estimator={estimator!r}"
             )
         self.routes = check_routes(model.routes if routes is None else routes, model.num_widths)
         self.strategy = strategy
+        self.soft_targets = check_bool("soft_targets", soft_targets)
         self.loss_weights = _checked_loss_weights(loss_weights)
         self.temperature = check_number("temperature", temperature, "positive", lambda t: t > 0)
         self.estimator = estimator
@@ -222,13 +233,15 @@ class GateTrainer(NetworkTrainer):
             a list of a one-hot tensor `[batch, len(routes)]` for each gate; and "gate_right",
             float32 `[batch]`, the share of the gates that choose the SGS target.
         """
-        if self.estimator == "exact":
+        if self.estimator == "exact" and self.model.num_gates > 1:
+            run = self._run_gate_by_gate(images, labels, noise_seed)
+        elif self.estimator == "exact":
             run = self._run_every_route(images, labels)
         else:
             run = self._run_masked(images, labels, noise_seed)
-        easy, wide = self._targets(run["route_logits"], labels)
+        easy, wide, targets = self._targets(run["route_logits"], labels)
         sgs = [
-            gate_cross_entropy(gate, scores, self.routes, wide, weights)
+            gate_cross_entropy(gate, scores, self.routes, targets, weights)
             for gate, scores in zip(self.model.slimming_gates, run["scores"])
         ]
         losses = {
@@ -250,11 +263,7 @@ class GateTrainer(NetworkTrainer):
         """Runs the widest route with the channel masks of each image's choices."""
 
         def choose(gate, scores, index):
-            seed = noise_seed
-            if seed is not None:
-                # The noise of a gate is independent of that of the others.
-                seed = tf.stack([noise_seed[0] + 7919 * index, noise_seed[1]])
-            return gate.sample(scores, self.routes, self.temperature, seed)
+            return self._sample(gate, scores, index, noise_seed)
 
         masked = MaskedExecutor(self.model, self.routes, choose)
         features = self.model.run_sections(images, None, last=0, executor=masked)
@@ -267,6 +276,54 @@ class GateTrainer(NetworkTrainer):
             "complexity_losses": self.choice_madds.relative(masked.choices) ** 2,
             "right": is_right(labels, logits),
         }
+
+    def _sample(self, gate, scores, index, noise_seed):
+        seed = noise_seed
+        if seed is not None:
+            # The noise of a gate is independent of that of the others.
+            seed = tf.stack([noise_seed[0] + 7919 * index, noise_seed[1]])
+        return gate.sample(scores, self.routes, self.temperature, seed)
+
+    def _run_gate_by_gate(self, images, labels, noise_seed):
+        """Runs the chosen paths, and then every route of one gate with the others' choices."""
+
+        def choose(gate, scores, index):
+            # The other gates are fixed, so that a choice gives them no gradient.
+            return tf.stop_gradient(self._sample(gate, scores, index, noise_seed))
+
+        masked = MaskedExecutor(self.model, self.routes, choose)
+        features, x = [], images
+        for section in range(self.model.num_gates):
+            x = self.model.run_sections(x, None, section, section, executor=masked)
+            features.append(x)
+        logits = self.model.run_sections(x, None, first=self.model.num_gates, executor=masked)
+        expected = {"classification_losses": [], "complexity_losses": []}
+        for index, gate in enumerate(self.model.slimming_gates):
+            soft = gate.soft_choice(masked.scores[index], self.routes, self.temperature)
+            values = self._other_routes(index, features[index], masked.choices, labels)
+            for losses, value in zip(expected.values(), values):
+                losses.append(tf.reduce_sum(soft * tf.stop_gradient(value), axis=1))
+        return {
+            "route_logits": lambda width: self._route_logits(features[0], width),
+            "scores": masked.scores,
+            "choices": masked.choices,
+            "right": is_right(labels, logits),
+            **{name: _mean_with_gradient_of_sum(losses) for name, losses in expected.items()},
+        }
+
+    def _other_routes(self, index, features, choices, labels):
+        """Returns both losses of each image for every route of a gate, `[batch, len(routes)]`."""
+        count, batch = len(self.routes), tf.shape(features)[0]
+        # One run of a batch that holds the images once for each route.
+        choices = [tf.concat([choice] * count, axis=0) for choice in choices]
+        choices[index] = tf.repeat(tf.eye(count), batch, axis=0)
+        masked = MaskedExecutor(self.model, self.routes, lambda gate, scores, place: choices[place])
+        masked.choices = choices[: index + 1]
+        repeated = tf.concat([tf.stop_gradient(features)] * count, axis=0)
+        logits = self.model.run_sections(repeated, None, first=index + 1, executor=masked)
+        entropies = label_cross_entropies(tf.concat([labels] * count, axis=0), logits)
+        costs = self.choice_madds.relative(choices) ** 2
+        return [tf.transpose(tf.reshape(loss, (count, batch))) for loss in (entropies, costs)]
 
     def _run_every_route(self, images, labels):
         """Runs every route. The losses are expectations over the soft choice."""
@@ -290,18 +347,24 @@ class GateTrainer(NetworkTrainer):
         }
 
     def _targets(self, route_logits, labels):
-        """Returns the easy images, and the images whose SGS target is the widest route (Eq. 10).
+        """Returns the easy images, those for the widest route, and the SGS targets (Eq. 10).
 
         Args:
             route_logits: Function of a width that returns the logits of its route.
             labels: Int tensor `[batch]`, or probabilities `[batch, classes]`.
         """
-        easy = is_right(labels, route_logits(self.routes[0]))
+        logits = route_logits(self.routes[0])
+        easy = is_right(labels, logits)
         wide = tf.logical_not(easy)
+        helps = tf.ones_like(wide)
         if self.strategy == "give_up":
             # Images that the widest route gets wrong too do not justify its cost.
-            wide &= is_right(labels, route_logits(self.routes[-1]))
-        return easy, wide
+            helps = is_right(labels, route_logits(self.routes[-1]))
+            wide &= helps
+        if not self.soft_targets:
+            return easy, wide, wide
+        doubt = 1.0 - tf.reduce_max(tf.nn.softmax(tf.cast(logits, tf.float32)), axis=1)
+        return easy, wide, doubt * tf.cast(helps, tf.float32)
 
     def _route_logits(self, features, width):
         path = self.model.resolve_path((width,) * self.model.num_gates)
@@ -335,11 +398,17 @@ class GateTrainer(NetworkTrainer):
             **super().get_config(),
             "routes": self.routes,
             "strategy": self.strategy,
+            "soft_targets": self.soft_targets,
             "loss_weights": self.loss_weights,
             "temperature": self.temperature,
             "estimator": self.estimator,
             "seed": self.seed,
         }
+
+
+def _mean_with_gradient_of_sum(losses):
+    total = tf.add_n(losses)
+    return total + tf.stop_gradient(total / len(losses) - total)
 
 
 def _checked_loss_weights(loss_weights):

@@ -87,12 +87,16 @@ def gate_cross_entropy(
 ) -> tf.Tensor:
     """Returns the SGS loss of one gate (Eq. 10). It is binary for a scalar slimming head.
 
+    A probability as the target of an image means the cross entropy with a soft target, which has
+    that probability at the last route and the rest at the first.
+
     Args:
         gate: `DoubleHeadedGate`.
         scores: float32 tensor, the output of the gate's slimming head.
         routes: Tuple of ints, candidate widths.
         widest: Boolean tensor `[batch]`, whether the target of an image is the last route. The
-            target of all others is the first route.
+            target of all others is the first route. Or float32 tensor `[batch]`, the probability of
+            the last route.
         weights: Float tensor `[batch]`, see `weighted_mean`.
 
     Returns:
@@ -102,8 +106,15 @@ def gate_cross_entropy(
         targets = tf.cast(widest, tf.float32)[:, None]
         losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, scores)[:, 0]
         return weighted_mean(losses, weights)
-    targets = tf.cast(widest, tf.int32) * (len(routes) - 1)
     logits = gate.route_scores(scores, routes)
+    widest = tf.convert_to_tensor(widest)
+    if widest.dtype.is_floating:
+        wide = widest * tf.cast(len(routes) > 1, widest.dtype)
+        targets = tf.one_hot(0, len(routes)) * (1 - wide)[:, None]
+        targets += tf.one_hot(len(routes) - 1, len(routes)) * wide[:, None]
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        return weighted_mean(losses, weights)
+    targets = tf.cast(widest, tf.int32) * (len(routes) - 1)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
     return weighted_mean(losses, weights)
 

@@ -1,10 +1,12 @@
 """Weights files, which record the network that they were made for."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable
 
 import h5py
@@ -17,16 +19,19 @@ from keras_dsnet.utils.atomic_file import atomic_path
 from keras_dsnet.weights.ds_mbnet import assign_tensors, read_checkpoint
 
 _TORCH_ENDINGS = (".pth.tar", ".pth", ".pt")
-_KERAS_ENDING = ".weights.h5"
+_KERAS_ENDING, _MODEL_ENDING = ".weights.h5", ".keras"
+# The name of the weights in a `.keras` file.
+_WEIGHTS_OF_MODEL = "model.weights.h5"
 # The keys that every stored config has, whichever version wrote it.
 _CONFIG_KEYS = {"spec", "input_shape", "classes", "include_top"}
 
 
 class WeightsFile:
-    """A `.weights.h5` file of a network of this package, or a checkpoint of the authors' code.
+    """The weights of a network of this package, or a checkpoint of the authors' code.
 
     Args:
-        path: Path of the file. Its ending decides how it is read.
+        path: Path of a `.weights.h5` file, of the `.keras` file of a whole network, or of a
+            checkpoint of PyTorch. Its ending decides how it is read.
         ema: Bool, for a checkpoint only, whether to read the moving average of its weights.
             Defaults to the average if the checkpoint has one.
         class_names: Tuple of str, the class names to use if the file does not hold any, as older
@@ -36,8 +41,8 @@ class WeightsFile:
         path: `pathlib.Path` of the file.
         config: Dict for `DynamicSlimmableNetwork.from_config` that describes the network of the
             weights. None for an older `.weights.h5` file, which does not hold one.
-        tensors: Dict that maps the names of a checkpoint's tensors to arrays. None for a
-            `.weights.h5` file.
+        tensors: Dict that maps the names of a checkpoint's tensors to arrays. None for the files of
+            Keras.
 
     Raises:
         OSError: The file cannot be opened.
@@ -67,13 +72,14 @@ class WeightsFile:
     ) -> None:
         self.path = pathlib.Path(path)
         name = self.path.name
-        if not name.endswith((_KERAS_ENDING, *_TORCH_ENDINGS)):
+        if not name.endswith((_KERAS_ENDING, _MODEL_ENDING, *_TORCH_ENDINGS)):
             raise UserError(
-                f"weights file {path} must end with {_KERAS_ENDING} or, from PyTorch, with "
+                f"weights file {path} must end with {_KERAS_ENDING}, {_MODEL_ENDING} or, from "
+                "PyTorch, with "
                 f"{', '.join(_TORCH_ENDINGS)}"
             )
         self.tensors = None
-        if name.endswith(_KERAS_ENDING):
+        if name.endswith((_KERAS_ENDING, _MODEL_ENDING)):
             if ema is not None:
                 raise UserError(f"`ema` is for checkpoints of PyTorch. Received: ema={ema}, {path}")
             self.config = self._read_config()
@@ -88,16 +94,25 @@ class WeightsFile:
             # If the system cannot open the file, its error names the file; HDF5's does not.
             pass
         try:
-            with h5py.File(self.path) as file:
+            with self._keras_weights() as weights, h5py.File(weights) as file:
                 stored = file["vars"].get("config")
                 config = None if stored is None else json.loads(bytes(np.array(stored)))
                 if not (config is None or set(config) >= _CONFIG_KEYS):
                     raise ValueError("its config is of something else")
                 return config
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"weights file {self.path} is damaged, or not of a network of keras_dsnet"
             ) from error
+
+    @contextlib.contextmanager
+    def _keras_weights(self):
+        """Gives the path of the weights, which a `.keras` file holds as a `.weights.h5` file."""
+        if not self.path.name.endswith(_MODEL_ENDING):
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(self.path) as archive:
+            yield archive.extract(_WEIGHTS_OF_MODEL, folder)
 
     def _checkpoint_config(self):
         """Returns the config of the authors' network; the classifier's rows are its classes."""
@@ -133,7 +148,8 @@ class WeightsFile:
             assign_tensors(model, self.tensors, self.path)
             return
         try:
-            model.load_weights(self.path)
+            with self._keras_weights() as weights:
+                model.load_weights(weights)
         except (OSError, KeyError, ValueError) as error:
             lines = str(error).splitlines()
             reason = next((line for line in lines if "expected" in line.lower()), lines[0])

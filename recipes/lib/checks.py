@@ -69,6 +69,37 @@ def check_plots():
         )
 
 
+def check_strides(model, count):
+    """Raises an error if --strides does not fit a network, or contradicts --output_stride.
+
+    Args:
+        model: Str, name of the network.
+        count: Int, number of its strides.
+    """
+    if FLAGS.strides is None:
+        return
+    given = ",".join(map(str, FLAGS.strides))
+    if len(FLAGS.strides) != count:
+        raise ValueError(
+            f"--strides must be {count} numbers for --model={model}: of the stem and of each "
+            f"stage. Received: --strides={given}"
+        )
+    if FLAGS.output_stride is not None:
+        raise ValueError(
+            "--strides and --output_stride both set the strides: give only one. Received: "
+            f"--strides={given}, --output_stride={FLAGS.output_stride}"
+        )
+
+
+def check_warmup():
+    """Raises an error if --warmup_epochs is not below --epochs."""
+    if FLAGS.warmup_epochs >= FLAGS.epochs:
+        raise ValueError(
+            f"--warmup_epochs must be below --epochs={FLAGS.epochs}. "
+            f"Received: --warmup_epochs={FLAGS.warmup_epochs:g}"
+        )
+
+
 def check_output(name, flag="output"):
     """Raises an error unless a TFLite file can be written.
 
@@ -182,6 +213,7 @@ class SavedNetwork:
         classes: Int or None.
         family: Str, name of the class of the spec.
         num_gates: Int.
+        gates_trained: Bool.
         num_widths: Int, widths of each gate. It is 0 if the file does not record them; widths are
             then not checked.
         routing: Str or None, how images get their paths. It is None for no file.
@@ -196,6 +228,7 @@ class SavedNetwork:
         self.family = spec.get("family")
         gated = [stage["channels"] for stage in spec.get("stages", ()) if stage.get("gated")]
         self.num_gates, self.num_widths = len(gated), len(gated[0]) if gated else 0
+        self.gates_trained = bool(config.get("gates_trained"))
         self.routing = config.get("routing", "gate") if config else None
         routes = config.get("routes") or ()
         self.steps = tuple(config.get("confidence_steps") or sorted({*routes[:1], *routes[-1:]}))

@@ -7,17 +7,21 @@ import platform
 import subprocess
 
 import numpy as np
-from keras_dsnet_recipes.lib import comparison, hits, reproduction
+from keras_dsnet_recipes.lib import comparison, gate_rows, hits, peers, reproduction
 from keras_dsnet_recipes.lib.paper_tables import STAGE_1
 from keras_dsnet_recipes.lib.reproduction import is_finished
 
 RECORD = "reproduce.json"
 # Flags that may differ between the runs of a table, beside those of the arms.
 _FREE = ("seed", "data_dir", "supernet", "checkpoint_steps", "__paths__")
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_FREE += ("gates_from", "places", "weights")
+# The rows of routings, by the paths of contrasts that are measured above the line.
+_ROUTED = {"gate": "dynamic", "confidence": "confidence"}
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_MS = "milliseconds of an image, LiteRT, one thread"
 
 
-def collect(table, runs, workdir, data, split, data_dir=None):
+def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
     """Collects the finished runs of a table.
 
     Args:
@@ -27,9 +31,11 @@ def collect(table, runs, workdir, data, split, data_dir=None):
         data: Str, the name of the data.
         split: Str, TFDS slice of the images that are read, or None for validation images.
         data_dir: Str or None, folder of prepared data sets.
+        latency: Dict of `peer_latency.measure`, or None.
 
     Returns:
-        Dict that JSON can hold: "rows", "contrasts", "drops", "verdict", "record".
+        Dict that JSON can hold: "rows", "contrasts", "drops", "verdict", "record", and for a table
+        of peers "lines".
 
     Raises:
         ValueError: If no run is finished, or the runs differ by more than the flags of their arms.
@@ -43,21 +49,33 @@ def collect(table, runs, workdir, data, split, data_dir=None):
         )
     configs = {run.name: _read(workdir / run.name / "config.json") for run in done}
     _check_same(table, done, configs)
-    measured = _Measured(workdir, split, data_dir)
-    rows = [row for run in done for row in measured.rows(run)]
-    contrasts = [_contrast(contrast, done, measured) for contrast in table.contrasts]
+    lines, refused = {}, {}
+    if table.peers:
+        measured = peers.Peers(table, done, workdir, split, data_dir)
+        rows = measured.rows(latency)
+        lines = {"lines": measured.curves(latency), "not_compared": measured.not_compared()}
+        contrasts = [measured.contrast(contrast) for contrast in table.contrasts]
+    else:
+        measured = _Measured(workdir, split, data_dir)
+        refused = gate_rows.refusals(done, measured.choice_hits, data)
+        measured.leave_out(refused, table.confidence)
+        rows = [row for run in done for row in measured.rows(run)]
+        judged = [run for run in done if run.name not in refused]
+        contrasts = [_contrast(contrast, judged, measured) for contrast in table.contrasts]
     contrasts = [contrast for contrast in contrasts if contrast]
-    verdicts = [row["verdict"] for row in contrasts if row["paper"] is not None]
+    verdicts = [row["verdict"] for row in contrasts if row["verdict"] is not None]
     return {
         "table": table.name,
         "title": table.title,
         "data": data,
         "images": f"{split or _eval_split(configs)}",
-        "verdict": comparison.joint_verdict(verdicts),
+        "verdict": gate_rows.joint_verdict(verdicts, refused),
+        "not_tested": list(refused.values()),
         "rows": rows,
         "contrasts": contrasts,
         "drops": _drops(done, workdir),
         "curves": _curves(done, workdir),
+        **lines,
         "record": {
             **versions(),
             "runs": [_record(run, workdir, configs[run.name]) for run in done],
@@ -72,6 +90,17 @@ class _Measured:
     def __init__(self, workdir, split, data_dir):
         self._workdir, self._split, self._data_dir = workdir, split, data_dir
         self._known = {}
+        self._refused, self._with_confidence = {}, False
+
+    def leave_out(self, refused, with_confidence):
+        """Leaves the gates of some runs out, and adds routing by confidence to the others."""
+        self._refused, self._with_confidence = refused, with_confidence
+
+    def choice_hits(self, run):
+        """Returns the hits of a run on the images of every choice."""
+        return hits.load_hits(
+            self._workdir / run.name, self._workdir / "hits", None, "saved", self._data_dir
+        )
 
     def hits(self, run, weights):
         """Returns the rows of `hits.load_hits`, or None where a run has no such weights."""
@@ -87,6 +116,14 @@ class _Measured:
                 weights,
                 self._data_dir,
             )
+            if self._with_confidence and run.supernet and run.name not in self._refused:
+                self._known[key]["confidence"] = gate_rows.confidence_row(
+                    self._workdir / run.name,
+                    self._workdir / "hits",
+                    self._split,
+                    self.choice_hits(run)["dynamic"]["madds"],
+                    self._data_dir,
+                )
         return self._known[key]
 
     def rows(self, run):
@@ -101,8 +138,10 @@ class _Measured:
             ends = {"slimmest": static[0], "widest": static[-1]}
             if len(static) == 1:
                 ends = {f"width {static[0]['path']}": static[0]}
-            if "dynamic" in found:
+            if "dynamic" in found and run.name not in self._refused:
                 ends["gate"] = found["dynamic"]
+                if self._with_confidence:
+                    ends["confidence"] = found["confidence"]
             for name, row in ends.items():
                 rows.append(
                     {
@@ -114,18 +153,33 @@ class _Measured:
                         "top1": float(row["hits"].mean()),
                     }
                 )
-                if name == "gate" and (line := _line(found)) is not None:
+                if name in _ROUTED and (line := _line(found, name)) is not None:
                     rows[-1]["gain"] = rows[-1]["top1"] - float(line.mean())
+                if name == "gate":
+                    rows[-1]["easy"] = gate_rows.easy_share(self._workdir / run.name)
         return rows
 
     def top1(self, run, path, weights):
-        """Returns float `[images]`: hits of an end, or those of the gates above the line."""
+        """Returns float `[images]`: hits of a path, or those of a routing above the line."""
         found = self.hits(run, weights)
         static = hits.static_paths(found)
-        if path != "gate":
+        if path in ("dynamic", *_ROUTED) and "dynamic" not in found:
+            return None
+        if path == "dynamic":
+            return found["dynamic"]["hits"].astype("float64")
+        if path not in _ROUTED:
             return static[0 if path == "slimmest" else -1]["hits"].astype("float64")
-        line = _line(found)
-        return None if line is None else found["dynamic"]["hits"] - line
+        line = _line(found, path)
+        return None if line is None else found[_ROUTED[path]]["hits"] - line
+
+    def line_of_arms(self, runs, first):
+        """Returns the hits of the line between runs of one width, at the MAdds of gates."""
+        madds = [self.hits(run, "saved")["dynamic"]["madds"] for run in first]
+        arms = {}
+        for run in runs:
+            row = hits.static_paths(self.hits(run, "saved"))[-1]
+            arms.setdefault(run.arm.name, {})[run.seed] = row
+        return gate_rows.line_of_arms(list(arms.values()), float(np.mean(madds)))
 
 
 def _has_teacher(run):
@@ -133,20 +187,20 @@ def _has_teacher(run):
     return run.arm.program == STAGE_1 and not alone and "--target=in_place" not in run.arm.flags
 
 
-def _line(found):
+def _line(found, path):
     static = hits.static_paths(found)
-    line = comparison.static_line
-    return line(
-        [r["hits"] for r in static], [r["madds"] for r in static], found["dynamic"]["madds"]
-    )
+    hit, madds = [row["hits"] for row in static], [row["madds"] for row in static]
+    return comparison.static_line(hit, madds, found[_ROUTED[path]]["madds"])
 
 
 def _contrast(contrast, runs, measured):
     """Returns the row of a contrast, or None if one of its arms has no finished run."""
 
-    def arm(name):
-        found = [run for run in runs if run.arm.name == name]
-        arrays = [measured.top1(run, contrast.path, contrast.weights) for run in found]
+    def runs_of(*names):
+        return [run for run in runs if run.arm.name in names]
+
+    def arm(name, path=contrast.path):
+        arrays = [measured.top1(run, path, contrast.weights) for run in runs_of(name)]
         return None if not arrays or any(a is None for a in arrays) else np.stack(arrays)
 
     first = arm(contrast.first)
@@ -154,17 +208,28 @@ def _contrast(contrast, runs, measured):
         return None
     # The hits of a gate are those above the line, so that a comparison with the line is with 0.
     is_line = contrast.second == "line"
-    second = np.zeros_like(first) if is_line else arm(contrast.second)
+    second_path = contrast.second_path or contrast.path
+    if "+" in contrast.second:
+        static, routed = runs_of(*contrast.second.split("+")), runs_of(contrast.first)
+        second = measured.line_of_arms(static, routed)
+    else:
+        second = np.zeros_like(first) if is_line else arm(contrast.second, second_path)
     if second is None:
         return None
     names = sorted({run.arm.name for run in runs} - {contrast.first, contrast.second})
-    others = [array for array in map(arm, names) if array is not None] if not is_line else []
-    found = comparison.difference(first, second, others, paired=is_line)
-    claimed = contrast.paper is not None
+    paired = is_line or contrast.first == contrast.second
+    # Only arms of the same path say how far the seeds of these two differ.
+    pooled = not paired and second_path == contrast.path and "+" not in contrast.second
+    others = [array for array in map(arm, names) if array is not None] if pooled else []
+    found = comparison.difference(first, second, others, paired=paired)
+    claim = comparison.verdict_of_sign(found) if contrast.sign else None
+    if contrast.paper is not None:
+        claim = comparison.verdict(found, contrast.paper)
     return {
         "first": contrast.first,
         "second": contrast.second,
         "path": contrast.path,
+        "second_path": second_path,
         "weights": contrast.weights,
         "paper": contrast.paper,
         "value": found.value,
@@ -173,7 +238,7 @@ def _contrast(contrast, runs, measured):
         "seeds": found.seeds,
         "images": found.images,
         "num_seeds": found.num_seeds,
-        "verdict": comparison.verdict(found, contrast.paper) if claimed else None,
+        "verdict": claim,
     }
 
 
@@ -181,6 +246,10 @@ def _check_same(table, runs, configs):
     arms = [flag for run in runs for flag in run.arm.flags]
     allowed = {*_FREE, *(flag.lstrip("-").split("=")[0] for flag in arms)}
     allowed |= {name.removeprefix("no") for name in allowed}
+    allowed |= {"train_split"} if any(run.arm.own_images for run in runs) else set()
+    if "topology" in allowed:
+        # A plain network has one width, which is trained alone.
+        allowed.add("alone")
     for config in {run.arm.config for run in runs}:
         same = [configs[run.name] for run in runs if run.arm.config == config]
         different = reproduction.differing_flags(same, allowed)
@@ -308,6 +377,35 @@ def plot_curves(result, path):
     figure.savefig(path, dpi=160, bbox_inches="tight")
 
 
+def plot_lines(result, path, cost="madds"):
+    """Draws accuracy against a cost, one line for each peer and seed.
+
+    Args:
+        result: Dict of `collect` with "lines".
+        path: Path of the image file.
+        cost: "madds" or "ms".
+    """
+    figure, axes = _figure(4.5)
+    scale, label = {"madds": (1e-6, "multiply-adds of an image (M)"), "ms": (1, _MS)}[cost]
+    for number, (name, lines) in enumerate(result["lines"].items()):
+        color = _COLORS[number % len(_COLORS)]
+        for index, line in enumerate(lines):
+            points = [point for point in line if cost in point]
+            axes.plot(
+                [scale * point[cost] for point in points],
+                [100 * point["top1"] for point in points],
+                marker="o",
+                markersize=3,
+                color=color,
+                label=name.replace("_", " ") if index == 0 else None,
+            )
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"top-1 (%), images {result['images']}")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=160, bbox_inches="tight")
+
+
 def _figure(height):
     from matplotlib.figure import Figure
 
@@ -317,4 +415,7 @@ def _figure(height):
 
 def _label(row):
     weights = ", online" if row["weights"] == "online" else ""
-    return f"{row['first']} - {row['second']}, {row['path']}{weights}".replace("_", " ")
+    paths = row["path"]
+    if row.get("second_path", paths) != paths:
+        paths += f" - {row['second_path']}"
+    return f"{row['first']} - {row['second']}, {paths}{weights}".replace("_", " ")

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVEL = 0.95
-VERDICTS = ("holds", "does not hold", "undecided", "not run yet")
+VERDICTS = ("holds", "does not hold", "undecided", "not tested", "not run yet")
 # The share of the paper's difference that an interval has to exclude, beside a difference of 0,
 # for the verdict "does not hold".
 EXCLUDED_SHARE = 0.5
@@ -115,6 +115,21 @@ def verdict(measured: Difference, paper: float) -> str:
     if low > 0:
         return "holds"
     return "does not hold" if high < EXCLUDED_SHARE * abs(paper) else "undecided"
+
+
+def verdict_of_sign(measured: Difference) -> str:
+    """Returns whether a claim without a figure, that the first arm is above, is confirmed.
+
+    Args:
+        measured: A `Difference`, first arm minus second.
+
+    Returns:
+        "holds" if the interval lies above 0, "does not hold" if it lies below. Otherwise, and with
+        one seed, "undecided".
+    """
+    if measured.low is None or measured.high is None or measured.low <= 0 <= measured.high:
+        return "undecided"
+    return "holds" if measured.low > 0 else "does not hold"
 
 
 def joint_verdict(verdicts: Sequence[str]) -> str:

@@ -69,6 +69,17 @@ def define_channels(alpha, alpha_help, output_stride, output_stride_help):
     flags.DEFINE_enum("output_stride", output_stride, strides, output_stride_help)
 
 
+def define_front_and_strides():
+    """Defines --front_alpha and --strides, which scale a network for small images."""
+    help = "Multiplier of the channel counts before the gate. Defaults to --alpha."
+    define_number("front_alpha", None, help, above=0)
+    define_strides(
+        "strides",
+        "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with "
+        "--output_stride.",
+    )
+
+
 def define_source(dataset=None, unset=None):
     """Defines --dataset and --data_dir.
 
@@ -252,12 +263,26 @@ def define_schedule(epochs, learning_rate, unset=""):
     define_number("learning_rate", learning_rate, help, low=0)
 
 
-def define_gate_design(head, encoder):
-    """Defines --slimming_head and --share_encoder (Table 7 of the paper); both default to None.
+def define_warmup_and_decay():
+    """Defines --warmup_epochs and --weight_decay of stage I."""
+    define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up.", low=0)
+    help = "L2 penalty, added to the gradient. The gates have none."
+    define_number("weight_decay", 1e-4, help, low=0)
+
+
+def define_recalibration():
+    """Defines --recalibration_steps of stage I."""
+    help = "Number of batches that the batch-norm statistics are computed from."
+    flags.DEFINE_integer("recalibration_steps", 100, help, lower_bound=1)
+
+
+def define_gate_design(head, sharing, encoder):
+    """Defines --slimming_head, --share_encoder and --gate_encoder, which default to None.
 
     Args:
         head: Str, the meaning of None for --slimming_head.
-        encoder: Str, the meaning of None for --share_encoder.
+        sharing: Str, the meaning of None for --share_encoder.
+        encoder: Str, the meaning of None for --gate_encoder.
     """
     flags.DEFINE_enum(
         "slimming_head",
@@ -269,7 +294,14 @@ def define_gate_design(head, encoder):
         "share_encoder",
         None,
         "Share the first layer W1 between both heads of a gate (Table 7 of the paper). Defaults to "
-        f"{encoder}.",
+        f"{sharing}.",
+    )
+    flags.DEFINE_enum(
+        "gate_encoder",
+        None,
+        ["global", "regions"],
+        "What the slimming head sees of the features: the mean of all positions, or also those of "
+        f"four quadrants and of the centre. Defaults to {encoder}.",
     )
 
 
@@ -420,6 +452,18 @@ def define_strides(name, help):
     """
     parser = ItemsParser(whole, "strides of 1 or 2 such as 1,1,2,1,2,2", lambda x: set(x) <= {1, 2})
     _define(parser, name, None, help)
+
+
+def define_blocks(name, default, help):
+    """Defines a list of ascending numbers of blocks.
+
+    Args:
+        name: Str.
+        default: Tuple of ints.
+        help: Str.
+    """
+    parser = ItemsParser(whole, "ascending blocks such as 5,9", lambda x: x[0] > 0 and ascends(x))
+    _define(parser, name, list(default), help)
 
 
 def define_numbers(name, count, help):

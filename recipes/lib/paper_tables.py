@@ -8,6 +8,7 @@ TensorFlow.
 import dataclasses
 
 STAGE_1, STAGE_2 = "imagenet_stage1.py", "imagenet_stage2.py"
+EARLY_EXIT = "early_exit.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Arm:
         hours: Float, core-hours of one seed on CIFAR-10.
         measured: Bool, whether `hours` was measured rather than estimated.
         same_as: Str or None, name of the table and the arm whose runs are those of this arm.
+        needs: Tuple of pairs of the name of a flag and the name of the table and the arm whose
+            folder is its value.
+        data: Str or None, name of the data where it is not that of the table.
+        seeds: Tuple of ints or None, the seeds of this arm where they are fewer than the table's.
+        own_images: Bool, whether gates learn from images of the supernet's training, as many as
+            they are given otherwise.
     """
 
     name: str
@@ -33,6 +40,10 @@ class Arm:
     hours: float = 0.0
     measured: bool = False
     same_as: tuple[str, str] | None = None
+    needs: tuple[tuple[str, tuple[str, str]], ...] = ()
+    data: str | None = None
+    seeds: tuple[int, ...] | None = None
+    own_images: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +51,20 @@ class Contrast:
     """A difference of top-1 that the paper reports.
 
     Attributes:
-        first: Str, the arm that the claim favours.
+        first: Str, the arm, or in a table of peers the peer, that the claim favours.
         second: Str, the other arm; "line" is the line between the static widths of the first arm's
-            network at the multiply-adds of its gates.
-        path: Str, "slimmest", "widest" or "gate".
+            network at the multiply-adds of its gates. Several arms with "+" between them stand for
+            the line between their networks, each of one width.
+        path: Str, "slimmest" or "widest"; "gate" or "confidence" for the accuracy of a routing
+            above the line; or "dynamic" for the accuracy of the gates itself.
         paper: Float or None, the difference of the paper, as a fraction. None if the paper claims
             nothing, so that no verdict is given.
         weights: Str, "saved" for the network that a run saves, which for arms with a teacher is the
             moving average, or "online" for the trained weights themselves.
+        second_path: Str or None, the path of the second arm. Defaults to `path`.
+        share: Float or None, in a table of peers the multiply-adds at which both are compared,
+            divided by those of the first peer's widest network.
+        sign: Bool, whether the paper claims that the first is above, without a figure.
     """
 
     first: str
@@ -55,6 +72,26 @@ class Contrast:
     path: str
     paper: float | None = None
     weights: str = "saved"
+    second_path: str | None = None
+    share: float | None = None
+    sign: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A line of accuracy against multiply-adds that another peer is compared with.
+
+    Attributes:
+        name: Str.
+        arms: Tuple of str, the arms whose networks make the line.
+        routed: Bool. False: the points of the line are the static widths of all arms. True: images
+            are routed by confidence, through the narrowest and the widest path of one arm, through
+            its exits, or through the networks of several arms one after the other, a cascade.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    routed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +107,8 @@ class Table:
         contrasts: Tuple of `Contrast`.
         seeds: Tuple of ints.
         missing: Str, what has to be built before the rest of the arms can run.
+        confidence: Bool, whether routing by confidence is measured beside the gates.
+        peers: Tuple of `Peer`. Their lines are compared instead of the arms themselves.
     """
 
     name: str
@@ -80,19 +119,77 @@ class Table:
     contrasts: tuple[Contrast, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
     missing: str = ""
+    confidence: bool = False
+    peers: tuple[Peer, ...] = ()
 
 
 _TABLE_5 = "{data}_table5"
 _GATES = "{data}_gates_stage2"
+_TRANSFER = "{data}_ds_resnet_transfer"
 _SGS = ("--loss_weights=0,0,1",)
+_ALL_LOSSES = ("--loss_weights=1,0.5,1",)
 
 
 def _supernet_arm(name, *flags, hours, measured=False):
     return Arm(name, STAGE_1, _TABLE_5, flags, hours=hours, measured=measured)
 
 
-def _gate_arm(name, *flags):
-    return Arm(name, STAGE_2, _GATES, flags, ("resnet", "supernet"), hours=0.1)
+def _gate_arm(name, *flags, hours=0.1, own_images=False):
+    supernet = ("resnet", "supernet")
+    return Arm(name, STAGE_2, _GATES, flags, supernet, hours=hours, own_images=own_images)
+
+
+def _against_confidence(name):
+    return Contrast(name, name, "gate", second_path="confidence")
+
+
+def _transfer_arm(name, *flags, hours, pretrained=True):
+    needs = (("weights", ("pretraining", "supernet")),) if pretrained else ()
+    return Arm(name, STAGE_1, _TRANSFER, flags, hours=hours, needs=needs, seeds=(0, 1))
+
+
+def _transferred_gate(name, *flags, transfer=True):
+    needs = (("gates_from", ("pretraining", "gate")),) if transfer else ()
+    return Arm(name, STAGE_2, f"{_TRANSFER}_stage2", flags, ("3", "supernet"), 0.1, needs=needs)
+
+
+def _plain_arms(name, config, hours, *flags):
+    """Returns an arm for each size of a plain topology, whose name ends in its multiplier."""
+    return tuple(
+        Arm(
+            f"{name}_{alpha:g}",
+            STAGE_1,
+            config,
+            ("--topology=plain", f"--alpha={alpha:g}", f"--front_alpha={alpha:g}", *flags),
+            hours=each,
+        )
+        for alpha, each in hours.items()
+    )
+
+
+def _at_shares(first, second, shares, sign=True):
+    return tuple(
+        Contrast(first, second, f"within {share:g} of the widest", share=share, sign=sign)
+        for share in shares
+    )
+
+
+# Without a teacher no arm is averaged, as the best supernet of Table 5 is not.
+_IN_PLACE = "--target=in_place"
+_RELU = ("--activation=relu", "--attention=none", _IN_PLACE)
+# At the strides of the flag file these have the multiply-adds of the slimmest, a middle and the
+# widest path of DS-MBNet, to 3 %.
+_MOBILENETS = {0.1875: 0.1, 0.25: 0.15, 0.3125: 0.2}
+_EFFICIENTNETS = {0.5: 0.2, 0.65: 0.25}
+_PLAIN = _plain_arms("mobilenet_v1", _TABLE_5, _MOBILENETS, *_RELU)
+_ATTENDED = _plain_arms("attended_v1", _TABLE_5, _MOBILENETS, _IN_PLACE)
+_PLAIN_B0 = _plain_arms(
+    "efficientnet", "{data}_table8", _EFFICIENTNETS, "--attention=sigmoid", _IN_PLACE
+)
+
+
+def _names(arms):
+    return tuple(arm.name for arm in arms)
 
 
 _ALL = [
@@ -154,6 +251,7 @@ _ALL = [
         "DS-ResNet +1.2, DS-MBNet +0.8",
         (
             _gate_arm("ds_resnet_gate", "--loss_weights=1,0.5,1"),
+            _gate_arm("ds_resnet_gate_own_images", "--loss_weights=1,0.5,1", own_images=True),
             Arm(
                 "ds_mbnet_gate",
                 STAGE_2,
@@ -166,9 +264,14 @@ _ALL = [
         (
             Contrast("ds_resnet_gate", "line", "gate", 0.012),
             Contrast("ds_mbnet_gate", "line", "gate", 0.008),
+            Contrast("ds_resnet_gate_own_images", "ds_resnet_gate", "gate"),
+            Contrast("ds_resnet_gate", "line", "confidence"),
+            Contrast("ds_mbnet_gate", "line", "confidence"),
+            _against_confidence("ds_resnet_gate"),
+            _against_confidence("ds_mbnet_gate"),
         ),
         seeds=(0, 1, 2, 3, 4),
-        missing="confidence beside the gates, with thresholds that the gates' images chose",
+        confidence=True,
     ),
     Table(
         "6",
@@ -217,18 +320,101 @@ _ALL = [
         seeds=(0, 1, 2, 3, 4),
     ),
     Table(
+        "pretraining",
+        "pretraining of Table 3",
+        "",
+        "",
+        (
+            Arm(
+                "supernet",
+                STAGE_1,
+                "{data}_ds_resnet_supernet",
+                hours=6.0,
+                data="tiny_imagenet",
+            ),
+            Arm(
+                "gate",
+                STAGE_2,
+                _GATES,
+                supernet=("pretraining", "supernet"),
+                hours=0.1,
+                data="tiny_imagenet",
+            ),
+        ),
+        seeds=(0,),
+    ),
+    Table(
         "3",
         "Table 3",
         "Gates that are transferred with the weights help on another data set.",
         "with the gates' transfer above without",
-        missing="--gates_from of stage II, and Tiny-ImageNet's supernet",
+        (
+            _transfer_arm("supernet", hours=2.8),
+            _transfer_arm("from_scratch", pretrained=False, hours=2.8),
+            _transfer_arm("static_slimmest", "--alone=0", hours=0.8),
+            _transfer_arm("static_middle", "--alone=1", hours=1.0),
+            _transfer_arm("static_widest", "--alone=3", hours=1.4),
+            _transferred_gate("without_transfer", transfer=False),
+            _transferred_gate("with_transfer"),
+            # A rate of 0 leaves the gates as they came.
+            _transferred_gate("transfer_only", "--learning_rate=0", "--epochs=1"),
+        ),
+        (
+            Contrast("with_transfer", "without_transfer", "gate", sign=True),
+            Contrast("transfer_only", "without_transfer", "gate"),
+            Contrast("with_transfer", "line", "gate"),
+            Contrast("without_transfer", "line", "gate"),
+            Contrast("with_transfer", "static_slimmest+static_middle+static_widest", "dynamic"),
+            Contrast("with_transfer", "static_widest", "dynamic", second_path="widest"),
+            Contrast("with_transfer", "from_scratch", "dynamic", second_path="widest"),
+            Contrast("supernet", "from_scratch", "widest"),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    Table(
+        "beyond",
+        "Beyond the paper",
+        "Gates gain more with soft targets, an encoder of regions, or exact gradients.",
+        "none",
+        (
+            _gate_arm("hard_targets", *_SGS),
+            _gate_arm("soft_targets", "--soft_targets", *_SGS),
+            _gate_arm("regions", "--gate_encoder=regions", *_SGS),
+            _gate_arm("soft_regions", "--gate_encoder=regions", "--soft_targets", *_SGS),
+            _gate_arm("all_losses", *_ALL_LOSSES),
+            _gate_arm("exact_gradients", "--estimator=exact", *_ALL_LOSSES, hours=0.3),
+        ),
+        (
+            Contrast("soft_targets", "hard_targets", "gate", sign=True),
+            Contrast("regions", "hard_targets", "gate", sign=True),
+            Contrast("soft_regions", "hard_targets", "gate"),
+            Contrast("exact_gradients", "all_losses", "gate", sign=True),
+            *(
+                Contrast(name, "line", "gate")
+                for name in ("hard_targets", "soft_targets", "regions", "soft_regions")
+            ),
+            *(Contrast(name, "line", "gate") for name in ("all_losses", "exact_gradients")),
+        ),
+        seeds=(0, 1, 2, 3, 4),
     ),
     Table(
         "8",
         "Table 8",
         "DS-EfficientNet is above plain EfficientNets of the same MAdds.",
         "above at two sizes",
-        missing="the plain static topology of EfficientNet as an arm of stage I",
+        (
+            Arm("ds_efficientnet", STAGE_1, "{data}_table8", (_IN_PLACE,), hours=0.5),
+            *_PLAIN_B0,
+        ),
+        (
+            *_at_shares("ds_efficientnet", "efficientnet", (0.45, 0.65)),
+            *_at_shares("ds_efficientnet", "static_widths", (0.45, 0.65), sign=False),
+        ),
+        peers=(
+            Peer("ds_efficientnet", ("ds_efficientnet",), routed=True),
+            Peer("static_widths", ("ds_efficientnet",)),
+            Peer("efficientnet", _names(_PLAIN_B0)),
+        ),
     ),
     Table(
         "2",
@@ -236,11 +422,38 @@ _ALL = [
         "DS-Net is above static, slimmable and dynamic peers at equal MAdds.",
         "above all peers",
         (
-            _supernet_arm("slimmest_alone", "--alone=0", hours=0.3),
-            _supernet_arm("middle_alone", "--alone=6", hours=0.3),
-            _supernet_arm("widest_alone", "--alone=13", hours=0.4),
+            Arm("ds_mbnet", STAGE_1, _TABLE_5, hours=0.5, same_as=("5", "in_place")),
+            Arm("ds_mbnet_ensemble", STAGE_1, _TABLE_5, hours=0.6, same_as=("5", "ensemble")),
+            *_PLAIN,
+            *_ATTENDED,
+            _supernet_arm("slimmest_alone", "--alone=0", _IN_PLACE, hours=0.15),
+            _supernet_arm("middle_alone", "--alone=6", _IN_PLACE, hours=0.2),
+            _supernet_arm("widest_alone", "--alone=13", _IN_PLACE, hours=0.25),
+            # The flag file is that of all arms, and one of its flags is for supernets only.
+            Arm("early_exit", EARLY_EXIT, _TABLE_5, ("--undefok=num_random",), hours=0.35),
         ),
-        missing="plain MobileNetV1, the early exit and the cascade as arms",
+        (
+            *_at_shares("ds_mbnet", "mobilenet_v1", (0.5, 0.75)),
+            *_at_shares("ds_mbnet", "us_net", (0.5, 0.75)),
+            *_at_shares("ds_mbnet", "early_exit", (0.5, 0.75)),
+            *_at_shares("ds_mbnet", "cascade", (0.5, 0.75)),
+            *_at_shares("ds_mbnet", "ds_mbnet_ensemble", (0.5, 0.75), sign=False),
+            # The steps from a plain network to a routed one: attention, channels, method.
+            *_at_shares("attended_v1", "mobilenet_v1", (0.75,), sign=False),
+            *_at_shares("alone", "attended_v1", (0.75,), sign=False),
+            *_at_shares("us_net", "alone", (0.75,), sign=False),
+        ),
+        peers=(
+            Peer("ds_mbnet", ("ds_mbnet",), routed=True),
+            Peer("ds_mbnet_ensemble", ("ds_mbnet_ensemble",), routed=True),
+            # US-Net's rule, in-place distillation, is the best target of Table 5 here.
+            Peer("us_net", ("ds_mbnet",)),
+            Peer("alone", ("slimmest_alone", "middle_alone", "widest_alone")),
+            Peer("mobilenet_v1", _names(_PLAIN)),
+            Peer("attended_v1", _names(_ATTENDED)),
+            Peer("early_exit", ("early_exit",), routed=True),
+            Peer("cascade", ("slimmest_alone", "widest_alone"), routed=True),
+        ),
     ),
 ]
 TABLES = {table.name: table for table in _ALL}
@@ -252,5 +465,9 @@ ELSEWHERE = (
         "[benchmark_slicing](mobile.md)",
     ),
     ("Table 4", "DS-Net transfers to detection.", "not run yet"),
-    ("Fig. 2", "The gap between accuracy and effort in a simulation.", "not run yet"),
+    (
+        "Fig. 2",
+        "The best effort for each image is above the best effort for all, in a simulation.",
+        "`notebooks/figure_2.ipynb`, [picture](reproduction/figure_2.png)",
+    ),
 )

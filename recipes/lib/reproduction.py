@@ -6,19 +6,27 @@ Nothing here imports TensorFlow.
 import dataclasses
 import pathlib
 
-from keras_dsnet_recipes.lib.paper_tables import STAGE_1, STAGE_2, TABLES, Arm
+from keras_dsnet_recipes.lib.paper_tables import EARLY_EXIT, STAGE_1, STAGE_2, TABLES, Arm
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 # The images that the final collection reads once, by the name of the data.
 TEST_SPLITS = {"cifar10": "test", "tiny_imagenet": "val", "digits": "test"}
-# Flags that make every arm a run of seconds on the digits of scikit-learn.
-_QUICK = ("--dataset=digits", "--batch_size=64", "--epochs=2", "--warmup_epochs=0")
+# Flags that make every arm a run of seconds on the digits of scikit-learn, and the pretraining of
+# an arm one on distorted digits.
+_QUICK = ("--image_size=32", "--batch_size=64", "--epochs=2", "--warmup_epochs=0")
+# The multipliers come before the flags of an arm, which may set others. At 0.25 some of the 20
+# widths of DS-EfficientNet are equal.
 _QUICK_NETWORK = ("--alpha=0.25", "--front_alpha=0.25")
-_QUICK_GATES = ("--dataset=digits", "--batch_size=64", "--epochs=1")
+_QUICK_NETWORKS = {"{data}_table8": ("--alpha=0.5", "--front_alpha=0.5")}
+_QUICK_GATES = ("--image_size=32", "--batch_size=64", "--epochs=1")
 _QUICK_SPLITS = {
     STAGE_1: ("--train_split=train[:60%]", "--eval_split=train[80%:]"),
+    EARLY_EXIT: ("--train_split=train[:60%]", "--eval_split=train[80%:]"),
     STAGE_2: ("--train_split=train[60%:80%]", "--eval_split=train[80%:]"),
 }
+# As many images as gates have otherwise, of those that the supernets were trained on.
+_OWN_IMAGES = {"digits": "train[:20%]"}
+_OWN_IMAGES |= dict.fromkeys(("cifar10", "tiny_imagenet"), "train[:5000]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,9 @@ class Run:
         name: Str, name of the folder in the work directory.
         supernet: `Run` or None, which has to end before.
         arguments: Tuple of str, the arguments of the program but for those of folders.
+        needs: Tuple of pairs of the name of a flag and the `Run` whose folder is its value. These
+            runs have to end before.
+        data: Str, name of the data of this run.
     """
 
     arm: Arm
@@ -38,6 +49,8 @@ class Run:
     name: str
     supernet: "Run | None"
     arguments: tuple[str, ...]
+    needs: tuple[tuple[str, "Run"], ...] = ()
+    data: str = "cifar10"
 
 
 def plan(table, data="cifar10", arms=None, seeds=None, quick=False):
@@ -66,32 +79,46 @@ def plan(table, data="cifar10", arms=None, seeds=None, quick=False):
     runs = {}
     for seed in table.seeds if seeds is None else seeds:
         for arm in table.arms:
-            if arms and arm.name not in arms:
+            if (arms and arm.name not in arms) or (arm.seeds and seed not in arm.seeds):
                 continue
-            run = _make_run(table, arm, seed, data, quick)
-            if run.supernet:
-                runs.setdefault(run.supernet.name, run.supernet)
-            runs.setdefault(run.name, run)
+            _add(_make_run(table, arm, seed, data, quick), runs)
     return list(runs.values())
+
+
+def _add(run, runs):
+    for other in (run.supernet, *(needed for _, needed in run.needs)):
+        if other:
+            _add(other, runs)
+    runs.setdefault(run.name, run)
 
 
 def _make_run(table, arm, seed, data, quick):
     if arm.same_as:
         owner, source = _find_arm(arm.same_as)
         return dataclasses.replace(_make_run(owner, source, seed, data, quick), arm=arm)
-    supernet = None
-    if arm.supernet:
-        owner, source = _find_arm(arm.supernet)
+
+    def other(place):
+        owner, source = _find_arm(place)
         # Five seeds of gates share two supernets.
-        supernet = _make_run(owner, source, seed % len(owner.seeds), data, quick)
+        seeds = source.seeds or owner.seeds
+        return _make_run(owner, source, seeds[seed % len(seeds)], data, quick)
+
+    supernet = other(arm.supernet) if arm.supernet else None
+    needs = tuple((name, other(place)) for name, place in arm.needs)
+    data = arm.data or data
     path = CONFIGS / f"{arm.config.format(data=data)}.cfg"
     flags = [f"--flagfile={path}", *arm.flags]
     if quick:
-        flags += (*_QUICK, *_QUICK_NETWORK) if arm.program == STAGE_1 else _QUICK_GATES
+        flags.append(f"--dataset={'distorted_digits' if arm.data else 'digits'}")
+        if arm.program != STAGE_2:
+            flags[1:1] = _QUICK_NETWORKS.get(arm.config, _QUICK_NETWORK)
+        flags += _QUICK_GATES if arm.program == STAGE_2 else _QUICK
         flags += _QUICK_SPLITS[arm.program]
+    if arm.own_images:
+        flags.append(f"--train_split={_OWN_IMAGES['digits' if quick else data]}")
     middle = "" if data == "cifar10" else f"{data}_"
     name = f"table{table.name}_{middle}{arm.name}_s{seed}"
-    return Run(arm, seed, name, supernet, (*flags, f"--seed={seed}"))
+    return Run(arm, seed, name, supernet, (*flags, f"--seed={seed}"), needs, data)
 
 
 def _find_arm(place):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from keras_dsnet_recipes.lib.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
 from keras_dsnet_recipes.lib.paper_tables import ELSEWHERE, TABLES
 from keras_dsnet_recipes.lib.reproduction import plan
 
@@ -29,10 +30,31 @@ python recipes/reproduce.py --list
   that differ by another flag than those of their arms.
 - An interval is of 95 % over seeds and images: Student's t over seeds, with a deviation that is
   pooled over the arms of the table, and a paired bootstrap over images; the variances add up.
+- The gates of a DS-ResNet are reported only if its widest has 80 % or more on the images of every
+  choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*.
 - *Holds*: the interval lies on the paper's side of 0. *Does not hold*: it lies on the other side,
   or it contains 0 and excludes half of the paper's difference. *Undecided*: otherwise. A claim with
-  several differences holds if all of them do, and does not hold if one does not.
+  several differences holds if all of them do, and does not hold if one does not. Where the paper
+  claims no figure, only that one is above the other, *does not hold* needs the interval below 0.
+- Tables 2 and 8 compare lines of accuracy against multiply-adds. A static peer is a line through
+  its widths. A network that routes by confidence, leaves at an exit or hands on to a second
+  network is a line through thresholds that were chosen on `train[45000:]`, each the most accurate
+  choice within a limit of mean multiply-adds; all that ran is counted. The difference is that to
+  the other line at the multiply-adds that were used. *Attended v1* is MobileNetV1's plain topology
+  with Swish and attention, *us net* the static widths of the supernet of Table 5's best target,
+  *alone* networks of single widths.
 """
+_EASY = (
+    "Easy images: the share of the gates' training images in the last epoch that the slimmest "
+    "classifies correctly. Rows of a confidence have thresholds that the gates' images chose, at "
+    "no more than the MAdds of the gates."
+)
+# Further columns of some tables: title, and function of the rows of all seeds and a name.
+_MORE = {
+    "easy": ("easy images %", lambda rows, name: _each_of(rows, name)),
+    "parameters": ("parameters stored", lambda rows, name: f"{rows[0][name]:,}"),
+    "ms": ("ms", lambda rows, name: _mean_of(rows, name)),
+}
 _EMPTY = ("not run yet", "-", "not run yet")
 
 
@@ -67,16 +89,38 @@ def section(result):
     parts = [f"The paper: {table.claim} Its figures on ImageNet: {table.paper}.", ""]
     parts += [f"Images: `{result['images']}`. Verdict: **{result['verdict']}**.", ""]
     parts += [_command(result), ""]
+    parts += [_not_tested(result), ""] if result.get("not_tested") else []
     titles = ("arm", "weights", "path", "M MAdds", "top-1 %, each seed", "mean")
-    parts += [_markdown(titles, _arm_rows(result["rows"]))]
+    more = [name for name in _MORE if any(name in row for row in result["rows"])]
+    titles = (*titles, *(_MORE[name][0] for name in more))
+    parts += [_markdown(titles, _arm_rows(result["rows"], more))]
+    if "easy" in more:
+        parts += ["", _EASY]
     if result["contrasts"]:
         titles = ("difference", "path", "weights", "points", "95 % interval", "seeds", "paper")
         parts += ["", _markdown((*titles, "verdict"), map(_contrast_row, result["contrasts"]))]
+    if result.get("not_compared"):
+        names = "; ".join(result["not_compared"]).replace("_", " ")
+        parts += ["", f"Not compared, because only one has such multiply-adds: {names}."]
     if result["drops"]:
         drops = ", ".join(f"{_short(name, result)}: {n}" for name, n in result["drops"].items())
         parts += ["", f"Falls of the slimmest by over 5 points between two epochs: {drops}."]
     parts += ["", _record(result["record"])]
     return "\n".join(parts)
+
+
+def _not_tested(result):
+    """Returns the sentence that names the gates that were left out, with both numbers of each."""
+    runs = ", ".join(
+        f"{_short(row['run'], result)} ({100 * row['widest']:.1f} % at the widest, the ends "
+        f"{100 * row['distance']:.1f} points apart)"
+        for row in result["not_tested"]
+    )
+    widest, distance = LEAST_WIDEST["cifar10"], LEAST_DISTANCE
+    return (
+        f"Not tested, because a DS-ResNet must have {100 * widest:.0f} % at the widest and ends "
+        f"{100 * distance:.0f} points apart on the images of every choice: {runs}."
+    )
 
 
 def _overview(results):
@@ -94,7 +138,7 @@ def _overview(results):
     rows += [(name, claim, "-", where, "-", "-") for name, claim, where in ELSEWHERE]
     lines = [_markdown(titles, rows), "", "Commands and flag files:", "", *_commands()]
     missing = [f"- {table.title}: {table.missing}." for table in TABLES.values() if table.missing]
-    return "\n".join([*lines, "", "Not built yet:", "", *missing])
+    return "\n".join([*lines, *(["", "Not built yet:", "", *missing] if missing else [])])
 
 
 def _commands():
@@ -103,7 +147,7 @@ def _commands():
     for table in TABLES.values():
         if not table.claim or not table.arms:
             continue
-        configs = {run.arm.config.format(data="cifar10") for run in plan(table)}
+        configs = {pathlib.Path(run.arguments[0]).stem for run in plan(table)}
         files = ", ".join(f"`recipes/configs/{name}.cfg`" for name in sorted(configs))
         lines.append(
             f"- {table.title}: `python recipes/reproduce.py --table={table.name}`, {files}."
@@ -112,14 +156,22 @@ def _commands():
 
 
 def _ours(result):
-    rows = [row for row in result["contrasts"] if row["paper"] is not None]
-    return "; ".join(
-        f"{row['first']} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
-        for row in rows
+    rows = [row for row in result["contrasts"] if row["verdict"] is not None]
+    return (
+        "; ".join(
+            f"{_name(row)} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
+            for row in rows
+        )
+        or _EMPTY[1]
     )
 
 
-def _arm_rows(rows):
+def _name(row):
+    """Returns the arm that a claim favours, or both peers, of which one has many contrasts."""
+    return f"{row['first']} - {row['second']}" if "madds" in row else row["first"]
+
+
+def _arm_rows(rows, more=()):
     groups = {}
     for row in rows:
         key = (row["arm"], row["weights"], row["path"])
@@ -129,14 +181,27 @@ def _arm_rows(rows):
         madds = sum(row["madds"] for row in group) / len(group) / 1e6
         each = ", ".join(f"{value:.2f}" for value in top1)
         mean = f"{sum(top1) / len(top1):.2f}"
-        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean
+        cells = [_MORE[name][1](group, name) for name in more]
+        yield arm.replace("_", " "), weights, path, f"{madds:.2f}", each, mean, *cells
+
+
+def _mean_of(rows, name):
+    values = [row[name] for row in rows if name in row]
+    return f"{sum(values) / len(values):.3f}" if values else "-"
+
+
+def _each_of(rows, name):
+    return ", ".join(f"{100 * row[name]:.1f}" for row in rows if row.get(name) is not None) or "-"
 
 
 def _contrast_row(row):
     name = f"{row['first']} - {row['second']}".replace("_", " ")
     paper = "-" if row["paper"] is None else _points(row["paper"])
     seeds = " / ".join(map(str, row["num_seeds"]))
-    ends = (row["path"], row["weights"], _points(row["value"]), _interval(row), seeds, paper)
+    path = row["path"]
+    if row.get("second_path", path) != path:
+        path = f"{path} - {row['second_path']}"
+    ends = (path, row["weights"], _points(row["value"]), _interval(row), seeds, paper)
     return name, *ends, row["verdict"] or "-"
 
 
@@ -183,6 +248,8 @@ def _record(record):
 
 def _pictures(name, folder):
     pictures = [("differences", "differences"), ("curves", "the slimmest over the epochs")]
+    pictures += [("lines", "accuracy against multiply-adds")]
+    pictures += [("latency", "accuracy against milliseconds")]
     lines = []
     for ending, about in pictures:
         if (folder / f"{name}_{ending}.png").is_file():

@@ -31,7 +31,7 @@ EXEMPT = (
     "strict_images",
 )
 # The values of these flags can be paths; another spelling of the same path is not a change.
-PATHS = ("dataset", "supernet", "weights")
+PATHS = ("dataset", "gates_from", "supernet", "weights")
 # True if the program was started as a sub-command of `keras-dsnet`.
 started_as_command = False
 

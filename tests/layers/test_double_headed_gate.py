@@ -132,3 +132,45 @@ def test_config_brings_back_the_gate():
     copy.set_weights(gate.get_weights())
     for expected, got in zip(gate(IMAGES, width=2), copy(IMAGES, width=2)):
         np.testing.assert_array_equal(expected, got)
+
+
+@pytest.mark.parametrize("share_encoder", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (7, 1)], ids="{0[0]}x{0[1]}".format)
+def test_an_encoder_of_regions_adds_five_means(size, share_encoder):
+    gate = made(encoder="regions", share_encoder=share_encoder)
+    images = np.random.default_rng(2).normal(size=(3, *size, 16)).astype("float32")
+    height, width = size
+    halves = [
+        (slice(0, (side + 1) // 2), slice(side // 2, side), slice(side // 4, side - side // 4))
+        for side in (height, width)
+    ]
+    (top, bottom, middle), (left, right, centre) = halves
+    parts = [(top, left), (top, right), (bottom, left), (bottom, right), (middle, centre)]
+    names = ("w1", "b1") if share_encoder else ("w1_slimming", "b1_slimming")
+    weights, bias = (getattr(gate, name).numpy() for name in names)
+    code = images.mean((1, 2)) @ weights[:16] + bias
+    for region, (rows, columns) in enumerate(parts):
+        assert images[:, rows, columns].size
+        mean = images[:, rows, columns].mean((1, 2))
+        code = code + mean @ gate.w1_regions.numpy()[region, :16]
+    expected = np.maximum(code, 0) @ gate.w2.numpy()
+    outputs, scores = gate(images, width=1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    attended = made(share_encoder=share_encoder)
+    for name in ("w1", "b1", "w3", "b3"):
+        getattr(attended, name).assign(getattr(gate, name))
+    np.testing.assert_allclose(outputs, attended(images, width=1)[0], rtol=1e-5)
+    traced = tf.function(lambda x: gate(x, width=1)[1])
+    open_size = tf.TensorSpec((None, None, None, 16))
+    np.testing.assert_allclose(traced.get_concrete_function(open_size)(images), scores, atol=1e-4)
+
+
+def test_an_encoder_of_regions_starts_as_the_global_one():
+    gate = made(randomize=False, encoder="regions")
+    assert [v.name for v in gate.slimming_variables] == ["w2", "w1_regions"]
+    hidden = np.maximum(IMAGES.mean((1, 2)) @ gate.w1.numpy(), 0)
+    np.testing.assert_allclose(gate(IMAGES, width=2)[1], hidden @ gate.w2.numpy(), atol=1e-4)
+    clone = DoubleHeadedGate.from_config(gate.get_config())
+    assert clone.encoder == "regions"
+    with pytest.raises(ValueError, match=r"one of \('global', 'regions'\). Received: .*'local'"):
+        DoubleHeadedGate(8, encoder="local")

@@ -101,6 +101,20 @@ def test_verdict_follows_from_the_interval(low, high, paper, expected):
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.001, 0.03, "holds"),
+        (-0.03, -0.001, "does not hold"),
+        (-0.001, 0.02, "undecided"),
+        (None, None, "undecided"),
+    ],
+)
+def test_verdict_on_a_claim_without_a_figure(low, high, expected):
+    measured = Difference(0.0, low, high, None, (0.0, 0.0), (2, 2))
+    assert comparison.verdict_of_sign(measured) == expected
+
+
+@pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
         ([], "not run yet"),

@@ -292,7 +292,7 @@ def test_stage_2_on_two_replicas(supernet, tmp_path):
         (
             "imagenet_stage1.py",
             [f"--weights={RECIPES}"],
-            f"--weights={RECIPES} is a folder: name a .weights.h5 or .pth.tar file",
+            f"--weights={RECIPES} is a folder without supernet.keras or model.keras: name the ",
         ),
         (
             "imagenet_stage1.py",

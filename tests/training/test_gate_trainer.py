@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_families import TINY_RESNET, tiny_network
 
 from keras_dsnet.models import (
     DynamicSlimmableNetwork,
@@ -105,6 +104,36 @@ def test_a_perfect_gate_scores_zero():
     scores = np.zeros((40, 4), "float32")
     scores[np.arange(40), np.where(easy, 0, 3)] = 50.0
     assert float(gate_cross_entropy(gate, tf.constant(scores), trainer.routes, ~easy)) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["try_best", "give_up"])
+def test_soft_targets_are_how_sure_the_slimmest_route_is(strategy):
+    network = make_network()
+    images, labels = make_batch()
+    trainer = make_trainer(network, strategy=strategy, soft_targets=True)
+    losses, results = trainer.losses(images, labels)
+    doubt = 1 - tf.nn.softmax(network(images, path=0)).numpy().max(axis=1)
+    if strategy == "give_up":
+        doubt *= right(network, images, labels, 3)
+    scores = network.run_section(0, None, (0, 0), images)[1].numpy()[:, list(ROUTES)]
+    logs = tf.nn.log_softmax(scores).numpy()
+    expected = -((1 - doubt) * logs[:, 0] + doubt * logs[:, -1])
+    np.testing.assert_allclose(losses["sgs_loss"], expected.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(results["easy"], right(network, images, labels, 0))
+    hard = make_trainer(network, strategy=strategy).losses(images, labels)
+    np.testing.assert_array_equal(results["gate_right"], hard[1]["gate_right"])
+    assert abs(float(losses["sgs_loss"] - hard[0]["sgs_loss"])) > 1e-3
+
+
+def test_soft_targets_of_a_scalar_head_are_its_sigmoid():
+    network = make_network(slimming_head="scalar")
+    images, labels = make_batch()
+    losses, _ = make_trainer(network, soft_targets=True).losses(images, labels)
+    doubt = 1 - tf.nn.softmax(network(images, path=0)).numpy().max(axis=1)
+    scores = network.run_section(0, None, (0, 0), images)[1].numpy()[:, 0]
+    p = 1 / (1 + np.exp(-scores))
+    expected = -(doubt * np.log(p) + (1 - doubt) * np.log(1 - p))
+    np.testing.assert_allclose(losses["sgs_loss"], expected.mean(), rtol=1e-4)
 
 
 def test_reported_madds_are_the_mean_of_the_chosen_paths_exactly():
@@ -267,8 +296,6 @@ def test_the_exact_estimator_follows_what_a_route_is_worth():
 def test_estimators_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="'guess'"):
         make_trainer(estimator="guess")
-    with pytest.raises(ValueError, match="'exact' for 3 gates"):
-        GateTrainer(tiny_network(TINY_RESNET), estimator="exact")
 
 
 def test_the_gain_is_over_the_line_between_neighbouring_static_paths():

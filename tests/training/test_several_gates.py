@@ -137,8 +137,78 @@ def test_a_step_of_stage_2_moves_all_slimming_heads_and_nothing_else():
     trainer.train_step((IMAGES, LABELS))
     moved = {v.path for v in network.variables if not np.array_equal(v, before[v.path])}
     assert moved == {gate.w2.path for gate in network.slimming_gates}
-    with pytest.raises(ValueError, match="'exact' for 3 gates"):
-        GateTrainer(network, estimator="exact")
+
+
+def brute_force(network):
+    """Returns the cross entropy and the relative MAdds of every image on each of 27 paths."""
+    widest = network.madds("widest")
+    losses = {}
+    for path in itertools.product(ROUTES, repeat=3):
+        logits = network(IMAGES, path=path)
+        entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(LABELS, logits).numpy()
+        losses[path] = entropies, (network.madds(path) / widest) ** 2
+    return losses
+
+
+@pytest.mark.parametrize("seed", [None, (0, 5)], ids=["greedy", "sampled"])
+def test_exact_gradients_of_one_gate_at_a_time_are_those_of_brute_force(network, seed):
+    trainer = GateTrainer(network, ROUTES, estimator="exact", loss_weights=(1, 0.5, 0))
+    noise = None if seed is None else tf.constant(seed)
+    heads = [gate.w2.value for gate in network.slimming_gates]
+    with tf.GradientTape() as tape:
+        losses, results = trainer.losses(IMAGES, LABELS, noise)
+    gradients = tape.gradient(losses["loss"], heads)
+    chosen = np.argmax(results["choices"], axis=2)
+    assert (np.array_equal(chosen.T, network.route(IMAGES))) == (seed is None)
+    known = brute_force(network)
+    expected = np.zeros(3)
+    one_hot = [tf.one_hot(choice, 3) for choice in chosen]
+    for gate in range(3):
+        table = np.zeros((len(IMAGES), 3))
+        for image, width in itertools.product(range(len(IMAGES)), ROUTES):
+            path = [*chosen[:gate, image], width, *chosen[gate + 1 :, image]]
+            entropies, cost = known[tuple(map(int, path))]
+            table[image, width] = entropies[image] + 0.5 * cost
+        with tf.GradientTape() as tape:
+            masked = MaskedExecutor(network, ROUTES, lambda gate, scores, index: one_hot[index])
+            network.run_sections(IMAGES, None, executor=masked)
+            soft = tf.nn.softmax(masked.scores[gate])
+            expectation = tf.reduce_mean(tf.reduce_sum(soft * table.astype("float32"), axis=1))
+        expected[gate] = expectation
+        gradient = tape.gradient(expectation, heads[gate])
+        scale = np.abs(gradient).max()
+        assert scale > 1e-4
+        np.testing.assert_allclose(gradients[gate], gradient, atol=1e-3 * scale)
+    np.testing.assert_allclose(losses["loss"], expected.mean(), rtol=1e-4)
+
+
+def test_exact_gradients_of_several_gates_are_finite_differences():
+    network = tiny_network(TINY_RESNET)
+    trainer = GateTrainer(network, ROUTES, estimator="exact", loss_weights=(1, 0.5, 0))
+    last = network.slimming_gates[-1].w2
+    with tf.GradientTape() as tape:
+        loss = trainer.losses(IMAGES, LABELS)[0]["loss"]
+    gradient = tape.gradient(loss, last.value).numpy()
+    place = np.unravel_index(np.argmax(np.abs(gradient)), gradient.shape)
+    start, step, values = last.numpy(), 1e-2, []
+    for sign in (1, -1):
+        moved = start.copy()
+        moved[place] += sign * step
+        last.assign(moved)
+        values.append(float(trainer.losses(IMAGES, LABELS)[0]["loss"]))
+    # The last head moves one of three expectations, of which the loss is the mean.
+    slope = 3 * (values[0] - values[1]) / (2 * step)
+    np.testing.assert_allclose(gradient[place], slope, rtol=0.05)
+
+
+def test_exact_gradients_move_all_slimming_heads_and_nothing_else():
+    network = tiny_network(TINY_RESNET)
+    trainer = GateTrainer(network, routes=ROUTES, estimator="exact")
+    trainer.compile(keras.optimizers.SGD(0.1))
+    before = {v.path: v.numpy() for v in network.variables}
+    trainer.train_step((IMAGES, LABELS))
+    moved = {v.path for v in network.variables if not np.array_equal(v, before[v.path])}
+    assert moved == {gate.w2.path for gate in network.slimming_gates}
 
 
 def test_the_gradient_of_a_width_is_what_more_channels_would_change(network):

@@ -51,3 +51,25 @@ def test_half_precision_files_say_so(network, tmp_path):
     with h5py.File(tmp_path / "half.weights.h5") as file:
         file.visititems(lambda _, item: kinds.add(getattr(item, "dtype", None)))
     assert np.dtype("float16") in kinds
+
+
+def test_a_whole_network_is_a_file_of_weights(network, tmp_path):
+    network.save(tmp_path / "network.keras")
+    loaded = DSMobileNet(weights=tmp_path / "network.keras")
+    assert (loaded.spec, loaded.routes, loaded.gates_trained) == (network.spec, (1, 4), True)
+    for value, expected in zip(loaded.variables, network.variables, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    other = DSMobileNet(weights=tmp_path / "network.keras", classes=3, input_shape=(48, 48, 3))
+    assert (other.classes, other.gates_trained) == (3, False)
+    expected = {v.path: np.array(v) for v in network.variables}
+    for value in other.variables:
+        if not value.path.startswith("classifier/"):
+            np.testing.assert_array_equal(value, expected[value.path])
+
+
+def test_a_damaged_network_is_named(tmp_path):
+    (tmp_path / "network.keras").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"network\.keras is damaged"):
+        DSMobileNet(weights=tmp_path / "network.keras")
+    with pytest.raises(FileNotFoundError, match=r"none\.keras"):
+        DSMobileNet(weights=tmp_path / "none.keras")

@@ -1,0 +1,154 @@
+"""The rows of gates in the tables of the paper: those that can be judged, with their neighbours.
+
+A gate can gain nothing from a supernet whose widths are equally accurate, and the choices of a
+supernet that is not trained yet mean little. `refusal` finds both on the images of every choice.
+"""
+
+import json
+import pathlib
+
+from keras_dsnet_recipes.lib import comparison, hits
+
+NOT_TESTED = "not tested"
+# What a DS-ResNet must reach on the images of every choice, so that its gates are reported: top-1
+# at the widest, by the name of the data, and the distance between both ends.
+LEAST_WIDEST = {"cifar10": 0.80, "tiny_imagenet": 0.0}
+LEAST_DISTANCE = 0.03
+
+
+def refusal(run, found, data):
+    """Returns why the gates of a run cannot be judged, or None.
+
+    Args:
+        run: `reproduction.Run`.
+        found: Dict of `hits.load_hits` on the images of every choice.
+        data: Str, the name of the data. The digits of `--quick` have no limits.
+
+    Returns:
+        Dict with "run", "widest" and "distance", both as fractions, or None.
+    """
+    if not run.supernet or "ds_resnet" not in run.supernet.arm.config or data not in LEAST_WIDEST:
+        return None
+    static = hits.static_paths(found)
+    widest = float(static[-1]["hits"].mean())
+    distance = widest - float(static[0]["hits"].mean())
+    # Hits are counted, so that a limit that is met exactly must not fail by rounding.
+    if widest >= LEAST_WIDEST[data] - 1e-9 and distance >= LEAST_DISTANCE - 1e-9:
+        return None
+    return {"run": run.name, "widest": widest, "distance": distance}
+
+
+def refusals(runs, load, data):
+    """Returns the refusals of the gates among some runs.
+
+    Args:
+        runs: List of `reproduction.Run`.
+        load: Function of a run that returns its hits on the images of every choice.
+        data: Str, the name of the data.
+
+    Returns:
+        Dict from the names of the refused runs to the dicts of `refusal`.
+    """
+    gated = [run for run in runs if run.supernet]
+    found = ((run.name, refusal(run, load(run), data)) for run in gated)
+    return {name: reason for name, reason in found if reason}
+
+
+def joint_verdict(verdicts, refused):
+    """Returns the verdict of a table.
+
+    Args:
+        verdicts: The verdicts of its claimed differences.
+        refused: Dict of `refusals`.
+    """
+    return NOT_TESTED if refused and not verdicts else comparison.joint_verdict(verdicts)
+
+
+def easy_share(folder):
+    """Returns the share of easy images in the last epoch of a run of stage II, or None.
+
+    Args:
+        folder: Path of the work directory of the run.
+    """
+    from keras_dsnet.runs import read_log
+
+    path = pathlib.Path(folder) / "log.csv"
+    values = [row["easy"] for row in read_log(path) if row.get("easy")] if path.is_file() else []
+    return float(values[-1]) if values else None
+
+
+def confidence_row(run, folder, split, max_madds, data_dir=None):
+    """Returns the hits of routing by confidence in the network of a run of stage II.
+
+    The images that the gates learned from choose the thresholds: those of the best accuracy at no
+    more than the multiply-adds of the gates.
+
+    Args:
+        run: Path of the work directory of stage II.
+        folder: Path of the folder in which hits are stored.
+        split: Str, TFDS slice of the images, or None for the evaluation images of the run.
+        max_madds: Float, multiply-adds of the gates on the images of every choice.
+        data_dir: Str, folder of prepared data sets. Defaults to that of the run.
+
+    Returns:
+        Dict with "hits", bool `[images]`, "madds" and "thresholds".
+    """
+    run = pathlib.Path(run)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    split = split or config["eval_split"]
+
+    def measure():
+        return _measure(run, config, split, max_madds, data_dir)
+
+    return hits.stored_hits(run, folder, f"confidence_{split or 'eval'}", measure)["confidence"]
+
+
+def _measure(run, config, split, max_madds, data_dir):
+    import keras
+
+    from keras_dsnet.data import evaluation_pipeline, load_source
+    from keras_dsnet.training import calibrate_confidence, evaluate_paths
+
+    model = keras.models.load_model(run / "model.keras", compile=False)
+
+    def load(kind, name):
+        options = {f"{kind}_split": name}
+        source = load_source(config["dataset"], data_dir or config["data_dir"], kind, **options)
+        batches = evaluation_pipeline(
+            source,
+            image_size=model.input_shape[1:3],
+            batch_size=config["eval_batch_size"],
+            preprocess=model.normalization,
+        )
+        return source, batches
+
+    least = model.madds(model.confidence_steps[0])
+    learned = load("train", config["train_split"])[1]
+    calibrate_confidence(model, learned, max_madds=max(max_madds, least))
+    source, batches = load("eval", split)
+    rows = evaluate_paths(model, batches, [], routings=("confidence",), per_image=True)
+    (row,) = [row for row in rows if row["path"] == "confidence"]
+    kept = {name: row[name] for name in ("path", "madds", "top1", "hits")}
+    return [{**kept, "images": source.num_examples, "thresholds": list(model.thresholds)}]
+
+
+def line_of_arms(arms, madds):
+    """Returns the line between networks that were trained alone, at given multiply-adds.
+
+    Args:
+        arms: List of dicts from seeds to the row of the only path of a network.
+        madds: Float.
+
+    Returns:
+        float array `[seeds, images]` for the seeds that all arms have, or None where the line does
+        not reach.
+    """
+    import numpy as np
+
+    seeds = sorted(set.intersection(*map(set, arms))) if arms else []
+    lines = []
+    for seed in seeds:
+        rows = [arm[seed] for arm in arms]
+        costs = [row["madds"] for row in rows]
+        lines.append(comparison.static_line([row["hits"] for row in rows], costs, madds))
+    return np.stack(lines) if lines and all(line is not None for line in lines) else None

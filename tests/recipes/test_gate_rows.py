@@ -1,0 +1,135 @@
+"""The rows of gates in the tables of the paper: the guard, the easy images, the confidence."""
+
+import json
+
+import numpy as np
+import pytest
+from keras_dsnet_recipes.lib import collection, gate_rows, hits
+from keras_dsnet_recipes.lib.paper_tables import TABLES, Arm, Contrast, Table
+from keras_dsnet_recipes.lib.reproduction import plan
+from keras_dsnet_recipes.lib.reproduction_page import section
+
+IMAGES = 1000
+
+
+def rows_of(slimmest, widest):
+    """Returns the hits of a network with gates, whose easy images are the first ones."""
+    counts = {"0": slimmest, "3": widest, "dynamic": (slimmest + widest) // 2 + 20}
+    madds = {"0": 1e6, "3": 3e6, "dynamic": 2e6}
+    place = np.arange(IMAGES)
+    return {
+        name: {"path": name, "hits": place < count, "madds": madds[name]}
+        for name, count in counts.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("slimmest", "widest", "data", "is_refused"),
+    [
+        (770, 800, "cifar10", False),
+        (700, 799, "cifar10", True),
+        (771, 800, "cifar10", True),
+        (300, 350, "tiny_imagenet", False),
+        (330, 350, "tiny_imagenet", True),
+        (330, 350, "digits", False),
+    ],
+)
+def test_gates_of_a_weak_or_flat_supernet_are_refused(slimmest, widest, data, is_refused):
+    run = plan(TABLES["6"], arms=["target"], seeds=[0])[-1]
+    found = gate_rows.refusal(run, rows_of(slimmest, widest), data)
+    assert (found is not None) == is_refused
+    if is_refused:
+        assert found["widest"] == pytest.approx(widest / IMAGES)
+        assert found["distance"] == pytest.approx((widest - slimmest) / IMAGES)
+
+
+def test_gates_of_other_networks_have_no_limit():
+    run = plan(TABLES["9"], arms=["ds_mbnet_gate"], seeds=[0])[-1]
+    assert gate_rows.refusal(run, rows_of(500, 500), "cifar10") is None
+
+
+@pytest.fixture
+def collect(tmp_path, monkeypatch):
+    """Returns a function that collects one arm of Table 6 over two supernets."""
+    monkeypatch.setattr(gate_rows, "confidence_row", lambda *_: rows_of(700, 860)["dynamic"])
+
+    def collect(counts, confidence=False):
+        def load_hits(path, folder, split, weights, data_dir):
+            return rows_of(*counts[int(path.name[-1])])
+
+        monkeypatch.setattr(hits, "load_hits", load_hits)
+        name = "all_three"
+        (arm,) = [arm for arm in TABLES["6"].arms if arm.name == name]
+        contrasts = (Contrast(name, "line", "gate", 0.008),)
+        if confidence:
+            contrasts += (Contrast(name, name, "gate", second_path="confidence"),)
+        table = Table(
+            "6", "Table 6", "A claim.", "-", (arm,), contrasts, (0, 1), confidence=confidence
+        )
+        runs = plan(table)
+        for run in runs:
+            folder = tmp_path / run.name
+            (folder / "tables").mkdir(parents=True)
+            (folder / "tables" / "paths.json").write_text("[]")
+            config = {"seed": run.seed, "eval_split": "train[45000:]", "data_dir": None}
+            # The resolved paths of --supernet and --gates_from, which differ between arms.
+            config["places"] = {"supernet": run.supernet and run.supernet.name}
+            (folder / "config.json").write_text(json.dumps(config))
+            (folder / "log.csv").write_text("epoch,easy\n1,0.5\n2,0.625\n")
+        return collection.collect(table, runs, tmp_path, "cifar10", "test")
+
+    return collect
+
+
+def test_a_table_without_a_supernet_that_is_good_enough_is_not_tested(collect):
+    result = collect([(700, 790), (790, 800)])
+    assert result["verdict"] == "not tested"
+    assert [round(row["widest"], 3) for row in result["not_tested"]] == [0.79, 0.8]
+    assert {row["path"] for row in result["rows"]} == {"slimmest", "widest"}
+    assert result["contrasts"] == []
+    text = section(result)
+    assert "all_three_s0 (79.0 % at the widest, the ends 9.0 points apart)" in text
+    assert "all_three_s1 (80.0 % at the widest, the ends 1.0 points apart)" in text
+
+
+def test_gates_of_a_good_supernet_are_judged_without_those_of_a_weak_one(collect):
+    result = collect([(700, 860), (700, 790)])
+    assert [row["seed"] for row in result["rows"] if row["path"] == "gate"] == [0]
+    (contrast,) = result["contrasts"]
+    assert contrast["num_seeds"] == (1, 1)
+    assert len(result["not_tested"]) == 1
+
+
+def test_easy_images_stand_beside_every_gate(collect):
+    result = collect([(700, 860), (700, 860)])
+    gates = [row for row in result["rows"] if row["path"] == "gate"]
+    assert [row["easy"] for row in gates] == [0.625, 0.625]
+    assert "62.5, 62.5 |" in section(result)
+    assert result["verdict"] == "holds"
+
+
+def test_confidence_is_compared_above_the_same_line(collect):
+    result = collect([(700, 860), (700, 860)], confidence=True)
+    assert {row["path"] for row in result["rows"]} == {"slimmest", "widest", "gate", "confidence"}
+    assert result["contrasts"][1]["value"] == 0
+    assert "gate - confidence" in section(result)
+
+
+def test_the_line_of_networks_trained_alone():
+    arms = [
+        {seed: {"hits": np.full(10, value), "madds": madds} for seed in (0, 1)}
+        for value, madds in ((0.5, 1e6), (0.9, 3e6))
+    ]
+    np.testing.assert_allclose(gate_rows.line_of_arms(arms, 2e6), np.full((2, 10), 0.7))
+    assert gate_rows.line_of_arms(arms, 4e6) is None
+    assert gate_rows.line_of_arms([], 4e6) is None
+
+
+def test_an_arm_of_own_images_reads_those_of_the_supernet():
+    assert Arm("name", "program", "config").own_images is False
+    runs = plan(TABLES["9"], arms=["ds_resnet_gate_own_images"], seeds=[0])
+    assert "--train_split=train[:5000]" in runs[-1].arguments
+    (quick,) = plan(TABLES["9"], arms=["ds_resnet_gate_own_images"], seeds=[0], quick=True)[1:]
+    # The last one of several flags counts.
+    splits = [flag for flag in quick.arguments if flag.startswith("--train_split")]
+    assert splits[-1] == "--train_split=train[:20%]"
