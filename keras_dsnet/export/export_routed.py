@@ -149,10 +149,10 @@ def export_routed(
         raise ValueError(
             f"`layout` must be 'shared', 'fast' or 'staged'. Received: layout={layout!r}"
         )
-    if split and layout != "staged":
+    if not isinstance(split, bool) or (split and layout != "staged"):
         raise ValueError(
-            "`split=True` needs layout='staged', whose signatures can be separate files. "
-            f"Received: split={split!r} with layout={layout!r}"
+            "`split` must be a bool, and True only for layout='staged', whose signatures can be "
+            f"separate files. Received: split={split!r} with layout={layout!r}"
         )
     shape = check_options(network, input_shape, quantize, representative_data, input_type)
     check_target(filename)
