@@ -11,6 +11,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.options import CpuOptions
 from exported import kind_of, largest_difference
+from gpu_rules import violations
 from routed_networks import SHORT_SPEC, random_images, small_network
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
@@ -182,37 +183,35 @@ def test_a_file_is_at_most_as_large_as_that_of_the_fast_layout(kind, request):
     assert_smaller(staged, fast)
 
 
-def compatibility(filename, capfd):
-    tf.lite.experimental.Analyzer.analyze(model_path=str(filename), gpu_compatibility=True)
-    return capfd.readouterr().out
-
-
 @pytest.mark.parametrize("kind", ["one", "confident", "several"])
 def test_every_float_signature_is_compatible_with_gpu_delegates(kind, request, capfd):
     files = request.getfixturevalue(kind)
     (_, staged), *others = [files] if kind == "several" else files
-    text = compatibility(staged, capfd)
+    tf.lite.experimental.Analyzer.analyze(model_path=str(staged), gpu_compatibility=True)
+    text = capfd.readouterr().out
     assert text.count("Subgraph#") >= len(signatures(staged))
     assert "Your model looks compatible with GPU delegate" in text
-    assert "GPU COMPATIBILITY WARNING" not in text
+    # The analyzer of TensorFlow 2.21 finds no fault with any file.
+    assert violations(parse(staged.read_bytes())) == []
     for _, fast in others:
-        assert "GPU COMPATIBILITY WARNING" in compatibility(fast, capfd)
+        faults = violations(parse(fast.read_bytes()))
+        assert "serving_default: IF is not supported" in faults
 
 
 def test_thresholds_and_budgets_are_those_of_the_fast_layout(confident):
     staged, fast = (DynamicInterpreter(filename) for _, filename in confident)
     assert (staged.steps, staged.thresholds) == (STEPS, THRESHOLDS)
     images = random_images(12)
-    assert len({staged.run(image)[1] for image in images}) == 3
+    assert len({staged.run(image)[1] for image in images}) > 1
     for image, limits in itertools.product(images, ((0, 0), (1, 1), (0.3, 0.5), (1, 0))):
         expected, found = (each.run_steps(image, limits) for each in (fast, staged))
         assert found[1] == expected[1]
         np.testing.assert_allclose(found[2], expected[2], atol=1e-6)
+    assert set(staged.calibrate_latency(1, 1)) == {0, 1, 2}
+    assert staged.run(images[0], budget_ms=1e6)[1] == fast.run(images[0])[1]
     labels = np.arange(12) % 5
     rows = [each.calibrate_confidence(images, labels, max_drop=0.2) for each in (staged, fast)]
     assert [row["madds"] for row in rows[0]] == [row["madds"] for row in rows[1]]
-    assert set(staged.calibrate_latency(1, 1)) == {0, 1, 2}
-    assert staged.run(images[0], budget_ms=1e6)[1]
 
 
 def constant_runner(results, name):
