@@ -79,10 +79,12 @@ def export_routed(
     With `layout="staged"` the file has static signatures without branches, which the caller runs in
     turn, as `DynamicInterpreter` does. "trunk" takes `image` and returns `features_0` and, if the
     file has gates, `scores` `[1, choices]`. "route_<k>" for the width k takes these features and
-    returns `output`. With several gates there is a signature for each segment, the layers between
-    two gates, and for each pair of widths: "segment_1_to_<k>", "segment_2_<j>_to_<k>" and so on.
-    They return the features and scores for the next segment. In a file that routes by confidence
-    the last signature also returns `logits`, unless they are the output.
+    returns `output`. With several gates there are signatures for each segment, the layers between
+    two gates: "segment_1_to_<k>", then for each pair of widths "segment_2_<j>_to_<k>", whose
+    features "segment_2_to_<k>" takes, and so on. They return the features and scores for the next
+    segment. If both widths are the narrowest, the first one of the two runs the whole segment. In a
+    file that routes by confidence the last signature also returns `logits`, unless they are the
+    output.
 
     The file contains TFLite Metadata and, in a file `labels.txt` at its end, the network's class
     names in the order of the outputs. The oldest runtimes that run it correctly are TensorFlow Lite

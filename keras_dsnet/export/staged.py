@@ -1,13 +1,17 @@
 """Assembly of a staged TFLite file, a signature for each part that the caller runs.
 
 The signature "trunk" runs the layers up to the first gate, and the gate. For each width there is a
-signature of the layers after it. With several gates there is a signature for each segment, the
-layers after a gate up to the next one, and each pair of widths of the segment before and of its
-own. All shapes are static, and no operator calls a subgraph, so a GPU or NPU delegate can take a
+signature of the layers after it. With several gates there are signatures for each segment, the
+layers after a gate up to the next one: one for each pair of widths of the segment before and of its
+own, which runs the first convolutions, and one for each width, which runs the rest. XNNPACK packs
+the weights of every signature, so a copy of the rest in each pair would multiply the memory.
+
+All shapes are static, and no operator calls a subgraph, so a GPU or NPU delegate can take a
 signature whole. Features are passed on as the next signature reads them, in an int8 file as int8.
 """
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +25,7 @@ from keras_dsnet.export.dynamic_interpreter import METADATA_NAME
 from keras_dsnet.export.graphs import RoutedGraphs
 from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
 from keras_dsnet.export.packing import pack
-from keras_dsnet.export.staged_runtime import TRUNK, digest, segment_name
+from keras_dsnet.export.staged_runtime import TRUNK, digest, segment_names
 from keras_dsnet.export.tflite_model import (
     ImportedGraph,
     ModelBuilder,
@@ -94,14 +98,19 @@ def assemble_staged(
 def _signatures(graphs: RoutedGraphs) -> Iterator[tuple[str, ImportedGraph]]:
     """Yields the name and the graph of each signature."""
     yield TRUNK, graphs.front
-    segments = len(graphs.sections)
     for segment, section in enumerate(graphs.sections, start=1):
-        if not section.entries:
-            for width, rest in section.rest.items():
-                yield segment_name(segments, segment, None, width), rest
+        names_of = functools.partial(segment_names, len(graphs.sections), segment)
+        narrowest = min(section.rest)
+        rests = {}
         for (before, width), entry in section.entries.items():
-            joined = _joined(entry, section.rest[width])
-            yield segment_name(segments, segment, before, width), joined
+            name, *others = names_of(before, width, narrowest)
+            yield name, entry if others else _joined(entry, section.rest[width])
+            rests |= dict.fromkeys(others, section.rest[width])
+        if not section.entries:
+            rests = {
+                names_of(None, width, narrowest)[0]: each for width, each in section.rest.items()
+            }
+        yield from rests.items()
 
 
 def _joined(entry, rest):

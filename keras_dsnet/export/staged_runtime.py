@@ -18,20 +18,28 @@ TRUNK = "trunk"
 _NEVER, _ALWAYS = np.float32(-1.0), np.float32(2.0)
 
 
-def segment_name(segments: int, segment: int, before: int | None, width: int) -> str:
-    """Returns the name of the signature that runs a segment of a staged file.
+def segment_names(
+    segments: int, segment: int, before: int | None, width: int, narrowest: int
+) -> tuple[str, ...]:
+    """Returns the names of the signatures that run a segment of a staged file, one after the other.
+
+    From the second segment on, the first signature depends on the width before, and the second one
+    runs the rest of the segment. Two narrowest widths have one signature for both, since a call
+    costs most on the shortest path.
 
     Args:
         segments: Integer, number of segments of the file.
         segment: Integer, counted from 1.
         before: Integer, width of the segment before, or None for the first one.
         width: Integer, width of the segment.
+        narrowest: Integer, narrowest width of the file.
     """
     if segments == 1:
-        return f"route_{width}"
+        return (f"route_{width}",)
     if segment == 1:
-        return f"segment_1_to_{width}"
-    return f"segment_{segment}_{before}_to_{width}"
+        return (f"segment_1_to_{width}",)
+    entry = f"segment_{segment}_{before}_to_{width}"
+    return (entry,) if before == width == narrowest else (entry, f"segment_{segment}_to_{width}")
 
 
 class StagedRuntime:
@@ -173,9 +181,10 @@ class StagedRuntime:
         for segment, widths in enumerate(allowed, start=1):
             width = widths[0] if len(widths) == 1 else self._choose(segment, results, widths)
             before = path[-1] if path else None
-            runner = self._runner(segment_name(self._segments, segment, before, width))
-            features = {name: each for name, each in results.items() if name.startswith("features")}
-            results = runner(**features)
+            names = segment_names(self._segments, segment, before, width, self._widths[0])
+            for signature in names:
+                features = {name: results[name] for name in results if name.startswith("features")}
+                results = self._runner(signature)(**features)
             path.append(width)
         return tuple(path * (self._num_gates // len(path))), results
 

@@ -23,12 +23,13 @@ from keras_dsnet.export.tflite_model import parse
 
 ROUTES = (0, 2)
 STEPS, THRESHOLDS = (0, 1, 2), (0.27, 0.23)
-SEGMENTS = ["segment_1_to_0", "segment_1_to_2"] + [
+ENTRIES = [
     f"segment_{segment}_{before}_to_{width}"
     for segment in (2, 3)
     for width in ROUTES
     for before in ROUTES
 ]
+SEGMENTS = [f"segment_{segment}_to_{width}" for segment in (1, 2, 3) for width in ROUTES]
 RUNTIMES = ["interpreter", "compiled"]
 
 
@@ -124,12 +125,16 @@ def test_one_gate_has_a_trunk_and_a_signature_for_each_route(one):
     assert shape[0] == 1
 
 
-def test_several_gates_have_a_signature_for_each_segment_and_pair_of_widths(several):
+def test_several_gates_have_signatures_for_each_segment_and_pair_of_widths(several):
     _, staged = several
     found = signatures(staged)
-    assert sorted(found) == sorted(["trunk", *SEGMENTS])
-    assert found["segment_3_0_to_2"]["outputs"] == ["output"]
-    assert "scores" in found["segment_2_0_to_2"]["outputs"]
+    assert sorted(found) == sorted(["trunk", *ENTRIES, *SEGMENTS])
+    assert found["segment_3_to_2"]["outputs"] == ["output"]
+    assert "scores" in found["segment_2_to_2"]["outputs"]
+    # The narrowest path needs one call for each segment.
+    assert found["segment_3_0_to_0"]["outputs"] == ["output"]
+    # Packed weights cost memory, so no other pair has a copy of the rest of its segment.
+    assert "output" not in found["segment_3_0_to_2"]["outputs"]
 
 
 def test_without_a_signature_the_file_is_the_trunk(one):
