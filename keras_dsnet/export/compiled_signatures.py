@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.options import CpuOptions, Options
+from ai_edge_litert.tensor_buffer import TensorBuffer
 
 
 class CompiledSignatures:
@@ -33,6 +34,9 @@ class CompiledSignatures:
     def get_signature_runner(self, signature: str) -> Callable:
         """Returns a function from a signature's inputs, by keyword, to a dict of its outputs.
 
+        Outputs with names that start with "features" are `TensorBuffer`s, which are valid until the
+        next call. All others are arrays. Inputs may be either.
+
         Args:
             signature: Name of the signature.
         """
@@ -48,10 +52,18 @@ class CompiledSignatures:
         details = self._model.get_output_tensor_details(signature)
 
         def run(**arrays):
+            given = dict(inputs)
             for name, array in arrays.items():
-                inputs[name].write(np.ascontiguousarray(array))
-            self._model.run_by_name(signature, inputs, outputs)
-            return {name: _read(buffer, details[name]) for name, buffer in outputs.items()}
+                if isinstance(array, TensorBuffer):
+                    given[name] = array
+                else:
+                    inputs[name].write(np.ascontiguousarray(array))
+            self._model.run_by_name(signature, given, outputs)
+            # Features only pass from one signature to the next, so they are not copied.
+            return {
+                name: buffer if name.startswith("features") else _read(buffer, details[name])
+                for name, buffer in outputs.items()
+            }
 
         return run
 
