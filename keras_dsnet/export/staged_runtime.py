@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -232,8 +233,8 @@ class StagedFiles:
         filename: Path of the file with the trunk.
         metadata: Dict of its metadata.
         trunk: The opened file of the trunk.
-        open_file: Function that opens a file by its path. Opened files have a method
-            `get_signature_runner`.
+        open_file: Bound method that opens a file by its path. Opened files have a method
+            `get_signature_runner`. Its object must exist as long as files may be opened.
 
     Raises:
         OSError: If a file of a segment does not exist.
@@ -249,7 +250,8 @@ class StagedFiles:
         self._parts = metadata["staged"]["files"]
         self._folder = pathlib.Path(filename).parent
         self._trunk = trunk
-        self._open_file = open_file
+        # A cycle of references would keep the memory of files that are no longer used.
+        self._open_file: Callable = weakref.WeakMethod(open_file)
         for part in self._parts.values():
             if not (self._folder / part["name"]).is_file():
                 code = errno.ENOENT
@@ -272,7 +274,7 @@ class StagedFiles:
                 f"{path} was not written by the export that wrote the trunk's file; export both "
                 "again"
             )
-        return self._open_file(path).get_signature_runner(signature)
+        return self._open_file()(path).get_signature_runner(signature)
 
 
 def digest(content: bytes) -> str:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -308,6 +309,15 @@ def test_split_files_are_opened_when_they_are_first_needed(network, one, tmp_pat
     (tmp_path / names[1]).write_bytes((tmp_path / names[0]).read_bytes())
     with pytest.raises(ValueError, match=r"m\.route_2\.tflite was not written by the export that"):
         DynamicInterpreter(filename, runtime=runtime).run(image, 2, 2)
+
+
+def test_an_interpreter_that_is_no_longer_used_frees_its_memory(one):
+    (_, staged), _ = one
+    interpreter = DynamicInterpreter(staged)
+    interpreter.run(random_images(1)[0])
+    reference = weakref.ref(interpreter)
+    del interpreter
+    assert reference() is None
 
 
 def test_only_three_files_are_needed_on_a_device(one, tmp_path):
