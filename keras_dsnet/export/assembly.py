@@ -40,6 +40,7 @@ from keras_dsnet.export.tflite_model import (
     add_operator,
     add_tensor,
     append_buffer,
+    append_graph,
     copy_tensor,
     inline,
     is_operator,
@@ -84,7 +85,7 @@ def assemble_file(
         `schema.ModelT`.
     """
     model = builder.model
-    _connect_quantized(builder, graphs)
+    connect_quantized(builder, graphs)
     if confidence:
         for part in graphs.sections[-1].rest.values():
             append_confidence(part, graphs.confidence)
@@ -372,11 +373,7 @@ class SectionCalls:
         rest = copy.deepcopy(self._rest[width])
         entry = self._entry(width, width, arguments, before.features[before.narrow])
         graph = entry.graph
-        features = dict(zip(rest.inputs["features"], entry.outputs["features"]))
-        for wanted, index in features.items():
-            # In int8 both scales have been measured, and may differ by a thousandth.
-            graph.tensors[index].quantization = rest.graph.tensors[wanted].quantization
-        moved = inline(graph, rest.graph, features)
+        moved = append_graph(entry, rest)
         graph.outputs = [moved[index] for index in _outputs(rest)]
         graph.name = rest.graph.name + b"_narrow"
         return graph
@@ -404,7 +401,7 @@ def _outputs(rest):
     return [*features, rest.outputs["output" if "output" in rest.outputs else "scores"]]
 
 
-def _connect_quantized(builder, graphs):
+def connect_quantized(builder: ModelBuilder, graphs: RoutedGraphs) -> None:
     """Makes graphs pass int8 features to each other without conversions to float.
 
     The converter gives every graph float inputs and outputs: it adds a `QUANTIZE` after each input
@@ -491,6 +488,8 @@ def force_route(content: bytes, path: int | Sequence[int]) -> bytes:
             version.
     """
     metadata = read_metadata(content)
+    if metadata["layout"] == "staged":
+        raise ValueError('A staged file has no signature "serving_default" that routes images')
     routes, gates = np.array(routes_of(metadata)), len(metadata["routes"][0]["path"])
     model = parse(content)
     (serving,) = (s for s in model.signatureDefs if s.signatureKey == SERVING.encode())

@@ -140,7 +140,10 @@ class BlockExecutor(Executor):
 
         # Without a convolution in this section, the groups are those of the section before.
         if self._last:
+            # GPU delegates slice only tensors of three or four axes.
+            x = tuple(tf.reshape(group, (1, 1, 1, -1)) for group in x)
             x = split(x, self._edges(step, self._last.layer.filters))
+            x = tuple(tf.reshape(group, (1, -1)) for group in x)
         kernel = as_numpy(step.layer.kernel)
         return self._blocks(step, x, step.layer.units, kernel, multiply, edges_of(x))
 

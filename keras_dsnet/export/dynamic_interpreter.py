@@ -1,8 +1,10 @@
 """Runtime of a routed TFLite file.
 
-This file needs numpy and ai_edge_litert only. Copy it to a device that has no TensorFlow.
+This file needs numpy and ai_edge_litert only. Copy it to a device that has no TensorFlow, with
+`staged_runtime.py` for staged files and `compiled_signatures.py` for CompiledModel.
 """
 
+import importlib
 import json
 import math
 import numbers
@@ -39,6 +41,8 @@ class DynamicInterpreter:
     Args:
         filename: Path of a file that `model.export(..., format="litert")` wrote.
         num_threads: Number of threads of the runtime, 1 to 1024. Defaults to 1.
+        runtime: "interpreter" for LiteRT's `Interpreter`, or "compiled" for its `CompiledModel` on
+            the CPU. Defaults to "interpreter".
 
     Attributes:
         metadata: Dict of the file's metadata: `input_shape`, `input_type`, `preprocessing`,
@@ -52,9 +56,8 @@ class DynamicInterpreter:
             routes only by its gates.
 
     Raises:
-        OSError: If the file cannot be read.
-        ValueError: If the file is not a TFLite file or has no routes, or `num_threads` is not such
-            a number.
+        OSError: If the file, or a file of a split export beside it, cannot be read.
+        ValueError: If the file is not a TFLite file with routes, or another argument is wrong.
 
     Example:
 
@@ -77,12 +80,18 @@ class DynamicInterpreter:
     ```
     """
 
-    def __init__(self, filename: str | os.PathLike, num_threads: int = 1):
+    def __init__(
+        self, filename: str | os.PathLike, num_threads: int = 1, runtime: str = "interpreter"
+    ):
         _check_counts(num_threads=num_threads)
         if num_threads > _MOST_THREADS:
             raise ValueError(
                 f"`num_threads` must be at most {_MOST_THREADS}. Received: "
                 f"num_threads={num_threads!r}"
+            )
+        if not isinstance(runtime, str) or runtime not in ("interpreter", "compiled"):
+            raise ValueError(
+                f"`runtime` must be 'interpreter' or 'compiled'. Received: runtime={runtime!r}"
             )
         if not isinstance(filename, (str, os.PathLike)):
             raise ValueError(
@@ -91,20 +100,17 @@ class DynamicInterpreter:
             )
         self.metadata = read_metadata(pathlib.Path(filename).read_bytes(), filename)
         self.num_threads = int(num_threads)
+        self.runtime = runtime
         self.latency_ms: dict[int, float] = {}
         self.trunk_ms = 0.0
-        self.thresholds: tuple[float, ...] | None = None
-        if self.steps:
-            self.thresholds = tuple(self.metadata["thresholds"])
-        try:
-            # An interpreter that is made from a path maps the file into memory.
-            self._interpreter = Interpreter(model_path=str(filename), num_threads=self.num_threads)
-        except ValueError as error:
-            raise ValueError(f"{filename} is damaged: {error}") from error
+        self.thresholds = tuple(self.metadata["thresholds"]) if self.steps else None
+        self._signatures = self._open(filename)
+        if self.metadata.get("layout") == "staged":
+            open_staged = _sibling("staged_runtime").open_staged
+            self._signatures = open_staged(filename, self.metadata, self._signatures, self._open)
         self._runners: dict[str, Any] = {}
         self._lock = threading.Lock()
-        preprocessing = self.metadata["preprocessing"]
-        mean, std = np.array(preprocessing["mean"]), np.array(preprocessing["std"])
+        mean, std = (np.array(self.metadata["preprocessing"][key]) for key in ("mean", "std"))
         self._largest_pixel = float(np.abs([(end - mean) / std for end in (0, 1)]).max())
 
     @property
@@ -121,6 +127,17 @@ class DynamicInterpreter:
     def steps(self) -> tuple[int, ...]:
         """The widths that a file which routes by confidence tries in turn, or an empty tuple."""
         return tuple(self.metadata.get("steps", ()))
+
+    def _open(self, filename):
+        """Opens a TFLite file with the runtime."""
+        try:
+            if self.runtime == "compiled":
+                compiled = _sibling("compiled_signatures")
+                return compiled.CompiledSignatures(filename, self.num_threads)
+            # An interpreter that is made from a path maps the file into memory.
+            return Interpreter(model_path=str(filename), num_threads=self.num_threads)
+        except ValueError as error:
+            raise ValueError(f"{filename} is damaged: {error}") from error
 
     def run(
         self,
@@ -175,7 +192,8 @@ class DynamicInterpreter:
                     )
                 high = np.minimum(high, widest)
             inputs.update(min_width=low, max_width=high)
-        if limits is not None and not self._are_stored(limits):
+        stored = self.metadata.get("thresholds")
+        if limits is not None and limits.tolist() != np.float32(stored).tolist():
             if signature == "bounded":
                 limits = self._bounded_thresholds(limits, low, high)
             if limits is not None:
@@ -203,9 +221,7 @@ class DynamicInterpreter:
         """
         _check_counts(rounds=rounds, runs=runs)
         image = np.zeros(self.metadata["input_shape"], self.metadata["input_type"])
-        ways: dict[Any, dict] = {
-            route: {"min_width": route, "max_width": route} for route in self.routes
-        }
+        ways: dict[Any, dict] = {k: {"min_width": k, "max_width": k} for k in self.routes}
         if self.steps:
             ways["all"] = {"thresholds": 1}
         latencies: dict[Any, list[float]] = {way: [] for way in ways}
@@ -318,14 +334,8 @@ class DynamicInterpreter:
         # A device that has only this file takes thresholds that were found elsewhere.
         from keras_dsnet.export.threshold_calibration import calibrate
 
-        rows, self.thresholds = calibrate(
-            self,
-            images,
-            labels,
-            max_madds=max_madds,
-            max_latency_ms=max_latency_ms,
-            max_drop=max_drop,
-        )
+        limits = {"max_madds": max_madds, "max_latency_ms": max_latency_ms, "max_drop": max_drop}
+        rows, self.thresholds = calibrate(self, images, labels, **limits)
         return rows
 
     def run_steps(
@@ -348,7 +358,10 @@ class DynamicInterpreter:
     def _run(self, signature, inputs):
         # An interpreter has the memory for one run.
         with self._lock:
-            return self._runner(signature)(**inputs)
+            # Each signature allocates memory, so its runner is made at its first run.
+            if signature not in self._runners:
+                self._runners[signature] = self._signatures.get_signature_runner(signature)
+            return self._runners[signature](**inputs)
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
         """Normalises raw pixels as in the training of the network.
@@ -401,8 +414,7 @@ class DynamicInterpreter:
 
     def _as_bound(self, bound, name, default):
         """Returns a bound as int32 `[num_gates]`."""
-        if bound is None:
-            bound = default
+        bound = default if bound is None else bound
         try:
             widths = [operator.index(width) for width in np.ravel(bound).tolist()]
         except TypeError:
@@ -438,10 +450,6 @@ class DynamicInterpreter:
             )
         return values
 
-    def _are_stored(self, thresholds):
-        stored = np.array(self.metadata["thresholds"], "float32")
-        return np.array_equal(thresholds, stored)
-
     def _bounded_thresholds(self, thresholds, low, high):
         """Returns thresholds with which "tuned" keeps to bounds, or None if no image can go on."""
         within = [step for step in self.steps if max(low) <= step <= min(high)]
@@ -459,11 +467,10 @@ class DynamicInterpreter:
         may_go_on = np.arange(len(thresholds)) < len(within) - 1
         return np.where(may_go_on, thresholds, np.float32(0))
 
-    def _runner(self, signature):
-        # Each signature allocates memory, so its runner is made at its first run.
-        if signature not in self._runners:
-            self._runners[signature] = self._interpreter.get_signature_runner(signature)
-        return self._runners[signature]
+
+def _sibling(name):
+    """Imports another file of this file's folder."""
+    return importlib.import_module(f".{name}" if __package__ else name, __package__)
 
 
 def _check_counts(**counts):
@@ -499,6 +506,7 @@ def read_metadata(content: bytes, filename: str | os.PathLike = "the file") -> d
         entries = [model.Metadata(index) for index in range(model.MetadataLength())]
         buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME]
         texts = [model.Buffers(index).DataAsNumpy().tobytes() for index in buffers]
+        metadata: Any = json.loads(texts[0]) if texts else None
     except (struct.error, ValueError) as error:
         raise ValueError(f"{filename} is damaged: {error}") from error
     if not texts:
@@ -506,10 +514,6 @@ def read_metadata(content: bytes, filename: str | os.PathLike = "the file") -> d
             f"{filename} is a TFLite file without routes; "
             'make one by `model.export(..., format="litert")`'
         )
-    try:
-        metadata = json.loads(texts[0])
-    except ValueError as error:
-        raise ValueError(f"{filename} is damaged: {error}") from error
     fields = set(metadata) if isinstance(metadata, dict) else set()
     if not fields.issuperset(_FIELDS) or metadata.get("format") != FORMAT:
         raise ValueError(f"{filename} is of another version of keras_dsnet; export it again")

@@ -1,10 +1,12 @@
 """Export of a network with all its routes as one TFLite file."""
 
 import collections
+import dataclasses
 import logging
 import os
+import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras_dsnet.export.assembly import assemble_file
 from keras_dsnet.export.confidence import ConfidencePlan, confidence_metadata
 from keras_dsnet.export.conversion import representative_images
-from keras_dsnet.export.dynamic_interpreter import FORMAT
+from keras_dsnet.export.dynamic_interpreter import FORMAT, read_metadata
 from keras_dsnet.export.graphs import RoutedParts, convert_parts
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
 from keras_dsnet.export.options import (
@@ -26,6 +28,8 @@ from keras_dsnet.export.options import (
 )
 from keras_dsnet.export.packing import pack
 from keras_dsnet.export.partition import LAYOUTS, group_ends_of, plan_sections
+from keras_dsnet.export.staged import assemble_staged, split_staged, staged_metadata
+from keras_dsnet.export.staged_runtime import TRUNK, StagedRuntime
 from keras_dsnet.export.tflite_model import operators_of
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.serialization import with_dtype
@@ -50,6 +54,7 @@ def export_routed(
     routing: str | None = None,
     steps: Sequence[int] | None = None,
     thresholds: Sequence[float] | None = None,
+    split: bool = False,
 ) -> "RoutedReport":
     """Writes a network as one TFLite file that chooses a path for every image.
 
@@ -71,6 +76,16 @@ def export_routed(
     goes on by the threshold of the widest step up to the largest width of its path, or of the first
     step, to the next wider step.
 
+    With `layout="staged"` the file has static signatures without branches, which the caller runs in
+    turn, as `DynamicInterpreter` does. "trunk" takes `image` and returns `features_0` and, if the
+    file has gates, `scores` `[1, choices]`. "route_<k>" for the width k takes these features and
+    returns `output`. With several gates there are signatures for each segment, the layers between
+    two gates: "segment_1_to_<k>", then for each pair of widths "segment_2_<j>_to_<k>", whose
+    features "segment_2_to_<k>" takes, and so on. They return the features and scores for the next
+    segment. If both widths are the narrowest, the first one of the two runs the whole segment. In a
+    file that routes by confidence the last signature also returns `logits`, unless they are the
+    output.
+
     The file contains TFLite Metadata and, in a file `labels.txt` at its end, the network's class
     names in the order of the outputs. The oldest runtimes that run it correctly are TensorFlow Lite
     2.14 and LiteRT 1.0.1; with "float16" they are 2.19 and 1.1.1, with "dynamic" 2.19 and 1.1.2.
@@ -84,10 +99,11 @@ def export_routed(
         quantize: None for float32, "float16" for float16 weights, "dynamic" for int8 weights, or
             "int8" for int8 weights and activations, which needs `representative_data`. Defaults to
             None.
-        layout: "shared" or "fast". "shared" stores one copy of the weights, cut into blocks that
-            routes add up, and a few of them twice where that saves most time. "fast" stores whole
-            convolutions for each route, with several gates up to twice the widest path's weights,
-            and shares the rest. Defaults to "shared".
+        layout: "shared", "fast" or "staged". "shared" stores one copy of the weights, cut into
+            blocks that routes add up, and a few of them twice where that saves most time. "fast"
+            stores whole convolutions for each route, with several gates up to twice the widest
+            path's weights, and shares the rest. "staged" stores the same weights as "fast".
+            Defaults to "shared".
         representative_data: Only for "int8", a `tf.data.Dataset`, array, generator or other
             iterable of images or batches of images as the file takes them, or a function that
             returns one. It may be endless. Every route is measured on its first 500 images.
@@ -104,6 +120,9 @@ def export_routed(
             `routes` where these lack one of them.
         thresholds: Tuple of floats from 0 to 1, one for each step except the last. Defaults to the
             network's `thresholds` for its own steps, and to 0.7 for others.
+        split: Boolean, only for "staged". `True` writes a file for each signature: the trunk to
+            `filename`, the others beside it, as `m.route_0.tflite` beside `m.tflite`. They are
+            opened when they are first needed. Defaults to `False`.
 
     Returns:
         `RoutedReport`, a dict.
@@ -129,7 +148,14 @@ def export_routed(
     check_network(network)
     routes, confidence = plan_routing(network, routes, routing, steps, thresholds)
     if not isinstance(layout, str) or layout not in LAYOUTS:
-        raise ValueError(f"`layout` must be 'shared' or 'fast'. Received: layout={layout!r}")
+        raise ValueError(
+            f"`layout` must be 'shared', 'fast' or 'staged'. Received: layout={layout!r}"
+        )
+    if not isinstance(split, bool) or (split and layout != "staged"):
+        raise ValueError(
+            "`split` must be a bool, and True only for layout='staged', whose signatures can be "
+            f"separate files. Received: split={split!r} with layout={layout!r}"
+        )
     shape = check_options(network, input_shape, quantize, representative_data, input_type)
     check_target(filename)
     integer = quantize == "int8"
@@ -145,19 +171,34 @@ def export_routed(
     plans = plan_sections(network, routes, shape, layout, integer)
     raw = input_type == "uint8"
     parts = RoutedParts(network, routes, plans, integer, raw, shape, confidence).graphs()
+    if layout == "staged":
+        parts = dataclasses.replace(parts, allow=None, choices=(), tune=None, confidence=None)
     log(f"converting {len(list(parts.running()))} graphs")
     builder, graphs = convert_parts(parts, quantize, images, log)
     metadata = _metadata(network, routes, plans, shape, quantize, layout, input_type)
     if confidence:
         metadata |= confidence_metadata(network, confidence, shape)
-    model = assemble_file(builder, graphs, routes, network, metadata, confidence)
-    content = with_labels(pack(model), network)
+    segments: dict[str, bytes] = {}
+    if layout == "staged":
+        metadata["staged"] = staged_metadata(network, routes, confidence)
+        model = assemble_staged(builder, graphs, network, metadata)
+        segments = split_staged(model, metadata, pathlib.Path(filename).stem) if split else {}
+    else:
+        model = assemble_file(builder, graphs, routes, network, metadata, confidence)
+    content = with_labels(segments.pop(TRUNK) if split else pack(model), network)
     log("checking paths against the network")
-    differences = check_routed(content, network, routes, shape, input_type, quantize, confidence)
-    # The file is opened last, so a killed export leaves no file.
+    differences = check_routed(
+        content, network, routes, shape, input_type, quantize, confidence, segments=segments
+    )
+    # The files are opened last, so a killed export leaves no file, or not that of the trunk.
+    for name, segment in segments.items():
+        beside = metadata["staged"]["files"][name]["name"]
+        with atomic_file(pathlib.Path(filename).with_name(beside), "wb") as target:
+            target.write(segment)
     with atomic_file(filename, "wb") as target:
         target.write(content)
-    report = RoutedReport(filename, content, model, _rows(network, plans, shape, differences))
+    size = len(content) + sum(map(len, segments.values()))
+    report = RoutedReport(filename, size, model, _rows(network, plans, shape, differences))
     if verbose:
         _LOGGER.info(report.text())
     return report
@@ -216,6 +257,7 @@ def check_routed(
     quantize: str | None = None,
     confidence: ConfidencePlan | None = None,
     images: int = 2,
+    segments: Mapping[str, bytes] | None = None,
 ) -> dict[tuple[int, ...], float]:
     """Compares the outputs of a routed file with those of the network.
 
@@ -230,6 +272,8 @@ def check_routed(
         confidence: `ConfidencePlan` of the file. Defaults to None for a file that routes only by
             its gates.
         images: Integer, number of random images to run. Defaults to 2.
+        segments: Dict from signature to the bytes of the other files of a split export. Defaults to
+            None: there is one file.
 
     Returns:
         Dict from path, a tuple with one width per gate, to the largest difference, where 1 is the
@@ -239,12 +283,10 @@ def check_routed(
         ValueError: If the file does not take a forced path, if an image does not go on as its
             confidence demands, or if a float32 file differs by more than 1e-4.
     """
-    from ai_edge_litert.interpreter import Interpreter
-
     # In lower precision the rounding of the network would be part of the difference.
     network = with_dtype(network, "float32")
-    interpreter = Interpreter(model_content=content)
-    runner = interpreter.get_signature_runner("bounded")
+    runner_of = _runners(content, segments or {})
+    runner = runner_of("bounded")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
     normalised = network.normalization(pixels)
     inputs = pixels if input_type == "uint8" else normalised
@@ -269,8 +311,23 @@ def check_routed(
                 f"{path}; {TOLERANCE:.0e} is allowed. It was not written"
             )
     if confidence:
-        _check_steps(interpreter.get_signature_runner("tuned"), confidence, inputs)
+        _check_steps(runner_of("tuned"), confidence, inputs)
     return differences
+
+
+def _runners(content: bytes, segments: Mapping[str, bytes]) -> Callable:
+    """Returns the function from the name of a routed file's signature to its runner."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter, metadata = Interpreter(model_content=content), read_metadata(content)
+    if metadata["layout"] != "staged":
+        return interpreter.get_signature_runner
+    opened = {name: Interpreter(model_content=segment) for name, segment in segments.items()}
+
+    def runner_of(name):
+        return opened.get(name, interpreter).get_signature_runner(name)
+
+    return StagedRuntime(metadata, runner_of).get_signature_runner
 
 
 def _check_steps(runner, confidence, images):
@@ -324,19 +381,19 @@ class RoutedReport(dict):
 
     Args:
         filename: Path of the file.
-        content: Bytes of the file.
+        size: Integer, bytes of the file, or of all files of a split export.
         model: `schema.ModelT` of the file.
         rows: List, the value of "routes".
     """
 
     def __init__(
-        self, filename: str | os.PathLike, content: bytes, model: schema.ModelT, rows: list[dict]
+        self, filename: str | os.PathLike, size: int, model: schema.ModelT, rows: list[dict]
     ):
         counts: collections.Counter = collections.Counter()
         for graph in model.subgraphs:
             counts.update(operators_of(graph, model))
         super().__init__(
-            bytes=len(content),
+            bytes=size,
             routes=rows,
             operators=dict(counts.most_common()),
             shared={

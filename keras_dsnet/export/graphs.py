@@ -64,7 +64,7 @@ class RoutedGraphs:
     Args:
         front: The graph from the image to the first gate.
         sections: Tuple with a `SectionGraphs` for each gate.
-        allow: The graph that turns the bounds of the gates into masks.
+        allow: The graph that turns the bounds of the gates into masks, or None.
         choices: Tuple with the graph that chooses a route, for each gate. It is empty in a file
             that routes by confidence without gates, which has one section for all layers after the
             front.
@@ -100,18 +100,19 @@ class RoutedGraphs:
 
     def deciding(self) -> list:
         """Returns the graphs that run no layers but decide which of the others run."""
-        others = [graph for graph in (self.tune, self.confidence) if graph is not None]
-        return [self.allow, *self.choices, *others]
+        graphs = (self.allow, *self.choices, self.tune, self.confidence)
+        return [graph for graph in graphs if graph is not None]
 
     def map(self, function: Callable) -> "RoutedGraphs":
         """Applies a function to each graph, and returns the results in the same arrangement."""
-        tune, confidence = (
-            None if graph is None else function(graph) for graph in (self.tune, self.confidence)
+        allow, tune, confidence = (
+            None if graph is None else function(graph)
+            for graph in (self.allow, self.tune, self.confidence)
         )
         return RoutedGraphs(
             front=function(self.front),
             sections=tuple(section.map(function) for section in self.sections),
-            allow=function(self.allow),
+            allow=allow,
             choices=tuple(map(function, self.choices)),
             tune=tune,
             confidence=confidence,
@@ -425,8 +426,8 @@ def convert_parts(
             imported |= _convert(builder, traced, quantize, samples)
             log(f"converted {number} of {len(running)} graphs")
             traced, samples = {}, {}
-    deciding = parts.deciding()
-    imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in deciding})
+    if deciding := parts.deciding():
+        imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in deciding})
     for converted in imported.values():
         conversion.restore_multiplications(converted.graph, builder)
     return builder, parts.map(imported.__getitem__)

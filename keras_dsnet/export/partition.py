@@ -17,13 +17,13 @@ from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.topology import entry_steps
 
-LAYOUTS = ("shared", "fast")
+LAYOUTS = ("shared", "fast", "staged")
 # Weights that a file of one gate may store more than once, as a share of the widest route's. In
 # int8 an operator rounds and adds each partial sum, which costs time and digits.
 SPARE_PER_ROUTE = 0.016
 SPARE_IN_INT8 = 0.2
 # Weights of a file with several gates, as a multiple of the widest path's.
-LIMITS = {"shared": 1.06, "fast": 1.96}
+LIMITS = {"shared": 1.06, "fast": 1.96, "staged": 1.96}
 # A depthwise kernel is shared up to this many output pixels for each weight of a channel.
 PIXELS_PER_WEIGHT = 6
 _BISECTION_STEPS = 40
@@ -95,7 +95,7 @@ def plan_sections(
         network: `DynamicSlimmableNetwork`.
         routes: Tuple of candidate widths, ascending.
         shape: `(height, width, 3)`.
-        layout: "shared" or "fast".
+        layout: One of `LAYOUTS`. "staged" has the group ends of "fast".
         integer: Boolean, whether the plan is for an int8 file. Defaults to `False`.
 
     Returns:
@@ -135,7 +135,7 @@ def _limit(network, routes, survey, layout, integer):
     """Returns the number of weights that a file may store, as a multiple of the widest path's."""
     if network.num_gates > 1:
         return LIMITS[layout]
-    if layout == "fast":
+    if layout != "shared":
         return len(routes)
     if integer:
         return 1 + SPARE_IN_INT8

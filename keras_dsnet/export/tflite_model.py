@@ -382,6 +382,23 @@ def inline(
     return moved
 
 
+def append_graph(first: ImportedGraph, second: ImportedGraph) -> dict[int, int]:
+    """Appends a graph to the graph that makes its features.
+
+    Args:
+        first: `ImportedGraph` with the output `features`. It is changed.
+        second: `ImportedGraph` with the input `features`. It is used up.
+
+    Returns:
+        Dict as of `inline`.
+    """
+    features = dict(zip(second.inputs["features"], first.outputs["features"]))
+    for wanted, index in features.items():
+        # In int8 both scales have been measured, and may differ by a thousandth.
+        first.graph.tensors[index].quantization = second.graph.tensors[wanted].quantization
+    return inline(first.graph, second.graph, features)
+
+
 def separate_buffers(model: schema.ModelT) -> None:
     """Gives quantised operators buffers that identify their packed weights.
 

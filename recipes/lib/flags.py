@@ -233,9 +233,9 @@ def define_quantize(several=False):
     flags.DEFINE_enum(
         "layout",
         "shared",
-        LAYOUTS,
+        [*LAYOUTS, "staged"],
         "Layout of the file. shared has one copy of the weights; fast has a copy of the kernels "
-        "for each route.",
+        "for each route; staged has those of fast, in static signatures that the caller runs.",
     )
 
 

@@ -56,7 +56,7 @@ def failing_batches():
         ({"routes": ()}, r"routes=\(\)"),
         ({"routes": 2}, "routes=2"),
         ({"quantize": "int4"}, "'dynamic' or 'int8'.*quantize='int4'"),
-        ({"layout": "slow"}, "'shared' or 'fast'.*layout='slow'"),
+        ({"layout": "slow"}, "'fast' or 'staged'.*layout='slow'"),
         ({"input_type": "int8"}, "'float32' or 'uint8'.*input_type='int8'"),
         ({"input_shape": (16, 16)}, r"input_shape=\(height, width, 3\).*=\(16, 16\)"),
         ({"input_shape": (16, 16, 1)}, r"=\(16, 16, 1\)"),
@@ -177,7 +177,7 @@ def test_routes_that_the_gate_was_not_trained_for_are_warned_of(filename, no_con
 def test_an_export_that_is_killed_leaves_nothing(network, filename, monkeypatch):
     seen = []
 
-    def check_routed(*_):
+    def check_routed(*_, **options):
         seen.extend(entry.name for entry in filename.parent.iterdir())
         raise KeyboardInterrupt
 
@@ -212,7 +212,7 @@ def test_what_tflite_cannot_hold_is_its_first_line_and_the_old_file_survives(
 
 
 def test_what_the_check_refuses_is_not_written(network, filename, monkeypatch):
-    def check_routed(content, *args):
+    def check_routed(content, *args, **options):
         raise ValueError(f"{content} differs")
 
     monkeypatch.setattr(MODULE, "convert_parts", lambda *_: (None, None))
