@@ -1,0 +1,21 @@
+"""Detection of objects: data with bounding boxes, evaluation, plots."""
+
+from keras_dsnet.detection.average_precision import DetectionMetric
+from keras_dsnet.detection.evaluation import class_table, evaluate_detection
+from keras_dsnet.detection.load_detection_source import load_detection_source
+from keras_dsnet.detection.pipelines import (
+    detection_evaluation_pipeline,
+    detection_training_pipeline,
+)
+from keras_dsnet.detection.plots import plot_detections, plot_precision_recall
+
+__all__ = [
+    "DetectionMetric",
+    "class_table",
+    "detection_evaluation_pipeline",
+    "detection_training_pipeline",
+    "evaluate_detection",
+    "load_detection_source",
+    "plot_detections",
+    "plot_precision_recall",
+]
