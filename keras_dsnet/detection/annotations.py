@@ -156,7 +156,7 @@ def make_source(
     )
     if not source.num_boxes:
         raise ValueError(f"the {len(kept)} images of split '{split}' of {root} have no box")
-    absent = [name for name, count in zip(class_names, source.class_counts) if not count]
+    absent = [name for name, count in zip(class_names, source.class_counts or ()) if not count]
     if absent:
         names = ", ".join(absent[:_NAMES_SHOWN]) + ", ..." * (len(absent) > _NAMES_SHOWN)
         source.notes += (f"split '{split}' has no box of {len(absent)} classes: {names}",)

@@ -1,4 +1,4 @@
-"""Average precision of detections, as PASCAL VOC and COCO define it."""
+"""Average precision of detections, in the manner of PASCAL VOC or of COCO."""
 
 import contextlib
 import io

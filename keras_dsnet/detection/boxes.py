@@ -51,6 +51,7 @@ def convert_boxes(
         return boxes
     import keras_cv
 
+    image_shape = None if image_shape is None else tuple(image_shape)
     converted = keras_cv.bounding_box.convert_format(
         tf.reshape(boxes, [-1, 4]), source=source, target=target, image_shape=image_shape
     )

@@ -76,8 +76,7 @@ def load_voc_folder(
     if not known:
         raise ValueError(f"the annotations in {root} have no object: {len(parsed)} files")
     if "" in places:
-        lists = _read_lists(root / _LISTS if (root / _LISTS).is_dir() else None, known)
-        lists = lists or _read_lists(places[""].root / _LISTS, known)
+        lists = _read_lists(places[""].root / _LISTS, known, {*annotated, *images})
         splits = lists or {"train": splits[""]}
     default = default_splits(list(splits), split_kind, str(root))
     name, chosen, notes = choose_split(split, spec, splits, default, root)
@@ -150,17 +149,17 @@ def _images(folder):
     return _files(folder, *IMAGE_ENDINGS)
 
 
-def _read_lists(folder, class_names):
+def _read_lists(folder, class_names, files):
     """Returns the names of images in the lists of the splits, without those of a class."""
-    if folder is None or not folder.is_dir():
-        return {}
     lists = {}
     for path in sorted(folder.glob("*.txt")):
         name, _, end = path.stem.rpartition("_")
         if name in class_names and split_kind(end):
             continue
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        names = [_LISTED.fullmatch(line.strip())[1] for line in lines if line.strip()]
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        # A name may itself end in a space and a digit.
+        names = [line if line in files else _LISTED.fullmatch(line)[1] for line in lines]
         if names:
             lists[path.stem] = list(dict.fromkeys(names))
     return lists
