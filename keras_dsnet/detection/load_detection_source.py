@@ -21,6 +21,7 @@ def load_detection_source(
     class_names: Sequence[str] | None = None,
     classes: int | None = None,
     on_bad_image: str = "skip",
+    ranges: str | os.PathLike | None = None,
 ) -> ImageSource:
     """Opens a data set of images with bounding boxes.
 
@@ -48,6 +49,8 @@ def load_detection_source(
         on_bad_image: `"skip"` to leave out images or annotations of a folder that are missing or
             cannot be read, with a line in `notes`, or `"raise"` to raise an error. Defaults to
             `"skip"`.
+        ranges: Path of a text file that gives the splits of a folder in PASCAL VOC form as ranges
+            of frames, a line `split first last` for each, in place of its lists. Defaults to None.
 
     Returns:
         `ImageSource` whose examples have a dict of boxes, for `detection_training_pipeline` and
@@ -64,12 +67,20 @@ def load_detection_source(
     spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
     names = _checked_names(class_names)
-    source = _open(dataset, data_dir, split, spec, names, on_bad_image)
+    source = _open(dataset, data_dir, split, spec, names, on_bad_image, ranges)
     check_classes(dataset, source.num_classes, classes)
     return source
 
 
-def _open(dataset, data_dir, split, spec, names, on_bad_image):
+def _open(dataset, data_dir, split, spec, names, on_bad_image, ranges):
+    if ranges is not None:
+        folder = None if dataset.endswith(".json") else existing_folder(dataset)
+        if folder is None or find_coco_files(folder):
+            raise ValueError(
+                f"`ranges` are for a folder in PASCAL VOC form. Received: ranges={str(ranges)!r} "
+                f"with dataset={dataset!r}"
+            )
+        return load_voc_folder(folder, split, spec, names, on_bad_image, ranges)
     if dataset.endswith(".json"):
         path = pathlib.Path(dataset).expanduser()
         if not path.is_file():

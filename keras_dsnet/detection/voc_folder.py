@@ -18,6 +18,7 @@ from keras_dsnet.detection.annotations import (
     sorted_class_names,
 )
 from keras_dsnet.detection.box_source import BoxFileSource
+from keras_dsnet.detection.frame_split import read_ranges
 
 _ANNOTATIONS = ("annotations", "annots", "annotation", "xmls", "xml", "labels")
 _IMAGES = ("jpegimages", "images", "image", "imgs", "img")
@@ -33,6 +34,7 @@ def load_voc_folder(
     spec: str | None,
     class_names: list[str] | None,
     on_bad_image: str,
+    ranges: str | os.PathLike | None = None,
 ) -> BoxFileSource:
     """Opens a folder in PASCAL VOC form.
 
@@ -50,6 +52,8 @@ def load_voc_folder(
             the folder, sorted by name.
         on_bad_image: `"skip"` to leave out and log images and annotations that cannot be read,
             `"raise"` to raise an error.
+        ranges: Path of a file of ranges of frames (`frame_split.read_ranges`) that names the
+            splits in place of the lists. None for the lists of the folder.
 
     Returns:
         `BoxFileSource`.
@@ -59,13 +63,7 @@ def load_voc_folder(
             unknown, or there is no such split.
     """
     places = _find_places(root)
-    images, annotated, splits = {}, {}, {}
-    for key, place in places.items():
-        prefix = f"{key}/" if key else ""
-        images |= {prefix + stem: path for stem, path in _images(place.images).items()}
-        files = {prefix + stem: path for stem, path in _files(place.annotations, ".xml").items()}
-        annotated |= files
-        splits[key] = list(files)
+    images, annotated, splits = _list_files(places)
     bad: list[str] = []
     parsed = {key: _parse(path, images.get(key), bad) for key, path in sorted(annotated.items())}
     if bad and on_bad_image == "raise":
@@ -75,7 +73,9 @@ def load_voc_folder(
     )
     if not known:
         raise ValueError(f"the annotations in {root} have no object: {len(parsed)} files")
-    if "" in places:
+    if ranges is not None:
+        splits = read_ranges(ranges, annotated)
+    elif "" in places:
         lists = _read_lists(places[""].root / _LISTS, known, {*annotated, *images})
         splits = lists or {"train": splits[""]}
     default = default_splits(list(splits), split_kind, str(root))
@@ -87,6 +87,46 @@ def load_voc_folder(
         *_missing(chosen, parsed, places, on_bad_image),
     )
     return make_source(root, kept, known, on_bad_image, name, notes)
+
+
+def read_frames(root: pathlib.Path) -> tuple[dict[str, Annotation], dict[str, list[str]]]:
+    """Reads all annotations of a folder in PASCAL VOC form, and its lists.
+
+    Args:
+        root: Path of the folder.
+
+    Returns:
+        `(frames, lists)`: dict from names to `Annotation`, of images that exist and have an object,
+        and dict from the names of lists to names.
+
+    Raises:
+        ValueError: The folder is not in this form, or an annotation cannot be read.
+    """
+    places = _find_places(root)
+    images, annotated, lists = _list_files(places)
+    bad: list[str] = []
+    parsed = {
+        key: _parse(path, images[key], bad) for key, path in annotated.items() if key in images
+    }
+    if bad:
+        raise ValueError(bad[0])
+    frames = {key: parsed[key] for key in sorted(parsed) if parsed[key].names}
+    if "" in places:
+        names = {name for frame in frames.values() for name in frame.names}
+        lists = _read_lists(places[""].root / _LISTS, names, images)
+    return frames, lists
+
+
+def _list_files(places):
+    """Returns the images and annotations of all places by their names, and the names of each."""
+    images, annotated, splits = {}, {}, {}
+    for key, place in places.items():
+        prefix = f"{key}/" if key else ""
+        images |= {prefix + stem: path for stem, path in _images(place.images).items()}
+        files = {prefix + stem: path for stem, path in _files(place.annotations, ".xml").items()}
+        annotated |= files
+        splits[key] = list(files)
+    return images, annotated, splits
 
 
 @dataclasses.dataclass(frozen=True)

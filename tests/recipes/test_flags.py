@@ -17,6 +17,7 @@ PROGRAMS = (
     "export_mobile.py",
     "imagenet_stage1.py",
     "imagenet_stage2.py",
+    "split_frames.py",
     *(f"benchmarks/benchmark_{name}.py" for name in BENCHMARKS),
 )
 RUN, MOBILE, ROUTING, SLICING, TRAINING = "--workdir={tmp}/run", *PROGRAMS[-4:]
@@ -28,6 +29,7 @@ VALID = {
     "export_mobile.py": ("--output={tmp}/m.tflite", "--model={tmp}/trained"),
     "imagenet_stage1.py": (RUN, "--dataset=digits"),
     "imagenet_stage2.py": (RUN, "--dataset=digits", "--supernet={tmp}/trained"),
+    "split_frames.py": (RUN, "--dataset={tmp}"),
     **{f"benchmarks/benchmark_{name}.py": (RUN,) for name in BENCHMARKS},
 }
 # Program, one more argument or several, part of the message.
@@ -70,6 +72,10 @@ MISTAKES = [
     ("imagenet_stage2.py", "--loss_weights=1,2", "3 finite numbers"),
     ("imagenet_stage2.py", "--workdir={tmp}/trained", "is the folder of --supernet"),
     ("imagenet_stage2.py", "--supernet=nowhere", "--supernet=nowhere is no .keras file"),
+    ("split_frames.py", "--dataset=./nowhere", "--dataset=./nowhere: there is no such folder"),
+    ("split_frames.py", "--ranges=nowhere.txt", "--ranges=nowhere.txt: there is no such file"),
+    ("split_frames.py", "--block=0", "--block=0"),
+    ("split_frames.py", "--fraction=0.6", "--fraction=0.6"),
     (MOBILE, "missing.tflite", "There is no file missing.tflite"),
     (MOBILE, "{tmp}/trained/config.json", "is not a TFLite file"),
     (MOBILE, "--routes=0,14", "from 0 to 13 of --model=ds_mobilenet"),
