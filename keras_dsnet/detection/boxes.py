@@ -178,6 +178,8 @@ def suppress(
         confidence_threshold=score_threshold,
         max_detections=max_detections,
         max_detections_per_class=max_detections,
+        # Half precision moves the edges of boxes by up to a pixel in a thousand.
+        dtype="float32",
     )
     found = layer(boxes, scores)
     return {

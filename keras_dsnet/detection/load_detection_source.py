@@ -37,7 +37,7 @@ def load_detection_source(
         split: `"train"` or `"eval"`. Defaults to `"train"`.
         train_split: Split to open for `"train"`, in TFDS syntax, such as `"trainval[:90%]"`.
             Defaults to the split `train`, else `trainval`; of PASCAL VOC in TFDS to
-            `train+validation`.
+            `train+validation`, if its test split has boxes as in 2007.
         eval_split: Split to open for `"eval"`. Defaults to the validation split of a folder if it
             trains on `train`, else its test split, else a tenth of the images, held out as the
             split `test`. Of a TFDS data set, defaults to the test split if that has boxes, else the

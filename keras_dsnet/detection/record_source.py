@@ -99,8 +99,11 @@ def _default(split, builders, lengths, name, is_joined):
     chosen = []
     for builder, splits in zip(builders, lengths, strict=True):
         for spec in _DEFAULT_SPLITS[split]:
-            # A validation split is trained on only if another split is left for evaluation.
-            spare = is_joined or ("test" in splits and builder.name == "voc")
+            # A validation split is trained on only if another split is left for evaluation. The
+            # test split of 2012 has no boxes.
+            spare = is_joined or (
+                "test" in splits and builder.name == "voc" and _has_boxes(builder, "test")
+            )
             if "+" in spec and not spare:
                 continue
             if all(part in splits for part in spec.split("+")) and _has_boxes(builder, spec):

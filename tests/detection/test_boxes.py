@@ -1,5 +1,6 @@
 """Boxes: formats, overlaps, anchors, suppression."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -86,6 +87,21 @@ def test_suppression_keeps_the_best_of_each_class():
     ]
     assert kept == [(0, 0.9), (1, 0.6), (0, 0.3)]
     assert (found["classes"][0][count:].numpy() == -1).all()
+
+
+def test_half_precision_of_networks_does_not_reach_boxes():
+    boxes = np.array([[[0.0, 0.12345678, 0.5, 0.87654321]]], np.float32)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        found = suppress(boxes, np.full((1, 1, 1), 0.912345, np.float32), max_detections=1)
+        pixels = convert_boxes(boxes, "rel_yxyx", "xyxy", (300, 300, 3))
+        overlap = box_iou(boxes, boxes * 0.9)
+    finally:
+        keras.config.set_dtype_policy(before)
+    np.testing.assert_allclose(found["boxes"], boxes, rtol=1e-6)
+    np.testing.assert_allclose(pixels[0, 0, 0], 300 * 0.12345678, rtol=1e-6)
+    np.testing.assert_allclose(overlap, _overlaps(boxes[0], boxes[0] * 0.9)[None], rtol=1e-5)
 
 
 def test_losses_have_a_value_for_each_anchor():

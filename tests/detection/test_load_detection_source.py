@@ -1,6 +1,6 @@
 """What data sets with boxes can be called, and those of TFDS."""
 
-import re
+import json
 import shutil
 
 import pytest
@@ -55,17 +55,34 @@ def test_voc_of_tfds(shared_voc):
         load_detection_source("voc/2007", shared_voc, class_names=["cat"])
 
 
+@pytest.fixture
+def both_years(shared_voc, tmp_path):
+    """The sample as the data set of 2007 and, without its test split, as that of 2012."""
+    for year in ("2007", "2012"):
+        shutil.copytree(f"{shared_voc}/voc/2007/5.0.0", tmp_path / "voc" / year / "5.0.0")
+    path = tmp_path / "voc" / "2012" / "5.0.0" / "dataset_info.json"
+    path.chmod(0o644)
+    path.parent.chmod(0o755)
+    info = json.loads(path.read_text())
+    info["configName"] = "2012"
+    info["splits"] = [split for split in info["splits"] if split["name"] != "test"]
+    path.write_text(json.dumps(info))
+    return tmp_path
+
+
 @pytest.mark.needs_shared
-def test_both_years_are_one_data_set(shared_voc, tmp_path):
-    for year, version in (("2007", "5.0.0"), ("2012", "5.0.0")):
-        shutil.copytree(f"{shared_voc}/voc/2007/5.0.0", tmp_path / "voc" / year / version)
-    info = tmp_path / "voc" / "2012" / "5.0.0" / "dataset_info.json"
-    info.chmod(0o644)
-    info.parent.chmod(0o755)
-    info.write_text(re.sub(r'"2007"', '"2012"', info.read_text()))
-    train = load_detection_source("voc/2007+2012", tmp_path)
+def test_validation_images_are_not_trained_on_where_they_are_evaluated(both_years):
+    train = load_detection_source("voc/2012", both_years)
+    test = load_detection_source("voc/2012", both_years, split="eval")
+    assert (train.split, train.num_examples) == ("train", 400)
+    assert (test.split, test.num_examples) == ("validation", 50)
+
+
+@pytest.mark.needs_shared
+def test_both_years_are_one_data_set(both_years):
+    train = load_detection_source("voc/2007+2012", both_years)
     assert train.num_examples == 900
-    test = load_detection_source("voc/2007+2012", tmp_path, split="eval")
+    test = load_detection_source("voc/2007+2012", both_years, split="eval")
     assert (test.num_examples, test.split) == (150, "test")
     positions = [int(index) for index, *_ in train.training_examples(0, 900).take(3)]
     assert positions == [0, 1, 2]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from detection_data import picture, write_voc, xml
+from PIL import Image
 
 from keras_dsnet.detection import load_detection_source
 
@@ -169,6 +170,20 @@ def test_annotations_of_another_size_than_the_image(tmp_path):
     source = load_detection_source(tmp_path)
     np.testing.assert_allclose(_boxes(source), [[0.5, 0.5, 1, 1]])
     assert "1 images have another size than stated" in source.notes[0]
+
+
+@pytest.mark.parametrize(("stated", "turned"), [((60, 40), True), ((40, 60), False)])
+def test_a_turned_photograph_is_read_as_its_annotation_saw_it(tmp_path, stated, turned):
+    content = xml(("cat", (0, 0, stated[0] / 2, stated[1])), size=stated)
+    write_voc(tmp_path, {"a": content, "b": xml(CAT)}, {"train": ["a"], "val": ["b"]})
+    path = tmp_path / "JPEGImages" / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    source = load_detection_source(tmp_path)
+    np.testing.assert_allclose(_boxes(source), [[0, 0, 1, 0.5]])
+    assert source.orientations == ([6] if turned else None)
+    assert source.notes == ()
 
 
 def test_annotations_of_an_image_without_a_stated_size(tmp_path):
