@@ -23,6 +23,7 @@ from keras_dsnet.models.arguments import (
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.predictions import check_class_names, decode_predictions
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
+from keras_dsnet.models.routing_settings import check_routing
 from keras_dsnet.utils.argument_checks import check_bool
 from keras_dsnet.weights import Preset, WeightsFile
 
@@ -73,6 +74,10 @@ _SHARED_ARGUMENTS = {
     "names stored with the weights.",
     "normalization": "`keras_dsnet.models.Normalization` that `network.preprocess_input` applies. "
     "Defaults to that of the weights, or to ImageNet's mean and standard deviation.",
+    "routing": 'How an image gets its path: `"gate"`, `"confidence"` or `"gate+confidence"`. '
+    'Confidence needs no trained gate. Defaults to that of the weights, or to `"gate"`.',
+    "confidence_steps": "Tuple of ints in ascending order, the widths that confidence tries in "
+    "turn. Defaults to those of the weights, or to the narrowest and the widest of the routes.",
 }
 
 _log = logging.getLogger(__name__)
@@ -109,6 +114,8 @@ def build_network(  # noqa: D417
     pooling: str | None,
     class_names: tuple | None,
     normalization: Normalization | None,
+    routing: str | None,
+    confidence_steps: tuple[int, ...] | None,
     options: Mapping[str, Any],
     ema: bool | None = None,
 ) -> DynamicSlimmableNetwork:
@@ -139,7 +146,11 @@ def build_network(  # noqa: D417
         scaled = spec.scaled(**scaling)
         if routes is not None:
             check_routes(routes, scaled.num_widths)
+        if confidence_steps is not None:
+            check_routes(confidence_steps, scaled.num_widths, "confidence_steps")
     _check_arguments(input_shape, classes, include_top, pooling, dtype)
+    if routing is not None:
+        check_routing(routing, include_top)
     if class_names is not None and (classes or weights is None):
         check_class_names(class_names, classes or _DEFAULT_CLASSES)
     arguments = {
@@ -168,6 +179,10 @@ def build_network(  # noqa: D417
         network.class_names = class_names
     if routes is not None:
         network.routes = routes
+    if confidence_steps is not None:
+        network.confidence_steps = confidence_steps
+    if routing is not None:
+        network.routing = routing
     return network
 
 

@@ -41,6 +41,8 @@ def DSEfficientNetB0(
     pooling: str | None = None,
     class_names: tuple | None = None,
     normalization: Normalization | None = None,
+    routing: str | None = None,
+    confidence_steps: tuple[int, ...] | None = None,
     **options: Any,
 ) -> DynamicSlimmableNetwork:
     """Returns a DS-EfficientNet-B0: one slimming gate, 20 widths (appendix B of the paper).
@@ -69,6 +71,8 @@ def DSEfficientNetB0(
         pooling: {pooling}
         class_names: {class_names}
         normalization: {normalization}
+        routing: {routing}
+        confidence_steps: {confidence_steps}
         **options: Other fields of `keras_dsnet.models.EfficientNetSpec`: `attention` (`"tanh"` or
             `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
             `"scalar"`), `share_encoder`, `dropout`, `synchronized`, `top`.
@@ -114,5 +118,7 @@ def DSEfficientNetB0(
         pooling=pooling,
         class_names=class_names,
         normalization=normalization,
+        routing=routing,
+        confidence_steps=confidence_steps,
         options=options,
     )

@@ -86,6 +86,8 @@ def DSMobileNet(
     pooling: str | None = None,
     class_names: tuple | None = None,
     normalization: Normalization | None = None,
+    routing: str | None = None,
+    confidence_steps: tuple[int, ...] | None = None,
     widths: str | None = None,
     **options: Any,
 ) -> DynamicSlimmableNetwork:
@@ -117,6 +119,8 @@ def DSMobileNet(
         pooling: {pooling}
         class_names: {class_names}
         normalization: {normalization}
+        routing: {routing}
+        confidence_steps: {confidence_steps}
         widths: `"paper"` for the 18 widths that the paper describes, see
             `keras_dsnet.models.MobileNetSpec.paper`. Defaults to those of the weights, or without
             weights to the 14 widths of the network that the authors released.
@@ -169,6 +173,8 @@ def DSMobileNet(
         pooling=pooling,
         class_names=class_names,
         normalization=normalization,
+        routing=routing,
+        confidence_steps=confidence_steps,
         options=options,
         ema=ema,
     )

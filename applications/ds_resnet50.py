@@ -44,6 +44,8 @@ def DSResNet50(
     pooling: str | None = None,
     class_names: tuple | None = None,
     normalization: Normalization | None = None,
+    routing: str | None = None,
+    confidence_steps: tuple[int, ...] | None = None,
     **options: Any,
 ) -> DynamicSlimmableNetwork:
     """Returns a DS-ResNet-50: four slimming gates, 4 widths each, 256 paths (Sec. 4 of the paper).
@@ -72,6 +74,8 @@ def DSResNet50(
         pooling: {pooling}
         class_names: {class_names}
         normalization: {normalization}
+        routing: {routing}
+        confidence_steps: {confidence_steps}
         **options: Other fields of `keras_dsnet.models.ResNetSpec`: `attention` (`"tanh"` or
             `"sigmoid"`), `attention_ratio`, `activation`, `slimming_head` (`"one_hot"` or
             `"scalar"`), `share_encoder`, `dropout`.
@@ -117,5 +121,7 @@ def DSResNet50(
         pooling=pooling,
         class_names=class_names,
         normalization=normalization,
+        routing=routing,
+        confidence_steps=confidence_steps,
         options=options,
     )

@@ -2,10 +2,14 @@ r"""Writes a trained network as a TFLite file for a phone.
 
     python recipes/export_mobile.py --model=runs/gate --quantize=int8 --output=m.tflite
     python recipes/export_mobile.py --model=runs/gate --path=slimmest --output=slimmest.tflite
+    python recipes/export_mobile.py --weights=imagenet --output=m.tflite
 
 The first command writes a file with all routes and the gate that chooses a route for each image, as
 `keras_dsnet.export.export_routed` describes. The second command writes a file of one sub-network.
-Both files use only builtin operators. Each new file is compared with the network before it replaces
+The third
+command makes a dynamic file of the weights that the authors released for DS-MobileNet. Their gate
+is not trained, so the file routes by confidence, with thresholds of 0.7 that nobody calibrated.
+All files use only builtin operators. Each new file is compared with the network before it replaces
 an older one. docs/results/mobile.md has the measured sizes and latencies.
 
 For int8 the ranges of activations are measured on training images, preprocessed as for evaluation.
@@ -22,7 +26,13 @@ from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-shared.define_saved_model()
+shared.define_saved_model(required=False)
+shared.define_path(
+    "weights",
+    None,
+    "Weights of DS-MobileNet instead of --model: imagenet, cifar10, a .weights.h5 or a .pth.tar "
+    "file. If their gate is not trained, the file routes by confidence.",
+)
 shared.define_path("output", None, "Name of the .tflite file to write.", required=True)
 shared.define_routes()
 shared.define_path_through(
@@ -44,9 +54,16 @@ shared.define_representative_images()
 
 def check_flags():
     """Raises an error for a mistake in the flags or in the files that they name."""
-    model_file = checks.find_model(FLAGS.model)
-    saved = checks.check_model(model_file)
     checks.check_output(FLAGS.output)
+    if (FLAGS.model is None) == (FLAGS.weights is None):
+        raise ValueError(
+            "exactly one of --model and --weights must be given. "
+            f"Received: --model={FLAGS.model}, --weights={FLAGS.weights}"
+        )
+    folder, saved = pathlib.Path(), checks.SavedNetwork({}, "weights")
+    if FLAGS.model is not None:
+        model_file = checks.find_model(FLAGS.model)
+        folder, saved = model_file.parent, checks.check_model(model_file)
     for name in ("routes", "layout"):
         if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
             raise ValueError(
@@ -56,9 +73,9 @@ def check_flags():
     if isinstance(FLAGS.path, (int, tuple)):
         path = FLAGS.path if isinstance(FLAGS.path, tuple) else (FLAGS.path,)
         saved.check_path(path, "path", separator=",")
-    if FLAGS.image_size is None:
+    if FLAGS.image_size is None and FLAGS.model is not None:
         saved.check_image_size(None)
-    data.check_representative_flags(model_file.parent, needed=FLAGS.quantize == "int8")
+    data.check_representative_flags(folder, needed=FLAGS.quantize == "int8")
 
 
 def input_shape(network):
@@ -71,14 +88,14 @@ def input_shape(network):
 def warn_of_gates(network, folder):
     """Warns of gates that are not trained for the routes, and of better widths outside them."""
     routes = tuple(FLAGS.routes or network.routes)
-    if not network.gates_trained:
+    if network.routing != "confidence" and not network.gates_trained:
         print(
             f"warning: the gates of --model={FLAGS.model} are not trained: the choices of the "
             "file mean nothing. Train the gates by stage II, or force widths by the signature "
             "'bounded'",
             flush=True,
         )
-    elif routes != network.routes:
+    elif network.routing != "confidence" and routes != network.routes:
         names = ",".join(map(str, network.routes))
         print(
             f"warning: the gates were trained to choose among {names}, not among "
@@ -94,15 +111,36 @@ def warn_of_gates(network, folder):
         return
 
 
-def main(_):
+def load_network():
+    """Returns the network of --model or --weights, and the folder of the run that trained it."""
     import keras
+    from keras_dsnet.applications import DSMobileNet
 
+    if FLAGS.model is not None:
+        model_file = checks.find_model(FLAGS.model)
+        return keras.models.load_model(model_file, compile=False), model_file.parent
+    size = FLAGS.image_size
+    shape = (size, size, 3) if size else None
+    network = DSMobileNet(weights=FLAGS.weights, input_shape=shape)
+    if not network.gates_trained:
+        # The routes of a gate that is not trained mean nothing.
+        network.confidence_steps = (0, network.num_widths - 1)
+        network.routing = "confidence"
+        print(
+            f"--weights={FLAGS.weights} has no trained gate: the file routes by confidence, with "
+            f"the steps {network.confidence_steps} and thresholds of {network.thresholds[0]}. "
+            "Calibrate the thresholds on your own labelled images",
+            flush=True,
+        )
+    return network, pathlib.Path()
+
+
+def main(_):
     from keras_dsnet.export import export_routed, export_subnetwork
     from keras_dsnet.utils.atomic_file import remove_leftovers_of_the_dead
 
-    folder = checks.find_model(FLAGS.model).parent
     remove_leftovers_of_the_dead(pathlib.Path(FLAGS.output).parent)
-    network = keras.models.load_model(checks.find_model(FLAGS.model), compile=False)
+    network, folder = load_network()
     shape = input_shape(network)
     options = {"input_shape": shape, "input_type": FLAGS.input_type}
     if FLAGS.quantize != "none":
@@ -136,7 +174,7 @@ def print_end():
     following = run.command(
         "benchmark",
         FLAGS.output,
-        f"--model={FLAGS.model}",
+        f"--model={FLAGS.model or 'ds_mobilenet'}",
         f"--workdir={workdir}_benchmark",
         "--baseline=none",
     )

@@ -139,3 +139,25 @@ def checkpoint(tmp_path_factory):
         for name, target in mobilenet_tensors(DSMobileNet(attention="sigmoid", classes=20)).items()
     )
     return _write(tmp_path_factory.mktemp("release") / "net.pth.tar", {"state_dict": state})
+
+
+@pytest.fixture(scope="session")
+def steady_checkpoint(tmp_path_factory):
+    """A checkpoint of the full DS-MBNet for 20 classes, whose features keep their scale.
+
+    Its kernels are random and of both signs, so that images have different, finite outputs.
+    """
+    from keras_dsnet.applications import DSMobileNet
+
+    from keras_dsnet.weights.ds_mbnet import mobilenet_tensors
+
+    generator, state = np.random.default_rng(0), collections.OrderedDict()
+    network = DSMobileNet(attention="sigmoid", classes=20)
+    for name, target in mobilenet_tensors(network).items():
+        # Sigmoid attention halves the features.
+        scale = (4 / np.prod(target.shape[1:])) ** 0.5 if len(target.shape) > 1 else 0.1
+        values = generator.normal(scale=scale, size=target.shape)
+        if name.endswith("running_var") or ("bn" in name and name.endswith("weight")):
+            values = 1 + np.abs(values)
+        state[name] = values.astype("float32")
+    return _write(tmp_path_factory.mktemp("steady") / "net.pth.tar", {"state_dict": state})

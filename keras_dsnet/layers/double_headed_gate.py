@@ -38,10 +38,11 @@ class DoubleHeadedGate(keras.layers.Layer):
         width: Python int or int32 scalar tensor, index into `channels`.
         attention_mask: `[batch, channels]`, factor of the logits of the attention head. Stage II
             uses it because every image has a different width there. Defaults to no mask.
+        with_scores: Bool, whether the slimming head runs. False returns only the attended input.
 
     Returns:
-        The attended input. With a slimming head the pair of the attended input and the scores,
-        float32 `[batch, num_choices]`, or `[batch, 1]` for a scalar head.
+        The attended input. With a slimming head that runs, the pair of the attended input and the
+        scores, float32 `[batch, num_choices]`, or `[batch, 1]` for a scalar head.
 
     Raises:
         ValueError: If the layer does not have the width, or an option is unknown.
@@ -124,9 +125,12 @@ class DoubleHeadedGate(keras.layers.Layer):
     def _add(self, name, shape, initializer):
         return self.add_weight(name=name, shape=shape, initializer=initializer)
 
-    def call(self, inputs, width=None, attention_mask=None):
+    def call(self, inputs, width=None, attention_mask=None, with_scores=True):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
+        with_scores = with_scores and bool(self.num_choices)
+        if not self.attention and not with_scores:
+            return inputs
         # Keras sums float16 in float32, where the sum cannot overflow; `tf.reduce_mean` does not.
         pooled = keras.ops.mean(inputs, (1, 2))
         hidden = None if self.w1 is None else self._encode(pooled, channels, self.w1, self.b1)
@@ -134,7 +138,7 @@ class DoubleHeadedGate(keras.layers.Layer):
         if self.attention:
             attention = self._attend(hidden, channels, attention_mask)
             outputs = inputs * attention[:, None, None, :]
-        if not self.num_choices:
+        if not with_scores:
             return outputs
         if not self.share_encoder:
             hidden = self._encode(pooled, channels, self.w1_slimming, self.b1_slimming)
@@ -233,10 +237,10 @@ class DoubleHeadedGate(keras.layers.Layer):
         gap = tf.where(distance < 0, left[: len(routes)], right[: len(routes)])
         return tf.nn.relu(1.0 - tf.abs(distance) / gap)
 
-    def compute_output_spec(self, inputs, width=None, attention_mask=None):
+    def compute_output_spec(self, inputs, width=None, attention_mask=None, with_scores=True):
         resolve_width(width, len(self.channels), self.name)
-        shape = self.compute_output_shape(inputs.shape, width)
-        if not self.num_choices:
+        shape = self.compute_output_shape(inputs.shape, width, with_scores)
+        if not (self.num_choices and with_scores):
             return keras.KerasTensor(shape, dtype=self.compute_dtype)
         outputs, scores = shape
         return (
@@ -244,8 +248,8 @@ class DoubleHeadedGate(keras.layers.Layer):
             keras.KerasTensor(scores, dtype="float32"),
         )
 
-    def compute_output_shape(self, input_shape, width=None):
-        if not self.num_choices:
+    def compute_output_shape(self, input_shape, width=None, with_scores=True):
+        if not (self.num_choices and with_scores):
             return input_shape
         scores = 1 if self.slimming_head == "scalar" else self.num_choices
         return input_shape, (input_shape[0], scores)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
-from keras_dsnet.models.path import Path, PathLike, resolve_path
+from keras_dsnet.models.path import Path, PathLike, check_routes, resolve_path
 from keras_dsnet.models.predictions import (
     check_class_names,
     check_number_of_classes,
@@ -16,7 +16,12 @@ from keras_dsnet.models.predictions import (
 )
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
 from keras_dsnet.models.routing import SectionRunner
-from keras_dsnet.models.routing_settings import RoutingSettings
+from keras_dsnet.models.routing_settings import (
+    DEFAULT_THRESHOLD,
+    RoutingSettings,
+    check_routing,
+    check_thresholds,
+)
 from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
 from keras_dsnet.models.subnetwork import plain_subnetwork
 from keras_dsnet.models.topology import walk
@@ -193,6 +198,8 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
         steps: Sequence[int] | None = None,
         thresholds: Sequence[float] | None = None,
         run_last: bool = True,
+        trunk: tuple | None = None,
+        start: tuple | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs a batch by any routing, and returns where each image started and ended.
 
@@ -202,22 +209,36 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             images: Tensor `[batch, height, width, 3]` in the compute dtype of the network.
             routing: "gate", "confidence" or "gate+confidence". Defaults to the network's.
             steps: Tuple of ints. Defaults to the network's `confidence_steps`.
-            thresholds: Tuple of floats. Defaults to the network's.
+            thresholds: Tuple of floats. Defaults to the network's, or to 0.7 each if `steps` are
+                given.
             run_last: See `SectionRunner.route_by_confidence`.
+            trunk: Result of section 0, where it is known, so that several routings share it.
+            start: `(outputs, paths)` of routing by the gate, where they are known.
 
         Returns:
             `(outputs, paths, starts)`: `[batch, classes]`, logits before any activation, and int32
             `[batch, num_gates]`, the path of the outputs and the path that ran first.
+
+        Raises:
+            ValueError: If `routing` needs a classifier that the network does not have, or steps or
+                thresholds are wrong.
         """
-        routing = routing or self.routing
+        routing = check_routing(routing or self.routing, self.include_top)
         if routing == "gate":
             channels = None if self.include_top else self.output_shape[-1]
-            outputs, paths = self._runner.route(images, self.gate_candidates(), channels)
+            outputs, paths = self._runner.route(images, self.gate_candidates(), channels, trunk)
             return outputs, paths, paths
-        steps = self.confidence_steps if steps is None else tuple(steps)
-        thresholds = self.thresholds if thresholds is None else tuple(thresholds)
+        if steps is None:
+            steps = self.confidence_steps
+            thresholds = self.thresholds if thresholds is None else thresholds
+        steps = check_routes(steps, self.num_widths, "steps")
+        if thresholds is None:
+            thresholds = (DEFAULT_THRESHOLD,) * (len(steps) - 1)
+        thresholds = check_thresholds(thresholds, steps)
         routes = None if routing == "confidence" else self.gate_candidates()
-        return self._runner.route_by_confidence(images, steps, thresholds, routes, run_last)
+        return self._runner.route_by_confidence(
+            images, steps, thresholds, routes, run_last, trunk, start
+        )
 
     def _images(self, inputs):
         images = arguments.check_images(inputs, self._image_shape)
@@ -252,9 +273,13 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             x = arguments.check_images(x, self._image_shape)
         return self._runner.run(x, path, first, last, executor, **kwargs)
 
-    def run_section(self, section: int, before: Any, after: tuple[int, int], x: Any) -> tuple:
+    def run_section(self, section: int, before: Any, after: tuple, x: Any, **kwargs: Any) -> tuple:
         """Runs one section at inference; see `SectionRunner.run_section`."""
-        return self._runner.run_section(section, before, after, x)
+        return self._runner.run_section(section, before, after, x, **kwargs)
+
+    def run_rest(self, width: int, x: Any) -> tf.Tensor:
+        """Runs all sections after the first along the path of one width, as inference does."""
+        return self._runner.run_rest(width, x)[0]
 
     def run_any_width(self, first: int, x: Any, path: Path) -> tf.Tensor:
         """Runs sections by one trace for all paths; see `SectionRunner.run_any_width`."""

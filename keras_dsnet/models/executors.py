@@ -29,16 +29,25 @@ class SlicedExecutor(Executor):
             Defaults to the momentum of each layer.
         repeats: Int, number of sub-networks that this run stands for. Their equal updates of the
             same batch-norm statistics become one update, with the momentum to this power.
+        with_scores: Bool, whether the slimming heads run.
 
     Attributes:
         scores: List of the outputs of the slimming heads, in order, filled by `run`.
     """
 
-    def __init__(self, path: Path, training: bool = False, momentum: Any = None, repeats: int = 1):
+    def __init__(
+        self,
+        path: Path,
+        training: bool = False,
+        momentum: Any = None,
+        repeats: int = 1,
+        with_scores: bool = True,
+    ):
         self.path = path
         self.training = training
         self.momentum = momentum
         self.repeats = repeats
+        self.with_scores = with_scores
         self.scores: list = []
 
     def conv(self, step, x):
@@ -66,9 +75,10 @@ class SlicedExecutor(Executor):
         return momentum**self.repeats
 
     def gate(self, step, x):
-        outputs = step.layer(x, width=self.path.widths[step.section])
-        if not step.is_slimming_gate:
-            return outputs
+        width = self.path.widths[step.section]
+        if not (step.is_slimming_gate and self.with_scores):
+            return step.layer(x, width=width, with_scores=False)
+        outputs = step.layer(x, width=width)
         self.scores.append(outputs[1])
         return outputs[0]
 

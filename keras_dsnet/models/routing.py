@@ -20,8 +20,9 @@ class SectionRunner:
     each gate the batch is split by the chosen width, every part runs the next section at its own
     shapes, and at the end the results are put back in the order of the batch.
 
-    At inference each section is traced once per pair of widths. Channels are static in the traced
-    functions and the batch size is not, so one trace serves every batch.
+    At inference each section is traced once per pair of widths, and once more where the slimming
+    head at its end runs. Channels are static in the traced functions and the batch size is not, so
+    one trace serves every batch.
 
     Args:
         steps: Tuple of `Step`, the topology.
@@ -42,7 +43,11 @@ class SectionRunner:
         self._any_width_functions: dict[int, Callable] = {}
 
     def route(
-        self, images: tf.Tensor, routes: tuple[int, ...], channels: int | None = None
+        self,
+        images: tf.Tensor,
+        routes: tuple[int, ...],
+        channels: int | None = None,
+        trunk: tuple | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a batch, with the path that the gates choose for each image.
 
@@ -51,13 +56,12 @@ class SectionRunner:
             routes: Tuple of ints, candidate widths of every gate in ascending order.
             channels: Int. The outputs are padded with zeros to this number of channels, so that
                 images of different widths fit in one tensor. Defaults to no padding.
+            trunk: The result of section 0, `(features, scores)`, where it is known.
 
         Returns:
             `(outputs, widths)`: the outputs of the last section and int32 `[batch, num_gates]`.
         """
-        return self._route(self.run_section(0, None, (0, 0), images), routes, channels)
-
-    def _route(self, trunk, routes, channels=None):
+        trunk = trunk or self.run_section(0, None, (0, 0), images)
         groups, widths = self._run_groups(trunk, routes, len(self.slimming_gates))
         outputs = [outputs for _, _, outputs, _ in groups]
         if channels is not None:
@@ -106,6 +110,8 @@ class SectionRunner:
         thresholds: Sequence[float],
         routes: Sequence[int] | None = None,
         run_last: bool = True,
+        trunk: tuple | None = None,
+        start: tuple | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs a batch step by step: an image goes on where its confidence is too small.
 
@@ -120,21 +126,24 @@ class SectionRunner:
                 starts. Defaults to a start at the first step.
             run_last: Bool. False leaves out the last step, which decides nothing, so that the
                 logits of the images that reach it are those of an earlier step.
+            trunk: The result of section 0, `(features, scores)`, where it is known.
+            start: What `route` returned with these routes, where it is known.
 
         Returns:
             `(logits, paths, starts)`: `[batch, classes]`, and int32 `[batch, num_gates]`, the path
             that gave an image its logits and the path at which it started.
         """
-        trunk = self.run_section(0, None, (0, 0), images)
+        asked = routes is not None
+        trunk = trunk or self.run_section(0, None, (0, 0), images, with_scores=asked)
         split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
         order = tf.range(tf.shape(trunk[0])[0])
         gates, first = len(self.slimming_gates), 0
         if routes is None:
             starts = tf.fill((tf.shape(order)[0], gates), steps[0])
-            logits, _ = self._run_rest(steps[0], trunk[0])
+            logits, _ = self.run_rest(steps[0], trunk[0])
             first = 1
         else:
-            logits, starts = self._route(trunk, routes)
+            logits, starts = start or self.route(images, tuple(routes or ()), trunk=trunk)
         # The next step of an image is the first that is wider than the path that it has run.
         wider = tf.reduce_max(starts, 1)[:, None] >= tf.constant([steps])
         position = tf.reduce_sum(tf.cast(wider, tf.int32), 1)
@@ -143,7 +152,7 @@ class SectionRunner:
             paths = tf.where((pending == number)[:, None], width, paths)
             if number == len(steps) - 1 and not run_last:
                 break
-            run = functools.partial(self._run_rest, width)
+            run = functools.partial(self.run_rest, width)
             part = split(run, trunk[0], order, pending, number)
             if part is None:
                 continue
@@ -153,11 +162,19 @@ class SectionRunner:
             pending = tf.tensor_scatter_nd_update(pending, index[:, None], after)
         return logits, paths, starts
 
-    def _run_rest(self, width, x):
-        """Runs all sections after section 0 along the path of one width, as `run_section` does."""
+    def run_rest(self, width: int, x: tf.Tensor) -> tuple[tf.Tensor, None]:
+        """Runs all sections after section 0 along the path of one width, without slimming heads.
+
+        Args:
+            width: Int.
+            x: Output of section 0.
+
+        Returns:
+            `(outputs, None)`, as `run_section` returns them.
+        """
         before, after = (0, 0), (width, width)
         for section in range(1, len(self.sections)):
-            x, _ = self.run_section(section, before, after, x)
+            x, _ = self.run_section(section, before, after, x, with_scores=False)
             before = after
         return x, None
 
@@ -180,7 +197,7 @@ class SectionRunner:
         x = images
         rows = list(zip(path.widths, path.statistics))
         for section, (before, after) in enumerate(zip([None, *rows], rows)):
-            x, _ = self.run_section(section, before, after, x)
+            x, _ = self.run_section(section, before, after, x, with_scores=False)
         return x
 
     def run(
@@ -205,7 +222,7 @@ class SectionRunner:
         Returns:
             Features, or the logits of the last section.
         """
-        executor = executor or SlicedExecutor(path, **kwargs)
+        executor = executor or SlicedExecutor(path, with_scores=False, **kwargs)
         end = None if last is None else last + 1
         for steps in self.sections[first:end]:
             x = executor.run(steps, x)
@@ -217,6 +234,7 @@ class SectionRunner:
         before: tuple[int, int] | None,
         after: tuple[int, int],
         x: tf.Tensor,
+        with_scores: bool = True,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Runs one section at inference.
 
@@ -225,22 +243,24 @@ class SectionRunner:
             before: `(width, statistics row)` of the section before, None for the first section.
             after: `(width, statistics row)` of this section.
             x: Input of the section.
+            with_scores: Bool, whether the slimming head at the end of the section runs.
 
         Returns:
-            `(outputs, scores)`. The scores are those of the gate at the end of the section, and
-            None after the last gate.
+            `(outputs, scores)`. The scores are those of the gate at the end of the section. They
+            are None after the last gate, and without `with_scores`.
         """
+        with_scores = with_scores and section < len(self.slimming_gates)
         if not _may_trace():
-            return self._run_sliced(section, after, x)
-        key = (section, before, after)
+            return self._run_sliced(section, after, x, with_scores)
+        key = (section, before, after, with_scores)
         if key not in self._functions:
-            self._functions[key] = self._trace(section, after, x)
+            self._functions[key] = self._trace(section, after, x, with_scores)
         return self._functions[key](x)
 
-    def _trace(self, section, after, x):
+    def _trace(self, section, after, x, with_scores):
         def run(inputs):
             self.trace_count += 1
-            return self._run_sliced(section, after, inputs)
+            return self._run_sliced(section, after, inputs, with_scores)
 
         # The batch size is open, and so is each side that the network leaves open.
         sizes = zip((None, *self._image_shape[:2]), x.shape[:3])
@@ -249,11 +269,11 @@ class SectionRunner:
             tf.TensorSpec(shape, x.dtype)
         )
 
-    def _run_sliced(self, section, after, x):
+    def _run_sliced(self, section, after, x, with_scores):
         width, row = after
         # The executor reads only the entry of this section.
         path = Path((width,) * (section + 1), (row,) * (section + 1))
-        executor = SlicedExecutor(path)
+        executor = SlicedExecutor(path, with_scores=with_scores)
         outputs = executor.run(self.sections[section], x)
         return outputs, (executor.scores or [None])[0]
 

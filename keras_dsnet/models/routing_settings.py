@@ -1,4 +1,4 @@
-"""The settings of routing: how an image gets its path, and among which widths.
+"""The settings of routing: how an image gets its path.
 
 Three routings exist. With "gate" the slimming heads choose a path before it runs (Sec. 3.2 of the
 paper). With "confidence" the narrowest step runs first, and an image goes on to a wider step where
@@ -41,6 +41,7 @@ class RoutingSettings:
         self._warned_of_gates = self._warned_of_routes = self._warned_of_costs = False
         self._confidence_steps: tuple[int, ...] | None = None
         self._thresholds: tuple | None = None
+        self._routing = "gate"
         self.replace_routes(range(self.num_widths) if routes is None else routes)
         self.gates_trained = gates_trained
         self.confidence_steps = confidence_steps
@@ -81,14 +82,9 @@ class RoutingSettings:
 
     @routing.setter
     def routing(self, routing: str) -> None:
-        if not isinstance(routing, str) or routing not in ROUTINGS:
-            raise ValueError(f"`routing` must be one of {ROUTINGS}. Received: routing={routing!r}")
-        if routing != "gate" and not self.include_top:
-            raise ValueError(
-                "A network without its classifier has no confidence: with `include_top=False`, "
-                f"`routing` must be 'gate'. Received: routing={routing!r}"
-            )
-        self._routing = routing
+        self._routing = check_routing(routing, self.include_top)
+        if routing != "gate":
+            self._warn_of_costly_steps()
 
     @property
     def routes(self) -> tuple[int, ...]:
@@ -156,14 +152,19 @@ class RoutingSettings:
         self._warn_of_costly_steps()
 
     def _warn_of_costly_steps(self):
+        if self._warned_of_costs:
+            return
         network: Any = self
         shape = tuple(side or _OPEN_SIDE for side in network.input_shape[1:])
-        most = worst_case_madds(network, "confidence", self.confidence_steps, input_shape=shape)
+        routing, runs = "confidence", "runs all"
+        if self.routing == "gate+confidence":
+            routing, runs = self.routing, "starts at a route of the gates and runs all wider"
+        most = worst_case_madds(network, routing, self.confidence_steps, input_shape=shape)
         widest = network.madds("widest", shape)
-        if most > _COSTLY * widest and not self._warned_of_costs:
+        if most > _COSTLY * widest:
             self._warned_of_costs = True
             warnings.warn(
-                f"An image that runs all confidence steps {self.confidence_steps} costs "
+                f"An image that {runs} confidence steps {self.confidence_steps} costs "
                 f"{most / 1e6:.2f}M multiply-adds, {most / widest:.2f} times those of the widest "
                 f"path ({widest / 1e6:.2f}M). Fewer steps cost less.",
                 stacklevel=_level_of_caller(),
@@ -232,6 +233,26 @@ class RoutingSettings:
                 stacklevel=_level_of_caller(),
             )
         return self.routes[-1:]
+
+
+def check_routing(routing: str, include_top: bool) -> str:
+    """Returns the name of a routing.
+
+    Args:
+        routing: "gate", "confidence" or "gate+confidence".
+        include_top: Bool, whether the network has a classifier.
+
+    Raises:
+        ValueError: If there is no such routing, or it needs a classifier and there is none.
+    """
+    if not isinstance(routing, str) or routing not in ROUTINGS:
+        raise ValueError(f"`routing` must be one of {ROUTINGS}. Received: routing={routing!r}")
+    if routing != "gate" and not include_top:
+        raise ValueError(
+            "A network without its classifier has no confidence: with `include_top=False`, "
+            f"`routing` must be 'gate'. Received: routing={routing!r}"
+        )
+    return routing
 
 
 def check_thresholds(thresholds: Sequence[float], steps: Sequence[int]) -> tuple[float, ...]:

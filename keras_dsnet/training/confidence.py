@@ -1,4 +1,4 @@
-"""The calibration of routing by confidence: thresholds and steps from one labelled pass."""
+"""The calibration of routing by confidence on labelled images."""
 
 import itertools
 import warnings
@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.models.costs import section_costs
-from keras_dsnet.models.path import Path
 from keras_dsnet.models.routing import confidence_of
 from keras_dsnet.training.network_trainer import check_network
 from keras_dsnet.utils.argument_checks import check_int, check_number
@@ -19,8 +18,8 @@ from keras_dsnet.utils.batches import labelled_batches
 
 # The candidate thresholds of each step where a search tries all combinations of three or more
 # steps, and the most combinations that it tries.
-_CANDIDATES = 60
-_MOST_COMBINATIONS = 20_000
+_CANDIDATES = 200
+_MOST_COMBINATIONS = 200_000
 
 
 class StepResults(NamedTuple):
@@ -122,6 +121,8 @@ def calibrate_confidence(
             "Calibration needs two confidence steps or more: set `confidence_steps`. "
             f"Received: confidence_steps={steps}"
         )
+    stops = f"an image that stops at step {steps[0]}"
+    _check_limit_of_madds(model, steps[0], max_madds, input_shape, stops)
     results = collect_steps(model, dataset, steps, input_shape, num_batches)
     rows = confidence_curve(results)
     chosen = choose_row(rows, results, max_madds, max_drop)
@@ -151,12 +152,21 @@ def _check_limits(max_madds, max_drop):
     return None, check_number("max_drop", max_drop, right, lambda x: 0 <= x <= 1)
 
 
+def _check_limit_of_madds(model, width, max_madds, input_shape, what):
+    if max_madds is not None and max_madds < (least := model.madds(width, input_shape)):
+        raise ValueError(
+            f"`max_madds` must be at least {least}, the multiply-adds of {what}. "
+            f"Received: max_madds={max_madds:g}"
+        )
+
+
 def collect_steps(
     model: keras.Model,
     dataset: Any,
     widths: Sequence[int],
     input_shape: Sequence[int] | None = None,
     num_batches: int | None = None,
+    one_trace: bool = False,
 ) -> StepResults:
     """Runs all images at all of some widths, with one run of the trunk.
 
@@ -166,6 +176,9 @@ def collect_steps(
         widths: Tuple of ints in ascending order.
         input_shape: `(height, width, 3)`. Defaults to the model's.
         num_batches: Int. Defaults to the whole data set.
+        one_trace: Bool. True runs all widths by one slower trace, which is made sooner than many
+            traces. By default the functions of inference run, so that every confidence is exactly
+            the one that decides there.
 
     Raises:
         ValueError: If a batch has no labels, or there are no images.
@@ -173,13 +186,12 @@ def collect_steps(
     trunk, tables = section_costs(model, widths, input_shape)
     madds = tables[0][0] + sum(np.diagonal(table) for table in tables[1:])
     confidence, correct = [], []
+    run = _run_by_one_trace if one_trace else _run_as_inference
     for images, labels in labelled_batches(
         dataset, model.input_shape[1:], model.classes, num_batches
     ):
         labels = class_numbers(labels)
-        paths: list[Path] = [model.resolve_path(width) for width in widths]
-        features = model.run_any_width(0, tf.cast(images, model.compute_dtype), paths[0])
-        logits = [model.run_any_width(1, features, path) for path in paths]
+        logits = run(model, tf.cast(images, model.compute_dtype), widths)
         confidence.append(np.stack([confidence_of(x) for x in logits], 1))
         correct.append(np.stack([likeliest(x) == labels for x in logits], 1))
     if not confidence:
@@ -187,6 +199,17 @@ def collect_steps(
     return StepResults(
         tuple(widths), madds, trunk, np.concatenate(confidence), np.concatenate(correct)
     )
+
+
+def _run_as_inference(model, images, widths):
+    features, _ = model.run_section(0, None, (0, 0), images, with_scores=False)
+    return [model.run_rest(width, features) for width in widths]
+
+
+def _run_by_one_trace(model, images, widths):
+    paths = [model.resolve_path(width) for width in widths]
+    features = model.run_any_width(0, images, paths[0])
+    return [model.run_any_width(1, features, path) for path in paths]
 
 
 def likeliest(logits: tf.Tensor) -> np.ndarray:
@@ -229,33 +252,72 @@ def _points(results):
 
 
 def _searched_points(results):
-    count = len(results.widths) - 1
+    count, images = len(results.widths) - 1, len(results.confidence)
     size = max(3, min(_CANDIDATES, int(_MOST_COMBINATIONS ** (1 / count))))
-    grids = [_quantiles(results.confidence[:, step], size) for step in range(count)]
-    points = [(*score(results, each), each) for each in itertools.product(*grids)]
-    best, kept = -1.0, []
-    for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if point[1] > best:
-            best = point[1]
-            kept.append((*point, stops_of(results, point[2])))
-    madds, top1, thresholds, stops = (np.array(column) for column in zip(*kept))
-    return thresholds, madds, top1, stops
+    confidence = _comparable(results.confidence)
+    grids = [_quantiles(confidence[:, step], size) for step in range(count)]
+    shape = [len(grid) for grid in grids]
+    # The first candidate of each step with which an image goes on: 0 lets no image go on.
+    bins = [np.searchsorted(grid[1:], c) + 1 for grid, c in zip(grids, confidence.T)]
+    gains = np.diff(results.correct.astype("float64"), axis=1)
+    madds = results.trunk + np.full([1] * count, results.madds[0], "float64")
+    hits, reached = np.full([1] * count, results.correct[:, 0].sum(), "float64"), []
+    for step in range(1, count + 1):
+        cells = np.ravel_multi_index(bins[:step], shape[:step])
+        number, gain = (
+            _sums_up_to(cells, weights, shape[:step]).reshape(*shape[:step], *[1] * (count - step))
+            for weights in (None, gains[:, step - 1])
+        )
+        reached.append(np.broadcast_to(number, shape))
+        madds, hits = madds + number / images * results.madds[step], hits + gain
+    madds, hits = madds.ravel(), np.rint(hits.ravel())
+    order = np.lexsort((-hits, madds))
+    best_before = np.maximum.accumulate(np.append(-1, hits[order]))[:-1]
+    kept = order[hits[order] > best_before]
+    index = np.unravel_index(kept, shape)
+    thresholds = np.stack([grid[i] for grid, i in zip(grids, index)], 1)
+    reached = np.stack([np.full(len(kept), images), *(r[index] for r in reached)], 1)
+    stops = reached - np.append(reached[:, 1:], np.zeros((len(kept), 1)), 1)
+    return thresholds, madds[kept], hits[kept] / images, stops
+
+
+def _sums_up_to(cells, weights, shape):
+    """Returns for each cell of a grid the sum of the weights of all cells up to it."""
+    sums = np.bincount(cells, weights, minlength=int(np.prod(shape))).reshape(shape)
+    for axis in range(len(shape)):
+        sums = np.cumsum(sums, axis)
+    return sums
 
 
 def _quantiles(confidence, size):
     inner = np.quantile(confidence, np.linspace(0, 1, size)[1:-1], method="midpoint")
-    return [0.0, *np.unique(inner).tolist(), 1.0]
+    # Decisions are made in float32, where different numbers may be equal.
+    inner = np.unique(inner.astype("float32"))
+    return np.concatenate([[0], inner[(inner > 0) & (inner < 1)], [1]]).astype("float32")
+
+
+def _comparable(confidence):
+    """Returns confidences that a threshold compares as the network does.
+
+    An image whose confidence is NaN goes on with every threshold above 0. A softmax may round to
+    more than 1.
+    """
+    return np.minimum(np.nan_to_num(confidence, nan=0.0), np.float32(1))
 
 
 def _points_of_two(results):
     """Sorts the images by the confidence of the first step; each prefix goes on."""
-    order = np.argsort(results.confidence[:, 0], kind="stable")
-    confidence = results.confidence[order, 0].astype("float64")
+    confidence = _comparable(results.confidence[:, 0])
+    order = np.argsort(confidence, kind="stable")
+    confidence = confidence[order]
     gains = np.cumsum(np.subtract(*results.correct[order].T[::-1], dtype="int64"))
     # A threshold selects all images of an equal confidence or none.
     ends = np.flatnonzero(np.append(np.diff(confidence) > 0, True))
-    # In the middle of a gap, so that rounding selects the same images in another run.
-    between = (confidence[ends[:-1]] + confidence[ends[:-1] + 1]) / 2
+    low, high = confidence[ends[:-1]], confidence[ends[:-1] + 1]
+    # In the middle of a gap, so that rounding selects the same images in another run. Between two
+    # neighbours in float32, in which the network compares, there is no middle.
+    between = ((low.astype("float64") + high) / 2).astype("float32")
+    between = np.where(between < high, between, low)
     thresholds = np.concatenate([[0.0], between, [1.0]])
     images, counts = len(order), np.append(0, ends + 1)
     madds = results.trunk + results.madds[0] + counts / images * results.madds[1]
@@ -273,8 +335,8 @@ def ends_of(results: StepResults, thresholds: Sequence[float]) -> np.ndarray:
     unsure = np.stack(
         [
             # The same rule as in `keras_dsnet.models.routing`, also for NaN.
-            (np.float32(t) >= 1) | ((t > 0) & ~(results.confidence[:, step] > np.float32(t)))
-            for step, t in enumerate(thresholds)
+            (t >= 1) | ((t > 0) & ~(results.confidence[:, step] > t))
+            for step, t in enumerate(np.asarray(thresholds, "float32"))
         ],
         1,
     )
@@ -391,9 +453,11 @@ def propose_steps(
     check_int("count", count, 2)
     if max_madds is not None:
         max_madds = check_number("max_madds", max_madds, "a number above 0", lambda x: x > 0)
+        narrowest = "the narrowest route"
+        _check_limit_of_madds(model, model.routes[0], max_madds, input_shape, narrowest)
     if len(model.routes) < count:
         raise ValueError(f"{count} steps need as many routes. Received: routes={model.routes}")
-    results = collect_steps(model, dataset, model.routes, input_shape, num_batches)
+    results = collect_steps(model, dataset, model.routes, input_shape, num_batches, True)
     return best_steps(results, max_madds, count)
 
 

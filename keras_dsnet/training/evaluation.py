@@ -186,7 +186,10 @@ def _measure(model, batches, paths, input_shape, routings):
     """
     sizes, hits = collections.Counter(), []
     for images, labels in batches:
-        labels, fronts, batch = class_numbers(labels), {}, []
+        labels, batch = class_numbers(labels), []
+        trunk = routings.run_trunk(images)
+        # All paths of the routes have the front of the trunk.
+        fronts = {(0, 0): trunk[0]} if trunk else {}
         for path in paths:
             front = (path.widths[0], path.statistics[0])
             if front not in fronts:
@@ -195,7 +198,7 @@ def _measure(model, batches, paths, input_shape, routings):
         size = tuple(input_shape or images.shape[1:])
         sizes[size] += images.shape[0]
         hits.append(np.reshape(batch, (len(paths), 2, images.shape[0])))
-        routings.run(images, labels, size)
+        routings.run(images, trunk, labels, size)
     return sizes, np.concatenate(hits, axis=2) if hits else None
 
 
@@ -227,11 +230,23 @@ class _Routings:
         self.hits, self.paths, self.madds = ({n: [] for n in ROUTINGS} for _ in range(3))
         self.scores = []
 
-    def run(self, images, labels, size):
-        """Runs one batch by every routing."""
+    def run_trunk(self, images):
+        """Returns the features and scores that all routings share, or None without a routing."""
+        if not self.all_names:
+            return None
+        asked = self.all_names != {"confidence"}
         images = tf.cast(images, self.model.compute_dtype)
-        for name in self.all_names:
-            logits, paths, starts = self.model.run_routed(images, name, self.steps, self.thresholds)
+        return self.model.run_section(0, None, (0, 0), images, with_scores=asked)
+
+    def run(self, images, trunk, labels, size):
+        """Runs one batch by every routing, after one run of the trunk."""
+        start = None
+        for name in (name for name in ROUTINGS if name in self.all_names):
+            logits, paths, starts = self.model.run_routed(
+                images, name, self.steps, self.thresholds, trunk=trunk, start=start
+            )
+            # "gate+confidence" goes on from where the gates lead.
+            start = (logits, paths) if name == "gate" else start
             steps = () if name == "gate" else self.steps
             asked = name != "confidence"
             self.hits[name].append(_hits(logits, labels))
@@ -239,9 +254,8 @@ class _Routings:
             madds = dynamic_madds(self.model, starts.numpy(), paths.numpy(), steps, asked, size)
             self.madds[name].append(madds)
         if "gate" in self.names and self.model.num_gates == 1 and self.model.gates_trained:
-            _, scores = self.model.run_section(0, None, (0, 0), images)
             (gate,) = self.model.slimming_gates
-            self.scores.append(gate.route_scores(scores, self.model.routes).numpy())
+            self.scores.append(gate.route_scores(trunk[1], self.model.routes).numpy())
 
     def rows(self, static, hits, resolved, sizes):
         """Returns the rows of the routings, the dynamic row last.

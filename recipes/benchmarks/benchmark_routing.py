@@ -4,11 +4,14 @@ r"""Times batched dynamic inference against direct calls of the same sub-network
     python recipes/benchmarks/benchmark_routing.py --workdir=runs/benchmark_routing \
         --model=ds_resnet50
 
-The benchmark makes two comparisons, each in rounds that alternate both sides in one process:
+The benchmark makes three comparisons, each in rounds that alternate both sides in one process:
 - The cost of routing where it changes nothing: a batch of 64 images that all choose the first path
   of the mix, against a direct call of this path.
 - The speed of a mixed batch against its parts: a batch of 256 images with a fixed mix of paths,
   against direct calls of the groups with equal paths, one after another.
+- The cost of routing by confidence: the same batch, half of which goes on from the narrowest to the
+  widest width of the mix. The other side runs the layers before the first gate once, and then both
+  groups of images.
 
 The benchmark sets the choices of the gates, whose layers still run. It prints minimum and median
 and writes JSON. docs/results/routing.md has the results.
@@ -134,6 +137,30 @@ def compare(name, routed, direct, images):
     return row
 
 
+def compare_confidence(model, images):
+    """Compares routing by confidence with the groups of images that its two steps run."""
+    import numpy as np
+    import tensorflow as tf
+
+    model.routing = "confidence"
+    first, last = model.confidence_steps = model.routes[0], model.routes[-1]
+    order = np.sort(tf.reduce_max(model(images, path=first), 1))
+    model.thresholds = float(order[len(order) // 2 - 1 : len(order) // 2 + 1].mean())
+    more = np.flatnonzero(model.route(images).numpy()[:, 0] == last)
+
+    def run_groups():
+        features, _ = model.run_section(0, None, (0, 0), images, with_scores=False)
+        model.run_rest(first, features).numpy()
+        model.run_rest(last, tf.gather(features, more)).numpy()
+
+    return compare(
+        f"{len(images)} images by confidence, {len(more)} of which go on from {first} to {last}",
+        lambda: model(images).numpy(),
+        run_groups,
+        len(images),
+    )
+
+
 def main(_):
     import numpy as np
     import tensorflow as tf
@@ -171,6 +198,7 @@ def main(_):
         len(chosen),
     )
     rows.append(mixed)
+    rows.append(compare_confidence(model, images))
     (workdir / "routing.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 """Routing by confidence: which images go on, in what order, at what cost."""
 
+import dataclasses
 import pathlib
 import resource
 import warnings
@@ -21,7 +22,7 @@ STEPS = (0, 2, 3)
 
 def confident_network(**options):
     """Returns a network in which images stop at every one of three steps."""
-    network = small_network(spec=SHORT_SPEC, **options)
+    network = small_network(**{"spec": SHORT_SPEC, **options})
     network.routing, network.confidence_steps = "confidence", STEPS
     network.thresholds = thresholds_between(network, IMAGES)
     return network
@@ -103,6 +104,21 @@ def test_graphs_and_functional_models_route_by_confidence(network):
     np.testing.assert_allclose(outputs, network(IMAGES), atol=1e-5)
     model = keras.Sequential([network])
     np.testing.assert_allclose(model.predict(IMAGES, verbose=0), network(IMAGES), atol=1e-5)
+
+
+def test_data_pipelines_and_models_that_train_route_by_confidence(network):
+    mapped = tf.data.Dataset.from_tensor_slices(IMAGES).batch(7).map(network)
+    np.testing.assert_allclose(np.concatenate(list(mapped)), network(IMAGES), atol=1e-5)
+    copy = keras.models.clone_model(network)
+    copy.set_weights(network.get_weights())
+    copy.trainable = False
+    inputs = keras.Input(IMAGES.shape[1:])
+    outer = keras.Model(inputs, keras.layers.Dense(2)(copy(inputs)))
+    outer.compile("sgd", "mse")
+    outer.fit(IMAGES, np.zeros((len(IMAGES), 2)), batch_size=7, verbose=0)
+    np.testing.assert_array_equal(copy.route(IMAGES), network.route(IMAGES))
+    for variable, expected in zip(copy.variables, network.variables, strict=True):
+        np.testing.assert_array_equal(variable, expected)
 
 
 @pytest.mark.parametrize("steps", [(0, 3), (1, 2), (2,), STEPS])
@@ -193,6 +209,40 @@ def test_untrained_gates_are_not_asked_for_confidence():
             network(IMAGES)
 
 
+@pytest.mark.parametrize("share_encoder", [True, False])
+def test_a_slimming_head_runs_only_where_its_gate_chooses(share_encoder):
+    spec = dataclasses.replace(SHORT_SPEC, share_encoder=share_encoder)
+    network = confident_network(spec=spec)
+    (gate,), functions = network.slimming_gates, network._runner._functions
+    functions.clear()
+    network(IMAGES)
+    network(IMAGES, path=1)
+    network.route(IMAGES)
+    head = {id(variable.value) for variable in gate.slimming_variables}
+    assert functions
+    assert not [f for f in functions.values() if head & {id(v) for v in f.variables}]
+    network.routing = "gate+confidence"
+    network(IMAGES)
+    assert [f for f in functions.values() if head <= {id(v) for v in f.variables}]
+
+
+def test_madds_are_those_of_a_count_by_hand(network):
+    # Stem 16x16 to 8x8; block 1 to 4x4 with pool, attention and pointwise; block 2 to 2x2.
+    trunk = 8 * 8 * 9 * 3 * 4
+    trunk += 4 * 4 * 9 * 4 + 4 * 4 * 4 + 2 * 4 * 3 + 4 * 4 * 4 * 8
+    trunk += 2 * 2 * 9 * 8 + 2 * 2 * 8 + 2 * 8 * 6
+    # Pointwise, pool and classifier of each width.
+    rest = {w: 2 * 2 * 8 * c + 2 * 2 * c + 5 * c for w, c in enumerate((8, 16, 24, 32))}
+    _, paths, starts = network.run_routed(tf.constant(IMAGES))
+    expected = [
+        trunk + sum(rest[step] for step in STEPS if step <= width) for width in paths[:, 0].numpy()
+    ]
+    found = dynamic_madds(network, starts.numpy(), paths.numpy(), STEPS, gates=False)
+    np.testing.assert_array_equal(found, expected)
+    asked = dynamic_madds(network, starts.numpy(), paths.numpy(), STEPS)
+    np.testing.assert_array_equal(asked, np.add(expected, 6 * 4))
+
+
 def test_madds_count_all_that_ran(network):
     paths = network.route(IMAGES).numpy()
     starts = np.zeros_like(paths)
@@ -269,6 +319,19 @@ def test_settings_are_checked():
     for routing in ("confidence", "gate+confidence"):
         with pytest.raises(ValueError, match="include_top=False"):
             features.routing = routing
+        with pytest.raises(ValueError, match="include_top=False"):
+            features.run_routed(IMAGES, routing)
+        with pytest.raises(ValueError, match="include_top=False"):
+            small_network(spec=SHORT_SPEC, include_top=False, routing=routing)
+    for arguments, message in [
+        (("any",), "Received: routing='any'"),
+        (("confidence", (0, 4)), "from 0 to 3. Received: steps="),
+        (("confidence", (0, 2), (0.5, 0.5)), r"steps \(0, 2\) .* Received: thresholds="),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            network.run_routed(IMAGES, *arguments)
+    paths = network.run_routed(IMAGES, "confidence", np.array([0, 3]), np.array([1.0]))[1]
+    assert set(paths.numpy()[:, 0]) == {3}
 
 
 def test_steps_follow_the_routes_and_thresholds_their_steps():
@@ -295,6 +358,11 @@ def test_costly_steps_warn_once_with_the_worst_case():
     ) as caught:
         network.confidence_steps = steps
     assert [warning.filename for warning in caught] == [__file__]
+    mixed = DynamicSlimmableNetwork(TINY_SPEC, (None, None, 3), classes=5)
+    mixed.confidence_steps = (11, 13)
+    # Steps after the widest start below them cost more than twice the widest path.
+    with pytest.warns(UserWarning, match=r"starts at a route of the gates .* \(11, 13\) costs"):
+        mixed.routing = "gate+confidence"
     small = small_network(spec=SHORT_SPEC)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

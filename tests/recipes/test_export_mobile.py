@@ -1,5 +1,6 @@
 """The export program: what it prints and writes, and one line for each mistake."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -14,7 +15,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from ai_edge_litert.interpreter import Interpreter
-from keras_dsnet.applications.ds_mobilenet import preprocess_input
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet.applications.ds_mobilenet import PRESETS, preprocess_input
 from programs import run_program
 from routed_networks import SIZE, random_images, small_network
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
@@ -33,7 +35,17 @@ sys.modules["tensorflow"] = None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-FLAGS = ("model", "path", "output", "image_size", "routes", "quantize", "layout", "input_type")
+FLAGS = (
+    "model",
+    "weights",
+    "path",
+    "output",
+    "image_size",
+    "routes",
+    "quantize",
+    "layout",
+    "input_type",
+)
 
 
 @pytest.fixture(scope="module")
@@ -332,3 +344,38 @@ def test_a_network_of_any_image_size_asks_for_one(export, network, tmp_path):
     )
     (image,) = Interpreter(str(tmp_path / "m.tflite")).get_input_details()
     assert image["shape"].tolist() == [1, SIZE, SIZE, 3]
+
+
+@pytest.fixture
+def released(steady_checkpoint, tmp_path, monkeypatch):
+    """Makes a local file in the format of the authors' code the released checkpoint."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    preset = dataclasses.replace(PRESETS["imagenet"], url=steady_checkpoint.as_uri(), classes=20)
+    monkeypatch.setitem(PRESETS, "imagenet", preset)
+
+
+def test_released_weights_route_by_confidence(program, released, capsys):
+    with flagsaver.as_parsed(weights="imagenet"):
+        flags.FLAGS.mark_as_parsed()
+        network, _ = program.load_network()
+    assert (network.routing, network.confidence_steps) == ("confidence", (0, 13))
+    assert "routes by confidence, with the steps (0, 13)" in capsys.readouterr().out
+    with flagsaver.as_parsed(weights="cifar10"):
+        network, _ = program.load_network()
+    assert network.routing == "gate"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.long
+def test_one_command_writes_a_dynamic_file_of_the_released_weights(
+    export, released, tmp_path, capsys
+):
+    export(weights="imagenet", output=tmp_path / "m.tflite", image_size=32)
+    assert "mean nothing" not in capsys.readouterr().out
+    interpreter = DynamicInterpreter(tmp_path / "m.tflite")
+    arguments = {"routing": "confidence", "confidence_steps": (0, 13)}
+    network = DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), **arguments)
+    images = random_images(8, size=32)
+    results = [interpreter.run(image) for image in images]
+    np.testing.assert_allclose([output for output, _ in results], network(images), atol=1e-4)
+    np.testing.assert_array_equal([path for _, path in results], network.route(images))

@@ -18,12 +18,14 @@ PROGRAMS = (
     "imagenet_stage1.py",
     "imagenet_stage2.py",
     "split_frames.py",
+    "benchmarks/cross_fit.py",
     *(f"benchmarks/benchmark_{name}.py" for name in BENCHMARKS),
 )
 RUN, MOBILE, ROUTING, SLICING, TRAINING = "--workdir={tmp}/run", *PROGRAMS[-4:]
 # The shortest command line that each program accepts.
 VALID = {
     "demo.py": (RUN,),
+    "benchmarks/cross_fit.py": (RUN,),
     "evaluate.py": (RUN, "--model={tmp}/trained"),
     "evaluate_int8.py": (RUN, "--model={tmp}/trained"),
     "export_mobile.py": ("--output={tmp}/m.tflite", "--model={tmp}/trained"),
@@ -51,6 +53,11 @@ MISTAKES = [
     ("evaluate_int8.py", "--model={tmp}/open", "takes images of any size"),
     ("evaluate_int8.py", "--data_dir=nowhere", "--data_dir=nowhere: there is no such folder"),
     ("export_mobile.py", "--routes=0,4", "from 0 to 3 of --model="),
+    ("export_mobile.py", "--weights=imagenet", "exactly one of --model and --weights"),
+    ("benchmarks/cross_fit.py", "--steps=0,14", "ascending widths from 0 to 13"),
+    ("benchmarks/cross_fit.py", "--shares=half", "numbers such as 0.5,0.002"),
+    ("benchmarks/cross_fit.py", "--splits=0", "--splits=0"),
+    ("benchmarks/cross_fit.py", "--model=nowhere", "--model=nowhere is no .keras file"),
     ("export_mobile.py", "--path=4", "must be a width from 0 to 3 for --model="),
     ("export_mobile.py", "--path=0,1", "must be a width from 0 to 3 for --model="),
     ("export_mobile.py", "--path=wide", "must be slimmest, widest, largest, a width"),

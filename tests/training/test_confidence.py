@@ -10,7 +10,13 @@ from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.models.costs import dynamic_madds, section_costs
 from keras_dsnet.training import calibrate_confidence, evaluate_paths, propose_steps
-from keras_dsnet.training.confidence import StepResults, best_steps, confidence_curve, ends_of
+from keras_dsnet.training.confidence import (
+    StepResults,
+    best_steps,
+    confidence_curve,
+    ends_of,
+    score,
+)
 from keras_dsnet.training.evaluation import gain_interval
 
 IMAGES = random_images(96)
@@ -60,6 +66,61 @@ def test_the_curve_of_two_steps_has_every_choice_once():
     assert rows[1]["random"] == rows[1]["line"]
 
 
+def results_of(confidence, widths=STEPS, seed=0):
+    """Returns results with some confidences, in which surer images are right more often."""
+    confidence = np.array(confidence, "float32")
+    random = np.random.default_rng(seed).random(confidence.shape)
+    correct = random < np.nan_to_num(confidence) * np.linspace(0.8, 1, len(widths))
+    return StepResults(widths, np.array([10, 20, 40])[: len(widths)], 5, confidence, correct)
+
+
+def test_the_curve_of_two_steps_is_that_of_all_thresholds():
+    generator = np.random.default_rng(0)
+    # Coarse confidences have many ties.
+    confidence = np.round(generator.uniform(0.2, 1, (300, 2)), 2)
+    results = results_of(confidence, (0, 3))
+    values = np.unique(results.confidence[:, 0])
+    every = [score(results, (t,)) for t in (0, *values[:-1], *(values[1:] - 1e-4), 1)]
+    rows = confidence_curve(results)
+    points = [(row["madds"], row["top1"]) for row in rows]
+    assert {tuple(np.round(p, 9)) for p in points} == {tuple(np.round(p, 9)) for p in every}
+    for row in rows:
+        assert (row["madds"], row["top1"]) == pytest.approx(score(results, row["thresholds"]))
+
+
+def test_thresholds_are_exact_between_neighbours_in_float32():
+    # Neighbours, an image without a confidence, and softmaxes that round to 1 and above it.
+    values = [0.5]
+    for _ in range(6):
+        values.append(np.nextafter(np.float32(values[-1]), np.float32(1)))
+    values += [np.nextafter(np.float32(1), np.float32(0)), 1.0, 1.0000001, np.nan]
+    results = results_of(np.stack([values] * 2, 1), (0, 3))
+    rows = confidence_curve(results)
+    assert [row["shares"].get(3, 0) * 11 for row in rows] == pytest.approx([*range(10), 11])
+    for row in rows:
+        (threshold,) = row["thresholds"]
+        assert 0 <= threshold <= 1
+        assert np.float32(threshold) == threshold
+        goes_on = np.sum(ends_of(results, row["thresholds"]))
+        assert goes_on / 11 == pytest.approx(row["shares"].get(3, 0))
+
+
+def test_a_search_counts_as_single_thresholds_do():
+    confidence = np.random.default_rng(1).uniform(0.2, 1, (60, 3))
+    confidence[::9, 0], confidence[::7, 1] = np.nan, 1.0000001
+    results = results_of(confidence)
+    rows = confidence_curve(results)
+    for row in rows:
+        assert (row["madds"], row["top1"]) == pytest.approx(score(results, row["thresholds"]))
+        stops = np.bincount(ends_of(results, row["thresholds"]), minlength=3) / 60
+        assert [row["shares"].get(step, 0) for step in STEPS] == pytest.approx(stops)
+    # All pairs of thresholds on a grid: none is better at fewer MAdds.
+    for first, second in itertools.product(np.linspace(0, 1, 21), repeat=2):
+        madds, top1 = score(results, (first, second))
+        assert max(row["top1"] for row in rows if row["madds"] <= madds) >= top1 - 1 / 60 - 1e-9
+    assert min(row["madds"] for row in rows) == 15
+
+
 @pytest.mark.parametrize("steps", [(0, 3), STEPS])
 def test_rows_are_what_the_network_does_with_their_thresholds(steps):
     network, labels = labelled_network()
@@ -73,6 +134,8 @@ def test_rows_are_what_the_network_does_with_their_thresholds(steps):
             measured(network, labels, row["thresholds"]), rel=1e-9
         )
         assert sum(row["shares"].values()) == pytest.approx(1)
+        taken = network.route(IMAGES).numpy()[:, 0]
+        assert row["shares"] == {w: np.mean(taken == w) for w in np.unique(taken)}
 
 
 def test_a_search_of_three_steps_is_at_least_as_good_as_two_of_them():
