@@ -62,9 +62,9 @@ def _assert_equal(batch, other):
 
 def test_a_batch_is_a_function_of_seed_and_step(voc_folder):
     source = load_detection_source(voc_folder)
-    whole = _batches(source, 6)
+    whole = _batches(source, 5)
     # In the middle of the second epoch, of two batches each.
-    for batch, other in zip(whole[3:], _batches(source, 3, start_step=3), strict=True):
+    for batch, other in zip(whole[3:], _batches(source, 2, start_step=3), strict=True):
         _assert_equal(batch, other)
     assert not np.array_equal(whole[0][0], _batches(source, 1, seed=2)[0][0])
 
@@ -79,8 +79,9 @@ def test_a_stream_of_records_resumes(shared_voc):
 
 def test_formats_of_boxes(voc_folder):
     source = load_detection_source(voc_folder)
-    relative = _batches(source, 1)[0][1]["boxes"]
-    pixels = _batches(source, 1, bounding_box_format="xyxy")[0][1]["boxes"]
+    plain = {"augmentation": "none"}
+    relative = _batches(source, 1, **plain)[0][1]["boxes"]
+    pixels = _batches(source, 1, **plain, bounding_box_format="xyxy")[0][1]["boxes"]
     is_box = (relative != -1).any(axis=-1)
     np.testing.assert_allclose(pixels[is_box], relative[is_box][:, (1, 0, 3, 2)] * 24, rtol=1e-5)
     assert (pixels[~is_box] == -1).all()
@@ -88,7 +89,8 @@ def test_formats_of_boxes(voc_folder):
 
 def test_a_fixed_number_of_boxes(voc_folder):
     source = load_detection_source(voc_folder)
-    assert _batches(source, 1, max_boxes=5)[0][1]["boxes"].shape == (4, 5, 4)
+    padded = _batches(source, 1, max_boxes=5, augmentation="none")
+    assert padded[0][1]["boxes"].shape == (4, 5, 4)
     assert training(source, max_boxes=1).element_spec[1]["boxes"].shape == (4, 1, 4)
 
 
@@ -96,9 +98,8 @@ def test_images_without_a_box_have_a_row_of_padding(tmp_path):
     contents = {name: xml() for name in "abcd"} | {"e": xml(("cat", (1, 1, 9, 9)))}
     write_voc(tmp_path, contents, {"train": list("abce"), "val": ["d"]})
     source = load_detection_source(tmp_path)
-    for augmentation in ("none", "ssd"):
-        for _, target in _batches(source, 16, batch_size=1, augmentation=augmentation):
-            assert target["boxes"].shape == (1, 1, 4)
+    for _, target in _batches(source, 8, batch_size=1):
+        assert target["boxes"].shape == (1, 1, 4)
     assert [target["boxes"].shape for _, target in evaluation(source, batch_size=4)] == [(4, 1, 4)]
 
 
