@@ -82,7 +82,9 @@ def _specified(spec, builders, lengths, names):
     chosen, errors = [], []
     for builder, splits, name in zip(builders, lengths, names, strict=True):
         try:
-            if builder.info.splits[spec].num_examples:
+            # The test split of VOC 2012 has no boxes and adds nothing to that of 2007.
+            useful = len(builders) == 1 or _has_boxes(builder, spec)
+            if builder.info.splits[spec].num_examples and useful:
                 chosen.append((builder, spec))
         except (ValueError, AssertionError, KeyError) as error:
             errors.append((error, invalid_split(spec, splits, name)))
