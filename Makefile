@@ -25,7 +25,7 @@ BUILD_FILES := setup.cfg setup.py
 PYTEST_FLAGS ?= --numprocesses=auto --dist=loadfile
 
 help:
-	@echo "make demo         train, gate, evaluate, export and time on the embedded digits (runs/demo)"
+	@echo "make demo         train, gate, calibrate, evaluate, export and time on digits (runs/demo)"
 	@echo "make test         run the tests, all but those that take long"
 	@echo "make test-all     run every test, those that take long or install packages among them"
 	@echo "make test-lowest  run the quick tests on the lowest supported versions"

@@ -11,6 +11,10 @@ float32 network classify alike. It writes int8.json and int8.csv. All these file
 normalisation in float. A network with group normalisation gets one more file per path, with its
 norms in int8, for comparison. docs/results/cifar10_resnet.md shows such a comparison.
 
+--confidence adds files that route by the confidence steps of the network. Each row is for a share
+of the images that goes on from the first step to the last, the least confident ones, so that all
+files are compared at equal multiply-adds.
+
 The images come from the data set that the network was trained on, or from --dataset. The ranges of
 activations are measured on its training images, and the accuracy on its first test images.
 """
@@ -24,11 +28,14 @@ from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
+# Shares of the images that go on to the last confidence step.
+_SHARES = (0.1, 0.2, 0.3, 0.5)
 shared.define_saved_model()
 shared.define_workdir("Folder that the files and the table are written into.")
 shared.define_routes()
 shared.define_representative_images()
 shared.define_eval_split()
+flags.DEFINE_bool("confidence", False, "Also compare files that route by confidence.")
 flags.DEFINE_integer("images", 1000, "Number of test images.", lower_bound=1)
 
 
@@ -128,6 +135,57 @@ def compare(network, routes, options, images, labels, workdir):
             yield {"path": path, "file": name, "top1": top1, "agreement": agreement}
 
 
+def compare_confidence(network, options, images, labels, workdir):
+    """Yields rows of routing by confidence, at equal shares of images that go on."""
+    from keras_dsnet.export import export_routed
+    from keras_dsnet.models.costs import worst_case_madds
+
+    steps = network.confidence_steps[0], network.confidence_steps[-1]
+    runs = {"float32": network_steps(network, images, steps)}
+    for layout in shared.LAYOUTS:
+        filename = workdir / f"confidence_{layout}.tflite"
+        routing = {"routing": "confidence", "steps": steps}
+        export_routed(network, filename, layout=layout, **routing, **options)
+        runs[f"{layout} int8"] = file_steps(filename, images)
+    first, both = (worst_case_madds(network, "confidence", each) for each in (steps[:1], steps))
+    for share in _SHARES:
+        count = round(share * len(images))
+        madds, expected = first + count / len(images) * (both - first), None
+        for name, (classes, confidence) in runs.items():
+            goes_on = np.argsort(confidence, kind="stable")[:count]
+            predicted = classes[0].copy()
+            predicted[goes_on] = classes[1][goes_on]
+            expected = predicted if expected is None else expected
+            top1, agreement = np.mean(predicted == labels), np.mean(predicted == expected)
+            row = {"path": "confidence", "file": name, "top1": top1, "agreement": agreement}
+            yield {**row, "share": share, "madds": madds}
+
+
+def network_steps(network, images, steps, batch=250):
+    """Returns the classes of the network at both steps, and the confidence of the first."""
+    from keras_dsnet.models.routing import confidence_of
+
+    batches = np.split(images, range(batch, len(images), batch))
+    first, last = (
+        np.concatenate([network.run_routed(part, "confidence", steps, (t,))[0] for part in batches])
+        for t in (0.0, 1.0)
+    )
+    return [first.argmax(-1), last.argmax(-1)], confidence_of(first).numpy()
+
+
+def file_steps(filename, images):
+    """Returns the classes of a file at both steps, and the confidence of the first."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(filename)).get_signature_runner("tuned")
+    runs = [
+        [runner(image=image[None], thresholds=np.float32([limit])) for image in images]
+        for limit in (0, 1)
+    ]
+    classes = [np.array([run["output"][0].argmax() for run in each]) for each in runs]
+    return classes, np.array([run["confidence"][0] for run in runs[0]])
+
+
 def main(_):
     import keras
 
@@ -144,6 +202,8 @@ def main(_):
     options = {"quantize": "int8", "representative_data": list(ranges)}
     routes = tuple(FLAGS.routes or network.routes)
     rows = list(compare(network, routes, options, images, labels, workdir))
+    if FLAGS.confidence:
+        rows += compare_confidence(network, options, images, labels, workdir)
     print(write_table(rows, workdir, "int8"))
 
 

@@ -5,10 +5,11 @@ r"""Writes a trained network as a TFLite file for a phone.
     python recipes/export_mobile.py --weights=imagenet --output=m.tflite
 
 The first command writes a file with all routes and the gate that chooses a route for each image, as
-`keras_dsnet.export.export_routed` describes. The second command writes a file of one sub-network.
-The third
+`keras_dsnet.export.export_routed` describes. Of a network that routes by confidence (calibrate.py)
+it writes a file that does so too. The second command writes a file of one sub-network. The third
 command makes a dynamic file of the weights that the authors released for DS-MobileNet. Their gate
 is not trained, so the file routes by confidence, with thresholds of 0.7 that nobody calibrated.
+
 All files use only builtin operators. Each new file is compared with the network before it replaces
 an older one. docs/results/mobile.md has the measured sizes and latencies.
 
@@ -21,7 +22,7 @@ import pathlib
 import warnings
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import checks, data, report, run
 from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.start import start
 
@@ -35,6 +36,8 @@ shared.define_path(
 )
 shared.define_path("output", None, "Name of the .tflite file to write.", required=True)
 shared.define_routes()
+shared.define_routing()
+shared.define_confidence()
 shared.define_path_through(
     "path",
     "Path of a sub-network to export instead of all routes: slimmest, widest, largest, a width, or "
@@ -64,18 +67,32 @@ def check_flags():
     if FLAGS.model is not None:
         model_file = checks.find_model(FLAGS.model)
         folder, saved = model_file.parent, checks.check_model(model_file)
-    for name in ("routes", "layout"):
+    for name in ("routes", "layout", "routing", "steps", "thresholds"):
         if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
             raise ValueError(
                 f"--{name} is for a file with routes; --path={FLAGS.path} asks for one sub-network"
             )
     saved.check_widths(FLAGS.routes, "routes")
+    saved.check_confidence(FLAGS.steps, FLAGS.thresholds)
+    routing = FLAGS.routing or saved.routing
+    if FLAGS.path is None and routing == "gate" and (FLAGS.steps or FLAGS.thresholds):
+        name = "steps" if FLAGS.steps else "thresholds"
+        whose = "--routing" if FLAGS.routing else f"the routing of --model={FLAGS.model}"
+        raise ValueError(
+            f"--{name} is for routing by confidence, which --routing=confidence asks for. "
+            f"Received: {whose} is 'gate'"
+        )
     if isinstance(FLAGS.path, (int, tuple)):
         path = FLAGS.path if isinstance(FLAGS.path, tuple) else (FLAGS.path,)
         saved.check_path(path, "path", separator=",")
     if FLAGS.image_size is None and FLAGS.model is not None:
         saved.check_image_size(None)
     data.check_representative_flags(folder, needed=FLAGS.quantize == "int8")
+
+
+def routing_options():
+    """Returns the flags of routing as arguments of `export_routed`."""
+    return {name: FLAGS[name].value for name in ("routing", "steps", "thresholds")}
 
 
 def input_shape(network):
@@ -88,14 +105,16 @@ def input_shape(network):
 def warn_of_gates(network, folder):
     """Warns of gates that are not trained for the routes, and of better widths outside them."""
     routes = tuple(FLAGS.routes or network.routes)
-    if network.routing != "confidence" and not network.gates_trained:
+    named = f"--model={FLAGS.model}" if FLAGS.model else f"--weights={FLAGS.weights}"
+    by_gate = (FLAGS.routing or network.routing) != "confidence"
+    if by_gate and not network.gates_trained:
         print(
-            f"warning: the gates of --model={FLAGS.model} are not trained: the choices of the "
-            "file mean nothing. Train the gates by stage II, or force widths by the signature "
-            "'bounded'",
+            f"warning: the gates of {named} are not trained: the choices of the "
+            "file mean nothing. Train the gates by stage II, export with --routing=confidence, or "
+            "force widths by the signature 'bounded'",
             flush=True,
         )
-    elif network.routing != "confidence" and routes != network.routes:
+    elif by_gate and routes != network.routes:
         names = ",".join(map(str, network.routes))
         print(
             f"warning: the gates were trained to choose among {names}, not among "
@@ -105,7 +124,7 @@ def warn_of_gates(network, folder):
     try:
         rows = json.loads((folder / "tables" / "paths.json").read_text("utf-8"))
         how = "stage II with --routes that include it makes it a route"
-        run.warn_of_better_widths(rows, routes, None, how)
+        report.warn_of_better_widths(rows, routes, None, how)
     except (OSError, ValueError, KeyError, TypeError):
         # A folder without an evaluation has no figures of the other widths.
         return
@@ -126,13 +145,23 @@ def load_network():
         # The routes of a gate that is not trained mean nothing.
         network.confidence_steps = (0, network.num_widths - 1)
         network.routing = "confidence"
-        print(
-            f"--weights={FLAGS.weights} has no trained gate: the file routes by confidence, with "
-            f"the steps {network.confidence_steps} and thresholds of {network.thresholds[0]}. "
-            "Calibrate the thresholds on your own labelled images",
-            flush=True,
-        )
+        tell_of_confidence(network)
     return network, pathlib.Path()
+
+
+def tell_of_confidence(network):
+    """Prints that the file routes by confidence because --weights have no trained gate."""
+    if FLAGS.path is not None or FLAGS.routing not in (None, "confidence"):
+        return
+    steps = tuple(FLAGS.steps or network.confidence_steps)
+    thresholds = FLAGS.thresholds or [network.thresholds[0]] * (len(steps) - 1)
+    names = ", ".join(map(str, thresholds))
+    advice = "" if FLAGS.thresholds else ". Calibrate the thresholds on your own labelled images"
+    print(
+        f"--weights={FLAGS.weights} has no trained gate: the file routes by confidence, with the "
+        f"steps {steps} and the thresholds {names}{advice}",
+        flush=True,
+    )
 
 
 def main(_):
@@ -155,12 +184,13 @@ def main(_):
         with warnings.catch_warnings():
             # `warn_of_gates` has printed this warning in one line.
             warnings.filterwarnings("ignore", "The gate of this network (is not|was) trained")
+            options |= routing_options()
             export_routed(network, FLAGS.output, FLAGS.routes, **options)
     else:
-        report = export_subnetwork(network, FLAGS.path, FLAGS.output, **options)
+        made = export_subnetwork(network, FLAGS.path, FLAGS.output, **options)
         print(
-            f"{FLAGS.output}: path {report['path']}, {report['madds'] / 1e6:.2f}M MAdds, "
-            f"{report['bytes'] / 1e6:.2f} MB, largest difference {report['difference']:.1e}"
+            f"{FLAGS.output}: path {made['path']}, {made['madds'] / 1e6:.2f}M MAdds, "
+            f"{made['bytes'] / 1e6:.2f} MB, largest difference {made['difference']:.1e}"
         )
     print_end()
 

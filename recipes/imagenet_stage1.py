@@ -45,7 +45,7 @@ dropout masks.
 import pathlib
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import checks, data, report, run
 from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.model_settings import (
     MODELS,
@@ -69,6 +69,11 @@ shared.define_gate_design("that of --weights, else one_hot", "that of --weights,
 shared.define_variant("Variant of the paper whose routes are used. Defaults to every width.")
 shared.define_schedule(150, None, " Defaults to the rate of the paper.")
 shared.define_temperature("Temperature of the distillation (Table 10 of the paper).")
+flags.DEFINE_bool(
+    "scale_distillation",
+    True,
+    "Multiply the losses of the distillation by the square of --temperature.",
+)
 shared.define_path(
     "weights",
     None,
@@ -224,6 +229,7 @@ def make_trainer(model, total_steps, steps_per_epoch):
         target=FLAGS.target,
         num_random=FLAGS.num_random,
         temperature=FLAGS.temperature,
+        scale_distillation=FLAGS.scale_distillation,
         ema_momentum=FLAGS.ema_momentum,
         label_path=FLAGS.label_path if FLAGS.alone is None else FLAGS.alone,
         sandwich=FLAGS.alone is None,
@@ -328,8 +334,10 @@ def main(_):
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
     run.save_model(model, workdir.path / "supernet.keras")
     batches = data.evaluation_dataset(model, evaluation, size)
-    rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True)
-    run.report(model, rows, workdir.tables, workdir.plots, workdir.log)
+    # Routing by confidence needs no gate. It means nothing if one width is trained alone.
+    steps = model.confidence_steps if paths is None else None
+    rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True, steps=steps)
+    report.write_report(model, rows, evaluation, size, workdir.path, workdir.log)
     print_end(workdir, model)
 
 

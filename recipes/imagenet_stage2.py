@@ -30,7 +30,7 @@ augmentation and Gumbel noise are functions of --seed and the step.
 import pathlib
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import checks, data, report, run
 from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.model_settings import (
     check_saved_variant,
@@ -247,11 +247,11 @@ def main(_):
     run.fit(training, save)
     batches = data.evaluation_dataset(model, evaluation, size)
     rows = evaluate_paths(model, batches, verbose=True)
-    run.report(model, rows, workdir.tables, workdir.plots, workdir.log)
+    report.write_report(model, rows, evaluation, size, workdir.path, workdir.log)
     # The log has this figure also if the run had ended before and has trained nothing now.
     easy = float(read_log(workdir.log)[-1]["easy"])
     print(f"{easy:.1%} of the last epoch's images were easy\n{describe_gates(rows)}")
-    run.warn_of_better_widths(
+    report.warn_of_better_widths(
         rows,
         model.routes,
         evaluation.num_examples,

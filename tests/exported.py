@@ -8,7 +8,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from keras_dsnet.export.tflite_model import operators_of, pack, parse
+from keras_dsnet.export.packing import pack
+from keras_dsnet.export.tflite_model import operators_of, parse
 
 KERNEL_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
 

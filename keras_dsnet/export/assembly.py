@@ -32,6 +32,7 @@ from keras_dsnet.export.confidence import (
 from keras_dsnet.export.dynamic_interpreter import METADATA_NAME, read_metadata, routes_of
 from keras_dsnet.export.graphs import RoutedGraphs, SectionGraphs
 from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
+from keras_dsnet.export.packing import pack
 from keras_dsnet.export.tflite_model import (
     Builtin,
     ModelBuilder,
@@ -42,7 +43,6 @@ from keras_dsnet.export.tflite_model import (
     copy_tensor,
     inline,
     is_operator,
-    pack,
     parse,
     separate_buffers,
 )

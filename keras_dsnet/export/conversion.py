@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_dsnet.export.tflite_model import builtin_code, pack, parse
+from keras_dsnet.export.activation_ranges import narrow_ranges
+from keras_dsnet.export.packing import pack
+from keras_dsnet.export.tflite_model import builtin_code, parse
 from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.utils.batches import image_batches
 from keras_dsnet.utils.private_names import calibrate_only, quantize_calibrated
@@ -128,14 +130,17 @@ def convert_traced(
                 folder, signature_keys=list(functions)
             )
         _configure(converter, quantize, samples)
-        has_float_operations = quantize == "int8" and any(map(_has_float_scope, functions.values()))
-        if has_float_operations:
-            # Only the step after calibration takes a list of operators that stay in float.
+        has_float_operations = any(map(_has_float_scope, functions.values()))
+        in_two_steps = quantize == "int8" and (bool(samples) or has_float_operations)
+        if in_two_steps:
+            # Only the step after calibration takes other ranges, and a list of operators that stay
+            # in float.
             calibrate_only(converter)
         try:
             with _without_warnings():
                 content = converter.convert()
-                if has_float_operations:
+                if in_two_steps:
+                    content = narrow_ranges(content, samples) if samples else content
                     content = quantize_calibrated(content, _outputs_in_float_scope(content))
         except Exception as error:
             line = _first_line(error)

@@ -24,8 +24,9 @@ from keras_dsnet.export.options import (
     plan_routing,
     warn_of_stale_gates,
 )
+from keras_dsnet.export.packing import pack
 from keras_dsnet.export.partition import LAYOUTS, group_ends_of, plan_sections
-from keras_dsnet.export.tflite_model import operators_of, pack
+from keras_dsnet.export.tflite_model import operators_of
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
 from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file

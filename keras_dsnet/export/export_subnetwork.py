@@ -12,7 +12,8 @@ from keras_dsnet.export.conversion import convert, normalise_pixels, representat
 from keras_dsnet.export.export_routed import TOLERANCE, largest_difference
 from keras_dsnet.export.metadata import describe, with_labels
 from keras_dsnet.export.options import check_network, check_options, check_target
-from keras_dsnet.export.tflite_model import pack, parse, separate_buffers
+from keras_dsnet.export.packing import pack
+from keras_dsnet.export.tflite_model import parse, separate_buffers
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.executors import activate
 from keras_dsnet.models.serialization import with_dtype

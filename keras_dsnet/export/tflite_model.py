@@ -11,14 +11,12 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 TensorType = schema.TensorType
 Builtin = schema.BuiltinOperator
 
-_IDENTIFIER = b"TFL3"
 # XNNPACK packs the weights of these operators, in these types.
 _PACKED_OPERATORS = (Builtin.CONV_2D, Builtin.DEPTHWISE_CONV_2D, Builtin.FULLY_CONNECTED)
 _PACKED_TYPES = (TensorType.INT8, TensorType.UINT8, TensorType.INT4)
@@ -27,13 +25,6 @@ _PACKED_TYPES = (TensorType.INT8, TensorType.UINT8, TensorType.INT4)
 def parse(content: bytes) -> schema.ModelT:
     """Returns the bytes of a TFLite file as a `schema.ModelT`."""
     return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-
-
-def pack(model: schema.ModelT) -> bytes:
-    """Returns a `schema.ModelT` as the bytes of a TFLite file."""
-    builder = _SharingBuilder(1024)
-    builder.Finish(model.Pack(builder), _IDENTIFIER)
-    return bytes(builder.Output())
 
 
 def operators_of(graph: schema.SubGraphT, model: schema.ModelT) -> list[str]:
@@ -491,24 +482,3 @@ def _replace_bias(graph, operator, buffer):
         index = len(graph.tensors) - 1
         operator.inputs = [*operator.inputs[:2], index]
     graph.tensors[index].buffer = buffer
-
-
-class _SharingBuilder(flatbuffers.Builder):
-    """Writes equal vectors of numbers once, except for the contents of buffers.
-
-    Every tensor of an int8 file has scales and zero points for each of its channels, and blocks of
-    one kernel have many of them in common: quantised files of many routes shrink by a tenth.
-    Buffers stay separate because runtimes identify them by their addresses; see `separate_buffers`.
-    """
-
-    def __init__(self, size):
-        super().__init__(size)
-        self._written = {}
-
-    def CreateNumpyVector(self, x):  # noqa: N802
-        if x.dtype == np.uint8:
-            return super().CreateNumpyVector(x)
-        key = (x.dtype.str, np.ascontiguousarray(x).tobytes())
-        if key not in self._written:
-            self._written[key] = super().CreateNumpyVector(x)
-        return self._written[key]

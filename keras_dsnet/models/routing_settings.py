@@ -38,6 +38,7 @@ class RoutingSettings:
 
     def _set_up_routing(self, routes, gates_trained, routing, confidence_steps, thresholds):
         self._gates_trained = False
+        self._routes: tuple[int, ...] = ()
         self._warned_of_gates = self._warned_of_routes = self._warned_of_costs = False
         self._confidence_steps: tuple[int, ...] | None = None
         self._thresholds: tuple | None = None
@@ -98,7 +99,7 @@ class RoutingSettings:
 
     @routes.setter
     def routes(self, routes: Sequence[int]) -> None:
-        before = getattr(self, "_routes", ())
+        before = self._routes
         self.replace_routes(routes)
         if self.gates_trained and self._routes != before and not self._warned_of_routes:
             self._warned_of_routes = True

@@ -25,7 +25,7 @@ _DOTS_PER_INCH = 160
 _MARKS = {
     "gate": {"color": "#CC79A7", "marker": "D", "markersize": 7},
     "confidence": {"color": "#009E73", "marker": "^", "markersize": 8},
-    "gate+confidence": {"color": "#E69F00", "marker": "v", "markersize": 8},
+    "gate+confidence": {"color": "#E69F00", "marker": "v", "markersize": 5},
     "dynamic": {"color": _DYNAMIC_COLOR, "marker": "*", "markersize": 15},
     "largest": {"color": _NEUTRAL_COLOR, "marker": "s", "markersize": 6},
 }
@@ -88,10 +88,13 @@ def plot_accuracy_against_madds(
         for row in chosen:
             if len(row.get("curve", ())) > 1:
                 # The gate with other biases on its scores.
-                axes.plot(*_points(row["curve"]), color=style["color"], linewidth=1, zorder=2)
+                curve = {"color": style["color"], "linewidth": 1, "zorder": 2}
+                axes.plot(*_points(row["curve"]), **curve, label=f"{name} with a bias")
         if chosen:
             label = f"{name} network" if name == "dynamic" else name
-            axes.plot(*_points(chosen), **style, linestyle="none", label=label, zorder=3)
+            # The network by its own routing repeats the mark of that routing, which lies above it.
+            level = 3 if name == "dynamic" else 4
+            axes.plot(*_points(chosen), **style, linestyle="none", label=label, zorder=level)
     dynamic = [row for row in rows if row["path"] == "dynamic"]
     if len(dynamic) == 1:
         text = f"{100 * dynamic[0]['top1']:.1f} % at {dynamic[0]['madds'] / 1e6:.3g}M"
@@ -136,16 +139,15 @@ def plot_confidence_curve(
     ]
     marker = "o" if static else None
     line = {"color": _STATIC_COLOR, "marker": marker, "markersize": 5, "linewidth": 1.8}
-    axes.plot(*_points(points), **line, label="static sub-networks")
+    label = "static sub-networks" if static else "line between the steps"
+    axes.plot(*_points(points), **line, label=label)
     color = _MARKS["confidence"]["color"]
     axes.plot(*_points(rows), color=color, linewidth=1.8, label="confidence")
     for row in rows:
         if row.get("chosen"):
-            axes.plot(*_points([row]), **_MARKS["dynamic"], linestyle="none", label="chosen")
             numbers = ", ".join(f"{threshold:.2f}" for threshold in row["thresholds"])
             text = f"threshold {numbers}: {100 * row['top1']:.1f} % at {row['madds'] / 1e6:.3g}M"
-            # The curve rises steeply, so that there is room on its right below it.
-            _annotate(axes, row, text, (12, -14), _DYNAMIC_COLOR, "left")
+            axes.plot(*_points([row]), **_MARKS["dynamic"], linestyle="none", label=text)
     axes.margins(x=0.1, y=0.15)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
@@ -258,7 +260,7 @@ def plot_gallery(
             right = predictions[index] == labels[index]
             text = _class_name(labels[index], class_names)
             if not right:
-                text += f"\nnot {_class_name(predictions[index], class_names)}"
+                text += f"\ntaken for {_class_name(predictions[index], class_names)}"
             axes.set_title(text, fontsize=8, color="black" if right else "#C00000")
             axes.set_xlabel(f"{confidence[index]:.0%} sure", fontsize=8)
     figure.suptitle(title)
@@ -271,25 +273,32 @@ def _class_name(index, class_names):
 
 
 def plot_width_shares(
-    shares: Sequence[Mapping[float, float]], path: str | os.PathLike, title: str | None = None
+    shares: Sequence[Mapping[float, float]],
+    path: str | os.PathLike,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> "Figure":
-    """Plots the share of the images that each gate sends to each width, as Fig. 7 (right).
+    """Plots the share of the images that take each width, as Fig. 7 (right).
 
     Args:
-        shares: List of a dict for each gate, from slimming ratios rho to shares in [0, 1], which
-            sum to 1.
+        shares: List of a dict for each gate or routing, from slimming ratios rho to shares in
+            [0, 1], which sum to 1.
         path: Path of the image file. Its suffix is the format.
         title: String, title of the plot. Optional.
+        labels: Sequence of str, the names of the dicts. Defaults to "gate 1", "gate 2" and so on.
 
     Returns:
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If there are no gates.
+        ValueError: If there are no gates, or another number of labels.
     """
     ratios = sorted({rho for gate in shares for rho in gate})
     if not ratios:
         raise ValueError(f"A plot of shares needs gates. Received: shares={shares}")
+    labels = labels or [f"gate {number}" for number in range(1, len(shares) + 1)]
+    if len(labels) != len(shares):
+        raise ValueError(f"{len(shares)} shares need as many labels. Received: labels={labels}")
     figure = _figure(2.6 + 1.1 * len(shares), 4.6)
     axes = figure.add_subplot(ylabel="Share of images (%)", title=title)
     colors = _width_colors(len(ratios))
@@ -309,7 +318,7 @@ def plot_width_shares(
         texts = [f"{h:.0f}" if h >= 100 * _SMALLEST_LABELLED_SHARE else "" for h in heights]
         axes.bar_label(bars, texts, label_type="center", color=_readable_on(color), fontsize=9)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights)]
-    axes.set_xticks(range(len(shares)), [f"gate {index + 1}" for index in range(len(shares))])
+    axes.set_xticks(range(len(shares)), [label.replace("+", "+\n") for label in labels])
     axes.set(xlim=(-0.6, len(shares) - 0.4), ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
     # Reversed, so that the legend is in the order of the bars.

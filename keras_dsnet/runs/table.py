@@ -21,8 +21,8 @@ _TITLES = {
     "static_line": "line (%)",
     "line": "line (%)",
     "random": "random (%)",
-    "gain": "gain (%)",
-    "gain_low": "from",
+    "gain": "gain (points)",
+    "gain_low": "95 % from",
     "gain_high": "to",
 }
 _PERCENT = (

@@ -52,7 +52,9 @@ class StepResults(NamedTuple):
 
     def images(self, index: np.ndarray) -> "StepResults":
         """Returns the results on some of the images."""
-        return self._replace(confidence=self.confidence[index], correct=self.correct[index])
+        return StepResults(
+            self.widths, self.madds, self.trunk, self.confidence[index], self.correct[index]
+        )
 
 
 def calibrate_confidence(

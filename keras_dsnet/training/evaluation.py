@@ -41,6 +41,7 @@ def evaluate_paths(
     *,
     steps: Sequence[int] | int | None = None,
     routings: Sequence[str] | None = None,
+    per_image: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures top-1 and top-5 accuracy against multiply-adds (MAdds).
 
@@ -64,6 +65,8 @@ def evaluate_paths(
         routings: Sequence of "gate", "confidence" and "gate+confidence", the routings to measure
             beside the model's. By default, if `dynamic` is True or `steps` are given, all that can
             run: those with gates need trained gates.
+        per_image: Boolean, whether every row has "hits" too, bool `[images]`: whether the likeliest
+            class was right. Defaults to `False`.
 
     Returns:
         List of dicts with "path", "rho", "madds", "top1" and "top5", one for each path. Accuracies
@@ -73,13 +76,13 @@ def evaluate_paths(
         these rows "rho" is the mean over the images of the path that gave the output, and MAdds are
         the mean of everything that ran, with the slimming heads of gates that were asked.
 
-        The dynamic row has "shares", a dict for each gate, from widths to the shares of the images
-        that took them. With several gates it also has "path_shares", a dict from paths such as
-        "0-1-2-3" to shares, the most frequent first. All rows of routings have "madds_p95" and
-        "madds_worst", the 95th percentile over the images and the most that an image can cost. They
-        have "static_line", the top-1 of the line between the static paths at the same MAdds,
-        "gain", the top-1 above it, and "gain_low" and "gain_high", the 95 % interval of the gain by
-        a paired bootstrap over the images: all None where the MAdds are outside the static paths.
+        All rows of routings have "shares", a dict for each gate, from widths to the shares of the
+        images that took them. With several gates they also have "path_shares", a dict from paths
+        such as "0-1-2-3" to shares, the most frequent first. They have "madds_p95" and
+        "madds_worst", the 95th percentile over the images and the most that an image can cost,
+        "static_line", the top-1 of the line between the static paths at the same MAdds, "gain",
+        the top-1 above it, and "gain_low" and "gain_high", the 95 % interval of the gain by a
+        paired bootstrap over the images: all None where the MAdds are outside the static paths.
 
         The row of the gate has "curve", a list of dicts with "bias", "madds" and "top1", if the
         network has one gate and all routes were measured: `bias` times the relative MAdds of a
@@ -135,7 +138,14 @@ def evaluate_paths(
         )
         for path, p, hit in zip(paths, resolved, hits)
     ]
-    return rows + measured.rows(rows, hits, resolved, sizes)
+    routed = measured.rows(rows, hits, resolved, sizes)
+    if check_bool("per_image", per_image):
+        for row, hit in zip(rows, hits):
+            row["hits"] = hit[0]
+        for row in routed:
+            name = model.routing if row["path"] == "dynamic" else row["path"]
+            row["hits"] = np.concatenate(measured.hits[name], axis=1)[0]
+    return rows + routed
 
 
 def resolve_paths(model: keras.Model, paths: Iterable | None) -> tuple[list, list]:
@@ -280,7 +290,6 @@ class _Routings:
         if not self.dynamic:
             return named
         dynamic = {**rows[self.model.routing], "path": "dynamic"}
-        dynamic.update(_shares(np.concatenate(self.paths[self.model.routing])))
         dynamic.pop("curve", None)
         return [*named, dynamic]
 
@@ -290,6 +299,7 @@ class _Routings:
         paths, counts = np.unique(np.concatenate(self.paths[name]), axis=0, return_counts=True)
         rho = float(np.average([_rho(model, path) for path in paths.tolist()], weights=counts))
         row = _row(name, rho, float(madds.mean()), hits.mean(axis=1), model.classes)
+        row.update(_shares(np.concatenate(self.paths[name])))
         row["madds_p95"] = float(np.percentile(madds, 95))
         routes = model.routes if model.gates_trained else model.routes[-1:]
         row["madds_worst"] = max(
@@ -405,7 +415,7 @@ def describe_gates(rows: list[dict[str, Any]]) -> str:
     """Describes in words the choices of each gate, and the gain of routing.
 
     Args:
-        rows: List of dicts that `evaluate_paths` returned, with a row "dynamic".
+        rows: List of dicts that `evaluate_paths` returned, with a row "gate" or else "dynamic".
 
     Returns:
         String. It has one line per gate, numbered from 1, with the number of widths in use, or the
@@ -413,16 +423,17 @@ def describe_gates(rows: list[dict[str, Any]]) -> str:
         gates a line describes the paths in use. The last line gives the gain over the static
         widths, see `static_gain`.
     """
-    dynamic = next(row for row in rows if row["path"] == "dynamic")
-    lines = [_describe(number, gate) for number, gate in enumerate(dynamic["shares"], start=1)]
-    if paths := dynamic.get("path_shares"):
+    by_name = {row["path"]: row for row in rows}
+    routed = by_name["gate" if "gate" in by_name else "dynamic"]
+    lines = [_describe(number, gate) for number, gate in enumerate(routed["shares"], start=1)]
+    if paths := routed.get("path_shares"):
         path, share = next(iter(paths.items()))
         lines.append(f"{len(paths)} paths are in use, {path} for {share:.1%} of the images")
-    gain = static_gain(rows)
+    gain = _gain(routed, rows)
     if gain is not None:
         lines.append(
             f"top-1 is {abs(gain):.2%} {'above' if gain >= 0 else 'below'} the line between the "
-            f"static widths at the same {dynamic['madds'] / 1e6:.2f}M MAdds"
+            f"static widths at the same {routed['madds'] / 1e6:.2f}M MAdds"
         )
     return "\n".join(lines)
 
@@ -450,13 +461,16 @@ def static_gain(rows: list[dict[str, Any]]) -> float | None:
         two neighbouring static paths, in [-1, 1]. `None` if its MAdds are outside the range of the
         static paths.
     """
-    dynamic = next(row for row in rows if row["path"] == "dynamic")
+    return _gain(next(row for row in rows if row["path"] == "dynamic"), rows)
+
+
+def _gain(routed, rows):
     static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
     points = sorted((row["madds"], row["top1"]) for row in static)
-    if not points or not points[0][0] <= dynamic["madds"] <= points[-1][0]:
+    if not points or not points[0][0] <= routed["madds"] <= points[-1][0]:
         return None
     madds, accuracies = zip(*points)
-    return float(dynamic["top1"] - np.interp(dynamic["madds"], madds, accuracies))
+    return float(routed["top1"] - np.interp(routed["madds"], madds, accuracies))
 
 
 def better_excluded_widths(

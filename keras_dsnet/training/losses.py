@@ -56,24 +56,26 @@ def soft_cross_entropy(
     logits: tf.Tensor,
     temperature: float = 1.0,
     weights: tf.Tensor | None = None,
+    scaled: bool = True,
 ) -> tf.Tensor:
     """Returns the mean cross entropy between a teacher's probabilities and logits (Eqs. 5).
 
     The loss is multiplied by the square of the temperature, which keeps the scale of its gradients
-    (ref. 23 of the paper).
+    (ref. 23 of the paper), unless `scaled` is False.
 
     Args:
         probabilities: Tensor `[batch, classes]`, of the teacher at the same temperature.
         logits: Tensor `[batch, classes]`.
         temperature: Float. Defaults to `1.0`.
         weights: Float tensor `[batch]`, see `weighted_mean`.
+        scaled: Bool. Defaults to `True`.
 
     Returns:
         float32 scalar.
     """
     logits = tf.cast(logits, tf.float32) / temperature
     losses = tf.nn.softmax_cross_entropy_with_logits(probabilities, logits)
-    return weighted_mean(losses, weights) * temperature**2
+    return weighted_mean(losses, weights) * (temperature**2 if scaled else 1.0)
 
 
 def gate_cross_entropy(

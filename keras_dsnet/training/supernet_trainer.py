@@ -52,6 +52,8 @@ class SupernetTrainer(NetworkTrainer):
             Defaults to `"ensemble"`.
         num_random: Int, number of random sub-networks, n of Eq. 4. Defaults to `2`.
         temperature: Float, temperature of the distillation (Table 10). Defaults to `1.0`.
+        scale_distillation: Boolean, whether the losses of the distillation are multiplied by the
+            square of the temperature, which keeps the scale of their gradients. Defaults to `True`.
         ema_momentum: Float in [0, 1), alpha of Eq. 3. Defaults to `0.997`.
         ema_warmup: Boolean, whether the momentum at step t is
             `min(ema_momentum, (1 + t) / (10 + t))`, because the averages of the first steps are
@@ -105,6 +107,7 @@ class SupernetTrainer(NetworkTrainer):
         label_smoothing: float = 0.0,
         decay_norms_and_biases: bool = False,
         seed: int = 0,
+        scale_distillation: bool = True,
         **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
@@ -115,6 +118,7 @@ class SupernetTrainer(NetworkTrainer):
         num_random = check_int("num_random", num_random, 0)
         self.num_random = num_random if sandwich else 0
         self.temperature = check_number("temperature", temperature, "positive", lambda t: t > 0)
+        self.scale_distillation = check_bool("scale_distillation", scale_distillation)
         in_range = "in [0, 1)", lambda number: 0 <= number < 1
         self.ema_momentum = check_number("ema_momentum", ema_momentum, *in_range)
         self.label_smoothing = check_number("label_smoothing", label_smoothing, *in_range)
@@ -342,7 +346,8 @@ class SupernetTrainer(NetworkTrainer):
             return label_cross_entropy(labels, logits, self.label_smoothing, weights)
         is_slimmest = index == self.num_random + 1
         probabilities = tf.add_n(teacher) / len(teacher) if is_slimmest else teacher[0]
-        return soft_cross_entropy(probabilities, logits, self.temperature, weights)
+        scaled = self.scale_distillation
+        return soft_cross_entropy(probabilities, logits, self.temperature, weights, scaled)
 
     def _scale(self, loss):
         return self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
@@ -413,6 +418,7 @@ class SupernetTrainer(NetworkTrainer):
             "target": self.target,
             "num_random": self.num_random,
             "temperature": self.temperature,
+            "scale_distillation": self.scale_distillation,
             "ema_momentum": self.ema_momentum,
             "ema_warmup": self.ema_warmup,
             "label_path": self.label_path,

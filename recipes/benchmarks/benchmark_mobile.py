@@ -79,15 +79,7 @@ flags.DEFINE_multi_enum(
 shared.define_image_size(
     "Side in pixels of the images of a network with random variables.", 224, lower_bound=32
 )
-flags.DEFINE_bool("reuse", False, "Reuse the files of an earlier run without checking them.")
-shared.define_rounds(3, "Number of turns of each process.")
-flags.DEFINE_integer(
-    "loads", 6, "Number of processes that each file is loaded in, one after another.", lower_bound=1
-)
-flags.DEFINE_bool(
-    "huge_pages", False, "Load files into huge pages. Needs Linux and the GNU C library."
-)
-shared.define_threads("Number of threads of the interpreter.")
+shared.define_file_timing()
 flags.DEFINE_string("device", platform.machine(), "Name of this device in the latency tables.")
 
 

@@ -39,7 +39,7 @@ flags.DEFINE_list(
 flags.DEFINE_list("shares", ["0.46", "0.5", "0.51"], "Limits of mean MAdds, of the widest path.")
 flags.DEFINE_list("drops", ["0.005", "0.002"], "Limits of the drop of top-1, as fractions.")
 flags.DEFINE_integer("splits", 20, "Number of random splits.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Seed of the splits.")
+shared.define_seed("Seed of the splits.")
 
 # Widths of the network that comes with the package.
 _SHIPPED_WIDTHS = 14

@@ -77,6 +77,17 @@ class MobileFiles:
             lambda filename: export_subnetwork(self.network, path, filename, **self._options),
         )
 
+    def trunk(self):
+        """Returns the path of a file of the layers before the first gate, without the gate."""
+        from keras_dsnet.export.block_executor import BlockExecutor
+
+        def run(image):
+            executor = BlockExecutor(self.network.resolve_path(0))
+            features = executor.run(self.network.sections[0], (image,))
+            return {f"features_{number}": each for number, each in enumerate(features)}
+
+        return self._converted(run, "trunk")
+
     def naive(self):
         """Returns the path of the naive file, in which each branch is the whole network of a route.
 

@@ -184,6 +184,8 @@ class SavedNetwork:
         num_gates: Int.
         num_widths: Int, widths of each gate. It is 0 if the file does not record them; widths are
             then not checked.
+        routing: Str or None, how images get their paths. It is None for no file.
+        steps: Tuple of ints, the confidence steps. It is empty if the file does not record them.
         image_size: Tuple `(height, width)` in pixels, each of which can be None.
     """
 
@@ -194,6 +196,9 @@ class SavedNetwork:
         self.family = spec.get("family")
         gated = [stage["channels"] for stage in spec.get("stages", ()) if stage.get("gated")]
         self.num_gates, self.num_widths = len(gated), len(gated[0]) if gated else 0
+        self.routing = config.get("routing", "gate") if config else None
+        routes = config.get("routes") or ()
+        self.steps = tuple(config.get("confidence_steps") or sorted({*routes[:1], *routes[-1:]}))
         self.image_size = tuple((config.get("input_shape") or (None, None))[:2])
 
     def check_widths(self, widths, name):
@@ -208,6 +213,22 @@ class SavedNetwork:
                 f"--{name} must be widths from 0 to {self.num_widths - 1} of "
                 f"--{self.flag}={FLAGS[self.flag].value}. "
                 f"Received: --{name}={','.join(map(str, widths))}"
+            )
+
+    def check_confidence(self, steps, thresholds):
+        """Raises a ValueError for steps or a number of thresholds that the network does not have.
+
+        Args:
+            steps: Sequence of ints of --steps, or None for those of the network.
+            thresholds: Sequence of floats of --thresholds, or None.
+        """
+        self.check_widths(steps, "steps")
+        steps = steps or self.steps
+        if thresholds and steps and len(thresholds) != len(steps) - 1:
+            raise ValueError(
+                f"--thresholds must be {len(steps) - 1} of them, one for each of the steps "
+                f"{','.join(map(str, steps))} except the last. "
+                f"Received: --thresholds={','.join(map(str, thresholds))}"
             )
 
     def check_path(self, path, name, separator="-"):

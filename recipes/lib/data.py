@@ -9,6 +9,8 @@ from keras_dsnet_recipes.lib import checks
 FLAGS = flags.FLAGS
 DIGITS = ("digits", "distorted_digits")
 SMALL_IMAGES = (*DIGITS, "cifar10", "cifar100")
+# Augmentation of data sets that are not photographs of any size.
+AUGMENTATIONS = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
 TRAINING_SOURCE = ("dataset", "data_dir", "train_split")
 EVALUATION_SOURCE = ("dataset", "data_dir", "eval_split")
 _WHY_INT8 = "--quantize=int8 measures ranges on training images"
@@ -40,6 +42,29 @@ def load_sources():
             f"Received: --batch_size={FLAGS.batch_size}"
         )
     return sources
+
+
+def load_evaluation_source(network, values, purpose):
+    """Returns the evaluation images of a saved network, checked against it and --workdir.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        values: Dict of `checks.source_flags`.
+        purpose: Str, see `print_source`.
+    """
+    from keras_dsnet.data import load_source
+
+    source = load_source(
+        values["dataset"],
+        values["data_dir"],
+        "eval",
+        eval_split=values["eval_split"],
+        on_bad_image="raise" if FLAGS.strict_images else "skip",
+    )
+    check_names(network, source)
+    print_source(purpose, source)
+    check_apart(source, values["dataset"])
+    return source
 
 
 def check_apart(source, dataset):
@@ -90,7 +115,6 @@ def training_dataset(model, source, start_step, image_size):
     """
     from keras_dsnet.data import training_pipeline
 
-    default = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
     return training_pipeline(
         source,
         image_size=image_size,
@@ -98,7 +122,7 @@ def training_dataset(model, source, start_step, image_size):
         seed=FLAGS.seed,
         preprocess=model.normalization,
         start_step=start_step,
-        augmentation=FLAGS.augmentation or default.get(FLAGS.dataset, "imagenet"),
+        augmentation=FLAGS.augmentation or AUGMENTATIONS.get(FLAGS.dataset, "imagenet"),
         randaugment=FLAGS.randaugment,
         randaugment_magnitude=FLAGS.randaugment_magnitude,
         auto_augment=FLAGS.auto_augment,

@@ -5,9 +5,16 @@ the kinds of flags at the end of this file. Nothing here imports TensorFlow.
 """
 
 import math
-import pathlib
 
 from absl import flags
+from keras_dsnet_recipes.lib.parsers import (
+    ItemsParser,
+    NetworkPathParser,
+    NumberParser,
+    PathParser,
+    ascends,
+    whole,
+)
 
 FLAGS = flags.FLAGS
 QUANTIZE = ("none", "float16", "dynamic", "int8")
@@ -134,8 +141,47 @@ def define_routes(
     Args:
         help: Str.
     """
-    parser = _Items(_whole, "ascending widths such as 0,4,8,13", _ascends)
+    parser = ItemsParser(whole, "ascending widths such as 0,4,8,13", ascends)
     _define(parser, "routes", None, help)
+
+
+def define_routing():
+    """Defines --routing, with the default None."""
+    flags.DEFINE_enum(
+        "routing",
+        None,
+        ["gate", "confidence", "gate+confidence"],
+        "How an image gets its path. Defaults to the routing of the network.",
+    )
+
+
+def define_confidence(defaults="those of the network"):
+    """Defines --steps and --thresholds of routing by confidence; both default to None.
+
+    Args:
+        defaults: Str, the meaning of None for --steps.
+    """
+    define_steps(defaults)
+    parser = ItemsParser(
+        float,
+        "numbers from 0 to 1 such as 0.7, one for each step except the last",
+        lambda items: all(0 <= item <= 1 for item in items),
+    )
+    help = "Thresholds of confidence, one for each step except the last."
+    _define(parser, "thresholds", None, f"{help} Defaults to those of the network for its steps.")
+
+
+def define_steps(defaults="those of the network"):
+    """Defines --steps, the ascending widths that routing by confidence tries in turn.
+
+    Args:
+        defaults: Str, the meaning of None.
+    """
+    parser = ItemsParser(
+        whole, "two or more ascending widths such as 0,13", lambda x: len(x) > 1 and ascends(x)
+    )
+    help = "Widths that routing by confidence tries in turn, such as 0,13."
+    _define(parser, "steps", None, f"{help} Defaults to {defaults}.")
 
 
 def define_paths(help):
@@ -144,8 +190,8 @@ def define_paths(help):
     Args:
         help: Str.
     """
-    parser = _Items(
-        lambda item: tuple(map(_whole, item.split("-"))),
+    parser = ItemsParser(
+        lambda item: tuple(map(whole, item.split("-"))),
         "paths such as 0,4,8,13, or of several gates 0-0-0-0,0-1-2-3",
         lambda items: len({len(item) for item in items}) == 1,
     )
@@ -245,6 +291,32 @@ def define_temperature(help):
     define_number("temperature", 1.0, help, above=0)
 
 
+def define_quick():
+    """Defines --quick."""
+    help = "Train for seconds on digits only, to see that every step works."
+    flags.DEFINE_bool("quick", False, help)
+
+
+def define_seed(help):
+    """Defines --seed, with the default 0.
+
+    Args:
+        help: Str.
+    """
+    flags.DEFINE_integer("seed", 0, help, lower_bound=0, upper_bound=2**31 - 1)
+
+
+def define_file_timing():
+    """Defines --reuse, --rounds, --loads, --huge_pages and --threads of a benchmark of files."""
+    flags.DEFINE_bool("reuse", False, "Reuse the files of an earlier run without checking them.")
+    define_rounds(3, "Number of turns of each process.")
+    help = "Number of processes that each file is loaded in, one after another."
+    flags.DEFINE_integer("loads", 6, help, lower_bound=1)
+    help = "Load files into huge pages. Needs Linux and the GNU C library."
+    flags.DEFINE_bool("huge_pages", False, help)
+    define_threads("Number of threads of the interpreter.")
+
+
 def define_rounds(default, help):
     """Defines --rounds of a benchmark.
 
@@ -298,13 +370,7 @@ def define_training():
         "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type of mixed precision."
     )
     flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "tf.distribute strategy.")
-    flags.DEFINE_integer(
-        "seed",
-        0,
-        "Seed of weights, order of images, augmentation and random widths.",
-        lower_bound=0,
-        upper_bound=2**31 - 1,
-    )
+    define_seed("Seed of weights, order of images, augmentation and random widths.")
     flags.DEFINE_integer(
         "checkpoint_steps", 500, "Number of steps between checkpoints.", lower_bound=1
     )
@@ -318,65 +384,6 @@ def define_training():
     )
 
 
-class _Path(flags.ArgumentParser):
-    syntactic_help = "a path; ~ is the home folder"
-
-    def parse(self, argument):
-        # Shells do not expand the ~ in --name=~/folder.
-        if not argument.startswith("~"):
-            return argument
-        try:
-            return str(pathlib.Path(argument).expanduser())
-        except RuntimeError:
-            raise ValueError("must be a path; there is no such home folder") from None
-
-
-class _Number(flags.FloatParser):
-    """A finite number between bounds, each of which may be excluded."""
-
-    def __init__(self, low, high, above, below):
-        super().__init__()
-        self._bounds = ((low, ">="), (high, "<="), (above, ">"), (below, "<"))
-        bounds = [f"{sign} {bound:g}" for bound, sign in self._bounds if bound is not None]
-        self.syntactic_help = f"a finite number {' and '.join(bounds)}".rstrip()
-
-    def convert(self, argument):
-        value = super().convert(argument)
-        low, high, above, below = (bound for bound, _ in self._bounds)
-        fits = (
-            math.isfinite(value)
-            and (low is None or value >= low)
-            and (high is None or value <= high)
-            and (above is None or value > above)
-            and (below is None or value < below)
-        )
-        if not fits:
-            raise ValueError(f"must be {self.syntactic_help}")
-        return value
-
-
-class _Items(flags.ArgumentParser):
-    """A list of items separated by commas; `convert` parses an item, `check` accepts the list."""
-
-    def __init__(self, convert, what, check):
-        self.syntactic_help = what
-        self._convert, self._check = convert, check
-
-    def parse(self, argument):
-        if isinstance(argument, (list, tuple)):
-            return list(argument)
-        try:
-            items = [self._convert(item.strip()) for item in argument.split(",")]
-        except ValueError:
-            items = []
-        if not items or not self._check(items):
-            raise ValueError(f"must be {self.syntactic_help}")
-        return items
-
-    def flag_type(self):
-        return "comma separated list"
-
-
 def define_path(name, default, help, required=False):
     """Defines a flag that names a file or a folder; `~` becomes the home folder.
 
@@ -386,7 +393,7 @@ def define_path(name, default, help, required=False):
         help: Str.
         required: Bool.
     """
-    _define(_Path(), name, default, help, required)
+    _define(PathParser(), name, default, help, required)
 
 
 def define_number(name, default, help, low=None, high=None, above=None, below=None):
@@ -401,7 +408,7 @@ def define_number(name, default, help, low=None, high=None, above=None, below=No
         above: Float or None, an exclusive lower bound.
         below: Float or None, an exclusive upper bound.
     """
-    _define(_Number(low, high, above, below), name, default, help)
+    _define(NumberParser(low, high, above, below), name, default, help)
 
 
 def define_strides(name, help):
@@ -411,7 +418,7 @@ def define_strides(name, help):
         name: Str.
         help: Str.
     """
-    parser = _Items(_whole, "strides of 1 or 2 such as 1,1,2,1,2,2", lambda x: set(x) <= {1, 2})
+    parser = ItemsParser(whole, "strides of 1 or 2 such as 1,1,2,1,2,2", lambda x: set(x) <= {1, 2})
     _define(parser, name, None, help)
 
 
@@ -424,26 +431,12 @@ def define_numbers(name, count, help):
         help: Str.
     """
     example = ",".join((["1", "0.5"] * count)[:count])
-    parser = _Items(
+    parser = ItemsParser(
         float,
         f"{count} finite numbers, 0 or more, such as {example}",
         lambda items: len(items) == count and all(0 <= item < math.inf for item in items),
     )
     _define(parser, name, None, help)
-
-
-class _OnePath(flags.ArgumentParser):
-    NAMES = ("slimmest", "widest", "largest")
-    syntactic_help = "slimmest, widest, largest, a width, or one width per gate such as 0,2,1"
-
-    def parse(self, argument):
-        if argument in self.NAMES or not isinstance(argument, str):
-            return argument
-        try:
-            widths = tuple(_whole(width.strip()) for width in argument.split(","))
-        except ValueError:
-            raise ValueError(f"must be {self.syntactic_help}") from None
-        return widths if len(widths) > 1 else widths[0]
 
 
 def define_path_through(name, help):
@@ -453,18 +446,8 @@ def define_path_through(name, help):
         name: Str.
         help: Str.
     """
-    _define(_OnePath(), name, None, help)
+    _define(NetworkPathParser(), name, None, help)
 
 
 def _define(parser, name, default, help, required=False):
     flags.DEFINE(parser, name, default, help, required=required)
-
-
-def _whole(text):
-    if not text.isdecimal():
-        raise ValueError(text)
-    return int(text)
-
-
-def _ascends(items):
-    return all(a < b for a, b in zip(items, items[1:]))

@@ -13,6 +13,7 @@ COMMAND = "keras-dsnet"
 PROGRAMS = {
     "stage1": ("imagenet_stage1.py", "train a supernet"),
     "stage2": ("imagenet_stage2.py", "train the gates of a supernet"),
+    "calibrate": ("calibrate.py", "choose the thresholds of routing by confidence"),
     "evaluate": ("evaluate.py", "measure a saved network on a data set"),
     "export": ("export_mobile.py", "write a saved network as a TFLite file"),
     "evaluate-int8": ("evaluate_int8.py", "measure what int8 costs a saved network"),
@@ -127,60 +128,6 @@ def write_labels(model, folder):
 
     with atomic_file(folder / "labels.txt") as file:
         file.writelines(" ".join(name.split()) + "\n" for name in model.class_names)
-
-
-def report(model, rows, tables, plots, log=None):
-    """Prints and writes the table of `evaluate_paths`, and draws the plots.
-
-    Args:
-        model: `DynamicSlimmableNetwork` that was evaluated.
-        rows: Rows of `evaluate_paths`.
-        tables: Folder of the tables.
-        plots: Folder of the plots.
-        log: Path of the CSV log of a training run, or None.
-    """
-    from keras_dsnet.runs import (
-        plot_accuracy_against_madds,
-        plot_training_curves,
-        plot_width_shares,
-        write_table,
-    )
-
-    print(write_table(rows, tables, "paths"), flush=True)
-    plot_accuracy_against_madds(rows, plots / "accuracy_against_madds.png")
-    if log is not None:
-        plot_training_curves(log, plots / "training_curves.png")
-    shares = [
-        {model.spec.ratios[width]: share for width, share in gate.items()}
-        for row in rows
-        for gate in row.get("shares", [])
-    ]
-    if shares:
-        plot_width_shares(shares, plots / "width_shares.png")
-
-
-def warn_of_better_widths(rows, routes, images, how):
-    """Prints a warning if a width outside the routes is clearly better than the routes.
-
-    Args:
-        rows: Rows of `evaluate_paths` for every width.
-        routes: Tuple of ints, candidate widths of the gates.
-        images: Int, number of evaluated images, or None if it is not known.
-        how: Str, advice that ends the warning.
-    """
-    from keras_dsnet.training import better_excluded_widths
-
-    better = better_excluded_widths(rows, routes, images)
-    if better:
-        best, routed = better[0]
-        names = ",".join(map(str, routes))
-        print(
-            f"warning: width {best['path']}, which is not among the routes {names}, has "
-            f"{best['top1']:.1%} top-1 at {best['madds'] / 1e6:.2f}M MAdds; width "
-            f"{routed['path']}, which is, has {routed['top1']:.1%} at "
-            f"{routed['madds'] / 1e6:.2f}M: {how}",
-            flush=True,
-        )
 
 
 def data_flags():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_a_file_has_no_gates_and_each_step_once(exported, network, tmp_path):
     names = {graph.name.decode() for graph in exported.model.subgraphs}
     steps = {f"route_{place}" for place in range(3)}
     assert names == {"serving_default", "bounded", "tuned", *steps} | {
-        f"{step}_not_taken" for step in steps
+        f"{step}_noop" for step in steps
     }
     kinds = [name for _, name in exported.operators(exported.main("serving_default"))]
     assert "ARG_MAX" not in kinds
@@ -280,16 +281,41 @@ def test_quantised_files_go_on_by_their_own_confidence(quantize, num_gates, rout
         assert_same_with_cache(exported.filename, images[:4], tmp_path, [(2,) * num_gates])
 
 
-def test_saturated_logits_obey_thresholds_of_zero_and_one(tmp_path):
+@pytest.fixture(scope="module")
+def saturated(tmp_path_factory):
+    """A file of a network with huge logits and untrained gates, and the warnings of its export."""
     network = small_network(classifier_activation="softmax")
     classifier = network.sections[-1][-1].layer
     classifier.kernel.assign(classifier.kernel * 1e4)
-    exported = Exported(network, tmp_path, routing="confidence", steps=(0, 3), verbose=False)
+    network.gates_trained = False
+    folder = tmp_path_factory.mktemp("saturated")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exported = Exported(network, folder, routing="confidence", steps=(0, 3), verbose=False)
+    return exported, [str(warning.message) for warning in caught]
+
+
+def test_saturated_logits_obey_thresholds_of_zero_and_one(saturated):
+    exported, _ = saturated
     images = IMAGES[1][:4]
     for threshold, width in ((1.0, 3), (0.0, 0)):
         given = np.array([threshold], "float32")
         _, paths = run(exported.content, "tuned", images, thresholds=given)
         assert set(paths) == {(width,)}
+
+
+def test_outputs_that_are_not_numbers_go_on_unless_nothing_may(saturated):
+    exported, _ = saturated
+    image = np.full_like(IMAGES[1][:1], np.nan)
+    for threshold, width in ((0.0, 0), (1e-6, 3), (0.5, 3), (1.0, 3)):
+        given = np.array([threshold], "float32")
+        _, paths = run(exported.content, "tuned", image, thresholds=given)
+        assert paths == [(width,)]
+
+
+def test_untrained_gates_cause_no_warning_where_the_file_has_none(saturated):
+    _, messages = saturated
+    assert not [message for message in messages if "gate" in message]
 
 
 @pytest.mark.parametrize(
@@ -325,13 +351,6 @@ def test_a_network_without_classifier_has_no_confidence(tmp_path):
     network = small_network(include_top=False, classifier_activation=None)
     with pytest.raises(ValueError, match="needs the network's classifier"):
         network.export(tmp_path / "m.tflite", format="litert", routing="confidence")
-
-
-def test_untrained_gates_cause_no_warning_where_the_file_has_none(tmp_path, recwarn):
-    network = small_network()
-    network.gates_trained = False
-    Exported(network, tmp_path, routing="confidence", verbose=False)
-    assert not [warning for warning in recwarn if "gate" in str(warning.message)]
 
 
 def test_a_file_that_does_not_go_on_as_it_should_is_refused(exported):

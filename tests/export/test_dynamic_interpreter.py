@@ -13,7 +13,8 @@ from routed_networks import SIZE, random_images, small_network
 
 from keras_dsnet.export import DynamicInterpreter, LatencyTable, best_path
 from keras_dsnet.export.metadata import add_metadata
-from keras_dsnet.export.tflite_model import pack, parse
+from keras_dsnet.export.packing import pack
+from keras_dsnet.export.tflite_model import parse
 
 ROUTES = (0, 2, 3)
 IMAGES = random_images(24)

@@ -13,8 +13,9 @@ from tiny_families import tiny_network
 
 from keras_dsnet.export import graphs
 from keras_dsnet.export.export_routed import check_routed
+from keras_dsnet.export.packing import pack
 from keras_dsnet.export.partition import stored_weights
-from keras_dsnet.export.tflite_model import operators_of, pack
+from keras_dsnet.export.tflite_model import operators_of
 from keras_dsnet.models import MobileNetSpec, MobileNetStage
 
 IMAGES = random_images(24)

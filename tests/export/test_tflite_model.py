@@ -8,13 +8,13 @@ from ai_edge_litert.interpreter import Interpreter
 from weight_cache import run_compiled
 
 from keras_dsnet.export.conversion import convert
+from keras_dsnet.export.packing import pack
 from keras_dsnet.export.tflite_model import (
     ModelBuilder,
     TensorType,
     add_operator,
     add_tensor,
     operators_of,
-    pack,
     parse,
     separate_buffers,
 )

@@ -205,7 +205,8 @@ def test_wrong_arguments_of_a_calibration_are_refused(interpreter, arguments, me
 
 
 def test_a_file_that_routes_by_its_gates_has_no_thresholds(tmp_path):
-    interpreter = DynamicInterpreter(Exported(small_network(), tmp_path, verbose=False).filename)
+    network = small_network(routes=(0,))
+    interpreter = DynamicInterpreter(Exported(network, tmp_path, verbose=False).filename)
     assert interpreter.steps == ()
     assert interpreter.thresholds is None
     with pytest.raises(ValueError, match="`thresholds` are for files that route by confidence"):

@@ -22,7 +22,7 @@ def command(*arguments):
 def test_the_command_alone_lists_its_programs(arguments):
     done = command(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    for name in ("stage1", "stage2", "evaluate", "export", "benchmark"):
+    for name in ("stage1", "stage2", "calibrate", "evaluate", "export", "benchmark"):
         assert f"\n  {name} " in done.stdout
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 from exported import kind_of
@@ -11,6 +12,7 @@ from routed_networks import small_network
 from tiny_families import TINY_RESNET, tiny_network
 
 from keras_dsnet.export.tflite_model import operators_of, parse
+from keras_dsnet.models.costs import section_costs
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "evaluate_int8.py"
 
@@ -32,10 +34,18 @@ def workdir(tmp_path_factory):
 
 
 def test_every_file_of_every_path_has_a_row(workdir, tmp_path):
-    options = ("--images=40", "--representative_images=20")
+    options = ("--images=40", "--representative_images=20", "--confidence")
     result = run_program(PROGRAM, f"--model={workdir}", f"--workdir={tmp_path}", *options)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "int8.json").read_text())
+    routed, rows = rows[-12:], rows[:-12]
+    assert [row["share"] for row in routed[::3]] == [0.1, 0.2, 0.3, 0.5]
+    network = keras.models.load_model(workdir / "model.keras")
+    trunk = section_costs(network, (0,))[0]
+    for row in routed:
+        expected = network.madds(0) + row["share"] * (network.madds(2) - trunk)
+        assert (row["path"], row["madds"]) == ("confidence", pytest.approx(expected))
+        assert row["agreement"] == 1 if row["file"] == "float32" else row["agreement"] > 0.5
     files = ["float32", "static int8", "shared int8", "fast int8"]
     assert [(row["path"], row["file"]) for row in rows] == [
         ([width], file) for width in (0, 2) for file in files
@@ -44,6 +54,7 @@ def test_every_file_of_every_path_has_a_row(workdir, tmp_path):
         assert row["top1"] == pytest.approx(np.round(40 * row["top1"]) / 40)
         assert row["agreement"] == 1 if row["file"] == "float32" else row["agreement"] > 0.5
     assert {path.name for path in tmp_path.iterdir()} == {
+        *("confidence_shared.tflite", "confidence_fast.tflite"),
         *("shared.tflite", "fast.tflite", "static_0.tflite", "static_2.tflite"),
         *("int8.json", "int8.csv"),
     }

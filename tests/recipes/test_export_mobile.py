@@ -42,6 +42,9 @@ FLAGS = (
     "output",
     "image_size",
     "routes",
+    "routing",
+    "steps",
+    "thresholds",
     "quantize",
     "layout",
     "input_type",
@@ -364,6 +367,39 @@ def test_released_weights_route_by_confidence(program, released, capsys):
         network, _ = program.load_network()
     assert network.routing == "gate"
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "steps (0, 13) and the thresholds 0.7. Calibrate the thresholds on your own"),
+        ({"steps": "0,3,5"}, "steps (0, 3, 5) and the thresholds 0.7, 0.7. Calibrate"),
+        ({"steps": "0,5", "thresholds": "0.9"}, "steps (0, 5) and the thresholds 0.9\n"),
+        ({"routing": "gate"}, ""),
+        ({"path": "slimmest"}, ""),
+    ],
+    ids=["default", "steps", "thresholds", "gate", "path"],
+)
+def test_what_is_told_of_weights_without_a_gate_is_what_the_file_does(
+    given, told, program, released, capsys
+):
+    with flagsaver.as_parsed(weights="imagenet", **given):
+        program.load_network()
+    out = capsys.readouterr().out
+    # Keras prints the download too.
+    assert ("routes by confidence" in out) == bool(told)
+    assert told in out
+
+
+def test_a_gate_that_is_not_trained_is_named_by_the_flag_of_its_weights(
+    program, released, tmp_path, capsys
+):
+    with flagsaver.as_parsed(weights="imagenet", routing="gate"):
+        network, _ = program.load_network()
+        program.warn_of_gates(network, tmp_path)
+    out = capsys.readouterr().out
+    assert "the gates of --weights=imagenet are not trained" in out
+    assert "--model=None" not in out
 
 
 @pytest.mark.long

@@ -9,8 +9,9 @@ import saved_network
 from light_programs import run_light_program
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
-BENCHMARKS = ("mobile", "routing", "slicing", "training")
+BENCHMARKS = ("confidence", "mobile", "routing", "slicing", "training")
 PROGRAMS = (
+    "calibrate.py",
     "demo.py",
     "evaluate.py",
     "evaluate_int8.py",
@@ -18,12 +19,14 @@ PROGRAMS = (
     "imagenet_stage1.py",
     "imagenet_stage2.py",
     "split_frames.py",
+    "reproduce.py",
     "benchmarks/cross_fit.py",
     *(f"benchmarks/benchmark_{name}.py" for name in BENCHMARKS),
 )
 RUN, MOBILE, ROUTING, SLICING, TRAINING = "--workdir={tmp}/run", *PROGRAMS[-4:]
 # The shortest command line that each program accepts.
 VALID = {
+    "calibrate.py": (RUN, "--model={tmp}/trained", "--max_drop=0.01"),
     "demo.py": (RUN,),
     "benchmarks/cross_fit.py": (RUN,),
     "evaluate.py": (RUN, "--model={tmp}/trained"),
@@ -32,11 +35,21 @@ VALID = {
     "imagenet_stage1.py": (RUN, "--dataset=digits"),
     "imagenet_stage2.py": (RUN, "--dataset=digits", "--supernet={tmp}/trained"),
     "split_frames.py": (RUN, "--dataset={tmp}"),
+    "reproduce.py": (RUN, "--table=5", "--quick"),
     **{f"benchmarks/benchmark_{name}.py": (RUN,) for name in BENCHMARKS},
 }
 # Program, one more argument or several, part of the message.
 MISTAKES = [
+    ("calibrate.py", "--max_madds=1e6", "exactly one of --max_drop and --max_madds"),
+    ("calibrate.py", "--max_drop=1.5", "a finite number >= 0 and <= 1"),
+    ("calibrate.py", "--steps=0,4", "from 0 to 3 of --model="),
+    ("calibrate.py", "--steps=2", "must be two or more ascending widths such as 0,13"),
+    ("calibrate.py", "--steps=0,3 --propose_steps=2", "--steps and --propose_steps exclude"),
+    ("calibrate.py", "--workdir={tmp}/trained", "is the folder of --model"),
+    ("calibrate.py", "--dataset=./nowhere", "--dataset=./nowhere: there is no such folder"),
     ("demo.py", "--quick=maybe", "--quick=maybe"),
+    ("evaluate.py", "--steps=0,1,3 --thresholds=0.5", "--thresholds must be 2 of them"),
+    ("evaluate.py", "--thresholds=0.5,1.5", "must be numbers from 0 to 1 such as 0.7"),
     ("evaluate.py", "--paths=0,x", "must be paths such as 0,4,8,13"),
     ("evaluate.py", "--paths=0,4", "must be a width from 0 to 3 for --model="),
     ("evaluate.py", "--paths=0-1", "must be a width from 0 to 3 for --model="),
@@ -58,6 +71,9 @@ MISTAKES = [
     ("benchmarks/cross_fit.py", "--shares=half", "numbers such as 0.5,0.002"),
     ("benchmarks/cross_fit.py", "--splits=0", "--splits=0"),
     ("benchmarks/cross_fit.py", "--model=nowhere", "--model=nowhere is no .keras file"),
+    ("export_mobile.py", "--routing=gate --thresholds=0.5", "--thresholds is for routing by con"),
+    ("export_mobile.py", "--thresholds=0.5", "the routing of --model="),
+    ("export_mobile.py", "--path=1 --routing=confidence", "--path=1 asks for one sub-network"),
     ("export_mobile.py", "--path=4", "must be a width from 0 to 3 for --model="),
     ("export_mobile.py", "--path=0,1", "must be a width from 0 to 3 for --model="),
     ("export_mobile.py", "--path=wide", "must be slimmest, widest, largest, a width"),
@@ -83,6 +99,10 @@ MISTAKES = [
     ("split_frames.py", "--ranges=nowhere.txt", "--ranges=nowhere.txt: there is no such file"),
     ("split_frames.py", "--block=0", "--block=0"),
     ("split_frames.py", "--fraction=0.6", "--fraction=0.6"),
+    ("reproduce.py", "--table=11", "must be some of 5,10,9,6,7,3,8,2"),
+    ("reproduce.py", "--arms=us_net", "must be some of in_place,ema,ensemble"),
+    ("reproduce.py", "--seeds=0,x", "whole numbers such as 0,1"),
+    ("reproduce.py", "--table=3", "cannot be run yet"),
     (MOBILE, "missing.tflite", "There is no file missing.tflite"),
     (MOBILE, "{tmp}/trained/config.json", "is not a TFLite file"),
     (MOBILE, "--routes=0,14", "from 0 to 13 of --model=ds_mobilenet"),
@@ -93,6 +113,7 @@ MISTAKES = [
     (ROUTING, "--paths=0,14", "widths each, from 0 to 13"),
     (ROUTING, "--batch_size=3", "--batch_size must be at least the 4 paths"),
     (ROUTING, "--model=vgg", "--model=vgg"),
+    ("benchmarks/benchmark_confidence.py", "--image_size=31", "--image_size=31"),
     (SLICING, "--image_size=31", "--image_size=31"),
     (SLICING, "--engine=onnx", "--engine=onnx"),
     (TRAINING, "--setting=64x64", "--setting=64x64"),

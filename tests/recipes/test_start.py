@@ -18,6 +18,7 @@ PROGRAMS = sorted(
 )
 # The flag of a program that names a trained network.
 NETWORK_FLAGS = {
+    "calibrate.py": "model",
     "evaluate.py": "model",
     "evaluate_int8.py": "model",
     "imagenet_stage2.py": "supernet",

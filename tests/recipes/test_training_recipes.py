@@ -84,6 +84,9 @@ def test_stage_2_trains_the_gate_of_stage_1(supernet, tmp_path):
     assert rows[0]["madds"] < rows[-1]["madds"] <= rows[3]["madds"] + 1000
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "accuracy_against_madds.png",
+        "confidence_curve.png",
+        "gallery.png",
+        "reliability.png",
         "training_curves.png",
         "width_shares.png",
     }

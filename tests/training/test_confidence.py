@@ -288,3 +288,22 @@ def test_the_interval_of_a_gain_is_that_of_paired_images():
     assert low == pytest.approx(gain - 1.96 * deviation, abs=0.3 * deviation)
     assert high == pytest.approx(gain + 1.96 * deviation, abs=0.3 * deviation)
     assert (low, high) == gain_interval(hits, madds, static, [10, 20])
+
+
+def test_the_interval_of_a_gain_takes_the_line_at_the_madds_of_each_resample():
+    generator = np.random.default_rng(1)
+    # Hard images cost more, and few static paths get them right.
+    hard = generator.random(3000) < 0.4
+    static = np.stack([~hard | (generator.random(3000) < p) for p in (0.2, 0.7)])
+    hits, madds = static[1], np.where(hard, 25, 10)
+    low, high = gain_interval(hits, madds, static, [10, 20])
+    # The delta method: the line moves by its slope times the change of the mean MAdds.
+    right = static.mean(1)
+    share, slope = (madds.mean() - 10) / 10, (right[1] - right[0]) / 10
+    line = static[0] + share * (1.0 * static[1] - static[0])
+    deviation = np.std(hits - line - slope * madds) / 3000**0.5
+    gain = hits.mean() - np.interp(madds.mean(), [10, 20], right)
+    assert low == pytest.approx(gain - 1.96 * deviation, abs=0.3 * deviation)
+    assert high == pytest.approx(gain + 1.96 * deviation, abs=0.3 * deviation)
+    # Without the slope the interval would be another.
+    assert abs(np.std(hits - line) / 3000**0.5 - deviation) > 0.05 * deviation

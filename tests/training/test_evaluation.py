@@ -43,6 +43,22 @@ def test_dynamic_row_counts_the_chosen_paths_and_the_gate():
     assert sum(rows[-1]["shares"][0].values()) == pytest.approx(1.0)
 
 
+def test_rows_have_the_hits_of_each_image_where_asked():
+    network = make_network()
+    network.gates_trained = True
+    images, labels = make_batch()
+    batches = [(images[:5], labels[:5]), (images[5:], labels[5:])]
+    rows = evaluate_paths(network, batches, per_image=True)
+    for row in rows:
+        assert (row["hits"].shape, row["hits"].dtype) == ((len(labels),), bool)
+        assert row["top1"] == row["hits"].mean()
+    predicted = np.argmax(network(images, path=1), axis=1)
+    np.testing.assert_array_equal(rows[1]["hits"], predicted == labels)
+    predicted = np.argmax(network(images), axis=1)
+    np.testing.assert_array_equal(rows[-1]["hits"], predicted == labels)
+    assert all("hits" not in row for row in evaluate_paths(network, batches))
+
+
 def test_several_gates_have_the_shares_of_their_paths_too():
     network, images = tiny_network(TINY_RESNET), tiny_images(32)
     rows = evaluate_paths(network, [(images, np.zeros(32, "int32"))])

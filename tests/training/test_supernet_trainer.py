@@ -288,3 +288,16 @@ def test_mixed_float16_trains_with_loss_scaling():
     logs = [trainer.train_on_batch(images, labels, return_dict=True) for _ in range(8)]
     assert np.isfinite(logs[-1]["loss"])
     assert all(v.dtype == "float32" for v in network.variables)
+
+
+def test_distillation_is_scaled_by_the_square_of_the_temperature_unless_asked_not_to():
+    images, labels = make_batch()
+    losses = {}
+    for scaled in (True, False):
+        trainer = make_trainer(temperature=4.0, scale_distillation=scaled)
+        logs = trainer.train_on_batch(images, labels, return_dict=True)
+        losses[scaled] = {name: float(logs[name]) for name in ("slimmest_loss", "random_loss")}
+        copy = SupernetTrainer.from_config(trainer.get_config())
+        assert copy.scale_distillation is scaled
+    for name, loss in losses[False].items():
+        assert losses[True][name] == pytest.approx(16 * loss, rel=1e-5)

@@ -1,0 +1,244 @@
+r"""Reproduces the tables of the paper on small photographs: trains, collects, compares.
+
+    python recipes/reproduce.py --table=5 --data_dir=/data/tfds --workdir=runs/reproduce
+    python recipes/reproduce.py --table=5 --workdir=runs/reproduce --collect_only --read_test
+    python recipes/reproduce.py --list
+
+Each arm of a table is a run of another program with a flag file of recipes/configs/, once for each
+seed. The program prints the command of a run before it starts it. A run that is finished is not
+started again, and a run that was killed goes on. Runs that several tables need are made once.
+
+Then the program reads the images of every choice, or with --read_test the test images, and writes
+into the work directory:
+- hits/, which images each network classifies correctly;
+- results/table<name>.md, .csv and .json: accuracies, differences with their 95 % intervals,
+  verdicts, and a record of commit, versions, seeds and wall time;
+- results/table<name>_differences.png and _curves.png.
+
+--publish copies these to docs/results/reproduction/ and writes docs/results/reproduction.md, which
+explains the protocol and the verdicts.
+
+--quick trains for seconds on the digits of scikit-learn, to see that every step works. --list
+prints the arms and what they cost. A cost is marked as estimated until a run has recorded its wall
+time.
+"""
+
+import json
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+from absl import flags
+from keras_dsnet_recipes.lib import checks
+from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.paper_tables import TABLES
+from keras_dsnet_recipes.lib.reproduction import TEST_SPLITS, is_finished, plan
+from keras_dsnet_recipes.lib.start import start
+
+FLAGS = flags.FLAGS
+RECIPES = pathlib.Path(__file__).resolve().parent
+_CLAIMS = [name for name, table in TABLES.items() if table.claim]
+
+flags.DEFINE_list("table", None, f"Tables to make: {','.join(_CLAIMS)}.")
+shared.define_path(
+    "workdir", "runs/reproduce", "Folder that the runs and results are written into."
+)
+flags.DEFINE_enum(
+    "data",
+    "cifar10",
+    ["cifar10", "tiny_imagenet"],
+    "Images. Those of tiny_imagenet are the folder --data_dir.",
+)
+shared.define_path(
+    "data_dir", None, "Folder of prepared TFDS data sets, or of the images of tiny_imagenet."
+)
+flags.DEFINE_list("arms", None, "Arms to run and to collect. Defaults to all.")
+flags.DEFINE_list("seeds", None, "Seeds, such as 0,1. Defaults to those of each table.")
+flags.DEFINE_bool("list", False, "Print the arms of every table and their costs.")
+shared.define_quick()
+flags.DEFINE_bool("collect_only", False, "Train nothing; collect the runs that are finished.")
+flags.DEFINE_bool("read_test", False, "Read the test images. Do so once, when all is chosen.")
+flags.DEFINE_bool("publish", False, "Write the results into docs/results/ too.")
+
+
+def chosen_tables():
+    """Returns the tables of --table."""
+    for name in FLAGS.table or ():
+        if name not in _CLAIMS:
+            raise ValueError(
+                f"--table must be some of {','.join(_CLAIMS)}. Received: --table={name}"
+            )
+    return [TABLES[name] for name in FLAGS.table or ()]
+
+
+def chosen_seeds():
+    """Returns the seeds of --seeds, or None."""
+    if FLAGS.seeds is not None and not all(seed.isdecimal() for seed in FLAGS.seeds):
+        raise ValueError(
+            f"--seeds must be whole numbers such as 0,1. Received: --seeds={','.join(FLAGS.seeds)}"
+        )
+    return None if FLAGS.seeds is None else [int(seed) for seed in FLAGS.seeds]
+
+
+def data_name():
+    """Returns the name of the data, a key of `TEST_SPLITS`."""
+    return "digits" if FLAGS.quick else FLAGS.data
+
+
+def plans():
+    """Returns pairs of a table and its runs."""
+    seeds = chosen_seeds()
+    return [
+        (table, plan(table, FLAGS.data, FLAGS.arms, seeds, FLAGS.quick))
+        for table in chosen_tables()
+    ]
+
+
+def check_flags():
+    """Raises an error for a mistake in the flags, and for a table that cannot be run yet."""
+    tables = plans()
+    if FLAGS.list:
+        return
+    checks.check_workdir(FLAGS.workdir, folders=["hits", "results"])
+    if not tables:
+        raise ValueError("--table must be given")
+    for table, runs in tables:
+        if not runs:
+            raise ValueError(
+                f"--table={table.name} cannot be run yet. Missing: {table.missing}. Received: "
+                f"--table={','.join(FLAGS.table)}"
+            )
+        for path in {pathlib.Path(run.arguments[0].partition("=")[2]) for run in runs}:
+            if not path.is_file():
+                raise ValueError(
+                    f"--table={table.name} has no flag file {path.name} for --data={FLAGS.data}"
+                )
+    if FLAGS.data == "tiny_imagenet" and not FLAGS.data_dir:
+        raise ValueError("--data=tiny_imagenet needs --data_dir, the folder of the images")
+    checks.check_source({"data_dir": FLAGS.data_dir, "dataset": "digits" if FLAGS.quick else None})
+    checks.check_plots()
+
+
+def print_list():
+    """Prints what every arm costs."""
+    for name in _CLAIMS:
+        table = TABLES[name]
+        print(f"--table={name}: {table.title}. {table.claim}")
+        runs = plan(table)
+        for arm in dict.fromkeys(run.arm for run in runs):
+            seeds = sum(run.arm == arm for run in runs)
+            print(
+                f"    {arm.name}: {seeds} seeds, {arm.hours:g} core-hours each ("
+                f"{'measured' if arm.measured else 'estimated'}): {arm.program} "
+                f"--flagfile=recipes/configs/{arm.config.format(data='cifar10')}.cfg "
+                f"{' '.join(arm.flags)}".rstrip()
+            )
+        if table.missing:
+            print(f"    not built yet: {table.missing}")
+
+
+def train(run, workdir):
+    """Runs the program of an arm, or lets it go on, and records what it took."""
+    folder = workdir / run.name
+    if is_finished(folder):
+        print(f"{run.name} is finished", flush=True)
+        return
+    arguments = [*run.arguments, f"--workdir={folder}"]
+    if run.supernet:
+        arguments.append(f"--supernet={workdir / run.supernet.name}")
+    if FLAGS.data_dir and not FLAGS.quick:
+        name = "dataset" if FLAGS.data == "tiny_imagenet" else "data_dir"
+        arguments.append(f"--{name}={FLAGS.data_dir}")
+    print(f"\n$ {shlex.join(['python', f'recipes/{run.arm.program}', *arguments])}", flush=True)
+    command = [sys.executable, str(RECIPES / run.arm.program), *arguments]
+    begin = time.monotonic()
+    # `sys.stderr` is the terminal; file descriptor 2 of this process is the native log's filter.
+    code = subprocess.run(command, check=False, stderr=sys.stderr).returncode
+    _record(folder, arguments, time.monotonic() - begin)
+    if code:
+        sys.exit(code)
+
+
+def _record(folder, arguments, seconds):
+    """Adds a start of a run to the record in its folder."""
+    from keras_dsnet_recipes.lib.collection import RECORD, versions
+
+    if not folder.is_dir():
+        return
+    path = folder / RECORD
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    record = {
+        **versions(),
+        "arguments": arguments,
+        "starts": before.get("starts", 0) + 1,
+        "seconds": before.get("seconds", 0.0) + seconds,
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def write_results(table, runs, workdir):
+    """Collects a table and writes its files; returns the folder and the name of the files."""
+    from keras_dsnet_recipes.lib import collection
+    from keras_dsnet_recipes.lib.reproduction_page import section
+
+    from keras_dsnet.runs import write_table
+    from keras_dsnet.utils.atomic_file import atomic_file
+
+    split = TEST_SPLITS[data_name()] if FLAGS.read_test else None
+    data_dir = None if FLAGS.quick or FLAGS.data == "tiny_imagenet" else FLAGS.data_dir
+    result = collection.collect(table, runs, workdir, data_name(), split, data_dir)
+    result["read_test"] = FLAGS.read_test
+    folder = workdir / "results"
+    name = f"table{table.name}" + ("" if data_name() == "cifar10" else f"_{data_name()}")
+    print(write_table(result["rows"], folder, name), flush=True)
+    with atomic_file(folder / f"{name}.json") as file:
+        file.write(json.dumps(result, indent=1) + "\n")
+    text = section(result)
+    with atomic_file(folder / f"{name}.md") as file:
+        file.write(f"# {result['title']}\n\n{text}\n")
+    if result["contrasts"]:
+        collection.plot_differences(result, folder / f"{name}_differences.png")
+    if result["curves"]:
+        collection.plot_curves(result, folder / f"{name}_curves.png")
+    print(f"\n{text}\n", flush=True)
+    return folder, name
+
+
+def publish(written):
+    """Copies the results into docs/results/reproduction/, and writes the page."""
+    from keras_dsnet_recipes.lib.reproduction_page import write_page
+
+    docs = RECIPES.parent / "docs" / "results"
+    (docs / "reproduction").mkdir(parents=True, exist_ok=True)
+    for folder, name in written:
+        for path in folder.glob(f"{name}*"):
+            if path.suffix in (".json", ".csv", ".png") and path.stem.removeprefix(name) in (
+                "",
+                "_differences",
+                "_curves",
+            ):
+                shutil.copyfile(path, docs / "reproduction" / path.name)
+    print(f"written: {write_page(docs / 'reproduction.md', docs / 'reproduction')}", flush=True)
+
+
+def main(_):
+    if FLAGS.list:
+        print_list()
+        return
+    workdir = pathlib.Path(FLAGS.workdir)
+    written = []
+    for table, runs in plans():
+        if not FLAGS.collect_only:
+            for run in runs:
+                train(run, workdir)
+        written.append(write_results(table, runs, workdir))
+    if FLAGS.publish:
+        publish(written)
+    print(f"results are in {workdir / 'results'}", flush=True)
+
+
+if __name__ == "__main__":
+    start(main, check_flags)

@@ -1,0 +1,130 @@
+"""The program that calibrates routing by confidence, and the programs that use what it saves."""
+
+import json
+import pathlib
+import types
+
+import keras
+import pytest
+from programs import import_program, run_program
+from routed_networks import small_network
+
+from keras_dsnet.data import evaluation_pipeline, load_source
+from keras_dsnet.training import evaluate_paths
+
+calibrate = import_program("keras_dsnet_recipes.calibrate")
+RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
+DIGITS = ("--dataset=digits", "--eval_split=test[:120]")
+PLOTS = {"confidence_curve.png", "gallery.png", "reliability.png"}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network whose widths 0 and 3 differ on the digits, without training: its gate is not."""
+    network = small_network(classes=10)
+    network.gates_trained = False
+    return network
+
+
+@pytest.fixture(scope="module")
+def saved(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("supernet") / "supernet.keras"
+    network.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibrated(saved, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("calibrated")
+    arguments = (f"--model={saved}", f"--workdir={workdir}", "--max_drop=1")
+    done = run_program(RECIPES / "calibrate.py", *arguments, *DIGITS)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_the_saved_network_routes_by_the_chosen_thresholds(calibrated, saved):
+    workdir, told = calibrated
+    network = keras.models.load_model(workdir / "model.keras")
+    assert (network.routing, network.confidence_steps) == ("confidence", (0, 3))
+    curve = json.loads((workdir / "tables" / "curve.json").read_text())
+    (chosen,) = [row for row in curve if row["chosen"]]
+    # The cheapest point meets a drop of 1.
+    assert network.thresholds == tuple(chosen["thresholds"]) == (0.0,)
+    assert chosen["madds"] == curve[0]["madds"] == network.madds(0, (16, 16, 3))
+    assert "other images show what these are worth" in told
+    # The test images of the next command include those that chose the thresholds.
+    assert "next, to measure it on other images (name them by --dataset" in told
+    assert "calibrating on digits" in told
+    assert {path.name for path in (workdir / "plots").iterdir()} == PLOTS
+    # The network that was calibrated is as it was.
+    assert keras.models.load_model(saved).routing == "gate"
+
+
+def test_an_evaluation_measures_the_calibrated_network(calibrated, tmp_path):
+    workdir, _ = calibrated
+    arguments = (f"--model={workdir}", f"--workdir={tmp_path}", "--thresholds=0.9")
+    done = run_program(RECIPES / "evaluate.py", *arguments, *DIGITS)
+    assert done.returncode == 0, done.stderr
+    rows = {row["path"]: row for row in json.loads((tmp_path / "tables/paths.json").read_text())}
+    assert [*rows] == [0, 1, 2, 3, "confidence", "dynamic"]
+    network = keras.models.load_model(workdir / "model.keras")
+    network.thresholds = (0.9,)
+    source = load_source("digits", split="eval", eval_split="test[:120]")
+    batches = evaluation_pipeline(
+        source, image_size=16, batch_size=60, preprocess=network.normalization
+    )
+    expected = evaluate_paths(network, batches, [0])[-1]
+    for name in ("madds", "top1", "madds_worst"):
+        assert rows["dynamic"][name] == pytest.approx(expected[name])
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert names == PLOTS | {"accuracy_against_madds.png", "width_shares.png"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("flags", "steps"), [(["--steps=1,2"], (1, 2)), (["--propose_steps=3"], None)]
+)
+def test_steps_can_be_given_or_proposed(flags, steps, saved, tmp_path):
+    arguments = (f"--model={saved}", f"--workdir={tmp_path}", "--max_madds=1e9", *flags)
+    done = run_program(RECIPES / "calibrate.py", *arguments, *DIGITS)
+    assert done.returncode == 0, done.stderr
+    found = keras.models.load_model(tmp_path / "model.keras").confidence_steps
+    assert found == steps if steps else len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("trained", "split", "warned"),
+    [
+        (None, "train[45000:]", True),
+        ("train[:45000]", "train[45000:]", False),
+        ("train[:90%]", "train[80%:]", True),
+        ("train[:90%]", "test", False),
+        ("train[:90%]", None, False),
+    ],
+)
+def test_images_that_trained_the_network_are_warned_of(
+    trained, split, warned, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"dataset": "cifar10", "train_split": trained})
+    )
+    monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
+    values = {"dataset": "cifar10", "eval_split": split}
+    calibrate.warn_of_training_images(values, tmp_path)
+    assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
+
+
+def test_training_images_leave_the_default_images_to_the_next_command():
+    assert calibrate.purpose_of_evaluation("train[45000:]") == "measure it on other images"
+    for split in (None, "test", "test[:120]", "validation"):
+        assert "images that chose the thresholds" in calibrate.purpose_of_evaluation(split)
+
+
+def test_a_limit_that_nothing_meets_is_one_line_and_writes_nothing(saved, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = (f"--model={saved}", f"--workdir={workdir}", "--max_madds=10")
+    done = run_program(RECIPES / "calibrate.py", *arguments, *DIGITS)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "`max_madds` must be at least" in line
+    assert not (workdir / "model.keras").exists()

@@ -1,0 +1,227 @@
+"""The program that makes the tables of the paper: its plan, its runs and its page."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from keras_dsnet_recipes.lib import collection, hits, reproduction_page
+from keras_dsnet_recipes.lib.paper_tables import STAGE_1, STAGE_2, TABLES
+from keras_dsnet_recipes.lib.reproduction import plan
+from light_programs import run_light_program
+from programs import run_program
+
+RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
+PROGRAM = RECIPES / "reproduce.py"
+WITH_ARMS = [name for name, table in TABLES.items() if table.arms]
+
+
+def run(*arguments, folder="."):
+    return run_light_program(PROGRAM, *arguments, folder=folder)
+
+
+@pytest.mark.parametrize("name", WITH_ARMS)
+def test_every_arm_has_a_flag_file_and_a_seed_of_its_own(name):
+    runs = plan(TABLES[name])
+    assert len({r.name for r in runs}) == len(runs)
+    for r in runs:
+        assert pathlib.Path(r.arguments[0].partition("=")[2]).is_file()
+        assert r.arguments[-1] == f"--seed={r.seed}"
+        # A supernet comes before the gates that need it.
+        assert r.supernet is None or runs.index(r.supernet) < runs.index(r)
+        assert (r.arm.program == STAGE_2) == (r.supernet is not None)
+
+
+@pytest.mark.parametrize("name", WITH_ARMS)
+def test_contrasts_name_arms_of_their_table(name):
+    table = TABLES[name]
+    names = {arm.name for arm in table.arms}
+    for contrast in table.contrasts:
+        assert contrast.first in names
+        assert contrast.second in names | {"line"}
+        assert (contrast.path == "gate") == all(
+            arm.program == STAGE_2 for arm in table.arms if arm.name == contrast.first
+        )
+
+
+def test_every_claim_has_a_row_and_says_what_is_missing():
+    assert {"2", "3", "5", "6", "7", "8", "9", "10"} <= set(TABLES)
+    for table in TABLES.values():
+        assert table.contrasts or table.missing or not table.claim
+
+
+def test_five_seeds_of_gates_share_two_supernets():
+    runs = plan(TABLES["7"], arms=["one_hot_shared"])
+    assert [r.name for r in runs if r.arm.program == STAGE_1] == [
+        "tableresnet_supernet_s0",
+        "tableresnet_supernet_s1",
+    ]
+    gates = [r for r in runs if r.arm.program == STAGE_2]
+    assert [r.supernet.name[-1] for r in gates] == ["0", "1", "0", "1", "0"]
+
+
+def test_an_arm_of_two_tables_is_run_once():
+    (run,) = plan(TABLES["10"], arms=["temperature_1"], seeds=[0])
+    assert (run.name, run.arm.name) == ("table5_ensemble_s0", "temperature_1")
+
+
+def test_list_tells_what_arms_cost_without_tensorflow():
+    done = run("--list")
+    assert done.returncode == 0, done.stderr
+    assert "--table=5" in done.stdout
+    assert "ensemble: 2 seeds" in done.stdout
+    assert "not built yet" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--table must be given"),
+        (("--table=11",), "Received: --table=11"),
+        (("--table=5", "--arms=ema,us_net"), "Received: --arms=ema,us_net"),
+        (("--table=5", "--seeds=0,x"), "Received: --seeds=0,x"),
+        (("--table=3",), "--table=3 cannot be run yet. Missing: --gates_from"),
+        (("--table=9", "--data=tiny_imagenet", "--data_dir=."), "no flag file"),
+        (("--table=5", "--data_dir=nowhere"), "--data_dir=nowhere: there is no such folder"),
+    ],
+)
+def test_mistakes_are_named_before_work(arguments, message, tmp_path):
+    done = run(*arguments, f"--workdir={tmp_path}/run", folder=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def save_run(workdir, run, **flags):
+    """Writes what a finished run leaves, without a network."""
+    folder = workdir / run.name
+    (folder / "tables").mkdir(parents=True)
+    (folder / "tables" / "paths.json").write_text("[]")
+    config = {"seed": run.seed, "epochs": 2, "eval_split": "train[45000:]", "data_dir": None}
+    config |= {"target": run.arm.name, **flags}
+    (folder / "config.json").write_text(json.dumps(config))
+    drop = 0.1 if run.arm.name == "in_place" else 0.0
+    lines = ["epoch,val_top1_slimmest", "1,0.5", f"2,{0.6 - 2 * drop}", "3,0.7"]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Runs of Table 5 whose ensemble is four points above in-place distillation."""
+    top1 = {"in_place": 0.70, "ema": 0.70, "ensemble": 0.74}
+
+    def load_hits(path, folder, split, weights, data_dir):
+        arm, seed = path.name.removeprefix("table5_").rsplit("_s", 1)
+        easy = np.random.default_rng(0).random(4000)
+        rate = top1[arm] + 0.002 * int(seed)
+        return {
+            str(width): {
+                "path": str(width),
+                "hits": easy < rate + 0.01 * width,
+                "madds": 1e6 + width,
+            }
+            for width in range(3)
+        }
+
+    monkeypatch.setattr(hits, "load_hits", load_hits)
+    runs = plan(TABLES["5"])
+    for r in runs:
+        save_run(tmp_path, r)
+    return tmp_path, runs
+
+
+def test_collection_has_rows_differences_verdicts_and_drops(saved):
+    workdir, runs = saved
+    result = collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+    found = {(c["first"], c["path"], c["weights"]): c for c in result["contrasts"]}
+    best = found["ensemble", "slimmest", "saved"]
+    assert best["value"] == pytest.approx(0.04, abs=0.01)
+    assert best["low"] < best["value"] < best["high"]
+    assert best["verdict"] == "holds"
+    equal = found["ema", "slimmest", "saved"]
+    assert (equal["value"], equal["verdict"]) == (0, "does not hold")
+    assert found["ema", "slimmest", "online"]["verdict"] is None
+    assert result["verdict"] == "does not hold"
+    assert result["drops"] == {r.name: int("in_place" in r.name) for r in runs}
+    assert result["images"] == "train[45000:]"
+    json.dumps(result)
+
+
+def test_runs_of_other_schedules_are_not_compared(saved):
+    workdir, runs = saved
+    config = json.loads((workdir / runs[0].name / "config.json").read_text())
+    (workdir / runs[0].name / "config.json").write_text(json.dumps(config | {"epochs": 3}))
+    with pytest.raises(ValueError, match=r"one schedule.* Received: --epochs of 2 and 3"):
+        collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+
+
+def test_unfinished_runs_are_left_out_and_named(saved):
+    workdir, runs = saved
+    (workdir / runs[-1].name / "tables" / "paths.json").unlink()
+    result = collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+    assert result["record"]["not_finished"] == [runs[-1].name]
+    assert len(result["record"]["runs"]) == len(runs) - 1
+    with pytest.raises(ValueError, match=r"no run of Table 5.* is finished"):
+        collection.collect(TABLES["5"], runs, workdir / "elsewhere", "cifar10", None)
+
+
+def test_page_has_every_table_and_says_what_was_not_run(saved):
+    workdir, runs = saved
+    result = collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+    folder = workdir / "reproduction"
+    folder.mkdir()
+    (folder / "table5.json").write_text(json.dumps(result))
+    page = reproduction_page.write_page(workdir / "reproduction.md", folder)
+    text = page.read_text()
+    assert "No ImageNet figure was measured here" in text.splitlines()[4]
+    for table in TABLES.values():
+        assert not table.claim or f"| {table.title} | " in text
+    rows = [line for line in text.splitlines() if line.startswith("| Table")]
+    (first,) = [row for row in rows if row.startswith("| Table 5")]
+    assert "**does not hold**" in first
+    assert all("not run yet" in row for row in rows if "| Table 6" in row)
+
+
+def test_published_page_is_the_one_that_the_program_writes(tmp_path):
+    docs = RECIPES.parent / "docs" / "results"
+    page = reproduction_page.write_page(tmp_path / "page.md", docs / "reproduction")
+    assert page.read_text() == (docs / "reproduction.md").read_text()
+
+
+def test_quick_table_runs_resumes_and_collects(tmp_path):
+    flags = ("--table=5", "--quick", "--arms=in_place,ema", "--seeds=0", f"--workdir={tmp_path}")
+    done = run_program(PROGRAM, *flags)
+    assert done.returncode == 0, done.stderr
+    results = tmp_path / "results"
+    for ending in (".md", ".csv", ".json", "_differences.png", "_curves.png"):
+        assert (results / f"table5_digits{ending}").stat().st_size
+    result = json.loads((results / "table5_digits.json").read_text())
+    rows = {(row["arm"], row["weights"], row["path"]): row["top1"] for row in result["rows"]}
+    assert len(rows) == 6
+    table = json.loads((tmp_path / "table5_ema_s0" / "tables" / "paths.json").read_text())
+    assert rows["ema", "saved", "slimmest"] == pytest.approx(table[0]["top1"])
+    assert rows["ema", "saved", "widest"] == pytest.approx(table[-1]["top1"])
+    assert all(run["hours"] > 0 for run in result["record"]["runs"])
+    again = run_program(PROGRAM, *flags)
+    assert again.returncode == 0, again.stderr
+    assert "table5_ema_s0 is finished" in again.stdout
+    assert "$ python" not in again.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["10", "2"])
+def test_quick_tables_of_stage_1(name, tmp_path):
+    done = run_program(PROGRAM, f"--table={name}", "--quick", "--seeds=0", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / f"table{name}_digits.md").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["9", "6", "7"])
+def test_quick_tables_of_gates(name, tmp_path):
+    done = run_program(PROGRAM, f"--table={name}", "--quick", "--seeds=0", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "results" / f"table{name}_digits.json").read_text())
+    assert {row["path"] for row in result["rows"]} == {"slimmest", "widest", "gate"}
