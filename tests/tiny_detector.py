@@ -69,14 +69,14 @@ class TinyDetector(keras.Model):
         return self.backbone.madds(path)
 
 
-def make_detector(seed=0):
+def make_detector(seed=0, synchronized=False):
     keras.utils.set_random_seed(seed)
     stages = (
         MobileNetStage(1, 2, (12, 16)),
         MobileNetStage(1, 2, (12, 16, 24), gated=True),
         MobileNetStage(1, 1, (16, 24, 32)),
     )
-    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages, synchronized=synchronized)
     backbone = DynamicSlimmableNetwork(spec, input_shape=(SIZE, SIZE, 3), include_top=False)
     return TinyDetector(backbone)
 

@@ -75,6 +75,9 @@ class BoxTargets(NetworkTrainer):
         images, target, weights = keras.utils.unpack_x_y_sample_weight(data)
         images = check_images(images, self.model.input_shape[1:], name)
         boxes, classes = self._check_target(target, images, name)
+        if isinstance(weights, dict):
+            # Keras repeats the weights for each part of the target.
+            weights = weights.get("boxes")
         weights = check_weights(weights, images, name)
         # The images depend on the checks, so that batch-norm statistics do not move in a batch that
         # is refused.
@@ -101,8 +104,8 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
         detector: Detector such as `FSSD`.
         target: String, what the random and the slimmest sub-networks learn from. `"boxes"` is the
             boxes, as the widest does. `"ema"` is the widest sub-network of the moving average of
-            the detector: its class probabilities at the matched anchors and the hard negatives, and
-            its offsets at the matched anchors. Defaults to `"boxes"`.
+            the detector, for the classes at the matched anchors and the hard negatives, and the
+            boxes for the offsets. Defaults to `"boxes"`.
         num_random: Int, number of random sub-networks in a step. Defaults to `2`.
         negative_ratio: Float, number of negatives for each matched anchor. Defaults to `3.0`.
         classification: String, `"cross_entropy"` with hard negatives, or `"focal"`. Defaults to
