@@ -2,6 +2,7 @@
 
 from keras_dsnet.detection.average_precision import DetectionMetric
 from keras_dsnet.detection.evaluation import class_table, evaluate_detection
+from keras_dsnet.detection.fssd import FSSD
 from keras_dsnet.detection.load_detection_source import load_detection_source
 from keras_dsnet.detection.pipelines import (
     detection_evaluation_pipeline,
@@ -10,6 +11,7 @@ from keras_dsnet.detection.pipelines import (
 from keras_dsnet.detection.plots import plot_detections, plot_precision_recall
 
 __all__ = [
+    "FSSD",
     "DetectionMetric",
     "class_table",
     "detection_evaluation_pipeline",

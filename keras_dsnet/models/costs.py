@@ -74,6 +74,11 @@ class CostCounter(Executor):
         height, width = (-(-side // step.layer.strides[0]) for side in shape[:2])
         return height, width, shape[2]
 
+    def stock(self, step, shape):
+        # A layer of several inputs takes a list of shapes.
+        batches = [(1, *each) for each in shape] if isinstance(shape, list) else (1, *shape)
+        return tuple(step.layer.compute_output_shape(batches)[1:])
+
     def pool(self, step, shape):
         self.pooling += _elements(shape)
         return (shape[2],)

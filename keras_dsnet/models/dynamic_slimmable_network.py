@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
+from keras_dsnet.models.level_features import LevelFeatures
 from keras_dsnet.models.path import Path, PathLike, check_routes, resolve_path
 from keras_dsnet.models.predictions import (
     check_class_names,
@@ -29,7 +30,7 @@ from keras_dsnet.utils.argument_checks import check_bool
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
+class DynamicSlimmableNetwork(RoutingSettings, LevelFeatures, keras.Model):
     """A network that chooses for each image how many of its filters to run.
 
     Args:

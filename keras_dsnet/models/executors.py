@@ -85,6 +85,8 @@ class SlicedExecutor(Executor):
     def max_pool(self, step, x):
         return step.layer(x)
 
+    stock = max_pool
+
     def add(self, step, x, shortcut):
         return activate(step.activation, x + shortcut, self.training)
 

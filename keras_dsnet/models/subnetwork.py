@@ -52,10 +52,12 @@ class PlainExecutor(Executor):
         self.path = path
         self.fold_batch_norm = fold_batch_norm
         self._norm_after: dict = {}
+        self._folded: set = set()
 
     def run(self, steps, x):
         if self.fold_batch_norm:
             self._norm_after.update(foldable_norms(steps))
+            self._folded = {norm.layer for norm in self._norm_after.values()}
         return super().run(steps, x)
 
     def conv(self, step, x):
@@ -101,7 +103,7 @@ class PlainExecutor(Executor):
         layer = step.layer
         if not step.is_batch_norm:
             x = self._group_norm(layer, x)
-        elif not self.fold_batch_norm:
+        elif layer not in self._folded:
             x = self._batch_norm(step, x)
         if step.activation is None:
             return x
@@ -154,7 +156,10 @@ class PlainExecutor(Executor):
         return keras.layers.Multiply(name=f"{layer.name}_attend", dtype=DTYPE)([x, attention])
 
     def max_pool(self, step, x):
-        return keras.layers.MaxPooling2D.from_config({**step.layer.get_config(), "dtype": DTYPE})(x)
+        return self.stock(step, x)
+
+    def stock(self, step, x):
+        return type(step.layer).from_config({**step.layer.get_config(), "dtype": DTYPE})(x)
 
     def pool(self, step, x):
         return keras.layers.GlobalAveragePooling2D(FORMAT, name="pool", dtype=DTYPE)(x)
