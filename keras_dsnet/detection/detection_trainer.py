@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_dsnet.detection.fssd import FSSD
 from keras_dsnet.detection.multibox import Matches, MultiboxLoss, count_matched, match_anchors
 from keras_dsnet.detection.target_checks import check_target
 from keras_dsnet.layers.slicing import SliceTape, add_slices, whole_gradient
@@ -29,8 +30,7 @@ class BoxTargets(NetworkTrainer):
 
     @staticmethod
     def _check_model(model):
-        needed = ("anchors", "backbone", "bounding_box_format", "num_widths")
-        if not isinstance(model, keras.Model) or not all(hasattr(model, n) for n in needed):
+        if not isinstance(model, FSSD):
             raise ValueError(
                 "`detector` must be a detector such as keras_dsnet.detection.FSSD. "
                 f"Received: a {type(model).__name__}"
@@ -101,7 +101,7 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
     slimmest path; `evaluate_detection` measures the average precision.
 
     Args:
-        detector: Detector such as `FSSD`.
+        detector: `FSSD`.
         target: String, what the random and the slimmest sub-networks learn from. `"boxes"` is the
             boxes, as the widest does. `"ema"` is the widest sub-network of the moving average of
             the detector, for the classes at the matched anchors and the hard negatives, and the
@@ -166,9 +166,10 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
     @property
     def optimized_variables(self) -> list[keras.Variable]:
         """The variables that stage I trains: all trainable ones except the slimming heads."""
-        gates = self.model.backbone.slimming_gates
+        gates = self.model.slimming_gates
         slimming = {id(variable) for gate in gates for variable in gate.slimming_variables}
-        return [v for v in self.model.trainable_variables if id(v) not in slimming]
+        layers = self.model.supernet_layers
+        return [v for x in layers for v in x.trainable_variables if id(v) not in slimming]
 
     def _undecayed_variables(self):
         steps = [step for steps in self.model.backbone.sections for step in walk(steps)]
@@ -176,7 +177,7 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
         undecayed = [variable for gate in gates for variable in gate.variables]
         if not self.decay_norms_and_biases:
             names = ("gamma", "beta", "bias")
-            undecayed += [v for v in self.model.trainable_variables if v.name in names]
+            undecayed += [v for v in self.optimized_variables if v.name in names]
         return undecayed
 
     def compile(self, optimizer: keras.Optimizer | str | None = None, **kwargs: Any) -> None:
@@ -247,7 +248,7 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
             used = zip(tf.nest.flatten(features), front_gradients[front], strict=True)
             targets, gradients = zip(*[pair for pair in used if pair[1] is not None], strict=True)
             add_slices(total, tape.gradient([*targets], (), [*gradients])[1])
-        return losses, [_gradient_of(variable, total) for variable in self.optimized_variables]
+        return losses, [whole_gradient(total, variable) for variable in self.optimized_variables]
 
     def _teacher_outputs(self, images, path):
         if self.target == "boxes" or not self.sandwich:
@@ -337,13 +338,6 @@ def _sum(total, gradients):
         return gradients
     pairs = zip(total, gradients, strict=True)
     return [b if a is None else a if b is None else a + b for a, b in pairs]
-
-
-def _gradient_of(variable, total):
-    # Layers of the backbone after its last level do not run.
-    if id(variable) not in total:
-        return tf.zeros_like(variable)
-    return whole_gradient(total, variable)
 
 
 def _described(data):
