@@ -1,6 +1,7 @@
 """Detection of objects: data with bounding boxes, evaluation, plots."""
 
 from keras_dsnet.detection.average_precision import DetectionMetric
+from keras_dsnet.detection.backbone import as_backbone
 from keras_dsnet.detection.detection_trainer import DetectionTrainer
 from keras_dsnet.detection.evaluation import class_table, evaluate_detection
 from keras_dsnet.detection.fssd import FSSD
@@ -15,6 +16,7 @@ __all__ = [
     "FSSD",
     "DetectionMetric",
     "DetectionTrainer",
+    "as_backbone",
     "class_table",
     "detection_evaluation_pipeline",
     "detection_training_pipeline",
