@@ -29,7 +29,8 @@ class Step:
     Args:
         kind: "conv", "depthwise", "norm", "gate", "max_pool" (padding "same"), "pool" (global
             average), "global_max_pool", "dropout", "dense", "resize" (bilinear), "stock" (a
-            layer of Keras without variables) or "residual" (the sum of a branch and a shortcut of the same input).
+            layer of Keras without variables) or "residual" (the sum of a branch and a shortcut of
+            the same input).
         layer: The Keras layer, if the kind has one.
         section: Int, number of slimming gates before this step. The outputs of section i have the
             i-th width of the path.
