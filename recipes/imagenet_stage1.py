@@ -87,12 +87,7 @@ flags.DEFINE_enum(
     "paper: the 18 widths of ds_mobilenet that the paper describes. Defaults to the widths of "
     "--weights, else the 14 that the authors released.",
 )
-shared.define_number(
-    "front_alpha",
-    None,
-    "Multiplier of the channel counts before the gate. Defaults to --alpha.",
-    above=0,
-)
+shared.define_front_alpha()
 shared.define_strides(
     "strides",
     "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with --output_stride.",
@@ -108,24 +103,15 @@ shared.define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up."
 shared.define_number(
     "weight_decay", 1e-4, "L2 penalty, added to the gradient. The gates have none.", low=0
 )
-flags.DEFINE_bool(
-    "decay_norms_and_biases", False, "Also apply the weight decay to norms and biases."
+shared.define_target(
+    ["in_place", "ema", "ensemble"], "Source of the soft labels (Table 5 of the paper)."
 )
-flags.DEFINE_enum(
-    "target",
-    "ensemble",
-    ["in_place", "ema", "ensemble"],
-    "Source of the soft labels (Table 5 of the paper).",
-)
-flags.DEFINE_integer("num_random", 2, "Number of random sub-networks per step.", lower_bound=0)
+shared.define_sandwich("Width to train alone, on the labels, for a comparison.")
 shared.define_number(
     "ema_momentum", 0.997, "Momentum of the teacher's moving average.", low=0, below=1
 )
 flags.DEFINE_enum(
     "label_path", "widest", ["widest", "largest"], "Sub-network that is trained on the labels."
-)
-flags.DEFINE_integer(
-    "alone", None, "Width to train alone, on the labels, for a comparison.", lower_bound=0
 )
 shared.define_number(
     "label_smoothing",
@@ -134,12 +120,7 @@ shared.define_number(
     low=0,
     below=1,
 )
-flags.DEFINE_integer(
-    "recalibration_steps",
-    100,
-    "Number of batches that the batch-norm statistics are computed from.",
-    lower_bound=1,
-)
+shared.define_recalibration()
 
 
 def check_flags():

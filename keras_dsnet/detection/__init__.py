@@ -1,6 +1,8 @@
 """Detection of objects: data with bounding boxes, evaluation, plots."""
 
 from keras_dsnet.detection.average_precision import DetectionMetric
+from keras_dsnet.detection.backbone import as_backbone
+from keras_dsnet.detection.detection_trainer import DetectionTrainer
 from keras_dsnet.detection.evaluation import class_table, evaluate_detection
 from keras_dsnet.detection.fssd import FSSD
 from keras_dsnet.detection.load_detection_source import load_detection_source
@@ -13,6 +15,8 @@ from keras_dsnet.detection.plots import plot_detections, plot_precision_recall
 __all__ = [
     "FSSD",
     "DetectionMetric",
+    "DetectionTrainer",
+    "as_backbone",
     "class_table",
     "detection_evaluation_pipeline",
     "detection_training_pipeline",

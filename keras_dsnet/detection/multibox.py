@@ -205,9 +205,9 @@ class MultiboxLoss:
             matches: `Matches` of the batch.
             outputs: Dict of the detector's raw `"boxes"`, `[batch, anchors, 4]`, and `"scores"`,
                 `[batch, anchors, classes + 1]`.
-            teacher: Raw outputs of a teacher. It then sets the targets: its probabilities at the
-                same anchors, matched ones and hard negatives, and its offsets at the matched ones.
-                Defaults to the boxes themselves.
+            teacher: Raw outputs of a teacher. Its probabilities then replace the classes, at the
+                same anchors: matched ones and hard negatives. The offsets stay those of the boxes,
+                because a poor teacher's are unbounded. Defaults to no teacher.
 
         Returns:
             `(classification, boxes)`, float32 `[batch]` each. Their weighted sum is the loss.
@@ -220,14 +220,12 @@ class MultiboxLoss:
             weights = (1.0 - tf.exp(-losses)) ** _FOCUS
         else:
             weights = positive + tf.cast(self._hard_negatives(losses, matches), tf.float32)
-        offsets = matches.offsets
         if teacher is not None:
             probabilities = tf.nn.softmax(tf.cast(teacher["scores"], tf.float32))
             losses = tf.nn.softmax_cross_entropy_with_logits(probabilities, logits)
             # The gradient of the weights would favour anchors on which the student disagrees.
             weights = tf.stop_gradient(weights)
-            offsets = tf.cast(teacher["boxes"], tf.float32)
-        errors = 4.0 * self._smooth_l1(offsets, tf.cast(outputs["boxes"], tf.float32))
+        errors = 4.0 * self._smooth_l1(matches.offsets, tf.cast(outputs["boxes"], tf.float32))
         return tf.reduce_sum(losses * weights, axis=1), tf.reduce_sum(errors * positive, axis=1)
 
     def _hard_negatives(self, losses, matches):

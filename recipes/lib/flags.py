@@ -92,9 +92,15 @@ def define_eval_split():
     flags.DEFINE_string("eval_split", None, "TFDS slice of evaluation images, such as test[:1000].")
 
 
-def define_evaluation():
-    """Defines --eval_batch_size and --strict_images."""
-    flags.DEFINE_integer("eval_batch_size", 250, "Images per batch in evaluations.", lower_bound=1)
+def define_evaluation(batch_size=250):
+    """Defines --eval_batch_size and --strict_images.
+
+    Args:
+        batch_size: Int, the default.
+    """
+    flags.DEFINE_integer(
+        "eval_batch_size", batch_size, "Images per batch in evaluations.", lower_bound=1
+    )
     flags.DEFINE_bool("strict_images", False, "End the program at an image that cannot be read.")
 
 
@@ -247,9 +253,24 @@ def define_schedule(epochs, learning_rate, unset=""):
         unset: Str, the sentence of the help about a learning rate of None. Defaults to none.
     """
     define_batch_size(512, "Images per step, summed over all replicas.")
-    flags.DEFINE_integer("epochs", epochs, "Number of epochs.", lower_bound=1)
+    define_epochs(epochs)
     help = f"Learning rate at batch 512, which is multiplied by --batch_size / 512.{unset}"
     define_number("learning_rate", learning_rate, help, low=0)
+
+
+def define_epochs(default):
+    """Defines --epochs.
+
+    Args:
+        default: Int.
+    """
+    flags.DEFINE_integer("epochs", default, "Number of epochs.", lower_bound=1)
+
+
+def define_front_alpha():
+    """Defines --front_alpha, with the default None."""
+    help = "Multiplier of the channel counts before the gate. Defaults to --alpha."
+    define_number("front_alpha", None, help, above=0)
 
 
 def define_gate_design(head, encoder):
@@ -366,6 +387,11 @@ def define_training():
         "color_jitter", 0.0, "Largest change of brightness, contrast and saturation.", low=0, high=1
     )
     define_number("random_erasing", 0.0, "Probability of erasing a rectangle.", low=0, high=1)
+    define_machine()
+
+
+def define_machine():
+    """Defines the flags of precision, strategy, seed, checkpoints and evaluations of a run."""
     flags.DEFINE_enum(
         "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type of mixed precision."
     )
@@ -381,6 +407,39 @@ def define_training():
         "deterministic",
         False,
         "Use TensorFlow's op determinism: runs are reproducible bit for bit, but slower.",
+    )
+
+
+def define_sandwich(alone_help):
+    """Defines --num_random, --alone and --decay_norms_and_biases of the training of all widths.
+
+    Args:
+        alone_help: Str, the help of --alone.
+    """
+    flags.DEFINE_integer("num_random", 2, "Number of random sub-networks per step.", lower_bound=0)
+    flags.DEFINE_integer("alone", None, alone_help, lower_bound=0)
+    flags.DEFINE_bool(
+        "decay_norms_and_biases", False, "Also apply the weight decay to norms and biases."
+    )
+
+
+def define_target(targets, help):
+    """Defines --target, what the narrower sub-networks learn from.
+
+    Args:
+        targets: List of str.
+        help: Str.
+    """
+    flags.DEFINE_enum("target", targets[-1], targets, help)
+
+
+def define_recalibration():
+    """Defines --recalibration_steps."""
+    flags.DEFINE_integer(
+        "recalibration_steps",
+        100,
+        "Number of batches that the batch-norm statistics are computed from.",
+        lower_bound=1,
     )
 
 
