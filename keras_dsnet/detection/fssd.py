@@ -13,6 +13,7 @@ from keras_dsnet.detection.fssd_head import HEADS, NORMS, FSSDHead, pyramid_size
 from keras_dsnet.detection.multibox import BACKGROUND, decode_boxes
 from keras_dsnet.models import DynamicSlimmableNetwork, arguments
 from keras_dsnet.models.costs import CostCounter
+from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import check_levels, level_shapes, sections_up_to
 from keras_dsnet.models.path import Path, PathLike
 from keras_dsnet.models.predictions import check_class_names
@@ -25,7 +26,7 @@ _PYRAMID_CHANNELS = 256
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class FSSD(keras.Model):
+class FSSD(EagerPrediction, keras.Model):
     """Feature fusion single shot detector (arXiv 1712.00960) on a dynamic slimmable backbone.
 
     A 1x1 convolution gives each source level of the backbone the same number of channels. The
@@ -149,6 +150,10 @@ class FSSD(keras.Model):
         self._runner = SectionRunner(self._wiring.steps, image_shape, self._wiring.run_steps)
         self.supports_jit = False
         self.built = True
+        if not self.trainable:
+            # `keras.Model` set `trainable` before there were layers to pass it on to.
+            for layer in (backbone, *self.head_layers):
+                layer.trainable = False
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         inputs = arguments.check_images(inputs, self.input_shape[1:])
