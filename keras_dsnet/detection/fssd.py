@@ -9,11 +9,19 @@ import tensorflow as tf
 
 from keras_dsnet.detection.anchors import anchors_per_position, check_anchors, level_anchors
 from keras_dsnet.detection.boxes import BOX_FORMAT, check_box_format, suppress
-from keras_dsnet.detection.fssd_head import HEADS, NORMS, FSSDHead, pyramid_sizes
+from keras_dsnet.detection.fssd_arguments import (
+    check_backbone,
+    check_norm,
+    check_pyramid,
+    check_source_levels,
+    one_of,
+)
+from keras_dsnet.detection.fssd_head import HEADS, FSSDHead
 from keras_dsnet.detection.multibox import BACKGROUND, decode_boxes
 from keras_dsnet.models import DynamicSlimmableNetwork, arguments
 from keras_dsnet.models.costs import CostCounter
-from keras_dsnet.models.level_features import check_levels, level_shapes, sections_up_to
+from keras_dsnet.models.eager_prediction import EagerPrediction
+from keras_dsnet.models.level_features import level_shapes, sections_up_to
 from keras_dsnet.models.path import Path, PathLike
 from keras_dsnet.models.predictions import check_class_names
 from keras_dsnet.models.routing import SectionRunner
@@ -25,7 +33,7 @@ _PYRAMID_CHANNELS = 256
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class FSSD(keras.Model):
+class FSSD(EagerPrediction, keras.Model):
     """Feature fusion single shot detector (arXiv 1712.00960) on a dynamic slimmable backbone.
 
     A 1x1 convolution gives each source level of the backbone the same number of channels. The
@@ -105,25 +113,25 @@ class FSSD(keras.Model):
         bounding_box_format: str = BOX_FORMAT,
         **kwargs: Any,
     ):
-        _check_backbone(backbone)
+        check_backbone(backbone)
         super().__init__(**{"dtype": backbone.dtype_policy, **kwargs})
         arguments.check_policy(self.dtype_policy)
         self.backbone = backbone
         self.classes = arguments.check_classes(classes)
         self.class_names = class_names
         self.bounding_box_format = check_box_format(bounding_box_format)
-        self.levels = _check_source_levels(backbone, levels)
-        self._options = {
+        self.levels = check_source_levels(backbone, levels)
+        self._options: dict[str, Any] = {
             "channels": check_int("channels", channels, 1),
-            "head": _one_of("head", head, HEADS),
-            "norm": _check_norm(norm, backbone),
+            "head": one_of("head", head, HEADS),
+            "norm": check_norm(norm, backbone),
             "activation": arguments.activation_name(activation, "activation"),
         }
         largest = "largest" if backbone.spec.wide_front else "widest"
         image_shape = backbone.input_shape[1:]
         shapes = level_shapes(backbone, self.levels, backbone.resolve_path(largest), image_shape)
         first = shapes[self.levels[0]][:2]
-        self.pyramid = _check_pyramid(pyramid, first)
+        self.pyramid = check_pyramid(pyramid, first)
         self.scales, self.aspect_ratios = check_anchors(scales, aspect_ratios, len(self.pyramid))
         builder = StepBuilder(backbone.spec, self.dtype_policy)
         builder.section = backbone.num_gates
@@ -149,6 +157,10 @@ class FSSD(keras.Model):
         self._runner = SectionRunner(self._wiring.steps, image_shape, self._wiring.run_steps)
         self.supports_jit = False
         self.built = True
+        if not self.trainable:
+            # `keras.Model` set `trainable` before there were layers to pass it on to.
+            for layer in (backbone, *self.head_layers):
+                layer.trainable = False
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         inputs = arguments.check_images(inputs, self.input_shape[1:])
@@ -457,66 +469,3 @@ class _Wiring:
 def _in_float32(outputs):
     # Offsets and logits of float16 lose digits that decoding needs.
     return {name: tf.cast(value, tf.float32) for name, value in outputs.items()}
-
-
-def _check_backbone(backbone):
-    if not isinstance(backbone, DynamicSlimmableNetwork):
-        raise ValueError(
-            "`backbone` must be a DynamicSlimmableNetwork, as the applications return it. "
-            f"Received: a {type(backbone).__name__}"
-        )
-    if backbone.include_top or backbone.pooling:
-        raise ValueError(
-            "`backbone` must return features: make it with `include_top=False` and without "
-            f"`pooling`. Received: a network with include_top={backbone.include_top}, "
-            f"pooling={backbone.pooling!r}"
-        )
-    if None in backbone.input_shape[1:]:
-        raise ValueError(
-            "`backbone` must have a fixed `input_shape`, which sets the anchors. "
-            f"Received: input_shape={backbone.input_shape[1:]}"
-        )
-
-
-def _check_source_levels(backbone, levels):
-    names = check_levels(backbone, levels)
-    reached = len(sections_up_to(backbone, names))
-    if reached <= backbone.num_gates:
-        raise ValueError(
-            "`levels` must include a level after the last gate of the backbone, such as "
-            f"{tuple(backbone.levels)[-1]!r}. Received: levels={levels!r}"
-        )
-    return names
-
-
-def _check_norm(norm, backbone):
-    if norm is None:
-        return "batch" if backbone.num_gates == 1 else "group"
-    _one_of("norm", norm, NORMS)
-    if norm == "batch" and backbone.num_gates > 1:
-        raise ValueError(
-            "`norm` must be 'group' for a backbone with several gates, whose paths are too many "
-            f"for separate batch-norm statistics. Received: norm='batch' with {backbone.num_gates} "
-            "gates"
-        )
-    return norm
-
-
-def _check_pyramid(pyramid, first):
-    if isinstance(pyramid, (tuple, list)):
-        most = len(pyramid_sizes(first))
-        if not 1 <= len(pyramid) <= most:
-            raise ValueError(
-                f"`pyramid` must be the channels of 1 to {most} maps: the first map has "
-                f"{first[0]} x {first[1]} positions. Received: pyramid={pyramid!r}"
-            )
-        return tuple(check_int("pyramid", channels, 1) for channels in pyramid)
-    return (check_int("pyramid", pyramid, 1),) * len(pyramid_sizes(first))
-
-
-def _one_of(name, value, known):
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(
-            f"`{name}` must be {' or '.join(map(repr, known))}. Received: {name}={value!r}"
-        )
-    return value

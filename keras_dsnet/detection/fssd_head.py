@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from keras_dsnet.layers.sliced_conv2d import padded_size
-from keras_dsnet.models.topology import Executor, Step, StepBuilder, walk
+from keras_dsnet.models.topology import Executor, Step, StepBuilder
 
 HEADS = ("full", "light")
 NORMS = ("batch", "group")
@@ -88,7 +88,7 @@ class FSSDHead:
     @property
     def layers(self) -> list:
         """All layers with variables, in the order in which they run."""
-        return [step.layer for step in walk(self.steps) if step.layer.variables]
+        return [step.layer for step in self.steps if step.layer and step.layer.variables]
 
     @property
     def steps(self) -> list[Step]:
@@ -140,10 +140,7 @@ class FSSDHead:
         name = f"lateral_{level}"
         steps = [self._builder.conv(f"{name}_conv", (shape[-1],), (channels,))]
         if shape[:2] != first:
-            layer = keras.layers.Resizing(
-                *first, "bilinear", data_format="channels_last", dtype=self._dtype
-            )
-            steps.append(self._stock(layer, f"{name}_resize"))
+            steps.append(Step("resize", size=first))
         return steps
 
     def _map(self, name, inputs, outputs, previous):
@@ -209,5 +206,6 @@ def pyramid_sizes(first: tuple[int, int], num_levels: int | None = None) -> list
         last = sizes[-1]
         valid = last == (_LAST_SIDE, _LAST_SIDE)
         options = ("valid", 3, 1) if valid else ("symmetric", 3, 2)
-        sizes.append(tuple(padded_size(side, *options) for side in last))
+        height, width = (padded_size(side, *options) or 1 for side in last)
+        sizes.append((height, width))
     return sizes

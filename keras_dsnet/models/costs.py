@@ -79,6 +79,9 @@ class CostCounter(Executor):
         batches = [(1, *each) for each in shape] if isinstance(shape, list) else (1, *shape)
         return tuple(step.layer.compute_output_shape(batches)[1:])
 
+    def resize(self, step, shape):
+        return *step.size, shape[2]
+
     def pool(self, step, shape):
         self.pooling += _elements(shape)
         return (shape[2],)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
+from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import LevelFeatures
 from keras_dsnet.models.path import Path, PathLike, check_routes, resolve_path
 from keras_dsnet.models.predictions import (
@@ -30,7 +31,7 @@ from keras_dsnet.utils.argument_checks import check_bool
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class DynamicSlimmableNetwork(RoutingSettings, LevelFeatures, keras.Model):
+class DynamicSlimmableNetwork(RoutingSettings, LevelFeatures, EagerPrediction, keras.Model):
     """A network that chooses for each image how many of its filters to run.
 
     Args:
@@ -285,19 +286,6 @@ class DynamicSlimmableNetwork(RoutingSettings, LevelFeatures, keras.Model):
     def run_any_width(self, first: int, x: Any, path: Path) -> tf.Tensor:
         """Runs sections by one trace for all paths; see `SectionRunner.run_any_width`."""
         return self._runner.run_any_width(first, x, path)
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        # `predict` runs eagerly: only then does a width that no image chose cost nothing. The
-        # sections themselves are traced.
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            return super().make_predict_function(force)
-        if force or getattr(self, "predict_function", None) is None:
-            self.predict_function: Any = self._predict_eagerly
-        return self.predict_function
-
-    def _predict_eagerly(self, data):
-        outputs = [self.predict_step(batch) for batch in data]
-        return outputs[0] if len(outputs) == 1 else tf.concat(outputs, 0)
 
     def resolve_path(self, path: PathLike) -> Path:
         """Returns the `Path` that the argument `path` of a call stands for.

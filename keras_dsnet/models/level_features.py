@@ -140,6 +140,11 @@ def check_levels(network: Any, levels: Sequence[str] | None) -> tuple[str, ...]:
         ValueError: If the network does not have such levels.
     """
     known = network.levels
+    if not known:
+        raise ValueError(
+            f"A {type(network.spec).__name__} names no levels: its method `features` must name them "
+            "with `keras_dsnet.models.topology.with_level`. Received: a network without levels"
+        )
     if levels is None:
         last = {stride: name for name, stride in known.items()}
         levels = [last[stride] for stride in sorted(last)[-3:]]

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.layers.slicing import option_at
+from keras_dsnet.models.executors import resize
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.topology import Executor, Step
 
@@ -160,6 +161,9 @@ class PlainExecutor(Executor):
 
     def stock(self, step, x):
         return type(step.layer).from_config({**step.layer.get_config(), "dtype": DTYPE})(x)
+
+    def resize(self, step, x):
+        return resize(x, step.size)
 
     def pool(self, step, x):
         return keras.layers.GlobalAveragePooling2D(FORMAT, name="pool", dtype=DTYPE)(x)

@@ -28,8 +28,9 @@ class Step:
 
     Args:
         kind: "conv", "depthwise", "norm", "gate", "max_pool" (padding "same"), "pool" (global
-            average), "global_max_pool", "dropout", "dense", "stock" (a layer of Keras without
-            variables) or "residual" (the sum of a branch and a shortcut of the same input).
+            average), "global_max_pool", "dropout", "dense", "resize" (bilinear), "stock" (a
+            layer of Keras without variables) or "residual" (the sum of a branch and a shortcut of
+            the same input).
         layer: The Keras layer, if the kind has one.
         section: Int, number of slimming gates before this step. The outputs of section i have the
             i-th width of the path.
@@ -38,6 +39,7 @@ class Step:
         shortcut: Tuple of `Step`, the shortcut of a "residual" step. Empty for the identity.
         level: Str, name of the features after this step, such as "stage_3". None if they have no
             name.
+        size: `(height, width)` of the outputs of a "resize" step.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Step:
     branch: tuple = ()
     shortcut: tuple = ()
     level: str | None = None
+    size: tuple = ()
 
     @property
     def is_slimming_gate(self) -> bool:
