@@ -334,11 +334,13 @@ class FSSD(EagerPrediction, keras.Model):
         Args:
             path: See `Call arguments`.
             fold_batch_norm: Bool, whether batch normalisation is folded into the convolutions
-                directly before it.
+                before it.
         """
         resolved = self.resolve_path(path)
         inputs = keras.Input(self.input_shape[1:], name="image", dtype=DTYPE)
         executor, state = PlainExecutor(resolved, fold_batch_norm), inputs
+        if fold_batch_norm:
+            self._wiring.head.fold_fusion_norm(executor)
         for section in range(self.num_gates + 1):
             state = self._wiring.run_steps(executor, section, state)
         name = "_".join([self.name, *map(str, resolved.gates)])
@@ -453,17 +455,17 @@ class _Wiring:
         self.steps = sum(sections, ())
         self.backbone_layers = [step.layer for step in walk(self.steps) if step.layer is not None]
         self._parts = [split_levels(steps, levels) for steps in sections]
-        self._head = head
+        self.head = head
 
     def run_steps(self, executor, section, state):
         x, sources = (state, {}) if section == 0 else state
         for steps, level in self._parts[section]:
             x = executor.run(steps, x)
             if level is not None:
-                sources = {**sources, level: self._head.run_lateral(executor, level, x)}
+                sources = {**sources, level: self.head.run_lateral(executor, level, x)}
         if section < len(self._parts) - 1:
             return x, sources
-        return self._head.run(executor, sources)
+        return self.head.run(executor, sources)
 
 
 def _in_float32(outputs):

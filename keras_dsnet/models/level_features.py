@@ -142,8 +142,8 @@ def check_levels(network: Any, levels: Sequence[str] | None) -> tuple[str, ...]:
     known = network.levels
     if not known:
         raise ValueError(
-            f"A {type(network.spec).__name__} names no levels: its method `features` must name them "
-            "with `keras_dsnet.models.topology.with_level`. Received: a network without levels"
+            f"A {type(network.spec).__name__} has no levels: its `features` must name them by "
+            "`keras_dsnet.models.topology.with_level`. Received: a network without levels"
         )
     if levels is None:
         last = {stride: name for name, stride in known.items()}
