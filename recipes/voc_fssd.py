@@ -206,9 +206,7 @@ def main(_):
     recalibrate(detector, train, min(FLAGS.recalibration_steps, steps_per_epoch), statistics)
     run.save_model(detector, workdir.path / "detector.keras")
     detection.report(detector, evaluation, paths, workdir.path, workdir.log)
-    names = ["detector.keras", "labels.txt", "log.csv", "tables", "plots"]
-    written = [workdir.path / name for name in names]
-    print(f"\nwritten: {', '.join(str(path) for path in written if path.exists())}", flush=True)
+    detection.print_written(workdir.path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from keras_dsnet.detection.average_precision import DetectionMetric
 from keras_dsnet.detection.backbone import as_backbone
+from keras_dsnet.detection.detection_gate_trainer import DetectionGateTrainer
 from keras_dsnet.detection.detection_trainer import DetectionTrainer
 from keras_dsnet.detection.evaluation import class_table, evaluate_detection
 from keras_dsnet.detection.fssd import FSSD
@@ -14,6 +15,7 @@ from keras_dsnet.detection.plots import plot_detections, plot_precision_recall
 
 __all__ = [
     "FSSD",
+    "DetectionGateTrainer",
     "DetectionMetric",
     "DetectionTrainer",
     "as_backbone",

@@ -1,5 +1,6 @@
 """Evaluation of a detector: average precision against multiply-adds."""
 
+import collections
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -49,7 +50,8 @@ def evaluate_detection(
     Returns:
         List of dicts with `"path"`, `"madds"` and the entries of `DetectionMetric.result`. MAdds of
         the routed network are the mean over the images, None if the detector does not return their
-        paths.
+        paths. Its row also has `"shares"`, a list with a dict for each gate, from widths to the
+        shares of the images that took them.
 
     Raises:
         ValueError: There is no such metric, or the data set is empty.
@@ -66,7 +68,7 @@ def evaluate_detection(
     if class_names is None:
         class_names = [str(index) for index in range(detector.classes)]
     counted = [DetectionMetric(metric, class_names=class_names) for _ in paths]
-    madds: list[list[int]] = [[] for _ in paths]
+    routed: collections.Counter = collections.Counter()
     count = 0
     for images, target in itertools.islice(dataset, num_batches):
         targets = _targets(target, images.shape, bounding_box_format)
@@ -81,21 +83,30 @@ def evaluate_detection(
             for each, detections in zip(targets, found, strict=True):
                 counted[index].update(each, detections)
                 if path == _DYNAMIC and "path" in detections:
-                    madds[index].append(detector.madds(detections["path"]))
+                    routed[detections["path"]] += 1
     if not count:
         raise ValueError("`dataset` must have one image or more. Received: none")
     if metrics is not None:
         metrics.update(zip(paths, counted, strict=True))
     return [
-        {"path": path, "madds": _madds(detector, path, routed), **each.result()}
-        for path, routed, each in zip(paths, madds, counted, strict=True)
+        {"path": path, **_costs(detector, path, routed), **each.result()}
+        for path, each in zip(paths, counted, strict=True)
     ]
 
 
-def _madds(detector, path, routed):
+def _costs(detector, path, routed):
+    """Returns the MAdds of a path, of the routed network with the shares of its widths."""
     if path != _DYNAMIC:
-        return detector.madds(path)
-    return float(np.mean(routed)) if routed else None
+        return {"madds": detector.madds(path)}
+    images = sum(routed.values())
+    if not images:
+        return {"madds": None}
+    madds = sum(detector.madds(taken) * count for taken, count in routed.items()) / images
+    shares: list[dict] = [{} for _ in next(iter(routed))]
+    for taken, count in sorted(routed.items()):
+        for gate, width in zip(shares, taken, strict=True):
+            gate[width] = gate.get(width, 0.0) + count / images
+    return {"madds": float(madds), "shares": shares}
 
 
 def _targets(target, shape, bounding_box_format):

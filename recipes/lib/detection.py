@@ -1,7 +1,9 @@
 """The data, the detector, the report of a program that trains a detector."""
 
 import importlib.util
+import json
 import pathlib
+import zipfile
 
 from absl import flags
 from keras_dsnet_recipes.lib import checks, data
@@ -13,6 +15,8 @@ PRESETS = ("imagenet", "cifar10", "tiny_imagenet")
 FILES = ("checkpoint.npz", "config.json", "detector.keras", "labels.txt", "log.csv")
 METRICS = ("voc07", "voc", "coco")
 AUGMENTATIONS = ("none", "flip", "ssd")
+# A gate that sends a larger share of the images to one width chooses nothing.
+_ONE_WIDTH = 0.99
 # Images of the sheet of detections.
 _SHOWN = 16
 
@@ -147,6 +151,40 @@ def find_backbone():
     return checks.find_model(FLAGS.backbone, "backbone", ("supernet.keras", "model.keras"))
 
 
+def find_detector():
+    """Returns the path of the saved detector that --detector names."""
+    path = pathlib.Path(FLAGS.detector)
+    path = path / "detector.keras" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--detector={FLAGS.detector} is no .keras file and no work directory with "
+            "detector.keras"
+        )
+    return path
+
+
+def check_saved_detector():
+    """Raises an error unless --detector has the widths of --routes and --paths.
+
+    Returns:
+        `checks.SavedNetwork` of the backbone.
+    """
+    path = find_detector()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = json.loads(archive.read("config.json"))
+        saved, backbone = content["class_name"], content["config"]["backbone"]["config"]
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError):
+        raise ValueError(f"--detector: {path} holds no detector, or is damaged") from None
+    if saved != "FSSD":
+        raise ValueError(f"--detector: {path} holds a {saved}, not an FSSD")
+    network = checks.SavedNetwork(backbone, "detector")
+    network.check_widths(FLAGS.routes, "routes")
+    for each in FLAGS.paths or ():
+        network.check_path(each, "paths")
+    return network
+
+
 def load_sources():
     """Returns the sources of training and evaluation images, checked against the flags."""
     from keras_dsnet.detection import load_detection_source
@@ -247,7 +285,7 @@ def training_dataset(detector, source, start_step):
 
     return detection_training_pipeline(
         source,
-        image_size=FLAGS.image_size,
+        image_size=detector.input_shape[1:3],
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
         preprocess=detector.backbone.normalization,
@@ -272,7 +310,7 @@ def evaluation_dataset(detector, source, normalized=True):
 
     return detection_evaluation_pipeline(
         source,
-        image_size=FLAGS.image_size,
+        image_size=detector.input_shape[1:3],
         batch_size=FLAGS.eval_batch_size,
         preprocess=detector.backbone.normalization if normalized else tf.identity,
     )
@@ -291,7 +329,7 @@ def report(detector, source, paths, folder, log):
     from keras_dsnet.detection import class_table, evaluate_detection, plot_precision_recall
     from keras_dsnet.runs import plot_accuracy_against_madds, plot_training_curves, write_table
 
-    paths = [*paths, *(["dynamic"] if detector.gates_trained else [])]
+    paths = [*paths, *(["dynamic"] if detector.gates_trained and "dynamic" not in paths else [])]
     metrics = {}
     rows = evaluate_detection(
         detector, evaluation_dataset(detector, source), paths, FLAGS.metric, metrics=metrics
@@ -299,6 +337,7 @@ def report(detector, source, paths, folder, log):
     short = [{key: value for key, value in row.items() if key != "ap"} for row in rows]
     print(write_table(short, folder / "tables", "paths"), flush=True)
     print(write_table(class_table(rows[-1]), folder / "tables", "classes"), flush=True)
+    _warn_of_one_width(rows)
     plots = folder / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     plot_training_curves(log, plots / "training_curves.png")
@@ -307,6 +346,17 @@ def report(detector, source, paths, folder, log):
         curves = metrics[paths[-1]].curves()
         plot_precision_recall(curves, plots / "precision_recall.png", f"path {paths[-1]}")
     _draw_sheet(detector, source, paths[-1], plots / "detections.png")
+
+
+def _warn_of_one_width(rows):
+    for shares in rows[-1].get("shares", ()):
+        width, share = max(shares.items(), key=lambda pair: pair[1])
+        if share > _ONE_WIDTH:
+            print(
+                f"warning: the gate sends {share:.1%} of the images to width {width}: a static "
+                "detector of that width does the same",
+                flush=True,
+            )
 
 
 def _draw_sheet(detector, source, path, filename):
@@ -325,3 +375,14 @@ def _draw_sheet(detector, source, path, filename):
         path=None if path == "dynamic" else path,
     )
     plot_detections(np.stack(shown), found, detector.class_names, filename, targets)
+
+
+def print_written(folder):
+    """Prints the files and folders that a run has written.
+
+    Args:
+        folder: Path of the work directory.
+    """
+    names = ["detector.keras", "labels.txt", "log.csv", "tables", "plots"]
+    written = [str(folder / name) for name in names if (folder / name).exists()]
+    print(f"\nwritten: {', '.join(written)}", flush=True)

@@ -33,7 +33,7 @@ EXEMPT = (
     "validation_images",
 )
 # The values of these flags can be paths; another spelling of the same path is not a change.
-PATHS = ("backbone", "dataset", "ranges", "supernet", "weights")
+PATHS = ("backbone", "dataset", "detector", "ranges", "supernet", "weights")
 # True if the program was started as a sub-command of `keras-dsnet`.
 started_as_command = False
 
