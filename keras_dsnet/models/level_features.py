@@ -38,6 +38,16 @@ class LevelFeatures:
         shapes = level_shapes(self, names, self.resolve_path(0), image_shape)
         return {name: _SIDE // shape[0] for name, shape in shapes.items()}
 
+    def run_steps(self, executor: Executor, section: int, x: Any) -> Any:
+        """Runs the steps of one section by any executor, such as a `CostCounter`.
+
+        Args:
+            executor: An `Executor`.
+            section: Int.
+            x: Input of the section, of the kind that the executor takes.
+        """
+        return self._runner.run_steps(executor, section, x)
+
     def features(
         self,
         inputs: Any,
