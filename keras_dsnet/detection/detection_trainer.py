@@ -1,4 +1,4 @@
-"""Stage I of a detector: trains backbone and head at all widths by the sandwich rule."""
+"""Stage I of a detector: trains all of its widths by the sandwich rule."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -124,6 +124,25 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
 
     Raises:
         ValueError: If an argument has another value than those above.
+
+    Example:
+
+    ```python
+    import numpy as np
+    from keras_dsnet.detection import FSSD, DetectionTrainer
+    from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages)
+    backbone = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), include_top=False)
+    detector = FSSD(backbone, classes=2, channels=8, pyramid=(16,), scales=(0.3, 0.5))
+    images = np.random.normal(size=(4, 32, 32, 3)).astype("float32")
+    boxes = np.tile(np.float32([[0.1, 0.1, 0.5, 0.6]]), (4, 1, 1))
+
+    trainer = DetectionTrainer(detector, num_random=1)
+    trainer.compile()
+    trainer.fit(images, {"boxes": boxes, "classes": np.array([[0], [1], [0], [-1]])})
+    ```
     """
 
     def __init__(

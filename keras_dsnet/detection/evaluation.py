@@ -102,11 +102,11 @@ def _costs(detector, path, routed):
     if not images:
         return {"madds": None}
     madds = sum(detector.madds(taken) * count for taken, count in routed.items()) / images
-    shares: list[dict] = [{} for _ in next(iter(routed))]
-    for taken, count in sorted(routed.items()):
-        for gate, width in zip(shares, taken, strict=True):
-            gate[width] = gate.get(width, 0.0) + count / images
-    return {"madds": float(madds), "shares": shares}
+    shares = collections.defaultdict(collections.Counter)
+    for taken, count in routed.items():
+        for gate, width in enumerate(taken if isinstance(taken, tuple) else (taken,)):
+            shares[gate][width] += count / images
+    return {"madds": float(madds), "shares": [dict(sorted(s.items())) for s in shares.values()]}
 
 
 def _targets(target, shape, bounding_box_format):

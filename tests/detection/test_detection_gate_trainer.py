@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_detector import make_detector, scenes
+from detection_squares import make_detector, scenes
 
 from keras_dsnet.detection import DetectionGateTrainer
 from keras_dsnet.detection.detection_gate_trainer import found_every_box

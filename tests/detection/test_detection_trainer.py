@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from detection_squares import SIZE, make_detector, scenes
 from programs import run_program
-from tiny_detector import SIZE, make_detector, scenes
 
 from keras_dsnet.detection import evaluate_detection
 from keras_dsnet.detection.detection_trainer import DetectionTrainer
@@ -162,7 +162,7 @@ import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tiny_detector import make_detector, scenes
+from detection_squares import make_detector, scenes
 
 from keras_dsnet.detection.detection_trainer import DetectionTrainer
 from keras_dsnet.training import L2SGD

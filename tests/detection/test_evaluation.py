@@ -66,6 +66,7 @@ def test_rows_of_widths_and_of_the_routed_network(batches, metric):
     assert rows[1]["map"] == rows[2]["map"] == 1
     # Of three images a batch, the second one takes width 1.
     assert (rows[2]["path"], rows[2]["madds"]) == ("dynamic", pytest.approx(400 / 3))
+    assert rows[2]["shares"] == [{0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}]
     assert {asked[0] for asked in detector.asked} == {0, 1, None}
     assert list(metrics) == [0, 1, "dynamic"]
 

@@ -11,6 +11,16 @@ CLASSES = ("red", "green")
 
 
 def make_detector(seed=0, synchronized=False, **options):
+    backbone = _network(seed, synchronized, include_top=False)
+    options = {"channels": 8, "pyramid": (16, 16), "scales": (0.3, 0.4, 0.6), **options}
+    return FSSD(backbone, classes=2, class_names=CLASSES, aspect_ratios=((2,), (2,)), **options)
+
+
+def make_classifier():
+    return _network(0, synchronized=False, classes=4)
+
+
+def _network(seed, synchronized, **options):
     keras.utils.set_random_seed(seed)
     stages = (
         MobileNetStage(1, 2, (12, 16)),
@@ -18,9 +28,7 @@ def make_detector(seed=0, synchronized=False, **options):
         MobileNetStage(1, 1, (16, 24, 32)),
     )
     spec = MobileNetSpec(stem=(8, 12), stages=stages, synchronized=synchronized)
-    backbone = DynamicSlimmableNetwork(spec, input_shape=(SIZE, SIZE, 3), include_top=False)
-    options = {"channels": 8, "pyramid": (16, 16), "scales": (0.3, 0.4, 0.6), **options}
-    return FSSD(backbone, classes=2, class_names=CLASSES, aspect_ratios=((2,), (2,)), **options)
+    return DynamicSlimmableNetwork(spec, input_shape=(SIZE, SIZE, 3), **options)
 
 
 def scenes(count, seed=0):
