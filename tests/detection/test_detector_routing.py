@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from tiny_detectors import detector_images, tiny_detector
 
+from keras_dsnet.detection import compare_confidences
 from keras_dsnet.detection.confidence import CONFIDENCES
 from keras_dsnet.models.costs import section_costs
 
@@ -102,3 +103,36 @@ def test_a_wrong_setting_is_named(detector):
         detector.thresholds = 2
     with pytest.raises(ValueError, match="`routes` must be ascending widths from 0 to 3"):
         detector.routes = (1, 9)
+
+
+def test_confidences_are_compared_by_the_images_with_missed_boxes(detector):
+    images = detector_images(8)
+    boxes, probabilities = (values.numpy() for values in detector.decode(detector(images, path=0)))
+    best = probabilities.max(-1).argmax(1)
+    rows = np.arange(8)
+    target = {"boxes": boxes[rows, best][:, None], "classes": probabilities[rows, best].argmax(-1)}
+    target["classes"] = target["classes"][:, None]
+    # The third of these images has a box of no anchor, the fourth has padding only.
+    target["boxes"][2], target["boxes"][3], target["classes"][3] = 2.0, -1, -1
+    largest = probabilities.max((1, 2))
+    threshold = float(largest.min()) / 2
+    missed = np.arange(8) == 2
+    batches = [
+        (images[part], {name: values[part] for name, values in target.items()})
+        for part in (slice(0, 5), slice(5, 8))
+    ]
+    compared = compare_confidences(detector, batches, 0, score_threshold=threshold)
+    assert {row["confidence"] for row in compared} == set(CONFIDENCES)
+    assert [row["auc"] for row in compared] == sorted(row["auc"] for row in compared)[::-1]
+    (row,) = (row for row in compared if row["confidence"] == "largest_score")
+    expected = np.mean((largest[2] < largest[~missed]) + 0.5 * (largest[2] == largest[~missed]))
+    assert row == {
+        "confidence": "largest_score",
+        "auc": pytest.approx(expected),
+        "missed": 1 / 8,
+        "images": 8,
+    }
+    nothing = compare_confidences(detector, batches[1:], 0, score_threshold=threshold)
+    assert nothing[0]["auc"] is None
+    with pytest.raises(ValueError, match="`dataset` must have one image or more"):
+        compare_confidences(detector, [])
