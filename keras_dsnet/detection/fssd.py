@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_dsnet.detection.anchors import anchors_per_position, check_anchors, level_anchors
 from keras_dsnet.detection.boxes import BOX_FORMAT, check_box_format, suppress
+from keras_dsnet.detection.detector_routing import DetectorRouting, in_float32
 from keras_dsnet.detection.fssd_arguments import (
     check_backbone,
     check_norm,
@@ -19,7 +20,7 @@ from keras_dsnet.detection.fssd_arguments import (
 from keras_dsnet.detection.fssd_head import HEADS, FSSDHead
 from keras_dsnet.detection.multibox import BACKGROUND, decode_boxes
 from keras_dsnet.models import DynamicSlimmableNetwork, arguments
-from keras_dsnet.models.costs import CostCounter
+from keras_dsnet.models.costs import CostCounter, dynamic_madds
 from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import level_shapes, sections_up_to
 from keras_dsnet.models.path import Path, PathLike
@@ -30,10 +31,12 @@ from keras_dsnet.models.topology import StepBuilder, split_levels, walk
 from keras_dsnet.utils.argument_checks import check_int, check_number
 
 _PYRAMID_CHANNELS = 256
+# Routes and trained gates are settings of the backbone.
+_ROUTING = ("routing", "confidence_steps", "thresholds")
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class FSSD(EagerPrediction, keras.Model):
+class FSSD(DetectorRouting, EagerPrediction, keras.Model):
     """Feature fusion single shot detector (arXiv 1712.00960) on a dynamic slimmable backbone.
 
     A 1x1 convolution gives each source level of the backbone the same number of channels. The
@@ -66,11 +69,19 @@ class FSSD(EagerPrediction, keras.Model):
             known.
         bounding_box_format: Str, the format of the boxes to train on, such as "xyxy". Detections
             are always "rel_yxyx".
+        routing: How an image gets its path: "gate", "confidence" or "gate+confidence".
+        confidence_steps: Tuple of ascending ints, the widths that "confidence" tries in turn.
+            Defaults to the narrowest and the widest of `routes`.
+        thresholds: Tuple of floats in [0, 1], one for each step except the last. An image goes on
+            to the next step where its confidence is at most the threshold. Defaults to 0.7 each.
+        confidence: What "confidence" reads from the scores of a step: "largest_score", the largest
+            probability; "clear_scores", 1 / (1 + n) for n probabilities between 0.3 and 0.7; or
+            "low_entropy", 1 less the mean entropy of the anchors relative to its largest value.
         **kwargs: Further arguments of `keras.Model`. `dtype` defaults to that of the backbone.
 
     Call arguments:
         inputs: float32 `[batch, height, width, 3]`, preprocessed as for the backbone.
-        path: As for the backbone. By default its gates choose a path for each image.
+        path: As for the backbone. By default each image gets a path by `routing`.
         training: Bool. True needs a path.
 
     Returns:
@@ -111,12 +122,19 @@ class FSSD(EagerPrediction, keras.Model):
         activation: str = "relu",
         class_names: Sequence[str] | None = None,
         bounding_box_format: str = BOX_FORMAT,
+        routing: str = "gate",
+        confidence_steps: Sequence[int] | None = None,
+        thresholds: Sequence[float] | None = None,
+        confidence: str = "largest_score",
         **kwargs: Any,
     ):
         check_backbone(backbone)
         super().__init__(**{"dtype": backbone.dtype_policy, **kwargs})
         arguments.check_policy(self.dtype_policy)
         self.backbone = backbone
+        self.spec = backbone.spec
+        # It has scores to be sure of, as a classifier has.
+        self.include_top = True
         self.classes = arguments.check_classes(classes)
         self.class_names = class_names
         self.bounding_box_format = check_box_format(bounding_box_format)
@@ -157,6 +175,10 @@ class FSSD(EagerPrediction, keras.Model):
         self._runner = SectionRunner(self._wiring.steps, image_shape, self._wiring.run_steps)
         self.supports_jit = False
         self.built = True
+        self.confidence = confidence
+        self._set_up_routing(
+            backbone.routes, backbone.gates_trained, routing, confidence_steps, thresholds
+        )
         if not self.trainable:
             # `keras.Model` set `trainable` before there were layers to pass it on to.
             for layer in (backbone, *self.head_layers):
@@ -179,27 +201,7 @@ class FSSD(EagerPrediction, keras.Model):
             arguments.refuse_training(training and any(v.trainable for v in self.variables))
             return self.run_routed(inputs)[0]
         outputs = self._runner.run_path(inputs, self.resolve_path(path), training)
-        return _in_float32(outputs)
-
-    def run_routed(self, images: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Runs each image along the path that the gates choose.
-
-        Args:
-            images: Tensor `[batch, height, width, 3]` in the compute dtype of the detector.
-
-        Returns:
-            `(outputs, paths)`: the outputs of a call, and int32 `[batch, num_gates]`.
-        """
-        outputs, paths = self._runner.route(images, self.backbone.gate_candidates())
-        return _in_float32(outputs), paths
-
-    def route(self, inputs: Any) -> tf.Tensor:
-        """Returns the path that the gates choose for each image, int32 `[batch, num_gates]`.
-
-        Args:
-            inputs: float32 `[batch, height, width, 3]`, preprocessed.
-        """
-        return self.backbone.route(inputs)
+        return in_float32(outputs)
 
     def detect(
         self,
@@ -222,7 +224,9 @@ class FSSD(EagerPrediction, keras.Model):
         Returns:
             List with a dict for each image: `"boxes"`, float32 `[n, 4]`, (ymin, xmin, ymax, xmax)
             as fractions of the image; `"scores"`, float32 `[n]`, probabilities in descending order;
-            `"classes"`, int32 `[n]`; and `"path"`, a tuple of ints, the width at each gate.
+            `"classes"`, int32 `[n]`; `"path"`, a tuple of ints, the width at each gate; and
+            `"madds"`, an int, the multiply-adds of all that ran for the image up to the raw
+            outputs, with every step that routing tried and the gates that it asked.
 
         Raises:
             ValueError: If a threshold is not in [0, 1], or the images or the path do not fit.
@@ -232,19 +236,29 @@ class FSSD(EagerPrediction, keras.Model):
         check_int("max_detections", max_detections, 1)
         images = self._images(images)
         if path is None:
-            outputs, paths = self.run_routed(images)
-            paths = [tuple(row) for row in paths.numpy().tolist()]
+            outputs, taken, starts = self.run_routed(images)
+            steps = () if self.routing == "gate" else self.confidence_steps
+            gates = self.routing != "confidence"
+            madds = dynamic_madds(self, starts.numpy(), taken.numpy(), steps, gates).tolist()
+            paths = [tuple(row) for row in taken.numpy().tolist()]
         else:
             outputs = self(images, path=path)
             paths = [self.resolve_path(path).gates] * images.shape[0]
+            madds = [self.madds(path)] * images.shape[0]
         boxes, probabilities = self.decode(outputs)
         found = suppress(boxes, probabilities, iou_threshold, score_threshold, max_detections)
         counts = found.pop("num_detections").numpy()
         arrays = {name: values.numpy() for name, values in found.items()}
         arrays["boxes"] = np.clip(arrays["boxes"], 0.0, 1.0)
         return [
-            {**{name: values[index, :count] for name, values in arrays.items()}, "path": each}
-            for index, (count, each) in enumerate(zip(counts, paths, strict=True))
+            {
+                **{name: values[index, :count] for name, values in arrays.items()},
+                "path": taken_path,
+                "madds": cost,
+            }
+            for index, (count, taken_path, cost) in enumerate(
+                zip(counts, paths, madds, strict=True)
+            )
         ]
 
     def decode(self, outputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -285,11 +299,21 @@ class FSSD(EagerPrediction, keras.Model):
         if first == 0:
             x = self._images(x)
         outputs = self._runner.run(x, path, first, last, executor, **kwargs)
-        return _in_float32(outputs) if isinstance(outputs, dict) else outputs
+        return in_float32(outputs) if isinstance(outputs, dict) else outputs
 
     def run_any_width(self, first: int, x: Any, path: Path) -> Any:
         """Runs sections by one trace for all paths; see `SectionRunner.run_any_width`."""
         return self._runner.run_any_width(first, x, path)
+
+    def run_steps(self, executor: Any, section: int, x: Any) -> Any:
+        """Runs the steps of one section by any executor, such as a `CostCounter`.
+
+        Args:
+            executor: An `Executor`.
+            section: Int.
+            x: Input of the section: images, or the output of the section before.
+        """
+        return self._wiring.run_steps(executor, section, x)
 
     def _images(self, inputs):
         images = arguments.check_images(inputs, self.input_shape[1:])
@@ -303,29 +327,33 @@ class FSSD(EagerPrediction, keras.Model):
         """
         return self.backbone.resolve_path(path)
 
-    def costs(self, path: PathLike) -> CostCounter:
+    def costs(self, path: PathLike, input_shape: Sequence[int] | None = None) -> CostCounter:
         """Returns a `CostCounter` with the costs of one image along a path.
 
         Args:
             path: See `Call arguments`.
+            input_shape: `(height, width, 3)`. None, or the detector's.
         """
         counter = CostCounter(self.resolve_path(path))
-        state: Any = self.input_shape[1:]
+        state: Any = arguments.resolve_image_shape(input_shape, self.input_shape[1:])
         for section in range(self.num_gates + 1):
-            state = self._wiring.run_steps(counter, section, state)
+            state = self.run_steps(counter, section, state)
         return counter
 
-    def madds(self, path: PathLike, include_pooling: bool = True) -> int:
+    def madds(
+        self, path: PathLike, input_shape: Sequence[int] | None = None, include_pooling: bool = True
+    ) -> int:
         """Returns the number of multiply-adds of one image along a path, up to the raw outputs.
 
         Resizing, decoding and non-maximum suppression are not counted.
 
         Args:
             path: See `Call arguments`.
+            input_shape: `(height, width, 3)`. None, or the detector's.
             include_pooling: Bool, whether the input elements of every average pool of the backbone
                 count too, as in the figures of the paper.
         """
-        cost = self.costs(path)
+        cost = self.costs(path, input_shape)
         return cost.madds + cost.pooling * include_pooling
 
     def subnetwork(self, path: PathLike, fold_batch_norm: bool = False) -> keras.Model:
@@ -334,13 +362,15 @@ class FSSD(EagerPrediction, keras.Model):
         Args:
             path: See `Call arguments`.
             fold_batch_norm: Bool, whether batch normalisation is folded into the convolutions
-                directly before it.
+                before it.
         """
         resolved = self.resolve_path(path)
         inputs = keras.Input(self.input_shape[1:], name="image", dtype=DTYPE)
         executor, state = PlainExecutor(resolved, fold_batch_norm), inputs
+        if fold_batch_norm:
+            self._wiring.head.fold_fusion_norm(executor)
         for section in range(self.num_gates + 1):
-            state = self._wiring.run_steps(executor, section, state)
+            state = self.run_steps(executor, section, state)
         name = "_".join([self.name, *map(str, resolved.gates)])
         return keras.Model(inputs, state, name=name)
 
@@ -354,39 +384,6 @@ class FSSD(EagerPrediction, keras.Model):
         """Shapes of the outputs of a call."""
         count = len(self.anchors)
         return {"boxes": (None, count, 4), "scores": (None, count, self.classes + 1)}
-
-    @property
-    def spec(self) -> Any:
-        """The `NetworkSpec` of the backbone."""
-        return self.backbone.spec
-
-    @property
-    def num_gates(self) -> int:
-        """Number of gates of the backbone, which is the length of a path."""
-        return self.backbone.num_gates
-
-    @property
-    def num_widths(self) -> int:
-        """Number of widths that each gate can choose from."""
-        return self.backbone.num_widths
-
-    @property
-    def routes(self) -> tuple[int, ...]:
-        """The candidate widths of every gate, those of the backbone. Settable."""
-        return self.backbone.routes
-
-    @routes.setter
-    def routes(self, routes: Sequence[int]) -> None:
-        self.backbone.routes = routes
-
-    @property
-    def gates_trained(self) -> bool:
-        """Whether the slimming heads of the backbone were trained. Settable."""
-        return self.backbone.gates_trained
-
-    @gates_trained.setter
-    def gates_trained(self, trained: bool) -> None:
-        self.backbone.gates_trained = trained
 
     @property
     def slimming_gates(self) -> list:
@@ -429,6 +426,8 @@ class FSSD(EagerPrediction, keras.Model):
             **self._options,
             "class_names": self.class_names,
             "bounding_box_format": self.bounding_box_format,
+            **{name: value for name, value in self.routing_config().items() if name in _ROUTING},
+            "confidence": self.confidence,
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
@@ -453,19 +452,14 @@ class _Wiring:
         self.steps = sum(sections, ())
         self.backbone_layers = [step.layer for step in walk(self.steps) if step.layer is not None]
         self._parts = [split_levels(steps, levels) for steps in sections]
-        self._head = head
+        self.head = head
 
     def run_steps(self, executor, section, state):
         x, sources = (state, {}) if section == 0 else state
         for steps, level in self._parts[section]:
             x = executor.run(steps, x)
             if level is not None:
-                sources = {**sources, level: self._head.run_lateral(executor, level, x)}
+                sources = {**sources, level: self.head.run_lateral(executor, level, x)}
         if section < len(self._parts) - 1:
             return x, sources
-        return self._head.run(executor, sources)
-
-
-def _in_float32(outputs):
-    # Offsets and logits of float16 lose digits that decoding needs.
-    return {name: tf.cast(value, tf.float32) for name, value in outputs.items()}
+        return self.head.run(executor, sources)

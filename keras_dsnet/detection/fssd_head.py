@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_dsnet.layers.sliced_conv2d import padded_size
+from keras_dsnet.models.subnetwork import PlainExecutor
 from keras_dsnet.models.topology import Executor, Step, StepBuilder
 
 HEADS = ("full", "light")
@@ -97,6 +98,20 @@ class FSSDHead:
         for each in zip(self._maps, self._boxes, self._scores, strict=True):
             parts += each
         return [step for part in [*parts, self._joined_boxes, self._joined_scores] for step in part]
+
+    def fold_fusion_norm(self, executor: PlainExecutor) -> None:
+        """Folds the batch norm of the fusion into the convolutions of the source levels.
+
+        Its scale and offset of each channel commute with the resizing and the concatenation.
+
+        Args:
+            executor: A `PlainExecutor` that folds batch norms and has not run these convolutions.
+        """
+        norm, first = self._fusion[-1], 0
+        for steps in self._laterals.values():
+            if norm.is_batch_norm:
+                executor.fold(steps[0].layer, norm, first)
+            first += steps[0].layer.filters[-1]
 
     def run_lateral(self, executor: Executor, level: str, x: Any) -> Any:
         """Runs the convolution of one level of the backbone, and resizes to the first level.

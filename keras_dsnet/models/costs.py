@@ -211,7 +211,7 @@ def _section_cost(network, section, path, input_shape):
     shape = input_shape
     for index in range(section + 1):
         counter = CostCounter(path)
-        shape = counter.run(network.sections[index], shape)
+        shape = network.run_steps(counter, index, shape)
     return counter.madds + counter.pooling
 
 

@@ -10,7 +10,7 @@ from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
 from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import LevelFeatures
-from keras_dsnet.models.path import Path, PathLike, check_routes, resolve_path
+from keras_dsnet.models.path import Path, PathLike, resolve_path
 from keras_dsnet.models.predictions import (
     check_class_names,
     check_number_of_classes,
@@ -19,10 +19,8 @@ from keras_dsnet.models.predictions import (
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
 from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.routing_settings import (
-    DEFAULT_THRESHOLD,
     RoutingSettings,
     check_routing,
-    check_thresholds,
 )
 from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
 from keras_dsnet.models.subnetwork import plain_subnetwork
@@ -230,13 +228,7 @@ class DynamicSlimmableNetwork(RoutingSettings, LevelFeatures, EagerPrediction, k
             channels = None if self.include_top else self.output_shape[-1]
             outputs, paths = self._runner.route(images, self.gate_candidates(), channels, trunk)
             return outputs, paths, paths
-        if steps is None:
-            steps = self.confidence_steps
-            thresholds = self.thresholds if thresholds is None else thresholds
-        steps = check_routes(steps, self.num_widths, "steps")
-        if thresholds is None:
-            thresholds = (DEFAULT_THRESHOLD,) * (len(steps) - 1)
-        thresholds = check_thresholds(thresholds, steps)
+        steps, thresholds = self.resolve_steps(steps, thresholds)
         routes = None if routing == "confidence" else self.gate_candidates()
         return self._runner.route_by_confidence(
             images, steps, thresholds, routes, run_last, trunk, start

@@ -38,6 +38,16 @@ class LevelFeatures:
         shapes = level_shapes(self, names, self.resolve_path(0), image_shape)
         return {name: _SIDE // shape[0] for name, shape in shapes.items()}
 
+    def run_steps(self, executor: Executor, section: int, x: Any) -> Any:
+        """Runs the steps of one section by any executor, such as a `CostCounter`.
+
+        Args:
+            executor: An `Executor`.
+            section: Int.
+            x: Input of the section, of the kind that the executor takes.
+        """
+        return self._runner.run_steps(executor, section, x)
+
     def features(
         self,
         inputs: Any,
@@ -142,8 +152,8 @@ def check_levels(network: Any, levels: Sequence[str] | None) -> tuple[str, ...]:
     known = network.levels
     if not known:
         raise ValueError(
-            f"A {type(network.spec).__name__} names no levels: its method `features` must name them "
-            "with `keras_dsnet.models.topology.with_level`. Received: a network without levels"
+            f"A {type(network.spec).__name__} has no levels: its `features` must name them by "
+            "`keras_dsnet.models.topology.with_level`. Received: a network without levels"
         )
     if levels is None:
         last = {stride: name for name, stride in known.items()}

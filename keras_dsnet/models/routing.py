@@ -45,7 +45,7 @@ class SectionRunner:
         image_shape: tuple[int | None, ...],
         run_steps: Callable[[Executor, int, Any], Any] | None = None,
     ):
-        self._run_steps = run_steps or self._run_steps_of_section
+        self.run_steps = run_steps or self._run_steps_of_section
         self.sections = split_sections(steps)
         self.slimming_gates = [step.layer for step in steps if step.is_slimming_gate]
         self.trace_count = 0
@@ -128,7 +128,8 @@ class SectionRunner:
         run_last: bool = True,
         trunk: tuple | None = None,
         start: tuple | None = None,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        confidence: Callable[[Any], tf.Tensor] | None = None,
+    ) -> tuple[Any, tf.Tensor, tf.Tensor]:
         """Runs a batch step by step: an image goes on where its confidence is too small.
 
         Section 0 runs once, on all images. Each step runs the later sections along the path of one
@@ -144,11 +145,14 @@ class SectionRunner:
                 logits of the images that reach it are those of an earlier step.
             trunk: The result of section 0, `(features, scores)`, where it is known.
             start: What `route` returned with these routes, where it is known.
+            confidence: Function of the outputs of the last section that returns a float32
+                `[batch]` from 0 to 1. Defaults to `confidence_of`, for logits.
 
         Returns:
-            `(logits, paths, starts)`: `[batch, classes]`, and int32 `[batch, num_gates]`, the path
-            that gave an image its logits and the path at which it started.
+            `(outputs, paths, starts)`: outputs of the last section, and int32 `[batch, num_gates]`,
+            the path that gave an image its outputs and the path at which it started.
         """
+        confidence = confidence or confidence_of
         asked = routes is not None
         trunk = trunk or self.run_section(0, None, (0, 0), images, with_scores=asked)
         split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
@@ -156,14 +160,14 @@ class SectionRunner:
         gates, first = len(self.slimming_gates), 0
         if routes is None:
             starts = tf.fill((tf.shape(order)[0], gates), steps[0])
-            logits, _ = self.run_rest(steps[0], trunk[0])
+            outputs, _ = self.run_rest(steps[0], trunk[0])
             first = 1
         else:
-            logits, starts = start or self.route(images, tuple(routes or ()), trunk=trunk)
+            outputs, starts = start or self.route(images, tuple(routes or ()), trunk=trunk)
         # The next step of an image is the first that is wider than the path that it has run.
         wider = tf.reduce_max(starts, 1)[:, None] >= tf.constant([steps])
         position = tf.reduce_sum(tf.cast(wider, tf.int32), 1)
-        pending, paths = _next_step(logits, position, thresholds), starts
+        pending, paths = _next_step(confidence(outputs), position, thresholds), starts
         for number, width in list(enumerate(steps))[first:]:
             paths = tf.where((pending == number)[:, None], width, paths)
             if number == len(steps) - 1 and not run_last:
@@ -173,10 +177,11 @@ class SectionRunner:
             if part is None:
                 continue
             index, rest, _ = part
-            after = _next_step(rest, tf.fill(tf.shape(index), number + 1), thresholds)
-            logits = tf.tensor_scatter_nd_update(logits, index[:, None], rest)
+            after = tf.fill(tf.shape(index), number + 1)
+            after = _next_step(confidence(rest), after, thresholds)
+            outputs = _replace_rows(outputs, index, rest)
             pending = tf.tensor_scatter_nd_update(pending, index[:, None], after)
-        return logits, paths, starts
+        return outputs, paths, starts
 
     def run_rest(self, width: int, x: tf.Tensor) -> tuple[tf.Tensor, None]:
         """Runs all sections after section 0 along the path of one width, without slimming heads.
@@ -241,7 +246,7 @@ class SectionRunner:
         executor = executor or SlicedExecutor(path, with_scores=False, **kwargs)
         end = None if last is None else last + 1
         for section in range(len(self.sections))[first:end]:
-            x = self._run_steps(executor, section, x)
+            x = self.run_steps(executor, section, x)
         return x
 
     def run_section(
@@ -293,7 +298,7 @@ class SectionRunner:
         # The executor reads only the entry of this section.
         path = Path((width,) * (section + 1), (row,) * (section + 1))
         executor = SlicedExecutor(path, with_scores=with_scores)
-        outputs = self._run_steps(executor, section, x)
+        outputs = self.run_steps(executor, section, x)
         return outputs, (executor.scores or [None])[0]
 
     def run_any_width(self, first: int, x: tf.Tensor, path: Path) -> tf.Tensor:
@@ -344,11 +349,11 @@ def confidence_of(logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(tf.nn.softmax(tf.cast(logits, tf.float32)), axis=1)
 
 
-def _next_step(logits, position, thresholds):
+def _next_step(confidence, position, thresholds):
     """Returns the step that each image runs next, int32 `[batch]`, or -1 for none.
 
     Args:
-        logits: `[batch, classes]`, of the path that an image has run.
+        confidence: float32 `[batch]`, of the path that an image has run.
         position: int32 `[batch]`, the number of steps that are not wider than that path.
         thresholds: Tuple of floats.
     """
@@ -356,7 +361,7 @@ def _next_step(logits, position, thresholds):
     thresholds = tf.constant([*(thresholds[:1] or (0.0,)), *thresholds, 0.0], tf.float32)
     limit = tf.gather(thresholds, position)
     # A softmax may round to more than 1. A confidence of NaN is not above any threshold.
-    unsure = (limit >= 1) | ((limit > 0) & ~(confidence_of(logits) > limit))
+    unsure = (limit >= 1) | ((limit > 0) & ~(confidence > limit))
     return tf.where(unsure, position, -1)
 
 
@@ -417,6 +422,13 @@ def _batch_size(x):
 
 def _gather(x, rows):
     return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), x)
+
+
+def _replace_rows(x, rows, values):
+    def replace(tensor, new):
+        return tf.tensor_scatter_nd_update(tensor, rows[:, None], new)
+
+    return tf.nest.map_structure(replace, x, values)
 
 
 def _concat(parts):

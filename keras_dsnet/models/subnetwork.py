@@ -57,9 +57,20 @@ class PlainExecutor(Executor):
 
     def run(self, steps, x):
         if self.fold_batch_norm:
-            self._norm_after.update(foldable_norms(steps))
-            self._folded = {norm.layer for norm in self._norm_after.values()}
+            for layer, norm in foldable_norms(steps).items():
+                self.fold(layer, norm)
         return super().run(steps, x)
+
+    def fold(self, layer: Any, norm: Step, first: int = 0) -> None:
+        """Folds a batch norm, or some of its channels, into a convolution that runs later.
+
+        Args:
+            layer: The layer of the convolution, which has no activation before the norm.
+            norm: A "norm" step with batch norm.
+            first: Int, the channel of the norm that the first filter of the convolution is.
+        """
+        self._norm_after[layer] = (norm, first)
+        self._folded.add(norm.layer)
 
     def conv(self, step, x):
         layer = step.layer
@@ -75,8 +86,9 @@ class PlainExecutor(Executor):
         layer = step.layer
         bias = None if layer.bias is None else as_numpy(layer.bias)[:channels]
         if layer in self._norm_after:
-            norm = self._norm_after[layer]
-            scale, offset = scale_and_offset(norm.layer, self._row(norm), channels)
+            norm, first = self._norm_after[layer]
+            values = scale_and_offset(norm.layer, self._row(norm), first + channels)
+            scale, offset = (vector[first:] for vector in values)
             # A depthwise kernel [size, size, channels, 1] has its channels on the third axis.
             kernel = kernel * (scale[:, None] if stock is keras.layers.DepthwiseConv2D else scale)
             bias = offset + (0.0 if bias is None else bias * scale)

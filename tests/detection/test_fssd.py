@@ -39,6 +39,8 @@ def test_plain_subnetworks_have_the_same_outputs(designed):
         plain = detector.subnetwork(path, fold_batch_norm=fold)
         assert {type(layer).__module__.split(".")[0] for layer in plain.layers} == {"keras"}
         assert_equal_outputs(plain(images), expected)
+        kinds = {type(layer) for layer in plain.layers}
+        assert (keras.layers.BatchNormalization in kinds) == (family != "resnet" and not fold)
     # The path matters: statistics and channels of another width give other outputs.
     other = detector(images, path="slimmest")
     assert np.abs(other["scores"] - expected["scores"]).max() > 1e-2

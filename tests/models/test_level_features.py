@@ -1,5 +1,7 @@
 """Features at named levels, of every family and by every executor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -101,6 +103,15 @@ def test_tensor_widths_and_masks_give_the_features_of_a_path(network, images):
 def test_unknown_levels_are_named(levels):
     with pytest.raises(ValueError, match=r"among .'stage_1', 'stage_2', 'stage_3'.*Received: "):
         small_network().features(random_images(1), path=0, levels=levels)
+
+
+def test_a_family_without_levels_is_named():
+    network = small_network(include_top=False)
+    sections = [[replace(step, level=None) for step in steps] for steps in network.sections]
+    network._runner.sections = tuple(map(tuple, sections))
+    assert network.levels == {}
+    with pytest.raises(ValueError, match="A MobileNetSpec has no levels"):
+        network.features(random_images(1), path=0)
 
 
 def test_training_needs_a_path():
