@@ -40,7 +40,7 @@ $(VENV)/installed: $(BUILD_FILES)
 	@echo "Installing into $(VENV) (TensorFlow is large: this takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --editable '.[digits,test]'
+	@PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --editable '.[detection,digits,test]'
 	@touch $@
 
 # What only the documentation needs.
@@ -54,7 +54,7 @@ $(LOWEST_VENV)/installed: $(BUILD_FILES) tests/lowest.txt
 	@rm -rf $(LOWEST_VENV)
 	@$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
 	@$(LOWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(LOWEST_VENV)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[digits,test]'
+	@PYTHONWARNINGS=ignore $(LOWEST_VENV)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[detection,digits,test]'
 	@touch $@
 
 demo: $(VENV)/installed

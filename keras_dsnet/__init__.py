@@ -12,7 +12,9 @@ from keras_dsnet import layers, models
 
 __version__ = "0.1.0"
 
-_ON_FIRST_USE = ("applications", "data", "export", "runs", "training", "utils", "weights")
+_ON_FIRST_USE = (
+    *("applications", "data", "detection", "export", "runs", "training", "utils", "weights"),
+)
 # Old names of packages, and the new ones.
 _DEPRECATED = {"checkpoints": "weights"}
 

@@ -15,21 +15,21 @@ tables/paths.csv, the accuracy of each exit if all images leave there.
 """
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, data, run
+from keras_dsnet_recipes.lib import checks, data, run, training_flags
 from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.model_settings import MODELS
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-shared.define_training()
+training_flags.define_training()
 shared.define_workdir()
 shared.define_channels(
     None, "Multiplier of all channel counts. Defaults to 1.", None, "Total stride. Defaults to 32."
 )
-shared.define_front_and_strides()
-shared.define_schedule(150, None, " Defaults to the rate of the paper.")
-shared.define_warmup_and_decay()
-shared.define_recalibration()
+training_flags.define_front_and_strides()
+training_flags.define_schedule(150, None, " Defaults to the rate of the paper.")
+training_flags.define_warmup_and_decay()
+training_flags.define_recalibration()
 shared.define_blocks("exits", (5, 9), "Blocks that an early exit follows.")
 
 

@@ -45,7 +45,7 @@ dropout masks.
 import pathlib
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, data, report, run
+from keras_dsnet_recipes.lib import checks, data, report, run, training_flags
 from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.model_settings import (
     MODELS,
@@ -59,7 +59,7 @@ from keras_dsnet_recipes.lib.start import start
 FLAGS = flags.FLAGS
 # The networks that a stage saves in its work directory.
 _SAVED = ("supernet.keras", "model.keras")
-shared.define_training()
+training_flags.define_training()
 shared.define_workdir()
 shared.define_network(MODELS)
 shared.define_channels(
@@ -69,10 +69,12 @@ shared.define_channels(
     "Total stride; 8 or 16 for small images. Defaults to that of --weights, else 32.",
 )
 _WEIGHTS = "that of --weights, else"
-shared.define_gate_design(f"{_WEIGHTS} one_hot", f"{_WEIGHTS} true", f"{_WEIGHTS} global")
-shared.define_variant("Variant of the paper whose routes are used. Defaults to every width.")
-shared.define_schedule(150, None, " Defaults to the rate of the paper.")
-shared.define_temperature("Temperature of the distillation (Table 10 of the paper).")
+training_flags.define_gate_design(f"{_WEIGHTS} one_hot", f"{_WEIGHTS} true", f"{_WEIGHTS} global")
+training_flags.define_variant(
+    "Variant of the paper whose routes are used. Defaults to every width."
+)
+training_flags.define_schedule(150, None, " Defaults to the rate of the paper.")
+training_flags.define_temperature("Temperature of the distillation (Table 10 of the paper).")
 flags.DEFINE_bool(
     "scale_distillation",
     True,
@@ -92,7 +94,7 @@ flags.DEFINE_enum(
     "paper: the 18 widths of ds_mobilenet that the paper describes. Defaults to the widths of "
     "--weights, else the 14 that the authors released.",
 )
-shared.define_front_and_strides()
+training_flags.define_front_and_strides()
 flags.DEFINE_enum(
     "topology",
     None,
@@ -114,25 +116,16 @@ flags.DEFINE_enum(
     "Activation after the norms. Defaults to that of --weights, else to that of --model.",
 )
 shared.define_number("dropout", 0.0, "Dropout rate before the classifier.", low=0, below=1)
-shared.define_warmup_and_decay()
-flags.DEFINE_bool(
-    "decay_norms_and_biases", False, "Also apply the weight decay to norms and biases."
+training_flags.define_warmup_and_decay()
+training_flags.define_target(
+    ["in_place", "ema", "ensemble"], "Source of the soft labels (Table 5 of the paper)."
 )
-flags.DEFINE_enum(
-    "target",
-    "ensemble",
-    ["in_place", "ema", "ensemble"],
-    "Source of the soft labels (Table 5 of the paper).",
-)
-flags.DEFINE_integer("num_random", 2, "Number of random sub-networks per step.", lower_bound=0)
+training_flags.define_sandwich("Width to train alone, on the labels, for a comparison.")
 shared.define_number(
     "ema_momentum", 0.997, "Momentum of the teacher's moving average.", low=0, below=1
 )
 flags.DEFINE_enum(
     "label_path", "widest", ["widest", "largest"], "Sub-network that is trained on the labels."
-)
-flags.DEFINE_integer(
-    "alone", None, "Width to train alone, on the labels, for a comparison.", lower_bound=0
 )
 shared.define_number(
     "label_smoothing",
@@ -141,7 +134,7 @@ shared.define_number(
     low=0,
     below=1,
 )
-shared.define_recalibration()
+training_flags.define_recalibration()
 
 
 def check_flags():

@@ -34,7 +34,7 @@ augmentation and Gumbel noise are functions of --seed and the step.
 import pathlib
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, data, report, run
+from keras_dsnet_recipes.lib import checks, data, report, run, training_flags
 from keras_dsnet_recipes.lib import flags as shared
 from keras_dsnet_recipes.lib.model_settings import (
     check_saved_variant,
@@ -44,7 +44,7 @@ from keras_dsnet_recipes.lib.model_settings import (
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
-shared.define_training()
+training_flags.define_training()
 shared.define_workdir()
 shared.define_saved_model("supernet", help="Work directory of a finished stage, or a .keras file.")
 shared.define_path(
@@ -53,12 +53,12 @@ shared.define_path(
     "Work directory of a finished stage II, or a .keras file, whose slimming heads are the start. "
     "Defaults to new ones.",
 )
-shared.define_variant("Variant of the paper whose routes and loss weights are used.")
+training_flags.define_variant("Variant of the paper whose routes and loss weights are used.")
 shared.define_routes("Candidate widths, such as 0,1,2,3. Defaults to those of --variant.")
 _DESIGN = "that of --gates_from, else of --supernet"
-shared.define_gate_design(_DESIGN, _DESIGN, _DESIGN)
-shared.define_schedule(10, 0.05)
-shared.define_temperature("Temperature of the Gumbel-softmax.")
+training_flags.define_gate_design(_DESIGN, _DESIGN, _DESIGN)
+training_flags.define_schedule(10, 0.05)
+training_flags.define_temperature("Temperature of the Gumbel-softmax.")
 flags.DEFINE_enum(
     "gate_strategy",
     "try_best",

@@ -33,3 +33,15 @@ def save(folder, name="model.keras", gates=1, **changes):
     run = {"dataset": "digits", "data_dir": None, "train_split": None, "eval_split": None}
     (folder / "config.json").write_text(json.dumps(run))
     return folder
+
+
+def save_detector(folder, gates=1):
+    """Writes the network's file of a finished run of a detector; see `save`."""
+    save(folder, gates=gates)
+    with zipfile.ZipFile(folder / "model.keras") as archive:
+        backbone = json.loads(archive.read("config.json"))
+    (folder / "model.keras").unlink()
+    content = {"class_name": "FSSD", "config": {"backbone": backbone, "classes": 3}}
+    with zipfile.ZipFile(folder / "detector.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(content))
+    return folder

@@ -20,6 +20,7 @@ FLOORS = {
     "weights": 3,
     "runs": 3,
     "applications": 4,
+    "detection": 4,
     "checkpoints": 4,
     "recipes": 5,
 }
@@ -37,6 +38,7 @@ DISTRIBUTIONS = {
     "keras_cv": "keras-cv",
     "matplotlib": "matplotlib",
     "numpy": "numpy",
+    "pycocotools": "pycocotools",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow-datasets",
@@ -160,7 +162,8 @@ def test_imports_form_no_circle():
 def test_other_packages_are_declared():
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
-    declared = config["options"]["install_requires"] + config["options.extras_require"]["digits"]
+    extras = config["options.extras_require"]
+    declared = config["options"]["install_requires"] + extras["digits"] + extras["detection"]
     declared = {line.split(">=")[0] for line in declared.split()}
     for module in SOURCES:
         for name, _ in _imports(SOURCES[module]):
@@ -190,7 +193,9 @@ def test_the_first_line_of_a_file_names_one_subject(module):
     assert " and " not in docstring.splitlines()[0]
 
 
-@pytest.mark.parametrize("package", ["layers", "models", "runs", "training", "weights"])
+@pytest.mark.parametrize(
+    "package", ["detection", "layers", "models", "runs", "training", "weights"]
+)
 def test_public_classes_of_one_file_use_each_other(package):
     exported = importlib.import_module(f"keras_dsnet.{package}").__all__
     for module, tree in SOURCES.items():

@@ -119,7 +119,7 @@ class FileSource(ImageSource):
             path = stored[0] if isinstance(stored, tuple) else stored
             is_reported = tf.numpy_function(report, [path], tf.bool)
             with tf.control_dependencies([is_reported]):
-                return tf.fill(image_shape, _GRAY), label
+                return tf.fill(image_shape, _GRAY), self._replacement_label(label)
 
         def image_or_replacement(*example):
             # The second image is made only if the first raised an error, which is ignored here.
@@ -138,6 +138,10 @@ class FileSource(ImageSource):
         if replace_unreadable:
             return images
         return images.concatenate(self._summary(images.element_spec, unreadable_paths))
+
+    def _replacement_label(self, label):
+        """Returns the label of the gray image in the place of an unreadable one."""
+        return label
 
     def _report(self, path, unreadable_paths):
         """Logs an unreadable file once, or raises the error for it."""
@@ -168,7 +172,7 @@ class FileSource(ImageSource):
         return (
             tf.data.Dataset.range(1)
             .filter(is_example)
-            .map(lambda _: tuple(tf.zeros(spec.shape, spec.dtype) for spec in element_spec))
+            .map(lambda _: tf.nest.map_structure(_zeros, element_spec))
         )
 
     def _log_unreadable(self, unreadable_paths):
@@ -192,3 +196,7 @@ def unreadable(path, problem=None):
         if not pathlib.Path(path).exists():
             problem = "the file does not exist any more"
     return f"image {readable_name(path)} cannot be read: {problem}"
+
+
+def _zeros(spec):
+    return tf.zeros([size or 0 for size in spec.shape], spec.dtype)

@@ -75,7 +75,7 @@ def load_folder(
     else:
         spec = lists.training if split == "train" else lists.evaluation
         files = lists.files(spec)
-    files, orientations, bad_notes = _readable(files, root, on_bad_image, class_names)
+    files, orientations, bad_notes = readable_files(files, root, on_bad_image, class_names)
     return FileSource(
         readable_name(root),
         [path for path, _ in files],
@@ -214,8 +214,23 @@ def _annotated_files(folder, class_names):
     return files, notes
 
 
-def _readable(files, root, on_bad_image, class_names):
-    """Returns the readable files, their orientations, and a note about the others."""
+def readable_files(files, root, on_bad_image, class_names):
+    """Reads or decodes image files, and leaves out those that cannot be read.
+
+    Args:
+        files: List of `(path, label)`.
+        root: Path of the data set's folder, for messages.
+        on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
+        class_names: Sequence of str, one name per label, for messages.
+
+    Returns:
+        `(files, orientations, notes)`: the readable files, their EXIF orientations, or None if all
+        are upright, and lines about the others.
+
+    Raises:
+        ValueError: No image of a class is readable, or one is unreadable and `on_bad_image` is
+            `"raise"`.
+    """
     headers = read_headers([path for path, _ in files])
     decodes = _decode_all(files, headers)
     kept, orientations, bad = [], [], []

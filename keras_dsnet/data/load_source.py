@@ -64,13 +64,13 @@ def load_source(
     dataset = str(dataset)
     if dataset in digits.NAMES:
         return digits.open_digits(dataset, split, spec, classes)
-    folder = _existing_folder(dataset)
+    folder = existing_folder(dataset)
     if folder is not None:
         return load_folder(folder, split, spec, classes, on_bad_image)
     return load_tfds(dataset, data_dir, split, spec, classes)
 
 
-def _existing_folder(dataset):
+def existing_folder(dataset):
     """Returns the folder that `dataset` refers to, or None if it is a TFDS name."""
     if not dataset.strip():
         raise ValueError(f"a data set must have a name or be a folder. Received: '{dataset}'")

@@ -60,7 +60,7 @@ def load_tfds(
             has more classes than `classes`.
         FileNotFoundError: The data set is not prepared in `data_dir`.
     """
-    builder = _prepared_builder(name, data_dir)
+    builder = prepared_builder(name, data_dir)
     image, label = _image_and_label(name, builder.info.features)
     check_classes(name, label.num_classes, classes)
     lengths = {key: value.num_examples for key, value in builder.info.splits.items()}
@@ -82,7 +82,17 @@ def load_tfds(
     return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable, spec)
 
 
-def _prepared_builder(name, data_dir):
+def prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
+    """Returns the `tfds.core.DatasetBuilder` of a data set that TFDS has prepared.
+
+    Args:
+        name: Str, TFDS name.
+        data_dir: Folder in which TFDS prepared the data set. None for the TFDS default folder.
+
+    Raises:
+        ValueError: There is no such data set.
+        FileNotFoundError: The data set is not prepared in `data_dir`.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -226,11 +236,6 @@ class RecordSource(ImageSource):
         import tensorflow_datasets as tfds
 
         info = builder.info
-        if info.file_format != tfds.core.FileFormat.TFRECORD:
-            raise ValueError(
-                f"data set '{name}' must be prepared as tfrecord files. "
-                f"Received: {info.file_format.value}"
-            )
         selected = info.splits[split]
         label = info.features["label"]
         height, width, _ = info.features["image"].shape
@@ -243,17 +248,29 @@ class RecordSource(ImageSource):
             mirrorable,
             split,
         )
-        files = selected.file_instructions
-        self._filenames = [str(file.filename) for file in files]
-        self._skips = [file.skip for file in files]
-        self._takes = [file.take for file in files]
-        splits = list(info.splits.values())
-        num_bytes = sum(split.num_bytes for split in splits)
-        self._mean_bytes = max(1, num_bytes // sum(split.num_examples for split in splits))
+        self._open_files([(builder, split)])
         self._features = tfds.features.FeaturesDict(
             {"image": info.features["image"], "label": label}
         )
         self._decoders = {"image": tfds.decode.SkipDecoding()}
+
+    def _open_files(self, parts):
+        """Notes the files of `(builder, split)` pairs, whose records are read as one data set."""
+        import tensorflow_datasets as tfds
+
+        for builder, _ in parts:
+            if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+                raise ValueError(
+                    f"data set '{self.name}' must be prepared as tfrecord files. "
+                    f"Received: {builder.info.file_format.value}"
+                )
+        files = [file for builder, split in parts for file in _instructions(builder, split)]
+        self._filenames = [str(file.filename) for file in files]
+        self._skips = [file.skip for file in files]
+        self._takes = [file.take for file in files]
+        splits = [split for builder, _ in parts for split in builder.info.splits.values()]
+        num_bytes = sum(split.num_bytes for split in splits)
+        self._mean_bytes = max(1, num_bytes // sum(split.num_examples for split in splits))
 
     def training_examples(self, seed: int, epoch_size: int, start: int = 0) -> tf.data.Dataset:
         buffer_size = min(self.num_examples, max(1, SHUFFLE_BUFFER_BYTES // self._mean_bytes))
@@ -304,3 +321,7 @@ class RecordSource(ImageSource):
         is_label = (label >= 0) & (label < self.num_classes)
         with tf.control_dependencies([tf.debugging.Assert(is_label, [message, label])]):
             return example["image"], tf.identity(label)
+
+
+def _instructions(builder, split):
+    return builder.info.splits[split].file_instructions

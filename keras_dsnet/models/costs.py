@@ -78,6 +78,14 @@ class CostCounter(Executor):
         height, width = (-(-side // step.layer.strides[0]) for side in shape[:2])
         return height, width, shape[2]
 
+    def stock(self, step, shape):
+        # A layer of several inputs takes a list of shapes.
+        batches = [(1, *each) for each in shape] if isinstance(shape, list) else (1, *shape)
+        return tuple(step.layer.compute_output_shape(batches)[1:])
+
+    def resize(self, step, shape):
+        return *step.size, shape[2]
+
     def pool(self, step, shape):
         self.pooling += _elements(shape)
         return (shape[2],)
@@ -212,7 +220,7 @@ def _section_cost(network, section, path, input_shape):
     shape = input_shape
     for index in range(section + 1):
         counter = CostCounter(path)
-        shape = counter.run(network.sections[index], shape)
+        shape = network.run_steps(counter, index, shape)
     return counter.madds + counter.pooling
 
 

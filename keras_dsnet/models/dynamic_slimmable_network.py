@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
-from keras_dsnet.models.path import Path, PathLike, check_routes, resolve_path
+from keras_dsnet.models.eager_prediction import EagerPrediction
+from keras_dsnet.models.level_features import LevelFeatures
+from keras_dsnet.models.path import Path, PathLike, resolve_path
 from keras_dsnet.models.predictions import (
     check_class_names,
     check_number_of_classes,
@@ -17,10 +19,8 @@ from keras_dsnet.models.predictions import (
 from keras_dsnet.models.preprocessing import Normalization, as_normalization
 from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.routing_settings import (
-    DEFAULT_THRESHOLD,
     RoutingSettings,
     check_routing,
-    check_thresholds,
 )
 from keras_dsnet.models.spec import NetworkSpec, spec_config, spec_from_config
 from keras_dsnet.models.subnetwork import plain_subnetwork
@@ -29,7 +29,7 @@ from keras_dsnet.utils.argument_checks import check_bool
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
+class DynamicSlimmableNetwork(RoutingSettings, LevelFeatures, EagerPrediction, keras.Model):
     """A network that chooses for each image how many of its filters to run.
 
     Args:
@@ -228,13 +228,7 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
             channels = None if self.include_top else self.output_shape[-1]
             outputs, paths = self._runner.route(images, self.gate_candidates(), channels, trunk)
             return outputs, paths, paths
-        if steps is None:
-            steps = self.confidence_steps
-            thresholds = self.thresholds if thresholds is None else thresholds
-        steps = check_routes(steps, self.num_widths, "steps")
-        if thresholds is None:
-            thresholds = (DEFAULT_THRESHOLD,) * (len(steps) - 1)
-        thresholds = check_thresholds(thresholds, steps)
+        steps, thresholds = self.resolve_steps(steps, thresholds)
         routes = None if routing == "confidence" else self.gate_candidates()
         return self._runner.route_by_confidence(
             images, steps, thresholds, routes, run_last, trunk, start
@@ -284,19 +278,6 @@ class DynamicSlimmableNetwork(RoutingSettings, keras.Model):
     def run_any_width(self, first: int, x: Any, path: Path) -> tf.Tensor:
         """Runs sections by one trace for all paths; see `SectionRunner.run_any_width`."""
         return self._runner.run_any_width(first, x, path)
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        # `predict` runs eagerly: only then does a width that no image chose cost nothing. The
-        # sections themselves are traced.
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            return super().make_predict_function(force)
-        if force or getattr(self, "predict_function", None) is None:
-            self.predict_function: Any = self._predict_eagerly
-        return self.predict_function
-
-    def _predict_eagerly(self, data):
-        outputs = [self.predict_step(batch) for batch in data]
-        return outputs[0] if len(outputs) == 1 else tf.concat(outputs, 0)
 
     def resolve_path(self, path: PathLike) -> Path:
         """Returns the `Path` that the argument `path` of a call stands for.

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
-from keras_dsnet.models.topology import Step, StepBuilder
+from keras_dsnet.models.topology import Step, StepBuilder, with_level
 
 _LAST_RATIO = 1.7
 
@@ -78,11 +78,12 @@ class EfficientNetSpec(NetworkSpec):
             build.batch_norm("stem_norm", channels, self.activation),
         ]
         count = 0
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages, start=1):
             for index in range(stage.blocks):
                 count += 1
                 steps += self._block(build, f"block_{count}", channels, stage, index == 0)
                 channels = stage.channels
+            steps = with_level(steps, f"stage_{number}")
         top = (self.top,)
         steps.append(build.conv("top_conv", channels, top))
         steps.append(build.batch_norm("top_norm", top, self.activation))

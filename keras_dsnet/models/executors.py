@@ -85,6 +85,11 @@ class SlicedExecutor(Executor):
     def max_pool(self, step, x):
         return step.layer(x)
 
+    stock = max_pool
+
+    def resize(self, step, x):
+        return resize(x, step.size)
+
     def add(self, step, x, shortcut):
         return activate(step.activation, x + shortcut, self.training)
 
@@ -221,6 +226,19 @@ def _keeps_zero(activation):
         return True
     with tf.init_scope():
         return float(keras.activations.get(activation)(tf.zeros(()))) == 0.0
+
+
+def resize(x: Any, size: tuple[int, int]) -> Any:
+    """Resizes features by bilinear interpolation.
+
+    The layer `Resizing` of Keras does the same, but its call has the default `training=True`, and
+    Keras would run all layers after it in training mode.
+
+    Args:
+        x: Tensor or symbolic tensor `[batch, height, width, channels]`.
+        size: `(height, width)` of the result.
+    """
+    return keras.ops.image.resize(x, size, "bilinear", data_format="channels_last")
 
 
 def activate(name: str | None, x: Any, training: bool = False) -> Any:

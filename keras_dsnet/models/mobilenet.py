@@ -6,7 +6,7 @@ import numbers
 from typing import Any, ClassVar
 
 from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
-from keras_dsnet.models.topology import Step, StepBuilder
+from keras_dsnet.models.topology import Step, StepBuilder, with_level
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class MobileNetSpec(NetworkSpec):
             build.batch_norm("stem_norm", channels, self.activation),
         ]
         count = 0
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages, start=1):
             outputs = _options(stage.channels)
             for index in range(stage.blocks):
                 count += 1
@@ -127,6 +127,7 @@ class MobileNetSpec(NetworkSpec):
                 gated = stage.gated and index == 0
                 steps += self._separable(build, f"block_{count}", channels, outputs, strides, gated)
                 channels = outputs
+            steps = with_level(steps, f"stage_{number}")
         return steps, channels
 
     def _separable(self, build, name, channels, outputs, strides, gated):

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from keras_dsnet.models.spec import NetworkSpec, NetworkStage, register_family
-from keras_dsnet.models.topology import Step, StepBuilder
+from keras_dsnet.models.topology import Step, StepBuilder, with_level
 
 _EXPANSION = 4
 
@@ -84,6 +84,7 @@ class ResNetSpec(NetworkSpec):
                 steps.append(build.gate(f"{name}_gate", channels, first and stage.gated))
                 steps.append(self._bottleneck(build, name, channels, stage, first))
                 channels = _expanded(stage.channels)
+            steps = with_level(steps, f"stage_{number}")
         return steps, channels
 
     def _bottleneck(self, build, name, inputs, stage, first):

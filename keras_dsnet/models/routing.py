@@ -24,9 +24,14 @@ class SectionRunner:
     head at its end runs. Channels are static in the traced functions and the batch size is not, so
     one trace serves every batch.
 
+    What one section hands to the next is a tensor of features, or a nest of tensors with the batch
+    on their first axis, such as features with the outputs at earlier levels.
+
     Args:
         steps: Tuple of `Step`, the topology.
         image_shape: `(height, width, channels)`. Height and width may be None.
+        run_steps: Function of an executor, the number of a section and the input of the section,
+            which returns its output. Defaults to running the steps of the section.
 
     Attributes:
         sections: Tuple of tuples of `Step`, split after every slimming gate.
@@ -34,13 +39,24 @@ class SectionRunner:
         trace_count: Number of sections traced so far, each at one width.
     """
 
-    def __init__(self, steps: Sequence[Step], image_shape: tuple[int | None, ...]):
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        image_shape: tuple[int | None, ...],
+        run_steps: Callable[[Executor, int, Any], Any] | None = None,
+    ):
+        self.run_steps = run_steps or self._run_steps_of_section
         self.sections = split_sections(steps)
         self.slimming_gates = [step.layer for step in steps if step.is_slimming_gate]
         self.trace_count = 0
         self._image_shape = image_shape
         self._functions: dict[tuple, Callable] = {}
         self._any_width_functions: dict[int, Callable] = {}
+        # Of the same network up to some levels; see `LevelFeatures`.
+        self.level_runners: dict[tuple, SectionRunner] = {}
+
+    def _run_steps_of_section(self, executor, section, x):
+        return executor.run(self.sections[section], x)
 
     def route(
         self,
@@ -83,7 +99,7 @@ class SectionRunner:
         `(width, indices of its images in the batch, outputs, scores)`.
         """
         split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
-        order = tf.range(tf.shape(trunk[0])[0])
+        order = tf.range(_batch_size(trunk[0]))
         groups, chosen = [(0, order, *trunk)], []
         for section, gate in enumerate(self.slimming_gates, start=1):
             choices = [(w, i, x, gate.choose(scores, routes)) for w, i, x, scores in groups]
@@ -112,7 +128,8 @@ class SectionRunner:
         run_last: bool = True,
         trunk: tuple | None = None,
         start: tuple | None = None,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        confidence: Callable[[Any], tf.Tensor] | None = None,
+    ) -> tuple[Any, tf.Tensor, tf.Tensor]:
         """Runs a batch step by step: an image goes on where its confidence is too small.
 
         Section 0 runs once, on all images. Each step runs the later sections along the path of one
@@ -128,26 +145,29 @@ class SectionRunner:
                 logits of the images that reach it are those of an earlier step.
             trunk: The result of section 0, `(features, scores)`, where it is known.
             start: What `route` returned with these routes, where it is known.
+            confidence: Function of the outputs of the last section that returns a float32
+                `[batch]` from 0 to 1. Defaults to `confidence_of`, for logits.
 
         Returns:
-            `(logits, paths, starts)`: `[batch, classes]`, and int32 `[batch, num_gates]`, the path
-            that gave an image its logits and the path at which it started.
+            `(outputs, paths, starts)`: outputs of the last section, and int32 `[batch, num_gates]`,
+            the path that gave an image its outputs and the path at which it started.
         """
+        confidence = confidence or confidence_of
         asked = routes is not None
         trunk = trunk or self.run_section(0, None, (0, 0), images, with_scores=asked)
         split = _split_eagerly if tf.executing_eagerly() else _split_in_graph
-        order = tf.range(tf.shape(trunk[0])[0])
+        order = tf.range(_batch_size(trunk[0]))
         gates, first = len(self.slimming_gates), 0
         if routes is None:
             starts = tf.fill((tf.shape(order)[0], gates), steps[0])
-            logits, _ = self.run_rest(steps[0], trunk[0])
+            outputs, _ = self.run_rest(steps[0], trunk[0])
             first = 1
         else:
-            logits, starts = start or self.route(images, tuple(routes or ()), trunk=trunk)
+            outputs, starts = start or self.route(images, tuple(routes or ()), trunk=trunk)
         # The next step of an image is the first that is wider than the path that it has run.
         wider = tf.reduce_max(starts, 1)[:, None] >= tf.constant([steps])
         position = tf.reduce_sum(tf.cast(wider, tf.int32), 1)
-        pending, paths = _next_step(logits, position, thresholds), starts
+        pending, paths = _next_step(confidence(outputs), position, thresholds), starts
         for number, width in list(enumerate(steps))[first:]:
             paths = tf.where((pending == number)[:, None], width, paths)
             if number == len(steps) - 1 and not run_last:
@@ -157,10 +177,11 @@ class SectionRunner:
             if part is None:
                 continue
             index, rest, _ = part
-            after = _next_step(rest, tf.fill(tf.shape(index), number + 1), thresholds)
-            logits = tf.tensor_scatter_nd_update(logits, index[:, None], rest)
+            after = tf.fill(tf.shape(index), number + 1)
+            after = _next_step(confidence(rest), after, thresholds)
+            outputs = _replace_rows(outputs, index, rest)
             pending = tf.tensor_scatter_nd_update(pending, index[:, None], after)
-        return logits, paths, starts
+        return outputs, paths, starts
 
     def run_rest(self, width: int, x: tf.Tensor) -> tuple[tf.Tensor, None]:
         """Runs all sections after section 0 along the path of one width, without slimming heads.
@@ -195,7 +216,7 @@ class SectionRunner:
         if training or not static or not _may_trace():
             return self.run(images, path, training=training)
         x = images
-        rows = list(zip(path.widths, path.statistics))
+        rows = list(zip(path.widths, path.statistics))[: len(self.sections)]
         for section, (before, after) in enumerate(zip([None, *rows], rows)):
             x, _ = self.run_section(section, before, after, x, with_scores=False)
         return x
@@ -224,8 +245,8 @@ class SectionRunner:
         """
         executor = executor or SlicedExecutor(path, with_scores=False, **kwargs)
         end = None if last is None else last + 1
-        for steps in self.sections[first:end]:
-            x = executor.run(steps, x)
+        for section in range(len(self.sections))[first:end]:
+            x = self.run_steps(executor, section, x)
         return x
 
     def run_section(
@@ -262,11 +283,14 @@ class SectionRunner:
             self.trace_count += 1
             return self._run_sliced(section, after, inputs, with_scores)
 
-        # The batch size is open, and so is each side that the network leaves open.
-        sizes = zip((None, *self._image_shape[:2]), x.shape[:3])
-        shape = (*(size if fixed else None for fixed, size in sizes), x.shape[3])
+        def spec(features):
+            # The batch size is open, and so is each side that the network leaves open.
+            sizes = zip((None, *self._image_shape[:2]), features.shape[:3])
+            shape = (*(size if fixed else None for fixed, size in sizes), features.shape[3])
+            return tf.TensorSpec(shape, features.dtype)
+
         return tf.function(run, autograph=False).get_concrete_function(
-            tf.TensorSpec(shape, x.dtype)
+            tf.nest.map_structure(spec, x)
         )
 
     def _run_sliced(self, section, after, x, with_scores):
@@ -274,7 +298,7 @@ class SectionRunner:
         # The executor reads only the entry of this section.
         path = Path((width,) * (section + 1), (row,) * (section + 1))
         executor = SlicedExecutor(path, with_scores=with_scores)
-        outputs = executor.run(self.sections[section], x)
+        outputs = self.run_steps(executor, section, x)
         return outputs, (executor.scores or [None])[0]
 
     def run_any_width(self, first: int, x: tf.Tensor, path: Path) -> tf.Tensor:
@@ -325,11 +349,11 @@ def confidence_of(logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(tf.nn.softmax(tf.cast(logits, tf.float32)), axis=1)
 
 
-def _next_step(logits, position, thresholds):
+def _next_step(confidence, position, thresholds):
     """Returns the step that each image runs next, int32 `[batch]`, or -1 for none.
 
     Args:
-        logits: `[batch, classes]`, of the path that an image has run.
+        confidence: float32 `[batch]`, of the path that an image has run.
         position: int32 `[batch]`, the number of steps that are not wider than that path.
         thresholds: Tuple of floats.
     """
@@ -337,7 +361,7 @@ def _next_step(logits, position, thresholds):
     thresholds = tf.constant([*(thresholds[:1] or (0.0,)), *thresholds, 0.0], tf.float32)
     limit = tf.gather(thresholds, position)
     # A softmax may round to more than 1. A confidence of NaN is not above any threshold.
-    unsure = (limit >= 1) | ((limit > 0) & ~(confidence_of(logits) > limit))
+    unsure = (limit >= 1) | ((limit > 0) & ~(confidence > limit))
     return tf.where(unsure, position, -1)
 
 
@@ -356,7 +380,7 @@ def _split_eagerly(run, x, index, choice, width):
         return None
     # Features that all go to one width need no copy.
     if rows.size < choice.shape[0]:
-        x, index = tf.gather(x, rows), tf.gather(index, rows)
+        x, index = _gather(x, rows), tf.gather(index, rows)
     return (index, *run(x))
 
 
@@ -366,31 +390,55 @@ def _split_in_graph(run, x, index, choice, width):
     Every width has a branch of the graph, which runs only if an image chose the width.
     """
     rows = tf.where(choice == width)[:, 0]
-    x, index = tf.gather(x, rows), tf.gather(index, rows)
-    traced = tf.function(run, autograph=False).get_concrete_function(
-        tf.TensorSpec(x.shape, x.dtype)
+    x, index = _gather(x, rows), tf.gather(index, rows)
+    # A partial function would add its free arguments to the signature.
+    traced = tf.function(lambda features: run(features), autograph=False).get_concrete_function(
+        tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), x)
     )
-    specs = [spec for spec in traced.structured_outputs if spec is not None]
+    structure = traced.structured_outputs
+    # Outputs that a branch of `tf.cond` does not have are None, and stay so.
+    specs = [spec for spec in tf.nest.flatten(structure) if spec is not None]
 
-    def chosen():
-        return [output for output in traced(x) if output is not None]
+    def run_traced(features):
+        return [output for output in tf.nest.flatten(traced(features)) if output is not None]
 
     def none_chosen():
         if all(None not in spec.shape[1:] for spec in specs):
             return [tf.zeros((0, *spec.shape[1:]), spec.dtype) for spec in specs]
         # The size of the outputs is open here, so one blank image runs to find it.
-        blank = tf.zeros(tf.concat([[1], tf.shape(x)[1:]], 0), x.dtype)
-        return [output[:0] for output in traced(blank) if output is not None]
+        blank = tf.nest.map_structure(
+            lambda t: tf.zeros(tf.concat([[1], tf.shape(t)[1:]], 0), t.dtype), x
+        )
+        return [output[:0] for output in run_traced(blank)]
 
-    outputs = tf.cond(tf.size(rows) > 0, chosen, none_chosen)
-    return (index, outputs[0], outputs[1] if len(outputs) == 2 else None)
+    outputs = iter(tf.cond(tf.size(rows) > 0, lambda: run_traced(x), none_chosen))
+    flat = [None if spec is None else next(outputs) for spec in tf.nest.flatten(structure)]
+    return (index, *tf.nest.pack_sequence_as(structure, flat))
+
+
+def _batch_size(x):
+    return tf.shape(tf.nest.flatten(x)[0])[0]
+
+
+def _gather(x, rows):
+    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), x)
+
+
+def _replace_rows(x, rows, values):
+    def replace(tensor, new):
+        return tf.tensor_scatter_nd_update(tensor, rows[:, None], new)
+
+    return tf.nest.map_structure(replace, x, values)
+
+
+def _concat(parts):
+    """Joins nests of tensors along the batch. Entries that are None in all parts stay None."""
+    return tf.nest.map_structure(lambda *t: None if t[0] is None else tf.concat(t, 0), *parts)
 
 
 def _merge(parts):
     """Joins the images that reach one width from several previous widths."""
-    if len(parts) == 1:
-        return parts[0]
-    return tuple(None if part[0] is None else tf.concat(part, 0) for part in zip(*parts))
+    return parts[0] if len(parts) == 1 else _concat(parts)
 
 
 def _in_batch_order(indices, values):
@@ -398,7 +446,7 @@ def _in_batch_order(indices, values):
     # A single group may still be a merge, in the order of the gate before.
     if len(indices) == 1 and tf.executing_eagerly() and np.all(np.diff(indices[0]) > 0):
         return values[0]
-    return tf.gather(tf.concat(values, 0), tf.math.invert_permutation(tf.concat(indices, 0)))
+    return _gather(_concat(values), tf.math.invert_permutation(tf.concat(indices, 0)))
 
 
 def _pad_channels(features, channels):

@@ -192,6 +192,27 @@ class RoutingSettings:
             steps = self.confidence_steps
             self._thresholds = (steps, check_thresholds(thresholds, steps))
 
+    def resolve_steps(
+        self, steps: Sequence[int] | None, thresholds: Sequence[float] | None
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Returns steps and thresholds of confidence, with their defaults.
+
+        Args:
+            steps: Sequence of ints. None for `confidence_steps`.
+            thresholds: Sequence of floats. None for the network's, or for 0.7 each if `steps` are
+                given.
+
+        Raises:
+            ValueError: If they are wrong.
+        """
+        if steps is None:
+            steps = self.confidence_steps
+            thresholds = self.thresholds if thresholds is None else thresholds
+        steps = check_routes(steps, self.num_widths, "steps")
+        if thresholds is None:
+            thresholds = (DEFAULT_THRESHOLD,) * (len(steps) - 1)
+        return steps, check_thresholds(thresholds, steps)
+
     def reset_gates(self) -> None:
         """Makes all widths routes and marks the gates as untrained, as in a new network.
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.layers.slicing import option_at
+from keras_dsnet.models.executors import resize
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.topology import Executor, Step
 
@@ -52,11 +53,24 @@ class PlainExecutor(Executor):
         self.path = path
         self.fold_batch_norm = fold_batch_norm
         self._norm_after: dict = {}
+        self._folded: set = set()
 
     def run(self, steps, x):
         if self.fold_batch_norm:
-            self._norm_after.update(foldable_norms(steps))
+            for layer, norm in foldable_norms(steps).items():
+                self.fold(layer, norm)
         return super().run(steps, x)
+
+    def fold(self, layer: Any, norm: Step, first: int = 0) -> None:
+        """Folds a batch norm, or some of its channels, into a convolution that runs later.
+
+        Args:
+            layer: The layer of the convolution, which has no activation before the norm.
+            norm: A "norm" step with batch norm.
+            first: Int, the channel of the norm that the first filter of the convolution is.
+        """
+        self._norm_after[layer] = (norm, first)
+        self._folded.add(norm.layer)
 
     def conv(self, step, x):
         layer = step.layer
@@ -72,8 +86,9 @@ class PlainExecutor(Executor):
         layer = step.layer
         bias = None if layer.bias is None else as_numpy(layer.bias)[:channels]
         if layer in self._norm_after:
-            norm = self._norm_after[layer]
-            scale, offset = scale_and_offset(norm.layer, self._row(norm), channels)
+            norm, first = self._norm_after[layer]
+            values = scale_and_offset(norm.layer, self._row(norm), first + channels)
+            scale, offset = (vector[first:] for vector in values)
             # A depthwise kernel [size, size, channels, 1] has its channels on the third axis.
             kernel = kernel * (scale[:, None] if stock is keras.layers.DepthwiseConv2D else scale)
             bias = offset + (0.0 if bias is None else bias * scale)
@@ -101,7 +116,7 @@ class PlainExecutor(Executor):
         layer = step.layer
         if not step.is_batch_norm:
             x = self._group_norm(layer, x)
-        elif not self.fold_batch_norm:
+        elif layer not in self._folded:
             x = self._batch_norm(step, x)
         if step.activation is None:
             return x
@@ -154,7 +169,13 @@ class PlainExecutor(Executor):
         return keras.layers.Multiply(name=f"{layer.name}_attend", dtype=DTYPE)([x, attention])
 
     def max_pool(self, step, x):
-        return keras.layers.MaxPooling2D.from_config({**step.layer.get_config(), "dtype": DTYPE})(x)
+        return self.stock(step, x)
+
+    def stock(self, step, x):
+        return type(step.layer).from_config({**step.layer.get_config(), "dtype": DTYPE})(x)
+
+    def resize(self, step, x):
+        return resize(x, step.size)
 
     def pool(self, step, x):
         return keras.layers.GlobalAveragePooling2D(FORMAT, name="pool", dtype=DTYPE)(x)

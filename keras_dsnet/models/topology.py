@@ -28,14 +28,18 @@ class Step:
 
     Args:
         kind: "conv", "depthwise", "norm", "gate", "max_pool" (padding "same"), "pool" (global
-            average), "global_max_pool", "dropout", "dense" or "residual" (the sum of a branch and
-            a shortcut of the same input).
+            average), "global_max_pool", "dropout", "dense", "resize" (bilinear), "stock" (a
+            layer of Keras without variables) or "residual" (the sum of a branch and a shortcut of
+            the same input).
         layer: The Keras layer, if the kind has one.
         section: Int, number of slimming gates before this step. The outputs of section i have the
             i-th width of the path.
         activation: Name of the activation that follows a "norm" or "residual" step, or None.
         branch: Tuple of `Step`, the branch of a "residual" step.
         shortcut: Tuple of `Step`, the shortcut of a "residual" step. Empty for the identity.
+        level: Str, name of the features after this step, such as "stage_3". None if they have no
+            name.
+        size: `(height, width)` of the outputs of a "resize" step.
     """
 
     kind: str
@@ -44,6 +48,8 @@ class Step:
     activation: str | None = None
     branch: tuple = ()
     shortcut: tuple = ()
+    level: str | None = None
+    size: tuple = ()
 
     @property
     def is_slimming_gate(self) -> bool:
@@ -76,7 +82,13 @@ class StepBuilder:
         self.section = 0
 
     def conv(
-        self, name: str, inputs: tuple, outputs: tuple, kernel_size: int = 1, strides: int = 1
+        self,
+        name: str,
+        inputs: tuple,
+        outputs: tuple,
+        kernel_size: int = 1,
+        strides: int = 1,
+        **options: Any,
     ) -> Step:
         """Makes a convolution.
 
@@ -86,6 +98,7 @@ class StepBuilder:
             outputs: Tuple of ints, channel options of the output.
             kernel_size: Int, height and width of the kernel.
             strides: Int.
+            **options: Further arguments of `SlicedConv2D`.
 
         Returns:
             A `Step`.
@@ -97,10 +110,13 @@ class StepBuilder:
             input_channels=inputs[-1],
             dtype=self.dtype,
             name=name,
+            **options,
         )
         return self._built("conv", conv, inputs[-1])
 
-    def depthwise(self, name: str, channels: tuple, kernel_size: int = 3, strides: int = 1) -> Step:
+    def depthwise(
+        self, name: str, channels: tuple, kernel_size: int = 3, strides: int = 1, **options: Any
+    ) -> Step:
         """Makes a depthwise convolution.
 
         Args:
@@ -108,11 +124,14 @@ class StepBuilder:
             channels: Tuple of ints, channel options of input and output.
             kernel_size: Int, height and width of the kernel.
             strides: Int.
+            **options: Further arguments of `SlicedDepthwiseConv2D`.
 
         Returns:
             A `Step`.
         """
-        conv = SlicedDepthwiseConv2D(channels, kernel_size, strides, dtype=self.dtype, name=name)
+        conv = SlicedDepthwiseConv2D(
+            channels, kernel_size, strides, dtype=self.dtype, name=name, **options
+        )
         return self._built("depthwise", conv, channels[-1])
 
     def batch_norm(
@@ -273,6 +292,19 @@ class StepBuilder:
         return Step(kind, layer, self.section, activation)
 
 
+def with_level(steps: Sequence[Step], name: str) -> list[Step]:
+    """Names the features after the last of `steps`, so that a detector can read them.
+
+    Args:
+        steps: Sequence of `Step`, such as those of a stage.
+        name: Str, name of the level, such as "stage_3".
+
+    Returns:
+        List of the same steps, the last of which has the level.
+    """
+    return [*steps[:-1], dataclasses.replace(steps[-1], level=name)]
+
+
 def split_sections(steps: Iterable[Step]) -> tuple[tuple[Step, ...], ...]:
     """Splits steps after every slimming gate.
 
@@ -327,6 +359,28 @@ def walk(steps: Iterable[Step]) -> Iterator[Step]:
             yield from walk(step.shortcut)
         else:
             yield step
+
+
+def split_levels(
+    steps: Iterable[Step], levels: Sequence[str]
+) -> list[tuple[tuple[Step, ...], str | None]]:
+    """Splits steps after each of some levels.
+
+    Args:
+        steps: Iterable of `Step`, of one section.
+        levels: Names of levels. Levels of other sections are ignored.
+
+    Returns:
+        List of `(steps, level)`. The level is that after the steps, or None after the last steps.
+    """
+    parts: list[tuple[tuple[Step, ...], str | None]] = []
+    part: list[Step] = []
+    for step in steps:
+        part.append(step)
+        if step.level is not None and step.level in levels:
+            parts.append((tuple(part), step.level))
+            part = []
+    return [*parts, (tuple(part), None)] if part else parts
 
 
 class Executor:

@@ -9,7 +9,8 @@ import keras
 
 from keras_dsnet.utils.atomic_file import atomic_file
 
-EVALUATION_PREFIX = "val_top1_"
+# Accuracies of a classifier, and average precisions of a detector.
+EVALUATION_PREFIXES = ("val_top1_", "val_map_")
 _EPOCH = "epoch"
 
 
@@ -81,14 +82,20 @@ def read_log(path: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def evaluation_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Returns the accuracies of a table as metrics of a log, named `val_top1_<path>`.
+    """Returns a table as metrics of a log, named `val_top1_<path>` or `val_map_<path>`.
 
     Args:
-        rows: List of dicts with "path" and "top1", as `evaluate_paths` returns them.
+        rows: List of dicts with "path" and "top1", as `evaluate_paths` returns them, or "map", as
+            `evaluate_detection` does. A "map" of None, of images without objects, is left out.
     """
-    paths = [row["path"] for row in rows]
-    words = ["-".join(map(str, p)) if isinstance(p, (tuple, list)) else str(p) for p in paths]
-    return {EVALUATION_PREFIX + word: float(row["top1"]) for word, row in zip(words, rows)}
+    metrics = {}
+    for row in rows:
+        path = row["path"]
+        word = "-".join(map(str, path)) if isinstance(path, (tuple, list)) else str(path)
+        name = "top1" if "top1" in row else "map"
+        if row[name] is not None:
+            metrics[f"val_{name}_{word}"] = float(row[name])
+    return metrics
 
 
 def _text(value):

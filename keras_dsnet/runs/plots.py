@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_dsnet.runs.csv_log import EVALUATION_PREFIX, read_log
+from keras_dsnet.runs.csv_log import EVALUATION_PREFIXES, read_log
 from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
 from keras_dsnet.utils.atomic_file import atomic_file
 
@@ -29,12 +29,16 @@ _MARKS = {
     "dynamic": {"color": _DYNAMIC_COLOR, "marker": "*", "markersize": 15},
     "largest": {"color": _NEUTRAL_COLOR, "marker": "s", "markersize": 6},
 }
+_MEASURES = {"top1": "Top-1 accuracy (%)", "map": "Mean average precision (%)"}
 # Fraction of a bar. Thinner parts have no room for text.
 _SMALLEST_LABELLED_SHARE = 0.04
 
 
 def plot_accuracy_against_madds(
-    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str | None = None
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    title: str | None = None,
+    metric: str = "top1",
 ) -> "Figure":
     """Plots top-1 accuracy against MAdds, as Figs. 1 and 7 (left) of the paper.
 
@@ -47,12 +51,14 @@ def plot_accuracy_against_madds(
             "rho", as `evaluate_paths` returns them.
         path: Path of the image file. Its suffix is the format.
         title: String, title of the plot. Optional.
+        metric: String, the entry of the rows to plot: "top1", or "map" for the mean average
+            precision of a detector. Defaults to "top1".
 
     Returns:
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If there are no rows.
+        ValueError: If there are no rows, or no such metric.
 
     Example:
 
@@ -71,9 +77,12 @@ def plot_accuracy_against_madds(
     """
     if not rows:
         raise ValueError(f"A plot of accuracy needs rows. Received: rows={rows}")
+    if metric not in _MEASURES:
+        raise ValueError(f"`metric` must be 'top1' or 'map'. Received: metric={metric!r}")
+    rows = [{**row, "top1": row[metric]} for row in rows]
     figure = _figure(6.4, 4.6)
     axes = figure.add_subplot(
-        xlabel="Multiply-adds per image (M MAdds)", ylabel="Top-1 accuracy (%)", title=title
+        xlabel="Multiply-adds per image (M MAdds)", ylabel=_MEASURES[metric], title=title
     )
     static = [row for row in rows if row["path"] not in OFF_ROUTE_ROWS]
     static.sort(key=lambda row: row["madds"])
@@ -332,7 +341,8 @@ def plot_training_curves(
     """Plots the accuracy of every width and the losses over the epochs, as Fig. 6.
 
     Args:
-        csv_path: Path of a log of `CsvLog`. Its columns `val_top1_<path>` are accuracies.
+        csv_path: Path of a log of `CsvLog`. Its columns `val_top1_<path>` are accuracies, and its
+            columns `val_map_<path>` mean average precisions.
         path: Path of the image file. Its suffix is the format.
         title: String, title of the plot. Optional.
 
@@ -345,7 +355,7 @@ def plot_training_curves(
     rows = read_log(csv_path)
     names = list(dict.fromkeys(name for row in rows for name in row))
     losses = [name for name in names if name.endswith("loss")]
-    accuracies = [name for name in names if name.startswith(EVALUATION_PREFIX)]
+    accuracies = [name for name in names if name.startswith(EVALUATION_PREFIXES)]
     if not losses and not accuracies:
         raise ValueError(f"{csv_path} has no epochs with losses or accuracies to draw")
     panels = [panel for panel in (accuracies, losses) if panel]
@@ -365,7 +375,8 @@ def plot_training_curves(
 
 
 def _draw_accuracies(axes, rows, names):
-    axes.set_ylabel("Top-1 accuracy (%)")
+    metric = "top1" if names[0].startswith(EVALUATION_PREFIXES[0]) else "map"
+    axes.set_ylabel(_MEASURES[metric])
     widths = [name for name in names if _path_of(name).isdecimal()]
     others = [name for name in names if name not in widths]
     widths.sort(key=lambda name: int(_path_of(name)), reverse=True)
@@ -406,7 +417,9 @@ def _series(rows, name):
 
 
 def _path_of(name):
-    return name.removeprefix(EVALUATION_PREFIX)
+    for prefix in EVALUATION_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _points(rows):

@@ -13,6 +13,7 @@ from keras_dsnet.training.optimizers import (
     cosine_schedule,
     exponential_schedule,
     scaled_learning_rate,
+    step_schedule,
 )
 from keras_dsnet.training.recalibrate_batch_norm import recalibrate_batch_norm
 from keras_dsnet.training.supernet_trainer import SupernetTrainer
@@ -32,6 +33,7 @@ __all__ = [
     "recalibrate_batch_norm",
     "scaled_learning_rate",
     "static_gain",
+    "step_schedule",
 ]
 
 _MOVED = dict.fromkeys(

@@ -123,8 +123,7 @@ class GateTrainer(NetworkTrainer):
         self.temperature = check_number("temperature", temperature, "positive", lambda t: t > 0)
         self.estimator = estimator
         self.seed = check_int("seed", seed, -(2**31))
-        model.replace_routes(self.routes)
-        self.choice_madds = ChoiceMAdds(model, self.routes)
+        self._use_routes()
         names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
         names += ["accuracy", "gate_accuracy", "easy"]
         self._means = {name: keras.metrics.Mean(name) for name in names}
@@ -135,6 +134,11 @@ class GateTrainer(NetworkTrainer):
             [keras.metrics.Mean(f"{prefix}_{width}") for width in self.routes]
             for prefix in prefixes
         ]
+
+    def _use_routes(self):
+        """Makes `routes` those of the model, and prepares the costs of its paths."""
+        self.model.replace_routes(self.routes)
+        self.choice_madds = ChoiceMAdds(self.model, self.routes)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -52,7 +52,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
     """
 
     def __init__(self, model: keras.Model, **kwargs: Any):
-        check_network(model)
+        self._check_model(model)
         strategy = tf.distribute.get_strategy()
         created_here = strategy.extended.variable_created_in_scope
         if not all(created_here(variable.value) for variable in model.variables):
@@ -66,6 +66,10 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         # Tuple of a weight per class while `fit` runs with `class_weight`, else None.
         self._class_weights = None
         self._batches_done = 0
+
+    @staticmethod
+    def _check_model(model):
+        check_network(model)
 
     @property
     def optimized_variables(self) -> list[keras.Variable]:
@@ -239,9 +243,19 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             self.unpack(x[0], name)
         elif hasattr(x, "shape"):
             check_images(x[:1], self.model.input_shape[1:], name)
-            images = tf.TensorSpec(x.shape)
-            check_labels(_refuse_list(y, name), images, self.model.classes, name)
-            check_weights(_refuse_list(weights, name), images, name)
+            self._check_arrays(tf.TensorSpec(x.shape), y, weights, name)
+
+    def _check_arrays(self, images, labels, weights, name):
+        """Checks all labels and sample weights that are passed as arrays.
+
+        Args:
+            images: `tf.TensorSpec` of the images.
+            labels: Array, or whatever else the user passed.
+            weights: Array or None.
+            name: String, a description of the data for messages.
+        """
+        check_labels(_refuse_list(labels, name), images, self.model.classes, name)
+        check_weights(_refuse_list(weights, name), images, name)
 
     def _checked_class_weights(self, class_weight):
         """Returns a tuple of a weight per class, or None if there are no class weights."""

@@ -186,3 +186,68 @@ def exponential_schedule(
     return keras.optimizers.schedules.ExponentialDecay(
         learning_rate, steps_per_epoch, decay_rate, staircase=True
     )
+
+
+def step_schedule(
+    learning_rate: float,
+    boundaries: Sequence[int],
+    warmup_steps: int = 0,
+    decay_rate: float = 0.1,
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Returns the schedule of the detectors: the rate is multiplied by `decay_rate` at given steps.
+
+    Args:
+        learning_rate: Float, the learning rate at the end of the warm-up.
+        boundaries: Sequence of ascending ints, the steps from which on a smaller rate holds.
+        warmup_steps: Int, number of steps of a linear warm-up from 0. Defaults to `0`.
+        decay_rate: Float. Defaults to `0.1`.
+
+    Returns:
+        `keras.optimizers.schedules.LearningRateSchedule`.
+
+    Raises:
+        ValueError: If the boundaries do not ascend.
+
+    Example:
+
+    ```python
+    from keras_dsnet.training import step_schedule
+
+    schedule = step_schedule(0.004, boundaries=[200, 250])
+    assert abs(float(schedule(200)) - 0.0004) < 1e-8
+    ```
+    """
+    boundaries = [int(step) for step in boundaries]
+    if sorted(set(boundaries)) != boundaries:
+        raise ValueError(f"`boundaries` must ascend. Received: boundaries={boundaries!r}")
+    return StepSchedule(learning_rate, boundaries, warmup_steps, decay_rate)
+
+
+@keras.saving.register_keras_serializable(package="keras_dsnet")
+class StepSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """The schedule that `step_schedule` returns, with the same arguments.
+
+    Keras's `PiecewiseConstantDecay` has no warm-up.
+    """
+
+    def __init__(self, learning_rate, boundaries, warmup_steps=0, decay_rate=0.1):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.boundaries = list(boundaries)
+        self.warmup_steps = warmup_steps
+        self.decay_rate = decay_rate
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        passed = tf.reduce_sum(tf.cast(step >= tf.constant(self.boundaries, tf.float32), tf.int32))
+        rates = [self.learning_rate * self.decay_rate**n for n in range(len(self.boundaries) + 1)]
+        warm = tf.minimum(step / max(self.warmup_steps, 1), 1.0) if self.warmup_steps else 1.0
+        return tf.gather(tf.constant(rates, tf.float32), passed) * warm
+
+    def get_config(self):
+        return {
+            "learning_rate": self.learning_rate,
+            "boundaries": self.boundaries,
+            "warmup_steps": self.warmup_steps,
+            "decay_rate": self.decay_rate,
+        }

@@ -29,7 +29,8 @@ def recalibrate_batch_norm(
     batches, whether the network is trainable or frozen. No other variable changes.
 
     Args:
-        model: `DynamicSlimmableNetwork`.
+        model: `DynamicSlimmableNetwork`, or a detector around one such as
+            `keras_dsnet.detection.FSSD`.
         dataset: Batches of images, float `[batch, height, width, 3]`, or of `(images, labels)`: a
             `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable, a function that
             returns one, or an array of all images. Labels are ignored.
@@ -61,7 +62,8 @@ def recalibrate_batch_norm(
     recalibrate_batch_norm(model, images, paths=["slimmest", "widest"])
     ```
     """
-    check_network(model, with_classifier=False)
+    # A detector runs its sections as its backbone does.
+    check_network(getattr(model, "backbone", model), with_classifier=False)
     _, resolved = resolve_paths(model, paths)
     check_num_batches(steps, "steps")
     norms = [

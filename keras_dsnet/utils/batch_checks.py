@@ -6,7 +6,7 @@ there the check is an assertion, and `line_of_assertion` finds its message in Te
 
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -312,6 +312,23 @@ def line_of_assertion(error: Exception) -> str | None:
     """
     found = _ASSERTED.search(str(error))
     return found[1] if found else None
+
+
+def checked(value: tf.Tensor, holds: tf.Tensor, line: Callable[[], Any]) -> tf.Tensor:
+    """Checks a condition on a batch, in a traced function by an assertion.
+
+    Args:
+        value: Tensor that the condition is about.
+        holds: Boolean scalar tensor.
+        line: Function that returns the message, a string or a string tensor.
+
+    Returns:
+        `value`. In a traced function it depends on the assertion.
+
+    Raises:
+        ValueError: If the condition does not hold, in eager code.
+    """
+    return _after(_require(holds, line), value)
 
 
 def _require(holds, line):

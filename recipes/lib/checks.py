@@ -11,7 +11,7 @@ from absl import flags
 FLAGS = flags.FLAGS
 
 # The folders and files that a run writes into its work directory.
-_FOLDERS = ("tables", "plots", "tensorboard")
+FOLDERS = ("tables", "plots", "tensorboard")
 _FILES = (
     "checkpoint.npz",
     "config.json",
@@ -57,7 +57,7 @@ def check_workdir(name, flag="workdir", folders=(), files=()):
 def check_run():
     """Raises an error unless a stage finds its data set and can write its work directory."""
     check_source({name: FLAGS[name].value for name in ("data_dir", "dataset")})
-    check_workdir(FLAGS.workdir, folders=_FOLDERS, files=_FILES)
+    check_workdir(FLAGS.workdir, folders=FOLDERS, files=_FILES)
     check_plots()
 
 

@@ -1,6 +1,6 @@
 """The flags of the programs; each definition checks its value while the flag is parsed.
 
-A flag that two programs share is defined once, here. A program defines its other flags itself, by
+A flag that two programs share is defined once, here or in training_flags.py. A program defines its other flags itself, by
 the kinds of flags at the end of this file. Nothing here imports TensorFlow.
 """
 
@@ -69,17 +69,6 @@ def define_channels(alpha, alpha_help, output_stride, output_stride_help):
     flags.DEFINE_enum("output_stride", output_stride, strides, output_stride_help)
 
 
-def define_front_and_strides():
-    """Defines --front_alpha and --strides, which scale a network for small images."""
-    help = "Multiplier of the channel counts before the gate. Defaults to --alpha."
-    define_number("front_alpha", None, help, above=0)
-    define_strides(
-        "strides",
-        "Strides of the stem and of each stage, each 1 or 2. Cannot be combined with "
-        "--output_stride.",
-    )
-
-
 def define_source(dataset=None, unset=None):
     """Defines --dataset and --data_dir.
 
@@ -103,9 +92,15 @@ def define_eval_split():
     flags.DEFINE_string("eval_split", None, "TFDS slice of evaluation images, such as test[:1000].")
 
 
-def define_evaluation():
-    """Defines --eval_batch_size and --strict_images."""
-    flags.DEFINE_integer("eval_batch_size", 250, "Images per batch in evaluations.", lower_bound=1)
+def define_evaluation(batch_size=250):
+    """Defines --eval_batch_size and --strict_images.
+
+    Args:
+        batch_size: Int, the default.
+    """
+    flags.DEFINE_integer(
+        "eval_batch_size", batch_size, "Images per batch in evaluations.", lower_bound=1
+    )
     flags.DEFINE_bool("strict_images", False, "End the program at an image that cannot be read.")
 
 
@@ -249,80 +244,6 @@ def define_batch_size(default, help):
     flags.DEFINE_integer("batch_size", default, help, lower_bound=1)
 
 
-def define_schedule(epochs, learning_rate, unset=""):
-    """Defines --batch_size, --epochs and --learning_rate of a stage.
-
-    Args:
-        epochs: Int.
-        learning_rate: Float or None.
-        unset: Str, the sentence of the help about a learning rate of None. Defaults to none.
-    """
-    define_batch_size(512, "Images per step, summed over all replicas.")
-    flags.DEFINE_integer("epochs", epochs, "Number of epochs.", lower_bound=1)
-    help = f"Learning rate at batch 512, which is multiplied by --batch_size / 512.{unset}"
-    define_number("learning_rate", learning_rate, help, low=0)
-
-
-def define_warmup_and_decay():
-    """Defines --warmup_epochs and --weight_decay of stage I."""
-    define_number("warmup_epochs", 0.0, "Number of epochs of linear warm-up.", low=0)
-    help = "L2 penalty, added to the gradient. The gates have none."
-    define_number("weight_decay", 1e-4, help, low=0)
-
-
-def define_recalibration():
-    """Defines --recalibration_steps of stage I."""
-    help = "Number of batches that the batch-norm statistics are computed from."
-    flags.DEFINE_integer("recalibration_steps", 100, help, lower_bound=1)
-
-
-def define_gate_design(head, sharing, encoder):
-    """Defines --slimming_head, --share_encoder and --gate_encoder, which default to None.
-
-    Args:
-        head: Str, the meaning of None for --slimming_head.
-        sharing: Str, the meaning of None for --share_encoder.
-        encoder: Str, the meaning of None for --gate_encoder.
-    """
-    flags.DEFINE_enum(
-        "slimming_head",
-        None,
-        ["one_hot", "scalar"],
-        f"Design of the slimming head (Table 7 of the paper). Defaults to {head}.",
-    )
-    flags.DEFINE_bool(
-        "share_encoder",
-        None,
-        "Share the first layer W1 between both heads of a gate (Table 7 of the paper). Defaults to "
-        f"{sharing}.",
-    )
-    flags.DEFINE_enum(
-        "gate_encoder",
-        None,
-        ["global", "regions"],
-        "What the slimming head sees of the features: the mean of all positions, or also those of "
-        f"four quadrants and of the centre. Defaults to {encoder}.",
-    )
-
-
-def define_variant(help):
-    """Defines --variant, one of the paper's configurations.
-
-    Args:
-        help: Str.
-    """
-    flags.DEFINE_enum("variant", None, ["S", "M", "L"], help)
-
-
-def define_temperature(help):
-    """Defines --temperature.
-
-    Args:
-        help: Str.
-    """
-    define_number("temperature", 1.0, help, above=0)
-
-
 def define_quick():
     """Defines --quick."""
     help = "Train for seconds on digits only, to see that every step works."
@@ -366,54 +287,6 @@ def define_threads(help):
         help: Str.
     """
     flags.DEFINE_integer("threads", 1, help, lower_bound=1)
-
-
-def define_training():
-    """Defines the flags of data set, augmentation and machine that both stages have."""
-    define_source("imagenet2012")
-    define_train_split()
-    define_eval_split()
-    define_evaluation()
-    define_image_size(
-        "Side of the images in pixels. Defaults to that of --supernet, else to 32 for digits, "
-        "cifar10 and cifar100, and to 224 for other data sets."
-    )
-    define_classes(None, "Number of classes. Defaults to that of the data set.", 2)
-    flags.DEFINE_enum(
-        "augmentation",
-        None,
-        ["none", "cifar", "imagenet"],
-        "Augmentation: cifar pads, crops and flips; imagenet does the Inception crop and flips. "
-        "By default digits have none, cifar10 and cifar100 have cifar, other data sets have "
-        "imagenet.",
-    )
-    flags.DEFINE_integer(
-        "randaugment", 0, "Number of RandAugment operations per image.", lower_bound=0
-    )
-    define_number(
-        "randaugment_magnitude", 0.5, "Strength of RandAugment, from 0 to 1.", low=0, high=1
-    )
-    flags.DEFINE_enum("auto_augment", None, ["imagenet", "cifar10"], "AutoAugment policy.")
-    define_number(
-        "color_jitter", 0.0, "Largest change of brightness, contrast and saturation.", low=0, high=1
-    )
-    define_number("random_erasing", 0.0, "Probability of erasing a rectangle.", low=0, high=1)
-    flags.DEFINE_enum(
-        "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type of mixed precision."
-    )
-    flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "tf.distribute strategy.")
-    define_seed("Seed of weights, order of images, augmentation and random widths.")
-    flags.DEFINE_integer(
-        "checkpoint_steps", 500, "Number of steps between checkpoints.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "evaluate_epochs", 1, "Number of epochs between evaluations.", lower_bound=1
-    )
-    flags.DEFINE_bool(
-        "deterministic",
-        False,
-        "Use TensorFlow's op determinism: runs are reproducible bit for bit, but slower.",
-    )
 
 
 def define_path(name, default, help, required=False):

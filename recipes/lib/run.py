@@ -27,11 +27,21 @@ EXEMPT = (
     "eval_batch_size",
     "eval_split",
     "evaluate_epochs",
+    "paths",
     "recalibration_steps",
     "strict_images",
+    "validation_images",
 )
 # The values of these flags can be paths; another spelling of the same path is not a change.
-PATHS = ("dataset", "gates_from", "supernet", "weights")
+PATHS = (
+    "backbone",
+    "dataset",
+    "detector",
+    "gates_from",
+    "ranges",
+    "supernet",
+    "weights",
+)
 # True if the program was started as a sub-command of `keras-dsnet`.
 started_as_command = False
 
@@ -86,10 +96,16 @@ def prepare_machine():
     return strategy.scope()
 
 
-def print_learning_rate(base, scaled):
-    """Prints the learning rate of the run and the rate at batch 512 that it was scaled from."""
+def print_learning_rate(base, scaled, base_batch=512):
+    """Prints the learning rate of the run and the rate that it was scaled from.
+
+    Args:
+        base: Float, the rate at `base_batch`.
+        scaled: Float, the rate of the run.
+        base_batch: Int.
+    """
     print(
-        f"learning rate {scaled:.4g}: {base:.4g} at batch 512, scaled to "
+        f"learning rate {scaled:.4g}: {base:.4g} at batch {base_batch}, scaled to "
         f"--batch_size={FLAGS.batch_size}",
         flush=True,
     )

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from detection_data import write_voc, xml
 from documentation import PAGES, blocks_not_run, code_of, pages_with_code
 from routed_networks import SHORT_SPEC, small_network
 
@@ -40,11 +41,20 @@ def _folder_of_flowers():
     return {}
 
 
+def _folder_of_pets():
+    boxes = [("cat", (2, 5, 22, 35)), ("dog", (1, 40, 11, 55))]
+    names = [f"im{number}" for number in range(12)]
+    lists = {"train": names[:8], "val": names[8:]}
+    write_voc(pathlib.Path("pets"), dict.fromkeys(names, xml(*boxes)), lists)
+    return {}
+
+
 # What a page takes for granted: returns its names, and makes its files in the current folder.
 PREPARATIONS = {
     "docs/android.md": _network_and_pixels,
     "docs/guides/training.md": _network_and_data,
     "docs/guides/which_routing.md": _network_and_data,
+    "docs/guides/your_own_boxes.md": _folder_of_pets,
     "docs/guides/your_own_images.md": _folder_of_flowers,
 }
 # tests/test_readme.py and test_networks.py run these, and check more of their results.

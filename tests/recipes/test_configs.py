@@ -12,6 +12,7 @@ from programs import run_program
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.cfg"))
 STAGE_2 = {path.stem for path in CONFIGS if "_stage2" in path.stem}
+DETECTION = {path.stem for path in CONFIGS if path.stem.endswith("_fssd")}
 
 # Epochs, epochs of warm-up, batch size, highest learning rate, weight decay.
 STAGE_1_RUNS = {
@@ -87,7 +88,7 @@ def _settings(program, configs, folder):
 
 @pytest.fixture(scope="module")
 def stage_1(tmp_path_factory):
-    configs = [path for path in CONFIGS if path.stem not in STAGE_2]
+    configs = [path for path in CONFIGS if path.stem not in STAGE_2 | DETECTION]
     return _settings("imagenet_stage1.py", configs, tmp_path_factory.mktemp("stage_1"))
 
 
@@ -186,7 +187,34 @@ def test_a_config_leaves_folders_to_the_command_line_and_tells_how_it_is_used(pa
         assert re.fullmatch(r"(#.*|--\w+(=\S+)?|)", line), line
         assert not re.match(r"--(data_dir|workdir|supernet|weights|strategy)\b", line), line
     program = "imagenet_stage2.py" if path.stem in STAGE_2 else "imagenet_stage1.py"
+    program = "voc_fssd.py" if path.stem in DETECTION else program
     assert f"python recipes/{program} --flagfile=recipes/configs/{path.name} " in text
+
+
+@pytest.mark.parametrize("name", sorted(DETECTION))
+def test_the_flags_of_a_detector_are_valid(name, tmp_path):
+    config = REPOSITORY / "recipes" / "configs" / f"{name}.cfg"
+    program = REPOSITORY / "recipes" / "voc_fssd.py"
+    arguments = [f"--flagfile={config}", f"--workdir={tmp_path}/run"]
+    # The folder of a flag file of this repository is named from the root of the checkout.
+    done = run_light_program(program, *arguments, folder=REPOSITORY)
+    assert "ModuleNotFoundError: " in done.stderr
+
+
+def test_the_detector_of_the_paper_has_its_schedule():
+    text = (REPOSITORY / "recipes" / "configs" / "voc_fssd.cfg").read_text(encoding="utf-8")
+    given = dict(re.findall(r"^--(\w+)=(\S+)$", text, re.MULTILINE))
+    paper = {
+        "dataset": "voc/2007+2012",
+        "image_size": "300",
+        "batch_size": "128",
+        "epochs": "300",
+        "learning_rate": "0.004",
+        "decay_epochs": "200,250",
+        "momentum": "0.9",
+        "weight_decay": "5e-4",
+    }
+    assert paper.items() <= given.items()
 
 
 def test_docs_name_configs_that_exist_and_every_config_of_a_result():

@@ -19,7 +19,10 @@ PROGRAMS = (
     "export_mobile.py",
     "imagenet_stage1.py",
     "imagenet_stage2.py",
+    "split_frames.py",
     "reproduce.py",
+    "voc_fssd.py",
+    "voc_fssd_gates.py",
     "benchmarks/cross_fit.py",
     *(f"benchmarks/benchmark_{name}.py" for name in BENCHMARKS),
 )
@@ -37,6 +40,9 @@ VALID = {
     "imagenet_stage2.py": (RUN, "--dataset=digits", "--supernet={tmp}/trained"),
     # Without --collect_only it would train first, in programs of their own.
     "reproduce.py": (RUN, "--table=5", "--quick", "--collect_only"),
+    "split_frames.py": (RUN, "--dataset={tmp}"),
+    "voc_fssd.py": (RUN,),
+    "voc_fssd_gates.py": (RUN, "--detector={tmp}/detector"),
     **{f"benchmarks/benchmark_{name}.py": (RUN,) for name in BENCHMARKS},
 }
 # Program, one more argument or several, part of the message.
@@ -111,6 +117,33 @@ MISTAKES = [
     ("reproduce.py", "--arms=us_net", "must be some of in_place,ema,ensemble"),
     ("reproduce.py", "--seeds=0,x", "whole numbers such as 0,1"),
     ("reproduce.py", "--table=3 --arms=from_scratch --seeds=2", "that these arms of --table=3"),
+    ("split_frames.py", "--dataset=./nowhere", "--dataset=./nowhere: there is no such folder"),
+    ("split_frames.py", "--ranges=nowhere.txt", "--ranges=nowhere.txt: there is no such file"),
+    ("split_frames.py", "--block=0", "--block=0"),
+    ("split_frames.py", "--fraction=0.6", "--fraction=0.6"),
+    ("voc_fssd.py", "--dataset=nowhere.json", "--dataset=nowhere.json: there is no such file"),
+    ("voc_fssd.py", "--dataset=./nowhere", "--dataset=./nowhere: there is no such folder"),
+    ("voc_fssd.py", "--ranges=nowhere.txt", "--ranges=nowhere.txt: there is no such file"),
+    ("voc_fssd.py", "--backbone=nowhere", "--backbone=nowhere is no .keras file"),
+    ("voc_fssd.py", "--backbone={tmp}/trained --alpha=0.5", "--alpha is that of --backbone="),
+    ("voc_fssd.py", "--backbone={tmp}/trained --alone=4", "--alone must be a width from 0 to 3"),
+    ("voc_fssd.py", "--backbone={tmp}/trained --paths=0,4", "must be a width from 0 to 3"),
+    ("voc_fssd.py", "--paths=14", "--paths must be widths from 0 to 13"),
+    ("voc_fssd.py", "--alone=14", "--alone must be a width from 0 to 13"),
+    ("voc_fssd.py", "--strides=1,1", "--strides must be 6 numbers"),
+    ("voc_fssd.py", "--epochs=3 --warmup_epochs=3", "--warmup_epochs must be below --epochs=3"),
+    ("voc_fssd.py", "--decay_epochs=9,3", "--decay_epochs must ascend"),
+    ("voc_fssd.py", "--negative_ratio=0", "--negative_ratio=0"),
+    ("voc_fssd.py", "--metric=ap", "--metric=ap"),
+    ("voc_fssd.py", "--head=small", "--head=small"),
+    ("voc_fssd.py", "--image_size=16", "--image_size=16"),
+    ("voc_fssd_gates.py", "--detector={tmp}/trained", "no work directory with detector.keras"),
+    ("voc_fssd_gates.py", "--detector={tmp}/trained/model.keras", "model.keras holds no detector"),
+    ("voc_fssd_gates.py", "--detector={tmp}/gates_detector", "must have one gate. Received: 2"),
+    ("voc_fssd_gates.py", "--workdir={tmp}/detector", "is the folder of --detector"),
+    ("voc_fssd_gates.py", "--routes=0,4", "--routes must be widths from 0 to 3 of --detector="),
+    ("voc_fssd_gates.py", "--loss_weights=0,0,0", "must not all be 0"),
+    ("voc_fssd_gates.py", "--score_threshold=1", "--score_threshold=1"),
     (MOBILE, "missing.tflite", "There is no file missing.tflite"),
     (MOBILE, "{tmp}/trained/config.json", "is not a TFLite file"),
     (MOBILE, "--routes=0,14", "from 0 to 13 of --model=ds_mobilenet"),
@@ -133,6 +166,8 @@ MISTAKES = [
 def tmp(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flags")
     saved_network.save(folder / "trained")
+    saved_network.save_detector(folder / "detector")
+    saved_network.save_detector(folder / "gates_detector", gates=2)
     saved_network.save(folder / "open", input_shape=[None, None, 3])
     return folder
 

@@ -88,3 +88,6 @@ def test_accuracies_of_a_table_become_metrics():
         "val_top1_0-3": 1.0,
         "val_top1_dynamic": 0.7,
     }
+    # A detector; the validation images of the second row have no object.
+    rows = [{"path": 0, "map": 0.5}, {"path": 1, "map": None}]
+    assert evaluation_metrics(rows) == {"val_map_0": 0.5}

@@ -57,6 +57,16 @@ def test_static_widths_are_a_line_and_the_dynamic_network_a_point(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_average_precision_is_drawn_like_accuracy(tmp_path):
+    rows = [{"path": 0, "madds": 2e6, "map": 0.5}, {"path": 1, "madds": 4e6, "map": 0.7}]
+    figure = plot_accuracy_against_madds(rows, tmp_path / "map.png", metric="map")
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "Mean average precision (%)"
+    assert [list(line.get_ydata()) for line in axes.get_lines()] == [[50, 70]]
+    with pytest.raises(ValueError, match=r"`metric` must be.*Received: metric='ap'"):
+        plot_accuracy_against_madds(rows, tmp_path / "map.png", metric="ap")
+
+
 def test_networks_off_the_line_are_points_of_their_own(tmp_path):
     rows = [*ROWS, ROWS[-1], {"path": "largest", "madds": 8e8, "top1": 0.86}]
     (axes,) = plot_accuracy_against_madds(rows, tmp_path / "accuracy.png").axes

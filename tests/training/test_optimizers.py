@@ -8,6 +8,7 @@ from keras_dsnet.training.optimizers import (
     cosine_schedule,
     exponential_schedule,
     scaled_learning_rate,
+    step_schedule,
 )
 
 
@@ -47,3 +48,14 @@ def test_the_rate_grows_with_the_batch():
     assert scaled_learning_rate(0.08, 512) == 0.08
     assert scaled_learning_rate(0.08, 64) == pytest.approx(0.01)
     assert scaled_learning_rate(0.1, 128, base_batch=256) == pytest.approx(0.05)
+
+
+def test_the_schedule_of_detectors_falls_at_its_steps():
+    schedule = step_schedule(0.004, [200, 250], warmup_steps=10)
+    steps = (0, 5, 10, 199, 200, 249, 250, 300)
+    rates = [0, 0.002, 0.004, 0.004, 0.0004, 0.0004, 0.00004, 0.00004]
+    np.testing.assert_allclose([float(schedule(s)) for s in steps], rates, rtol=1e-5)
+    copy = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
+    np.testing.assert_allclose([float(copy(s)) for s in steps], rates, rtol=1e-5)
+    with pytest.raises(ValueError, match="`boundaries` must ascend"):
+        step_schedule(0.004, [250, 200])

@@ -1,0 +1,302 @@
+"""Annotated image files, checked before they become an image source."""
+
+import dataclasses
+import difflib
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from keras_dsnet.data.class_folders import read_headers, readable_name, some_names
+from keras_dsnet.data.encoded_image import UPRIGHT
+from keras_dsnet.data.image_folder import HOLD_OUT_FRACTION, HOLD_OUT_SEED, readable_files
+from keras_dsnet.data.image_source import describe_splits, resolve_split
+from keras_dsnet.detection.box_source import BoxFileSource, Objects
+
+_NAMES_SHOWN = 3
+_TRANSPOSED_FROM = 5
+
+
+@dataclasses.dataclass
+class Annotation:
+    """The objects of an image as a file describes them.
+
+    Attributes:
+        path: Str, path of the image.
+        boxes: List of `(xmin, ymin, xmax, ymax)` in pixels, which may be fractions.
+        names: List of str, the class name of each box.
+        size: `(width, height)` of the annotated image in pixels, or None.
+        difficult: List of bools. Empty if no box is difficult.
+        crowd: List of bools. Empty if no box is a crowd.
+        areas: List of floats in square pixels. Empty for the areas of the boxes.
+    """
+
+    path: str
+    boxes: list
+    names: list
+    size: tuple[float, float] | None = None
+    difficult: list = dataclasses.field(default_factory=list)
+    crowd: list = dataclasses.field(default_factory=list)
+    areas: list = dataclasses.field(default_factory=list)
+
+
+def sorted_class_names(names):
+    """Returns class names in the order of their indices: by value if all are numbers."""
+    names = set(names)
+    return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else sorted(names))
+
+
+def choose_split(split, spec, splits, default, root):
+    """Returns the name and the images of the split to open.
+
+    Args:
+        split: `"train"` or `"eval"`.
+        spec: Str, a split in TFDS syntax that overrides `split`, or None.
+        splits: Dict that maps the names of the splits to lists of images.
+        default: Dict that maps `"train"` and `"eval"` to the names of splits. Without `"eval"`, a
+            tenth of the training images is held out. Images of both are not trained on.
+        root: Path of the data set, for messages.
+
+    Returns:
+        `(name, images, notes)`.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    # Slices and held-out images are taken from a fixed shuffled order.
+    splits = {name: _shuffled(images) for name, images in splits.items()}
+    notes: tuple[str, ...] = ()
+    if "eval" not in default:
+        name, train = default["train"], splits.pop(default["train"])
+        if len(train) < 2:
+            raise ValueError(f"{root} must hold two images or more. Received: {len(train)}")
+        count = max(1, round(len(train) * HOLD_OUT_FRACTION))
+        splits |= {name: train[count:], "test": train[:count]}
+        default = {"train": name, "eval": "test"}
+        notes = (
+            f"no list of images for evaluation: {count} of {len(train)} images are held out of "
+            f"training as the split 'test'",
+        )
+    if not spec:
+        name, images = default[split], splits[default[split]]
+        shared = set(splits[default["train"]]) & set(splits[default["eval"]])
+        if shared and split == "train":
+            notes = (
+                f"{len(shared)} images of the list '{name}' are also in '{default['eval']}': they "
+                f"are left out of training",
+            )
+            images = [image for image in images if image not in shared]
+        return name, images, notes
+    keys = {re.sub(r"\W", "_", name): name for name in splits}
+    lengths = {key: len(splits[name]) for key, name in keys.items()}
+    name = re.match(r"[^\[+]*", spec).group()
+    key = re.sub(r"\W", "_", name.strip())
+    if key not in keys:
+        shown = describe_splits({name: len(images) for name, images in splits.items()})
+        raise ValueError(f"split '{spec}' of data set '{root}' is not valid: it has {shown}")
+    _, chosen = resolve_split(key + spec[len(name) :], lengths, str(root))
+    return spec, splits[keys[key]][chosen], notes
+
+
+def _shuffled(images):
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(images))
+    return [images[index] for index in order]
+
+
+def make_source(
+    root: pathlib.Path,
+    annotations: Sequence[Annotation],
+    class_names: Sequence[str],
+    on_bad_image: str,
+    split: str | None,
+    notes: Sequence[str],
+) -> BoxFileSource:
+    """Checks annotated images and makes an image source of them.
+
+    Boxes are clipped to the image. Boxes without area in the image are left out. A box is relative
+    to the size that its file states, if it lies in an image of that size, else to that of the
+    image.
+
+    Args:
+        root: Path of the data set, for messages.
+        annotations: Sequence of `Annotation`.
+        class_names: Sequence of str, one name per class in index order.
+        on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
+        split: Str, the split of the data set.
+        notes: Sequence of str, lines for the user.
+
+    Returns:
+        `BoxFileSource`.
+
+    Raises:
+        ValueError: There is no image or no box, a class name is unknown, or an image is unreadable
+            and `on_bad_image` is `"raise"`.
+    """
+    if not annotations:
+        raise ValueError(f"split '{split}' of {readable_name(root)} holds no annotated image")
+    classes = _class_indices(annotations, class_names)
+    by_path = {annotation.path: index for index, annotation in enumerate(annotations)}
+    files, turns, bad_notes = readable_files(
+        [(path, 0) for path in by_path], root, on_bad_image, ("",)
+    )
+    indices = [by_path[path] for path, _ in files]
+    kept = [annotations[index] for index in indices]
+    sizes, orientations, size_notes = _sizes(kept, turns or [UPRIGHT] * len(kept))
+    objects, box_notes = _objects(kept, [classes[index] for index in indices], sizes)
+    source = BoxFileSource(
+        readable_name(root),
+        [path for path, _ in files],
+        objects,
+        class_names,
+        on_bad_image,
+        orientations if any(value != UPRIGHT for value in orientations) else None,
+        split,
+        (*notes, *bad_notes, *size_notes, *box_notes),
+    )
+    if not source.num_boxes:
+        raise ValueError(f"the {len(kept)} images of split '{split}' of {root} have no box")
+    absent = [name for name, count in zip(class_names, source.class_counts or ()) if not count]
+    if absent:
+        names = ", ".join(absent[:_NAMES_SHOWN]) + ", ..." * (len(absent) > _NAMES_SHOWN)
+        source.notes += (f"split '{split}' has no box of {len(absent)} classes: {names}",)
+    return source
+
+
+def _class_indices(annotations, class_names):
+    index_of = {name: index for index, name in enumerate(class_names)}
+    classes = []
+    for annotation in annotations:
+        for name in annotation.names:
+            if name not in index_of:
+                close = difflib.get_close_matches(name, class_names, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                raise ValueError(
+                    f"image {readable_name(annotation.path)} has an object of the unknown class "
+                    f"'{name}': the classes are {_some(class_names)}{hint}"
+                )
+        classes.append([index_of[name] for name in annotation.names])
+    return classes
+
+
+def _some(names):
+    shown = [repr(name) for name in names[:_NAMES_SHOWN]]
+    return ", ".join(shown + ["..."] * (len(names) > _NAMES_SHOWN))
+
+
+def _sizes(annotations, orientations):
+    """Returns the sizes that boxes are relative to, `[n, 2]`, and the orientations to turn by."""
+    headers = read_headers([annotation.path for annotation in annotations])
+    sizes, turned, other = [], [], []
+    for annotation, header, orientation in zip(annotations, headers, orientations, strict=True):
+        stored = (header.width, header.height)
+        upright = stored[::-1] if orientation >= _TRANSPOSED_FROM else stored
+        stated = annotation.size
+        size = upright
+        if stated == stored and orientation >= _TRANSPOSED_FROM and stated != upright:
+            # The boxes were drawn by a program that ignores the orientation.
+            size, orientation = stored, UPRIGHT
+        elif stated is not None and min(stated) > 0 and stated != upright:
+            fits = all(box[2] <= stated[0] and box[3] <= stated[1] for box in annotation.boxes)
+            size = stated if fits else upright
+            other.append(annotation.path)
+        sizes.append(size)
+        turned.append(orientation)
+    notes = ()
+    if other:
+        notes = (f"{len(other)} images have another size than stated: {some_names(other)}",)
+    return np.array(sizes, np.float64), turned, notes
+
+
+def _objects(annotations, classes, sizes):
+    """Returns the `Objects` of every image, and lines about boxes that were changed."""
+    counts = [len(annotation.boxes) for annotation in annotations]
+    image_of = np.repeat(np.arange(len(counts)), counts)
+    boxes = np.array([box for each in annotations for box in each.boxes], np.float64)
+    boxes = boxes.reshape(-1, 4) / np.tile(sizes, 2)[image_of]
+    clipped = np.clip(boxes, 0.0, 1.0)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    has_area = (sides > 0).all(axis=1)
+    # Half a pixel in a thousand is how annotation programs round.
+    was_outside = has_area & (np.abs(boxes - clipped) > 0.0005).any(axis=1)
+    columns = {
+        "boxes": clipped[:, (1, 0, 3, 2)].astype(np.float32),
+        "classes": np.array([index for each in classes for index in each], np.int32),
+        "difficult": _flags([each.difficult for each in annotations], counts),
+        "crowd": _flags([each.crowd for each in annotations], counts),
+        "areas": sides.prod(axis=1).astype(np.float32),
+    }
+    stated = np.array([area for each in annotations for area in each.areas], np.float64)
+    if len(stated) == len(boxes):
+        columns["areas"] = (stated / sizes.prod(axis=1)[image_of]).astype(np.float32)
+    columns = {name: column[has_area] for name, column in columns.items()}
+    ends = np.cumsum(np.bincount(image_of[has_area], minlength=len(counts)))[:-1]
+    parts = {name: np.split(column, ends) for name, column in columns.items()}
+    objects = [Objects(*values) for values in zip(*parts.values(), strict=True)]
+    notes = [
+        _note(annotations, image_of[~has_area], "without area in their image are left out"),
+        _note(annotations, image_of[was_outside], "that reach beyond their image are clipped"),
+    ]
+    return objects, tuple(note for note in notes if note)
+
+
+def _flags(lists, counts):
+    pairs = zip(lists, counts, strict=True)
+    return np.array([flag for flags, count in pairs for flag in flags or [False] * count], bool)
+
+
+def _note(annotations, images, what):
+    if not len(images):
+        return None
+    paths = [annotations[index].path for index in np.unique(images)]
+    return f"{len(images)} boxes {what}: {some_names(paths)}"
+
+
+def left_out(paths: Sequence[str], what: str, on_bad_image: str) -> tuple[str, ...]:
+    """Returns a line about files that are left out, or raises it.
+
+    Args:
+        paths: Sequence of file names.
+        what: Str, what is wrong with them, such as "images are missing".
+        on_bad_image: `"skip"` or `"raise"`.
+
+    Raises:
+        ValueError: There are such files and `on_bad_image` is `"raise"`.
+    """
+    if not paths:
+        return ()
+    line = f"{len(paths)} {what}: {some_names(paths)}"
+    if on_bad_image == "raise":
+        raise ValueError(line)
+    return (f"{line}; left out",)
+
+
+def default_splits(names: Sequence[str], kind_of: Callable, root: str) -> Mapping[str, str]:
+    """Returns the splits to train on and to evaluate on.
+
+    Training takes `train` before `trainval`. Evaluation takes the validation split if training took
+    `train`, else the test split.
+
+    Args:
+        names: Sequence of str, the names of the splits.
+        kind_of: Function of a name that returns "train", "validation", "test" or None.
+        root: Str, path of the data set, for messages.
+
+    Raises:
+        ValueError: No split is for training.
+    """
+    kinds: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for name in names:
+        if kind_of(name):
+            kinds[kind_of(name)].append(name)
+    train = sorted(kinds["train"], key=lambda name: (name != "train", name == "trainval", name))
+    if not train:
+        raise ValueError(
+            f"{root} must have a list of images for training, such as 'train' or 'trainval'. "
+            f"Received: {', '.join(names)}"
+        )
+    chosen = {"train": train[0]}
+    others = kinds["test"] if train[0] == "trainval" else kinds["validation"] + kinds["test"]
+    if others:
+        chosen["eval"] = others[0]
+    return chosen

@@ -1,0 +1,194 @@
+"""COCO json files with their folders of images, opened as data sets with boxes."""
+
+import math
+import pathlib
+
+from keras_dsnet.data.class_folders import readable_name
+from keras_dsnet.data.folder_layout import split_kind
+from keras_dsnet.detection.annotations import (
+    Annotation,
+    choose_split,
+    default_splits,
+    left_out,
+    make_source,
+)
+from keras_dsnet.detection.box_source import BoxFileSource
+from keras_dsnet.utils.argument_checks import read_json
+
+_KEYS = ("images", "annotations", "categories")
+_IN_FOLDER = "_annotations.coco.json"  # beside the images of a split
+
+
+def find_coco_files(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
+    """Finds the COCO json files of a folder.
+
+    They are `annotations/instances_<split>.json` beside a folder named like the split, or
+    `<split>/_annotations.coco.json` among the images.
+
+    Args:
+        root: Path of the folder.
+
+    Returns:
+        Dict that maps the names of splits to `(json, folder of images)`. Empty if there are none.
+    """
+    found = {
+        path.parent.name: (path, path.parent)
+        for path in sorted(root.glob(f"*/{_IN_FOLDER}"))
+        if split_kind(path.parent.name)
+    }
+    for path in sorted(root.glob("annotations/instances_*.json")):
+        name = path.stem.removeprefix("instances_")
+        places = [root / name, root / "images" / name, root / "images", root]
+        found[name] = (path, next(place for place in places if place.is_dir()))
+    return found
+
+
+def load_coco_json(
+    path: pathlib.Path,
+    images: pathlib.Path | None,
+    split: str,
+    spec: str | None,
+    class_names: list[str] | None,
+    on_bad_image: str,
+) -> BoxFileSource:
+    """Opens one COCO json file. A tenth of its images is held out as the split `test`.
+
+    Args:
+        path: Path of the json file.
+        images: Path of the folder of its images. None for that of the json file.
+        split: `"train"` or `"eval"`.
+        spec: Str, a split in TFDS syntax that overrides `split`, or None. `"full"` has all images.
+        class_names: List of str, the classes in index order. None for the categories in the order
+            of their ids.
+        on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
+
+    Returns:
+        `BoxFileSource`.
+
+    Raises:
+        ValueError: The file is not in this form, or a category is unknown.
+    """
+    content = _read(path)
+    known = class_names or _class_names(content)
+    annotations, notes = _annotations(path, content, images or path.parent, on_bad_image)
+    by_path = {annotation.path: annotation for annotation in annotations}
+    if spec and spec.strip().startswith("full"):
+        splits, default = {"full": list(by_path)}, {"train": "full", "eval": "full"}
+    else:
+        splits, default = {"train": list(by_path)}, {"train": "train"}
+    name, chosen, more = choose_split(split, spec, splits, default, path)
+    kept = [by_path[image] for image in chosen]
+    return make_source(path, kept, known, on_bad_image, name, (*notes, *more))
+
+
+def load_coco_folder(
+    root: pathlib.Path,
+    files: dict[str, tuple[pathlib.Path, pathlib.Path]],
+    split: str,
+    spec: str | None,
+    class_names: list[str] | None,
+    on_bad_image: str,
+) -> BoxFileSource:
+    """Opens a folder of COCO json files, one for each split.
+
+    The classes are those of the training split, by name.
+
+    Args:
+        root: Path of the folder.
+        files: Dict of `find_coco_files`.
+        split: `"train"` or `"eval"`.
+        spec: Str, a split in TFDS syntax that overrides `split`, or None.
+        class_names: List of str, the classes in index order, or None.
+        on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
+
+    Returns:
+        `BoxFileSource`.
+
+    Raises:
+        ValueError: A file is not in this form, a category is unknown, or there is no such split.
+    """
+    default = default_splits(list(files), split_kind, str(root))
+    contents = {name: _read(path) for name, (path, _) in files.items()}
+    known = class_names or _class_names(contents[default["train"]])
+    splits, by_path, notes = {}, {}, {}
+    for name, (path, images) in files.items():
+        annotations, notes[name] = _annotations(path, contents[name], images, "skip")
+        by_path |= {annotation.path: annotation for annotation in annotations}
+        splits[name] = [annotation.path for annotation in annotations]
+    name, chosen, more = choose_split(split, spec, splits, default, root)
+    lines = [line for key, value in notes.items() for line in value if name.startswith(key)]
+    if lines and on_bad_image == "raise":
+        raise ValueError(lines[0])
+    kept = [by_path[image] for image in chosen]
+    return make_source(root, kept, known, on_bad_image, name, (*lines, *more))
+
+
+def _read(path):
+    content = read_json(path, "COCO file")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in _KEYS
+    ):
+        found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"COCO file {path} must have the lists {', '.join(_KEYS)}. Received: {found}"
+        )
+    return content
+
+
+def _class_names(content):
+    """Returns the categories in the order of their ids.
+
+    Roboflow writes the name of the data set as a category above all others, which has no box.
+    """
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    used = {annotation["category_id"] for annotation in content["annotations"]}
+    above = {category.get("supercategory") for category in categories[1:]}
+    if len(above) == 1 and categories[0]["name"] in above and categories[0]["id"] not in used:
+        categories = categories[1:]
+    return tuple(category["name"] for category in categories)
+
+
+def _annotations(path, content, images, on_bad_image):
+    """Returns the `Annotation` of every image that exists, and lines about the others."""
+    try:
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        known = {image["id"]: image for image in content["images"]}
+        grouped: dict = {key: [] for key in known}
+        for annotation in content["annotations"]:
+            grouped[annotation["image_id"]].append(_object(annotation, names))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"COCO file {path} cannot be read: {what}") from error
+    found, missing = [], []
+    for key, image in known.items():
+        file = images / image["file_name"]
+        if not file.is_file():
+            missing.append(str(file))
+            continue
+        boxes, classes, crowd, areas = zip(*grouped[key]) if grouped[key] else ((),) * 4
+        size = (float(image.get("width") or 0), float(image.get("height") or 0))
+        found.append(
+            Annotation(
+                str(file),
+                list(boxes),
+                list(classes),
+                size,
+                [False] * len(boxes),
+                list(crowd),
+                list(areas),
+            )
+        )
+    if not found:
+        raise ValueError(
+            f"folder {readable_name(images)} holds none of the {len(known)} images of {path}"
+        )
+    return found, left_out(missing, "images are missing", on_bad_image)
+
+
+def _object(annotation, names):
+    left, top, width, height = box = [float(value) for value in annotation["bbox"]]
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"bbox must be four numbers. Received: {annotation['bbox']}")
+    area = float(annotation.get("area", width * height))
+    corners = (left, top, left + width, top + height)
+    return corners, names[annotation["category_id"]], bool(annotation.get("iscrowd", 0)), area

@@ -1,0 +1,234 @@
+"""Input pipelines of images with boxes, from an image source to batches."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from keras_dsnet.data.image_source import ImageSource
+from keras_dsnet.data.pipelines import as_size
+from keras_dsnet.detection.augmentation import (
+    boxes_in_window,
+    flip,
+    paste,
+    photometric_distortion,
+    ssd_window,
+    visible_pixels,
+    visible_place,
+)
+from keras_dsnet.detection.box_source import detection_target
+from keras_dsnet.detection.boxes import (
+    BOX_FORMAT,
+    PADDING,
+    check_box_format,
+    convert_boxes,
+)
+
+AUGMENTATIONS = ("none", "flip", "ssd")
+_PADDINGS = {"boxes": float(PADDING), "classes": float(PADDING), "difficult": False, "areas": 0.0}
+
+
+def detection_training_pipeline(
+    source: ImageSource,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    seed: int,
+    preprocess: Callable,
+    start_step: int = 0,
+    augmentation: str = "ssd",
+    hflip: bool | None = None,
+    difficult: bool = True,
+    max_boxes: int | None = None,
+    bounding_box_format: str = BOX_FORMAT,
+) -> tf.data.Dataset:
+    """Returns an endless stream of shuffled and augmented batches with boxes.
+
+    The order and the augmentation of batch `t` are functions of `(seed, t)`, as in
+    `keras_dsnet.data.training_pipeline`: a stream with `start_step=t` continues exactly where an
+    uninterrupted one would be. Every image is resized to `image_size`, whatever its proportions.
+
+    Args:
+        source: `ImageSource` of `load_detection_source`.
+        image_size: Int or `(height, width)`, in pixels.
+        batch_size: Int, images per batch.
+        seed: Int.
+        preprocess: Function from images `[..., height, width, 3]`, RGB from 0 to 255, to inputs of
+            the network.
+        start_step: Int, index of the first batch. Defaults to 0.
+        augmentation: `"ssd"` for that of SSD (photometric distortion, expansion, crops that keep an
+            object, flip), `"flip"` or `"none"`. Defaults to `"ssd"`.
+        hflip: Bool, whether to mirror images at random. Defaults to True with augmentation.
+        difficult: Bool, whether to train on objects marked as difficult. Regions that are marked as
+            a crowd are never trained on. Defaults to True, as SSD does.
+        max_boxes: Int, the number of boxes that each image is padded to; more are left out.
+            Defaults to the most boxes of an image in the batch, at least 1.
+        bounding_box_format: String, the format of the boxes, such as `"rel_yxyx"` or `"xyxy"`, in
+            pixels of `image_size` where it is not relative. Defaults to `"rel_yxyx"`.
+
+    Returns:
+        Endless `tf.data.Dataset` of `(images, {"boxes": boxes, "classes": classes})`: float32
+        `[batch, height, width, 3]`, float32 `[batch, n, 4]` and float32 `[batch, n]`, padded with
+        -1.
+
+    Raises:
+        ValueError: `batch_size` is larger than the data set, or an argument is out of range.
+    """
+    size = as_size(image_size)
+    check_box_format(bounding_box_format)
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(
+            f"augmentation must be {', '.join(map(repr, AUGMENTATIONS))}. "
+            f"Received: '{augmentation}'"
+        )
+    if start_step < 0:
+        raise ValueError(f"start_step must be 0 or more. Received: {start_step}")
+    if max_boxes is not None and max_boxes < 1:
+        raise ValueError(f"max_boxes must be 1 or more. Received: {max_boxes}")
+    hflip = augmentation != "none" if hflip is None else hflip
+    steps = source.steps_per_epoch(batch_size)
+    prepare = _training_function(source, size, seed, augmentation, hflip, difficult, max_boxes)
+    examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
+    examples = source.map_examples(examples, prepare, (*size, 3), replace_unreadable=True)
+    return _batches(
+        examples.map(lambda image, target: (image, _chosen(target, ("boxes", "classes")))),
+        batch_size,
+        preprocess,
+        bounding_box_format,
+        max_boxes,
+        drop_remainder=True,
+    )
+
+
+def _training_function(source, image_size, seed, augmentation, hflip, difficult, max_boxes):
+    def prepare(position, stored, objects):
+        key = tf.stack([tf.constant(seed, tf.int64), position])
+        window_seed, color_seed, flip_seed = tf.unstack(tf.random.split(key, 3))
+        used = ~objects["crowd"]
+        if not difficult:
+            used &= ~objects["difficult"]
+        objects = _masked(objects, used)
+        boxes = objects["boxes"]
+        if augmentation == "ssd":
+            window = ssd_window(boxes, window_seed)
+            image = _seen(source, stored, window, image_size, color_seed)
+            boxes, kept = boxes_in_window(boxes, window)
+            objects = _masked({**objects, "boxes": boxes}, kept)
+        else:
+            image, _ = _whole(source, stored, image_size)
+        if hflip:
+            image, boxes = flip(image, objects["boxes"], flip_seed)
+            objects = {**objects, "boxes": boxes}
+        if max_boxes is not None:
+            objects = {name: column[:max_boxes] for name, column in objects.items()}
+        return tf.ensure_shape(image, (*image_size, 3)), detection_target(objects, [0, 0])
+
+    return prepare
+
+
+def _masked(objects, kept):
+    return {name: tf.boolean_mask(column, kept) for name, column in objects.items()}
+
+
+def _chosen(target, names):
+    return {name: target[name] for name in names}
+
+
+def _seen(source, stored, window, image_size, seed):
+    """Decodes the part of an image that a window shows, and distorts it in its place."""
+
+    def prepare(image, size):
+        return photometric_distortion(_resize(image, size), seed)
+
+    image = source.decode(stored, lambda shape: visible_pixels(window, shape))
+    return paste(image, visible_place(window), image_size, prepare)
+
+
+def _whole(source, stored, image_size):
+    image = source.decode(stored)
+    resized = _resize(image, tf.constant(image_size, tf.int32))
+    return tf.ensure_shape(resized, (*image_size, 3)), tf.shape(image)[:2]
+
+
+def _resize(image, size):
+    return tf.image.resize(image, size, method="bilinear", antialias=True)
+
+
+def detection_evaluation_pipeline(
+    source: ImageSource,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    preprocess: Callable,
+    bounding_box_format: str = BOX_FORMAT,
+) -> tf.data.Dataset:
+    """Returns all images of a source once, in a fixed order, with all that evaluation needs.
+
+    Args:
+        source: `ImageSource` of `load_detection_source`.
+        image_size: Int or `(height, width)`, in pixels.
+        batch_size: Int, images per batch. The last batch may be smaller.
+        preprocess: Function from images `[..., height, width, 3]`, RGB from 0 to 255, to inputs of
+            the network.
+        bounding_box_format: String, the format of the boxes. Defaults to `"rel_yxyx"`.
+
+    Returns:
+        `tf.data.Dataset` of `(images, target)`: float32 `[batch, height, width, 3]` and a dict of
+        `"boxes"` and `"classes"`, as in `detection_training_pipeline`; `"difficult"`, bool
+        `[batch, n]`, objects and crowds that evaluation ignores; `"areas"`, float32 `[batch, n]`,
+        square pixels of the original image; and `"image_size"`, int32 `[batch, 2]`, its height and
+        width.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+    size = as_size(image_size)
+    check_box_format(bounding_box_format)
+
+    def prepare(stored, objects):
+        image, shape = _whole(source, stored, size)
+        pixels = tf.cast(tf.reduce_prod(shape), tf.float32)
+        return image, detection_target({**objects, "areas": objects["areas"] * pixels}, shape)
+
+    examples = source.map_examples(
+        source.ordered_examples(), prepare, (*size, 3), replace_unreadable=False
+    )
+    return _batches(examples, batch_size, preprocess, bounding_box_format, None, False)
+
+
+def _batches(examples, batch_size, preprocess, bounding_box_format, max_boxes, drop_remainder):
+    shapes, paddings = _padding(examples.element_spec, max_boxes)
+
+    def finish(images, target):
+        boxes = convert_boxes(target["boxes"], BOX_FORMAT, bounding_box_format, images.shape[1:])
+        return tf.cast(preprocess(images), tf.float32), {**target, "boxes": boxes}
+
+    batches = examples.map(_with_one_row).padded_batch(
+        batch_size, shapes, paddings, drop_remainder=drop_remainder
+    )
+    batches = batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _with_one_row(image, target):
+    """Adds a row of padding to a target without boxes, so that no batch is empty."""
+    is_empty = tf.equal(tf.shape(target["boxes"])[0], 0)
+    count = tf.cast(is_empty, tf.int32)
+    padded = dict(target)
+    for name, value in _PADDINGS.items():
+        if name in target:
+            column = target[name]
+            rows = tf.fill(tf.concat([[count], tf.shape(column)[1:]], 0), value)
+            padded[name] = tf.concat([column, tf.cast(rows, column.dtype)], axis=0)
+    return image, padded
+
+
+def _padding(element_spec, max_boxes):
+    image, target = element_spec
+    shapes, paddings = {}, {}
+    for name, spec in target.items():
+        is_column = name in _PADDINGS
+        shapes[name] = [max_boxes, *spec.shape[1:]] if is_column else spec.shape
+        paddings[name] = tf.cast(_PADDINGS.get(name, 0), spec.dtype)
+    return (image.shape, shapes), (tf.constant(0.0), paddings)

@@ -1,0 +1,109 @@
+"""COCO json files: what is read, and what is said about mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+from detection_data import coco_content, picture
+
+from keras_dsnet.detection import load_detection_source
+
+
+def _write(folder, content, name="labels.json"):
+    folder.mkdir(exist_ok=True)
+    for image in content["images"]:
+        (folder / image["file_name"]).write_bytes(picture(image["id"]))
+    (folder / name).write_text(json.dumps(content))
+    return folder / name
+
+
+def test_the_folder_of_each_split(coco_folder):
+    train = load_detection_source(coco_folder)
+    held_out = load_detection_source(coco_folder, split="eval")
+    assert (train.num_examples, held_out.num_examples) == (6, 3)
+    # By id, without the category above all others.
+    assert train.class_names == held_out.class_names == ("sign", "light")
+    assert train.class_counts == (5, 5)
+    assert train.description.endswith("10 boxes, 1 images without a box")
+
+
+def test_boxes_areas_and_crowds(coco_folder):
+    source = load_detection_source(coco_folder)
+    image = next(image for image in source.objects if len(image.boxes))
+    expected = [[6 / 60, 4 / 40, 18 / 60, 14.5 / 40], [0.5, 0, 1, 1]]
+    np.testing.assert_allclose(image.boxes, expected, rtol=1e-6)
+    np.testing.assert_allclose(image.areas, [100 / 2400, 900 / 2400], rtol=1e-6)
+    assert image.classes.tolist() == [0, 1]
+    assert image.crowd.tolist() == [False, True]
+
+
+def test_the_folders_of_the_challenge(tmp_path):
+    for name, count in (("train2017", 4), ("val2017", 2)):
+        content = coco_content(count)
+        path = _write(tmp_path / name, content)
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        path.rename(tmp_path / "annotations" / f"instances_{name}.json")
+    assert load_detection_source(tmp_path).num_examples == 4
+    assert load_detection_source(tmp_path, split="eval").num_examples == 2
+
+
+def test_one_file_with_a_folder_of_images(tmp_path):
+    path = _write(tmp_path / "photos", coco_content(20))
+    path = path.rename(tmp_path / "labels.json")
+    train = load_detection_source(path, data_dir=tmp_path / "photos")
+    test = load_detection_source(path, data_dir=tmp_path / "photos", split="eval")
+    full = load_detection_source(path, data_dir=tmp_path / "photos", train_split="full[:50%]")
+    assert (train.num_examples, test.num_examples, full.num_examples) == (18, 2, 10)
+    with pytest.raises(ValueError, match=r"holds none of the 20 images of .*labels\.json"):
+        load_detection_source(path)
+    with pytest.raises(FileNotFoundError, match="folder nowhere of the images does not exist"):
+        load_detection_source(path, data_dir="nowhere")
+
+
+def test_a_missing_image_is_left_out_or_raises(tmp_path):
+    path = _write(tmp_path, coco_content(5))
+    (tmp_path / "2.jpg").unlink()
+    source = load_detection_source(path, train_split="full")
+    assert source.num_examples == 4
+    assert "1 images are missing" in source.notes[0]
+    with pytest.raises(ValueError, match=r"1 images are missing: .*2\.jpg"):
+        load_detection_source(path, on_bad_image="raise")
+
+
+def _without(key):
+    return lambda content: content.pop(key)
+
+
+def _set(part, **values):
+    return lambda content: content[part][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("annotations"), "must have the lists images, annotations, categories. Received"),
+        (_set("annotations", bbox=[1, 2, 3]), "cannot be read: not enough values"),
+        (_set("annotations", bbox=[1, 2, 3, float("nan")]), "bbox must be four numbers"),
+        (_set("annotations", image_id=99), "cannot be read: 99 is missing"),
+        (_set("annotations", category_id=99), "cannot be read: 99 is missing"),
+    ],
+    ids=["list", "corner", "nan", "image", "category"],
+)
+def test_a_broken_file_is_named(tmp_path, change, message):
+    content = coco_content(3)
+    change(content)
+    with pytest.raises(ValueError, match=message):
+        load_detection_source(_write(tmp_path, content))
+
+
+def test_a_file_that_is_not_json(tmp_path):
+    (tmp_path / "labels.json").write_text("{")
+    with pytest.raises(ValueError, match=r"COCO file .*labels\.json is not JSON"):
+        load_detection_source(tmp_path / "labels.json")
+
+
+def test_an_unknown_class_of_another_split_raises(coco_folder):
+    path = coco_folder / "valid" / "_annotations.coco.json"
+    path.write_text(path.read_text().replace('"light"', '"lamp"'))
+    with pytest.raises(ValueError, match="unknown class 'lamp': the classes are 'sign', 'light'"):
+        load_detection_source(coco_folder, split="eval")
