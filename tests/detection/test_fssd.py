@@ -154,6 +154,20 @@ def detector():
     return tiny_detector()
 
 
+def test_a_plain_subnetwork_needs_no_code_of_this_package(detector, tmp_path):
+    images = detector_images(2)
+    expected = detector(images, path="largest")
+    plain = detector.subnetwork("largest", fold_batch_norm=True)
+    plain.save(tmp_path / "plain.keras")
+    loaded = keras.models.load_model(tmp_path / "plain.keras", custom_objects={})
+    # A call without `training` must not train: some layers of Keras would make it so.
+    assert_equal_outputs(loaded(images), expected)
+    assert_equal_outputs(loaded(images), expected)
+    converter = tf.lite.TFLiteConverter.from_keras_model(plain)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    assert len(converter.convert()) > 1000
+
+
 def test_training_moves_the_statistics_of_its_width_only(detector):
     def tables():
         return {
