@@ -12,7 +12,11 @@ from keras_dsnet.models import DynamicSlimmableNetwork, Path
 from keras_dsnet.models.executors import MaskedExecutor
 from keras_dsnet.models.subnetwork import as_numpy
 
-DESIGNS = [("mobilenet", "full"), ("resnet", "full"), ("efficientnet", "light")]
+DESIGNS = [
+    pytest.param(("mobilenet", "full"), id="mobilenet-full"),
+    pytest.param(("resnet", "full"), id="resnet-full", marks=pytest.mark.slow),
+    pytest.param(("efficientnet", "light"), id="efficientnet-light", marks=pytest.mark.slow),
+]
 PATHS = {"mobilenet": (2,), "resnet": (0, 2, 1), "efficientnet": (1,)}
 
 
@@ -23,7 +27,7 @@ def assert_equal_outputs(actual, expected, atol=2e-4):
         np.testing.assert_allclose(actual[name] / scale, values / scale, atol=atol, err_msg=name)
 
 
-@pytest.fixture(scope="module", params=DESIGNS, ids="-".join)
+@pytest.fixture(scope="module", params=DESIGNS)
 def designed(request):
     return request.param[0], tiny_detector(*request.param)
 
