@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from detection_squares import SIZE, make_detector, scenes
 from programs import run_program
+from tiny_detectors import tiny_detector
 
 from keras_dsnet.detection import evaluate_detection
 from keras_dsnet.detection.detection_trainer import DetectionTrainer
@@ -61,6 +62,37 @@ def test_step_is_the_sum_of_the_gradients_of_all_paths():
     trainer.train_step((images, target))
     for (gradient, variable), wanted in zip(received, expected, strict=True):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-3, atol=1e-4, err_msg=variable.path)
+
+
+def test_detector_of_several_gates_trains():
+    detector = tiny_detector("resnet")
+    trainer = make_trainer(detector=detector, eagerly=True, num_random=1)
+    before = values_of(trainer.optimized_variables)
+    images = np.random.default_rng(0).normal(size=(2, *detector.input_shape[1:]))
+    target = {"boxes": [[[0.1, 0.1, 0.6, 0.7]]] * 2, "classes": [[0], [2]]}
+    target = {key: np.float32(value) for key, value in target.items()}
+    logs = trainer.train_step((images.astype("float32"), target))
+    assert np.isfinite(float(logs["loss"]))
+    after = values_of(trainer.optimized_variables)
+    assert all((old != new).any() for old, new in zip(before, after, strict=True))
+
+
+def test_trainer_is_rebuilt_from_its_config():
+    options = {
+        "target": "ema",
+        "num_random": 1,
+        "negative_ratio": 2.0,
+        "classification": "focal",
+        "box_weight": 0.5,
+        "ema_momentum": 0.9,
+        "decay_norms_and_biases": True,
+        "seed": 3,
+    }
+    config = make_trainer(**options).get_config()
+    assert options.items() <= config.items()
+    copy = DetectionTrainer.from_config(config)
+    assert options.items() <= copy.get_config().items()
+    assert copy.model.class_names == ("red", "green")
 
 
 def test_slimming_heads_stay_as_they_are():
