@@ -1,8 +1,10 @@
 """The routing of a detector: by the gates of its backbone, or by confidence in its scores."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.detection.confidence import CONFIDENCES
@@ -20,6 +22,7 @@ class DetectorRouting(RoutingSettings):
     """
 
     backbone: DynamicSlimmableNetwork
+    class_names: Any
     _runner: SectionRunner
     _images: Any
 
@@ -62,6 +65,32 @@ class DetectorRouting(RoutingSettings):
     @confidence.setter
     def confidence(self, confidence: str) -> None:
         self._confidence = one_of("confidence", confidence, tuple(CONFIDENCES))
+
+    def save_own_variables(self, store: Any) -> None:
+        # Weights files hold the settings too. Those of the backbone are beside its weights.
+        facts = {**self.confidence_config(), "class_names": self.class_names}
+        store["facts"] = np.frombuffer(json.dumps(facts).encode(), "uint8")
+
+    def load_own_variables(self, store: Any) -> None:
+        facts = json.loads(bytes(np.array(store["facts"])))
+        for name in ("confidence_steps", "thresholds", "routing", "confidence"):
+            setattr(self, name, facts[name])
+        if facts["class_names"] is not None:
+            self.class_names = facts["class_names"]
+
+    def confidence_config(self) -> dict:
+        """Returns the settings that are not the backbone's as arguments of the constructor.
+
+        Steps and thresholds that have their defaults are None.
+        """
+        config = self.routing_config()
+        steps = self.confidence_steps if config["thresholds"] else config["confidence_steps"]
+        return {
+            "routing": self.routing,
+            "confidence_steps": steps,
+            "thresholds": config["thresholds"],
+            "confidence": self.confidence,
+        }
 
     def run_routed(
         self,

@@ -31,8 +31,6 @@ from keras_dsnet.models.topology import StepBuilder, split_levels, walk
 from keras_dsnet.utils.argument_checks import check_int, check_number
 
 _PYRAMID_CHANNELS = 256
-# Routes and trained gates are settings of the backbone.
-_ROUTING = ("routing", "confidence_steps", "thresholds")
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -426,8 +424,7 @@ class FSSD(DetectorRouting, EagerPrediction, keras.Model):
             **self._options,
             "class_names": self.class_names,
             "bounding_box_format": self.bounding_box_format,
-            **{name: value for name, value in self.routing_config().items() if name in _ROUTING},
-            "confidence": self.confidence,
+            **self.confidence_config(),
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),

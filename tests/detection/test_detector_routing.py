@@ -82,16 +82,21 @@ def test_settings_are_saved(detector, tmp_path):
     detector.confidence_steps = (0, 1, 3)
     detector.thresholds = (0.25, 0.5)
     detector.replace_routes((0, 1, 3))
+    detector.class_names = ("a", "b", "c")
+    new = type(detector).from_config(tiny_detector().get_config())
     try:
         detector.save(tmp_path / "d.keras")
+        detector.save_weights(tmp_path / "d.weights.h5")
     finally:
         detector.replace_routes(range(4))
-    loaded = keras.models.load_model(tmp_path / "d.keras")
-    assert loaded.routing == "confidence"
-    assert loaded.confidence == "low_entropy"
-    assert loaded.confidence_steps == (0, 1, 3)
-    assert loaded.thresholds == (0.25, 0.5)
-    assert loaded.routes == (0, 1, 3) == loaded.backbone.routes
+    new.load_weights(tmp_path / "d.weights.h5")
+    for loaded in (new, keras.models.load_model(tmp_path / "d.keras")):
+        assert loaded.routing == "confidence"
+        assert loaded.confidence == "low_entropy"
+        assert loaded.confidence_steps == (0, 1, 3)
+        assert loaded.thresholds == (0.25, 0.5)
+        assert loaded.routes == (0, 1, 3) == loaded.backbone.routes
+        assert loaded.class_names == ("a", "b", "c")
 
 
 def test_a_wrong_setting_is_named(detector):

@@ -12,7 +12,11 @@ from keras_dsnet.models import DynamicSlimmableNetwork, Path
 from keras_dsnet.models.executors import MaskedExecutor
 from keras_dsnet.models.subnetwork import as_numpy
 
-DESIGNS = [("mobilenet", "full"), ("resnet", "full"), ("efficientnet", "light")]
+DESIGNS = [
+    pytest.param(("mobilenet", "full"), id="mobilenet-full"),
+    pytest.param(("resnet", "full"), id="resnet-full", marks=pytest.mark.slow),
+    pytest.param(("efficientnet", "light"), id="efficientnet-light", marks=pytest.mark.slow),
+]
 PATHS = {"mobilenet": (2,), "resnet": (0, 2, 1), "efficientnet": (1,)}
 
 
@@ -23,7 +27,7 @@ def assert_equal_outputs(actual, expected, atol=2e-4):
         np.testing.assert_allclose(actual[name] / scale, values / scale, atol=atol, err_msg=name)
 
 
-@pytest.fixture(scope="module", params=DESIGNS, ids="-".join)
+@pytest.fixture(scope="module", params=DESIGNS)
 def designed(request):
     return request.param[0], tiny_detector(*request.param)
 
@@ -152,6 +156,20 @@ def test_every_trained_variable_has_a_gradient(designed):
 @pytest.fixture(scope="module")
 def detector():
     return tiny_detector()
+
+
+def test_a_plain_subnetwork_needs_no_code_of_this_package(detector, tmp_path):
+    images = detector_images(2)
+    expected = detector(images, path="largest")
+    plain = detector.subnetwork("largest", fold_batch_norm=True)
+    plain.save(tmp_path / "plain.keras")
+    loaded = keras.models.load_model(tmp_path / "plain.keras", custom_objects={})
+    # A call without `training` must not train: some layers of Keras would make it so.
+    assert_equal_outputs(loaded(images), expected)
+    assert_equal_outputs(loaded(images), expected)
+    converter = tf.lite.TFLiteConverter.from_keras_model(plain)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    assert len(converter.convert()) > 1000
 
 
 def test_training_moves_the_statistics_of_its_width_only(detector):
