@@ -1,7 +1,7 @@
 """The flags of the programs; each definition checks its value while the flag is parsed.
 
-A flag that two programs share is defined once, here or in training_flags.py. A program defines its other flags itself, by
-the kinds of flags at the end of this file. Nothing here imports TensorFlow.
+A flag that two programs share is defined once, here or in training_flags.py. A program defines its
+other flags itself, by the kinds of flags at the end of this file. Nothing here imports TensorFlow.
 """
 
 import math
