@@ -26,7 +26,7 @@ def values_of(variables):
     return [variable.numpy() for variable in variables]
 
 
-@pytest.mark.parametrize("target", ["boxes", "ema"])
+@pytest.mark.parametrize("target", ["boxes", pytest.param("ema", marks=pytest.mark.long)])
 def test_small_training_finds_the_squares_at_every_width(target):
     trainer = make_trainer(num_random=1, target=target, ema_momentum=0.9)
     validation = scenes(32, 1)
@@ -216,7 +216,7 @@ print("losses", loss, other)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_replicas_train_as_one(tmp_path):
     # The replicas have different numbers of matched anchors.
     program = tmp_path / "program.py"
