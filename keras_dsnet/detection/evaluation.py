@@ -33,11 +33,11 @@ def evaluate_detection(
     Args:
         detector: Detector with the methods `detect(images, path=None, score_threshold=...,
             max_detections=...)`, which returns a list with a dict of `"boxes"` (`"rel_yxyx"`),
-            `"scores"` and `"classes"` for each image, and optionally its `"path"`, and
-            `madds(path)`.
+            `"scores"` and `"classes"` for each image, and optionally its `"path"` and the
+            `"madds"` of all that ran, and `madds(path)`.
         dataset: Batches of `(images, target)`, as of `detection_evaluation_pipeline`.
         paths: Sequence of the paths to measure. `"dynamic"` is the routed network. Defaults to
-            every width, and the routed network if its gates are trained.
+            every width, and the routed network if its gates are trained or it routes by confidence.
         metric: `"voc07"`, `"voc"` or `"coco"`, as in `DetectionMetric`. Defaults to `"voc07"`.
         class_names: Sequence of str, one name per class. Defaults to `detector.class_names`, else
             to the numbers of `detector.classes`.
@@ -49,9 +49,9 @@ def evaluate_detection(
 
     Returns:
         List of dicts with `"path"`, `"madds"` and the entries of `DetectionMetric.result`. MAdds of
-        the routed network are the mean over the images, None if the detector does not return their
-        paths. Its row also has `"shares"`, a list with a dict for each gate, from widths to the
-        shares of the images that took them.
+        the routed network are the mean over the images, with every width that was tried; None if
+        the detector returns neither them nor the paths. Its row also has `"shares"`, a list with a
+        dict for each gate, from widths to the shares of the images that took them.
 
     Raises:
         ValueError: There is no such metric, or the data set is empty.
@@ -62,13 +62,15 @@ def evaluate_detection(
         )
     check_num_batches(num_batches)
     if paths is None:
-        paths = [*range(detector.num_widths), *([_DYNAMIC] if detector.gates_trained else [])]
+        routes = detector.gates_trained or getattr(detector, "routing", None) == "confidence"
+        paths = [*range(detector.num_widths), *([_DYNAMIC] if routes else [])]
     if class_names is None:
         class_names = getattr(detector, "class_names", None)
     if class_names is None:
         class_names = [str(index) for index in range(detector.classes)]
     counted = [DetectionMetric(metric, class_names=class_names) for _ in paths]
     routed: collections.Counter = collections.Counter()
+    ran: list[float] = []
     count = 0
     for images, target in itertools.islice(dataset, num_batches):
         targets = _targets(target, images.shape, bounding_box_format)
@@ -83,30 +85,35 @@ def evaluate_detection(
             for each, detections in zip(targets, found, strict=True):
                 counted[index].update(each, detections)
                 if path == _DYNAMIC and "path" in detections:
-                    routed[detections["path"]] += 1
+                    taken = detections["path"]
+                    routed[taken] += 1
+                    # By confidence an image runs more than the path that it ends at.
+                    madds = detections.get("madds")
+                    ran.append(detector.madds(taken) if madds is None else madds)
     if not count:
         raise ValueError("`dataset` must have one image or more. Received: none")
     if metrics is not None:
         metrics.update(zip(paths, counted, strict=True))
     return [
-        {"path": path, **_costs(detector, path, routed), **each.result()}
+        {"path": path, **_costs(detector, path, routed, ran), **each.result()}
         for path, each in zip(paths, counted, strict=True)
     ]
 
 
-def _costs(detector, path, routed):
+def _costs(detector, path, routed, ran):
     """Returns the MAdds of a path, of the routed network with the shares of its widths."""
     if path != _DYNAMIC:
         return {"madds": detector.madds(path)}
-    images = sum(routed.values())
-    if not images:
+    if not ran:
         return {"madds": None}
-    madds = sum(detector.madds(taken) * count for taken, count in routed.items()) / images
     shares = collections.defaultdict(collections.Counter)
     for taken, count in routed.items():
         for gate, width in enumerate(taken if isinstance(taken, tuple) else (taken,)):
-            shares[gate][width] += count / images
-    return {"madds": float(madds), "shares": [dict(sorted(s.items())) for s in shares.values()]}
+            shares[gate][width] += count / len(ran)
+    return {
+        "madds": float(np.mean(ran)),
+        "shares": [dict(sorted(share.items())) for share in shares.values()],
+    }
 
 
 def _targets(target, shape, bounding_box_format):

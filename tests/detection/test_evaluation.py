@@ -71,6 +71,20 @@ def test_rows_of_widths_and_of_the_routed_network(batches, metric):
     assert list(metrics) == [0, 1, "dynamic"]
 
 
+def test_every_step_that_ran_is_counted_and_routing_by_confidence_has_a_row(batches):
+    class Confident(Detector):
+        gates_trained, routing = False, "confidence"
+
+        def detect(self, images, path=None, **options):
+            found = super().detect(images, path, **options)
+            # Every image ran width 0 first.
+            return [{**each, "madds": 100 + 200 * each["path"]} for each in found]
+
+    rows = evaluate_detection(Confident(batches), batches)
+    assert [row["path"] for row in rows] == [0, 1, "dynamic"]
+    assert rows[2]["madds"] == pytest.approx(100 + 200 / 3)
+
+
 def test_other_formats_and_fewer_batches(voc_folder):
     settings = {"image_size": 24, "batch_size": 3, "preprocess": lambda images: images}
     source = load_detection_source(voc_folder)
