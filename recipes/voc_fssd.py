@@ -86,8 +86,8 @@ training_flags.define_recalibration()
 
 def check_flags():
     """Raises an error for a missing file or folder, and for flags that contradict each other."""
-    detection.check_data()
     checks.check_workdir(FLAGS.workdir, folders=checks.FOLDERS, files=detection.FILES)
+    detection.check_data()
     checks.check_plots()
     widths = detection.check_detector()
     if FLAGS.alone is not None and widths and FLAGS.alone >= widths:

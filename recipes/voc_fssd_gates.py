@@ -43,8 +43,8 @@ shared.define_number(
 
 def check_flags():
     """Raises an error for a missing file, and for a value that does not fit the detector."""
-    detection.check_data()
     checks.check_workdir(FLAGS.workdir, folders=checks.FOLDERS, files=detection.FILES)
+    detection.check_data()
     checks.check_plots()
     saved = detection.check_saved_detector()
     if detection.find_detector().parent.resolve() == pathlib.Path(FLAGS.workdir).resolve():

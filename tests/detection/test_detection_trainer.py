@@ -69,8 +69,9 @@ def test_detector_of_several_gates_trains():
     trainer = make_trainer(detector=detector, eagerly=True, num_random=1)
     before = values_of(trainer.optimized_variables)
     images = np.random.default_rng(0).normal(size=(2, *detector.input_shape[1:]))
-    target = {"boxes": [[[0.1, 0.1, 0.6, 0.7]]] * 2, "classes": [[0], [2]]}
-    target = {key: np.float32(value) for key, value in target.items()}
+    # Boxes that are anchors of all three maps, so that every head has something to learn.
+    boxes = np.clip(np.asarray(detector.anchors)[[0, 100, 220, 240, 253, 255]], 0, 1)
+    target = {"boxes": np.float32([boxes, boxes]), "classes": np.float32([[0, 1, 2] * 2] * 2)}
     logs = trainer.train_step((images.astype("float32"), target))
     assert np.isfinite(float(logs["loss"]))
     after = values_of(trainer.optimized_variables)

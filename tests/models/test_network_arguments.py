@@ -71,7 +71,7 @@ def test_arguments_of_a_network(options, message):
         ({"activation": "swosh"}, "activation='swosh'"),
         ({"activation": None}, "activation=None"),
         ({"attention": "relu"}, "attention='relu'"),
-        ({"attention": None}, "attention=None"),
+        ({"attention": "none"}, "attention='none'"),
         ({"attention_ratio": 0}, "attention_ratio=0"),
         ({"attention_ratio": np.inf}, "attention_ratio=inf"),
         ({"slimming_head": "two"}, "slimming_head='two'"),
