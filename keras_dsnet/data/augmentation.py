@@ -259,6 +259,31 @@ def pad_crop_flip(images, seed, padding=CIFAR_PADDING, hflip=True):
     return tf.ensure_shape(cropped, images.shape)
 
 
+def pad_crop_flip_image(image, seed, padding=CIFAR_PADDING, hflip=True):
+    """Changes one image as `pad_crop_flip` changes a batch of one, without gathering its pixels.
+
+    Args:
+        image: Tensor `[height, width, channels]` of any dtype.
+        seed: Int tensor `[2]`.
+        padding: Int, pixels added on each side. Defaults to 4.
+        hflip: Bool, whether to mirror the image. Defaults to True.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    shape = image.shape
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
+    if padding:
+        size = tf.shape(image)
+        offsets = tf.random.stateless_uniform([2], crop_seed, 0, 2 * padding + 1, tf.int32)
+        image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
+        image = tf.slice(image, tf.concat([offsets, [0]], 0), size)
+    if hflip:
+        is_mirrored = tf.random.stateless_uniform([], flip_seed) < 0.5
+        image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.ensure_shape(image, shape)
+
+
 def inception_window(shape, seed):
     """Draws the window of an inception crop: 8 to 100 % of the area, aspect ratio 3/4 to 4/3.
 
