@@ -137,16 +137,49 @@ def _auto_augment(policy):
     sharpness = _SeededLayers(
         lambda layers: [layers.RandomSharpness(0.0, value_range=_VALUE_RANGE, seed=0)]
     )
-    equalize = _SeededLayers(lambda layers: [layers.Equalization(value_range=_VALUE_RANGE, seed=0)])
-    autocontrast = _SeededLayers(
-        lambda layers: [layers.AutoContrast(value_range=_VALUE_RANGE, seed=0)]
-    )
     library = {
         "sharpness": sharpen,
-        "equalize": functools.partial(equalize, seed=None),
-        "autocontrast": functools.partial(autocontrast, seed=None),
+        "equalize": equalize,
+        "autocontrast": autocontrast,
     }
     return functools.partial(auto_augment, policy=policy, library=library)
+
+
+def equalize(image):
+    """Equalizes the histogram of each channel, as KerasCV's `Equalization` does.
+
+    Args:
+        image: float32 tensor `[height, width, 3]`, from 0 to 255.
+
+    Returns:
+        float32 tensor of the same shape, of whole numbers.
+    """
+    values = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
+    counts = tf.math.bincount(tf.reshape(values, [-1]), minlength=768, maxlength=768)
+    counts = tf.reshape(counts, [3, 256])
+    least = tf.reduce_min(tf.where(counts == 0, counts.dtype.max, counts), 1, keepdims=True)
+    step = (tf.reduce_sum(counts, 1, keepdims=True) - least) // 255
+    table = tf.cumsum(counts, 1, exclusive=True)[:, 1:] + tf.maximum(step, 1) // 2
+    table = tf.pad(table // tf.maximum(step, 1), [[0, 0], [1, 0]])
+    table = tf.where(step == 0, tf.range(256), tf.clip_by_value(table, 0, 255))
+    return tf.gather(tf.cast(tf.reshape(table, [-1]), tf.float32), values)
+
+
+def autocontrast(image):
+    """Stretches the values of each channel to the range from 0 to 255.
+
+    Args:
+        image: float32 tensor `[height, width, 3]`, from 0 to 255.
+
+    Returns:
+        Tensor of the same shape and dtype. A channel of one value is not changed.
+    """
+    # Reducing rows first keeps the inner dimension long, which is faster.
+    low = tf.reduce_min(tf.reduce_min(image, 0), 0)
+    high = tf.reduce_max(tf.reduce_max(image, 0), 0)
+    scale = tf.where(high > low, 255.0 / (high - low), 1.0)
+    offset = tf.where(high > low, -low * scale, 0.0)
+    return tf.clip_by_value(image * scale + offset, 0.0, 255.0)
 
 
 def _random_erasing(probability):
