@@ -12,7 +12,7 @@ random erasing, by AutoAugment or by RandAugment with two operations, and evalua
 alternate in one process that may use one core only. A turn counts the processor time of all threads
 until the prefetched batches are replaced, so that other programs on the machine hardly matter. The
 program prints images per second of processor time, and the ratio of the package to the reference,
-and writes them as CSV, JSON and Markdown. docs/results/input.md has the results.
+and writes them as CSV, JSON and Markdown.
 """
 
 import functools
@@ -53,7 +53,8 @@ shared.define_workdir("Folder that the figures are written into.")
 shared.define_batch_size(64, "Images per batch.")
 shared.define_rounds(7, "Number of rounds of the comparison.")
 flags.DEFINE_integer("images", 128, "Number of photographs of each size.", lower_bound=4)
-flags.DEFINE_integer("steps", 2, "Number of batches of a turn.", lower_bound=1)
+# The package makes two batches at a time, so a turn of one would count none or two.
+flags.DEFINE_integer("steps", 4, "Number of batches of a turn, even.", lower_bound=2)
 flags.DEFINE_multi_enum(
     "size", list(SIZES), list(SIZES), "Width and height of the photographs. Can be repeated."
 )
