@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from keras_dsnet.data.auto_augment import AUTO_AUGMENT_POLICIES, auto_augment
@@ -86,16 +87,43 @@ def _rand_augment(operations, magnitude):
 
 
 def _color_jitter(strength):
-    # KerasCV adds to the brightness instead of multiplying it; half of white is a usual mean. Its
-    # saturation factor f multiplies the saturation by f / (1 - f).
-    saturation = tuple(scale / (1 + scale) for scale in (1 - strength, 1 + strength))
-    return _SeededLayers(
-        lambda layers: [
-            layers.RandomBrightness(strength / 2, value_range=_VALUE_RANGE, seed=0),
-            layers.RandomContrast(value_range=_VALUE_RANGE, factor=strength, seed=0),
-            layers.RandomSaturation(saturation, seed=0),
-        ]
+    return functools.partial(color_jitter, strength=strength)
+
+
+def color_jitter(image, seed, strength):
+    """Changes brightness, contrast and saturation, in this order.
+
+    Half of white, a usual mean, times a factor is added to the brightness.
+
+    Args:
+        image: float32 tensor `[height, width, 3]`, from 0 to 255.
+        seed: Int tensor `[2]`.
+        strength: Float in [0, 1], largest relative change.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    shape = image.shape
+    low, high = 1 - strength, 1 + strength
+    ranges = ((-strength / 2, strength / 2), (low, high), (low / (1 + low), high / (1 + high)))
+    brightness, contrast, saturation = (
+        tf.random.stateless_uniform([], tf.random.fold_in(seed, number), *limits)
+        for number, limits in enumerate(ranges, start=1)
     )
+    # Operations on whole planes are several times as fast as on interleaved channels.
+    planes = tf.transpose(image, (2, 0, 1))
+    planes = tf.clip_by_value(planes + 255.0 * brightness, 0.0, 255.0)
+    means = tf.reduce_mean(planes, (1, 2), keepdims=True)
+    planes = tf.clip_by_value((planes - means) * contrast + means, 0.0, 255.0)
+    red, green, blue = tf.unstack(planes)
+    most = tf.maximum(tf.maximum(red, green), blue)
+    least = tf.minimum(tf.minimum(red, green), blue)
+    # The saturation in HSV is (most - least) / most, and at most 1.
+    factor = tf.minimum(
+        saturation / (1 - saturation), most / tf.maximum(most - least, keras.config.epsilon())
+    )
+    planes = most - (most - planes) * factor
+    return tf.ensure_shape(tf.transpose(planes, (1, 2, 0)), shape)
 
 
 def _auto_augment(policy):
@@ -109,16 +137,49 @@ def _auto_augment(policy):
     sharpness = _SeededLayers(
         lambda layers: [layers.RandomSharpness(0.0, value_range=_VALUE_RANGE, seed=0)]
     )
-    equalize = _SeededLayers(lambda layers: [layers.Equalization(value_range=_VALUE_RANGE, seed=0)])
-    autocontrast = _SeededLayers(
-        lambda layers: [layers.AutoContrast(value_range=_VALUE_RANGE, seed=0)]
-    )
     library = {
         "sharpness": sharpen,
-        "equalize": functools.partial(equalize, seed=None),
-        "autocontrast": functools.partial(autocontrast, seed=None),
+        "equalize": equalize,
+        "autocontrast": autocontrast,
     }
     return functools.partial(auto_augment, policy=policy, library=library)
+
+
+def equalize(image):
+    """Equalizes the histogram of each channel, as KerasCV's `Equalization` does.
+
+    Args:
+        image: float32 tensor `[height, width, 3]`, from 0 to 255.
+
+    Returns:
+        float32 tensor of the same shape, of whole numbers.
+    """
+    values = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
+    counts = tf.math.bincount(tf.reshape(values, [-1]), minlength=768, maxlength=768)
+    counts = tf.reshape(counts, [3, 256])
+    least = tf.reduce_min(tf.where(counts == 0, counts.dtype.max, counts), 1, keepdims=True)
+    step = (tf.reduce_sum(counts, 1, keepdims=True) - least) // 255
+    table = tf.cumsum(counts, 1, exclusive=True)[:, 1:] + tf.maximum(step, 1) // 2
+    table = tf.pad(table // tf.maximum(step, 1), [[0, 0], [1, 0]])
+    table = tf.where(step == 0, tf.range(256), tf.clip_by_value(table, 0, 255))
+    return tf.gather(tf.cast(tf.reshape(table, [-1]), tf.float32), values)
+
+
+def autocontrast(image):
+    """Stretches the values of each channel to the range from 0 to 255.
+
+    Args:
+        image: float32 tensor `[height, width, 3]`, from 0 to 255.
+
+    Returns:
+        Tensor of the same shape and dtype. A channel of one value is not changed.
+    """
+    # Reducing rows first keeps the inner dimension long, which is faster.
+    low = tf.reduce_min(tf.reduce_min(image, 0), 0)
+    high = tf.reduce_max(tf.reduce_max(image, 0), 0)
+    scale = tf.where(high > low, 255.0 / (high - low), 1.0)
+    offset = tf.where(high > low, -low * scale, 0.0)
+    return tf.clip_by_value(image * scale + offset, 0.0, 255.0)
 
 
 def _random_erasing(probability):
@@ -257,6 +318,31 @@ def pad_crop_flip(images, seed, padding=CIFAR_PADDING, hflip=True):
     rows = tf.gather(padded, offsets[0] + tf.range(height), axis=1, batch_dims=1)
     cropped = tf.gather(rows, offsets[1] + columns, axis=2, batch_dims=1)
     return tf.ensure_shape(cropped, images.shape)
+
+
+def pad_crop_flip_image(image, seed, padding=CIFAR_PADDING, hflip=True):
+    """Changes one image as `pad_crop_flip` changes a batch of one, without gathering its pixels.
+
+    Args:
+        image: Tensor `[height, width, channels]` of any dtype.
+        seed: Int tensor `[2]`.
+        padding: Int, pixels added on each side. Defaults to 4.
+        hflip: Bool, whether to mirror the image. Defaults to True.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    shape = image.shape
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed))
+    if padding:
+        size = tf.shape(image)
+        offsets = tf.random.stateless_uniform([2], crop_seed, 0, 2 * padding + 1, tf.int32)
+        image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]])
+        image = tf.slice(image, tf.concat([offsets, [0]], 0), size)
+    if hflip:
+        is_mirrored = tf.random.stateless_uniform([], flip_seed) < 0.5
+        image = tf.cond(is_mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+    return tf.ensure_shape(image, shape)
 
 
 def inception_window(shape, seed):

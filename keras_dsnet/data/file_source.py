@@ -1,6 +1,8 @@
 """Image files on a disk, as an image source."""
 
+import functools
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -20,6 +22,8 @@ from keras_dsnet.utils import UserError
 
 _FILES_AT_ONCE = 16
 _GRAY = 127.5  # replaces an unreadable image in training
+# Two smaller batches are made at a time. Two larger ones would take too much memory.
+_OVERLAPPED_BYTES = 2**27
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +106,117 @@ class FileSource(ImageSource):
         path, orientation = stored if isinstance(stored, tuple) else (stored, None)
         return decode_image(tf.io.read_file(path), window_of, orientation)
 
+    def map_training(
+        self,
+        function: Callable,
+        replacement: Callable[[], tf.Tensor],
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int = 0,
+    ) -> tf.data.Dataset:
+        epoch_size = self.steps_per_epoch(batch_size) * batch_size
+        example_at = self._example_function()
+        unreadable_paths: dict[bytes, bool] = {}
+        with tf.Graph().as_default():
+            shape = tuple(replacement().shape)
+
+        def examples(step):
+            positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+            indices = shuffled_indices(positions, seed, epoch_size, self.num_examples)
+            return positions, *example_at(indices)
+
+        def numbered(number, position, stored):
+            return number, function(position, stored)
+
+        # One data set for each batch, because only a data set can ignore errors.
+        def batch(positions, stored, labels):
+            indexed = tf.data.Dataset.from_tensor_slices((tf.range(batch_size), positions, stored))
+            readable = indexed.map(
+                numbered,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            ).ignore_errors()
+            none = tf.data.Dataset.from_tensors((tf.zeros([0], tf.int32), tf.zeros([0, *shape])))
+            return (
+                readable.batch(batch_size)
+                .concatenate(none)
+                .take(1)
+                .map(lambda numbers, images: (complete(numbers, images, stored), labels))
+            )
+
+        def complete(numbers, images, stored):
+            images = tf.cond(
+                tf.size(numbers) == batch_size,
+                lambda: images,
+                lambda: replaced(numbers, images, stored),
+            )
+            return tf.ensure_shape(images, (batch_size, *shape))
+
+        def replaced(numbers, images, stored):
+            paths = stored[0] if isinstance(stored, tuple) else stored
+            is_there = tf.scatter_nd(numbers[:, tf.newaxis], tf.ones_like(numbers), [batch_size])
+            is_lost = is_there == 0
+            report = functools.partial(self._report_all, unreadable_paths)
+            is_reported = tf.numpy_function(report, [tf.boolean_mask(paths, is_lost)], tf.bool)
+            with tf.control_dependencies([is_reported]):
+                filled = tf.repeat(replacement()[tf.newaxis], batch_size, axis=0)
+                return tf.tensor_scatter_nd_update(filled, numbers[:, tf.newaxis], images)
+
+        groups = tf.data.Dataset.range(start_step, tf.int64.max).map(examples)
+        # The next batch is begun while the last images of a batch are made.
+        is_small = 4 * batch_size * math.prod(shape) < _OVERLAPPED_BYTES
+        return groups.interleave(
+            batch,
+            cycle_length=2 if is_small else 1,
+            num_parallel_calls=2 if is_small else 1,
+            deterministic=True,
+        )
+
+    def map_evaluation(self, function: Callable, batch_size: int) -> tf.data.Dataset:
+        unreadable_paths: dict[bytes, bool] = {}
+
+        def numbered(number, example):
+            stored, label = example
+            return number, function(stored), label
+
+        def report(first, numbers):
+            lost = sorted(set(range(first, numbers[-1])) - set(numbers.tolist()))
+            self._report_all(unreadable_paths, [os.fsencode(self.paths[index]) for index in lost])
+            if numbers[-1] == self.num_examples:
+                self._log_unreadable(unreadable_paths)
+            return np.True_
+
+        # Gaps in the numbers show which images were left out.
+        def check(first, batch):
+            numbers, images, labels = batch
+            is_end = numbers[-1] == self.num_examples
+            is_reported = tf.cond(
+                is_end | (numbers[-1] - first + 1 != tf.size(numbers, tf.int64)),
+                lambda: tf.ensure_shape(tf.numpy_function(report, [first, numbers], tf.bool), []),
+                lambda: True,
+            )
+            with tf.control_dependencies([is_reported]):
+                return numbers[-1] + 1, (tf.identity(images), labels)
+
+        batches = (
+            self.ordered_examples()
+            .enumerate()
+            .map(numbered, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .ignore_errors()
+            .batch(batch_size)
+        )
+        shape = batches.element_spec[1].shape[1:]
+        end = tf.data.Dataset.from_tensors(
+            (
+                tf.constant([self.num_examples], tf.int64),
+                tf.zeros([0, *shape]),
+                tf.zeros([0], tf.int32),
+            )
+        )
+        batches = batches.concatenate(end).scan(tf.constant(0, tf.int64), check)
+        return batches.filter(lambda images, labels: tf.size(labels) > 0)
+
     def map_examples(
         self,
         dataset: tf.data.Dataset,
@@ -142,6 +257,11 @@ class FileSource(ImageSource):
     def _replacement_label(self, label):
         """Returns the label of the gray image in the place of an unreadable one."""
         return label
+
+    def _report_all(self, unreadable_paths, paths):
+        for path in paths:
+            self._report(path, unreadable_paths)
+        return np.True_
 
     def _report(self, path, unreadable_paths):
         """Logs an unreadable file once, or raises the error for it."""

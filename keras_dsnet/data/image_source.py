@@ -143,6 +143,70 @@ class ImageSource:
         """
         raise NotImplementedError
 
+    def map_training(
+        self,
+        function: Callable,
+        replacement: Callable[[], tf.Tensor],
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int = 0,
+    ) -> tf.data.Dataset:
+        """Returns an endless stream of shuffled batches of prepared images.
+
+        Args:
+            function: Function from an index and a stored image, as `training_examples` returns
+                them, to a float32 image.
+            replacement: Function without arguments that returns the image, of the same shape, that
+                replaces an unreadable one. Only the files of a folder can become unreadable.
+            seed: Int. The order of epoch `e` is a function of `(seed, e)`.
+            batch_size: Int, images per batch.
+            start_step: Int, index of the first batch. Defaults to 0.
+
+        Returns:
+            `tf.data.Dataset` of images `[batch, height, width, 3]` and int32 labels `[batch]`.
+        """
+        del replacement
+        epoch_size = self.steps_per_epoch(batch_size) * batch_size
+
+        def prepared(index, stored, label):
+            return function(index, stored), label
+
+        return (
+            self.training_examples(seed, epoch_size, start_step * batch_size)
+            .map(
+                prepared,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .batch(batch_size, drop_remainder=True)
+        )
+
+    def map_evaluation(self, function: Callable, batch_size: int) -> tf.data.Dataset:
+        """Returns batches of all prepared images, once and in order.
+
+        Args:
+            function: Function from a stored image to a float32 image.
+            batch_size: Int, images per batch. The last batch may be smaller.
+
+        Returns:
+            `tf.data.Dataset` of images `[batch, height, width, 3]` and int32 labels `[batch]`.
+            Files of a folder that have become unreadable are left out.
+        """
+
+        def prepared(stored, label):
+            return function(stored), label
+
+        return (
+            self.ordered_examples()
+            .map(
+                prepared,
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            .batch(batch_size)
+        )
+
     def map_examples(
         self,
         dataset: tf.data.Dataset,

@@ -1,6 +1,7 @@
 """Input pipelines, from an image source to batches."""
 
 import functools
+import math
 import numbers
 from collections.abc import Callable
 
@@ -11,8 +12,13 @@ from keras_dsnet.data.augmentation import (
     image_augmentations,
     inception_window,
     pad_crop_flip,
+    pad_crop_flip_image,
 )
 from keras_dsnet.data.image_source import ArraySource, ImageSource
+
+_GRAY = 127.5  # replaces an unreadable image in training
+# Of larger batches only one is prefetched: 512 images of 224x224 take 308 MB.
+_LARGE_BYTES = 2**27
 
 
 def training_pipeline(
@@ -91,7 +97,6 @@ def training_pipeline(
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more. Received: {start_step}")
     size = as_size(image_size)
-    steps = source.steps_per_epoch(batch_size)
     if hflip is None:
         hflip = source.mirrorable and augmentation != "none"
     padding = CIFAR_PADDING if augmentation == "cifar" else 0
@@ -104,18 +109,35 @@ def training_pipeline(
     )
     fits = source.image_shape is not None and source.image_shape[:2] == size
     if isinstance(source, ArraySource) and fits and augmentation != "imagenet" and not policies:
-        batches = _gathered_batches(source, batch_size, seed, start_step, padding, hflip)
+        batches = _gathered_batches(source, batch_size, seed, start_step, padding, hflip).map(
+            lambda images, labels: (_as_input(preprocess, images), labels),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
     else:
         crop = _inception_crop if augmentation == "imagenet" else _no_crop
         prepare = _example_function(source, size, seed, crop, padding, hflip, policies)
-        examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
-        examples = source.map_examples(examples, prepare, (*size, 3), replace_unreadable=True)
-        batches = examples.batch(batch_size, drop_remainder=True)
-    return batches.map(
-        lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    ).prefetch(tf.data.AUTOTUNE)
+
+        def make_input(position, stored):
+            return _as_input(preprocess, prepare(position, stored))
+
+        batches = source.map_training(
+            make_input,
+            lambda: _as_input(preprocess, tf.fill((*size, 3), _GRAY)),
+            seed=seed,
+            batch_size=batch_size,
+            start_step=start_step,
+        )
+    return _prefetched(batches, batch_size, size)
+
+
+def _as_input(preprocess, images):
+    return tf.cast(preprocess(images), tf.float32)
+
+
+def _prefetched(batches, batch_size, image_size):
+    num_bytes = 12 * batch_size * math.prod(image_size)
+    return batches.prefetch(tf.data.AUTOTUNE if num_bytes < _LARGE_BYTES else 1)
 
 
 def _gathered_batches(source, batch_size, seed, start_step, padding, hflip):
@@ -129,16 +151,16 @@ def _gathered_batches(source, batch_size, seed, start_step, padding, hflip):
 
 
 def _example_function(source, image_size, seed, crop, padding, hflip, policies):
-    def prepare(position, stored, label):
+    def prepare(position, stored):
         crop_seed, shift_seed, *seeds = tf.unstack(
             tf.random.split(_key(seed, position), 2 + len(policies))
         )
         image = crop(source, stored, image_size, crop_seed)
         if padding or hflip:
-            image = pad_crop_flip(image[tf.newaxis], shift_seed, padding, hflip)[0]
+            image = pad_crop_flip_image(image, shift_seed, padding, hflip)
         for policy, policy_seed in zip(policies, seeds, strict=True):
             image = policy(image, policy_seed)
-        return tf.ensure_shape(image, (*image_size, 3)), label
+        return tf.ensure_shape(image, (*image_size, 3))
 
     return prepare
 
@@ -205,16 +227,11 @@ def evaluation_pipeline(
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1]. Received: {crop_fraction}")
 
-    def prepare(stored, label):
-        return whole_image(source, stored, size, crop_fraction), label
+    def make_input(stored):
+        return _as_input(preprocess, whole_image(source, stored, size, crop_fraction))
 
-    dataset = source.map_examples(
-        source.ordered_examples(), prepare, (*size, 3), replace_unreadable=False
-    )
-    dataset = dataset.batch(batch_size).map(
-        lambda images, labels: (tf.cast(preprocess(images), tf.float32), labels)
-    )
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    batches = source.map_evaluation(make_input, batch_size)
+    return _prefetched(batches, batch_size, size)
 
 
 def whole_image(source, stored, image_size, crop_fraction=1.0):

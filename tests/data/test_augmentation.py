@@ -9,6 +9,9 @@ import tensorflow as tf
 
 import keras_dsnet.data
 from keras_dsnet.data.augmentation import (
+    autocontrast,
+    color_jitter,
+    equalize,
     image_augmentations,
     inception_window,
     pad_crop_flip,
@@ -212,3 +215,31 @@ def test_erasing_happens_as_often_as_asked():
         for seed in range(200)
     ]
     assert 0.15 < np.mean(erased) < 0.35
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_equalize_and_autocontrast_are_those_of_keras_cv(image, flat):
+    import keras_cv
+
+    image = tf.concat([image[..., :2] * 0.5 + 20, image[..., 2:] * (0.0 if flat else 1.0)], -1)
+    for ours, layer in (
+        (equalize, keras_cv.layers.Equalization((0, 255))),
+        (autocontrast, keras_cv.layers.AutoContrast((0, 255))),
+    ):
+        np.testing.assert_array_equal(ours(image), layer(image))
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_by_their_draws(image):
+    import keras_cv
+
+    seed, seen = _key(5), color_jitter(image, _key(5), 0.4).numpy()
+    lows, highs = (-0.2, 0.6, 0.6 / 1.6), (0.2, 1.4, 1.4 / 2.4)
+    brightness, contrast, saturation = (
+        float(tf.random.stateless_uniform([], tf.random.fold_in(seed, number + 1), low, high))
+        for number, (low, high) in enumerate(zip(lows, highs, strict=True))
+    )
+    expected = tf.clip_by_value(image + 255 * brightness, 0.0, 255.0)
+    expected = tf.image.adjust_contrast(expected, contrast)
+    expected = tf.clip_by_value(expected, 0.0, 255.0)
+    layer = keras_cv.layers.RandomSaturation((saturation, saturation))
+    np.testing.assert_allclose(seen, layer(expected), atol=1e-2)

@@ -1,6 +1,7 @@
 """Folders of class folders opened as data sets."""
 
 import logging
+import pathlib
 import shutil
 
 import numpy as np
@@ -161,3 +162,45 @@ def test_a_broken_preparation_is_not_taken_for_a_broken_image(image_folder):
     examples = source.map_examples(source.ordered_examples(), fails, (16, 16, 3), True)
     with pytest.raises(Exception, match="can be read, but preparing it failed"):
         list(examples)
+
+
+def fails(*example):
+    label = tf.strings.length(example[-1])
+    with tf.control_dependencies([tf.debugging.Assert(label < 0, [label])]):
+        return tf.zeros((16, 16, 3))
+
+
+def test_a_batch_is_not_made_of_replacements_if_preparing_is_broken(image_folder):
+    source = load_source(image_folder)
+    batches = source.map_training(fails, lambda: tf.zeros((16, 16, 3)), seed=0, batch_size=5)
+    with pytest.raises(tf.errors.OpError, match="can be read, but preparing it failed"):
+        list(batches.take(1))
+    with pytest.raises(tf.errors.OpError, match="can be read, but preparing it failed"):
+        list(source.map_evaluation(fails, batch_size=5))
+
+
+def test_a_batch_without_a_readable_image_is_gray_and_evaluation_says_so(
+    image_folder, to_float, caplog
+):
+    source = load_source(image_folder)
+    for path in source.paths:
+        pathlib.Path(path).write_bytes(b"broken")
+    settings = {"image_size": 16, "batch_size": 9, "preprocess": to_float}
+    (images, _) = next(iter(training_pipeline(source, seed=1, **settings)))
+    np.testing.assert_array_equal(images, np.full((9, 16, 16, 3), 127.5, np.float32))
+    with pytest.raises(tf.errors.OpError, match=r"none of the 27 images in .* can be read"):
+        list(evaluation_pipeline(source, **settings))
+
+
+@pytest.mark.parametrize("broken", [[0], [26], [8, 9, 10], [25, 26]], ids=str)
+def test_evaluation_names_every_image_that_it_leaves_out(image_folder, to_float, caplog, broken):
+    source = load_source(image_folder)
+    for index in broken:
+        pathlib.Path(source.paths[index]).write_bytes(b"broken")
+    with caplog.at_level(logging.WARNING):
+        batches = evaluation_pipeline(source, image_size=16, batch_size=9, preprocess=to_float)
+        labels = np.concatenate([labels for _, labels in batches])
+    np.testing.assert_array_equal(labels, np.delete(source.labels, broken))
+    for index in broken:
+        assert caplog.text.count(f"image {source.paths[index]} cannot be read") == 1
+    assert f"evaluation left out {len(broken)} of 27 images" in caplog.text

@@ -9,7 +9,7 @@ import saved_network
 from light_programs import run_light_program
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
-BENCHMARKS = ("confidence", "mobile", "routing", "slicing", "training")
+BENCHMARKS = ("confidence", "input", "mobile", "routing", "slicing", "training")
 PROGRAMS = (
     "calibrate.py",
     "demo.py",
