@@ -94,6 +94,7 @@ def test_a_file_without_masks_is_of_an_earlier_version(exported):
         force_route(content, 0)
 
 
+@pytest.mark.long
 def test_each_of_ten_gates_has_its_own_bounds(tmp_path):
     """In the alphabetical order of names, the tenth comes before the second."""
     stages = (ResNetStage(1, 1, (8, 16)),) * 10

@@ -96,7 +96,7 @@ def test_calls_of_every_size_trace_nothing_new(network):
     assert network.trace_count == traces
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_routed_calls_take_no_memory(network):
     def resident():
         return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
