@@ -198,7 +198,7 @@ def test_two_replicas_with_synchronized_batch_norm_equal_one_device(tmp_path):
     assert figures["recalibrated_apart"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_synchronized_batch_norm_replicas_agree_with_each_other_only(tmp_path):
     figures = run(tmp_path, "local")
     assert figures["apart"] == 0
