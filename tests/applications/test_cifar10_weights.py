@@ -1,4 +1,4 @@
-"""The weights that come with the package: a CIFAR-10 network with a trained gate."""
+"""The weights that come with the package: a CIFAR-10 network that routes by confidence."""
 
 import time
 
@@ -13,6 +13,7 @@ from keras_dsnet.applications.ds_mobilenet import (
 )
 
 from keras_dsnet.data import evaluation_pipeline, load_source
+from keras_dsnet.training import evaluate_paths
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,10 @@ def test_loading_takes_seconds_at_most(network):
     assert min(times) < 2
 
 
-def test_a_network_of_ten_classes_with_a_trained_gate(network):
+def test_a_network_of_ten_classes_with_a_threshold_and_a_trained_gate(network):
+    assert network.routing == "confidence"
+    assert network.confidence_steps == (0, 13)
+    assert 0.7 < network.thresholds[0] < 1
     assert network.input_shape == (None, 32, 32, 3)
     assert network.classes == 10
     assert network.gates_trained
@@ -53,21 +57,18 @@ def test_other_classes_take_all_but_the_classifier(network, caplog):
 
 
 @pytest.mark.needs_shared
-def test_it_tells_photographs_apart_and_gates_save_work(network, shared_dir):
+def test_it_tells_photographs_apart_with_half_of_the_work(network, shared_dir):
     source = load_source("cifar10", str(shared_dir / "tfds"), "eval", eval_split="test[:1000]")
     batches = evaluation_pipeline(
         source, image_size=32, batch_size=1000, preprocess=preprocess_input
     )
-    images, labels = (array.numpy() for array in next(iter(batches)))
-    widest = np.argmax(network(images, path="widest"), 1) == labels
-    dynamic = np.argmax(network(images), 1) == labels
+    rows = {row["path"]: row for row in evaluate_paths(network, batches, paths=(0, 13))}
     # Accuracy on the first 1,000 test images; docs/results/cifar10.md has that on all.
-    assert widest.mean() > 0.88
-    assert dynamic.mean() > widest.mean() - 0.02
-    widths = network.route(images).numpy()[:, 0]
-    assert np.bincount(widths).max() < 900
-    madds = np.mean([network.madds(int(width)) for width in widths])
-    assert madds < 0.52 * network.madds("widest")
+    assert rows[13]["top1"] > 0.9
+    assert rows["dynamic"]["top1"] > rows[13]["top1"] - 0.01
+    assert rows["dynamic"]["madds"] < 0.5 * rows[13]["madds"]
+    # The gate is trained too: both of its routes are taken.
+    assert min(rows["gate"]["shares"][0].values()) > 0.1
 
 
 def test_predictions_have_names(network):

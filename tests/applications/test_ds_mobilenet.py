@@ -170,9 +170,10 @@ def test_presets_hold_what_is_known_of_their_files():
     shipped = PRESETS["cifar10"]
     assert hashlib.sha256(shipped.file.read_bytes()).hexdigest() == shipped.sha256
     page = (REPOSITORY / "docs" / "results" / "cifar10.md").read_text(encoding="utf-8")
-    section = page.split("## Fifteen epochs more")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (\d+|dynamic)\b.* \| ([\d.]+) \| [\d.]+ \|$", section, re.MULTILINE)
-    percent = {int(path) if path.isdigit() else path: float(top1) for path, top1 in rows}
+    section = page.split("## All widths")[1].split("\n## ")[0]
+    row = r"^\| (\d+|confidence) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \| [\d.]+ \|"
+    rows = re.findall(row, section, re.MULTILINE)
+    percent = {int(path) if path.isdigit() else "dynamic": float(top1) for path, top1 in rows}
     assert {path: round(100 * top1, 2) for path, top1 in shipped.accuracy.items()} == percent
     released = PRESETS["imagenet"]
     assert released.sha256 is None

@@ -52,7 +52,7 @@ NETWORKS = {
 }
 # Epochs, batch size, first learning rate, routes, loss weights.
 STAGE_2_RUNS = {
-    "cifar10_stage2": (7, 256, 0.2, [0, 10], [1, 0.16, 0]),
+    "cifar10_stage2": (16, 128, 0.05, [0, 13], [1, 0.025, 0]),
     "cifar10_resnet_stage2": (1, 128, 0.05, [0, 1], [1, 0.06, 0]),
     "cifar10_gates_stage2": (8, 128, 0.05, [0, 1, 2, 3], [1, 0.5, 1]),
     "cifar10_ds_resnet_transfer_stage2": (8, 128, 0.05, [0, 1, 2, 3], [1, 0.5, 1]),
@@ -165,9 +165,9 @@ def test_stage_2_has_its_schedule_routes_and_losses(name, stage_2):
     assert run["trainer"]["loss_weights"] == loss_weights
     assert run["trainer"]["strategy"] == "try_best"
     of_paper = name.startswith("imagenet")
-    apart = not of_paper and "resnet" not in name and not name.endswith("gates_stage2")
+    apart = name == "cifar10_efficientnet_stage2"
     assert run["head"] == [None, False if apart else None]
-    exact = apart and "narrow" not in name
+    exact = name in ("cifar10_stage2", "cifar10_efficientnet_stage2")
     assert run["trainer"]["estimator"] == ("exact" if exact else "straight_through")
     assert run["augmentation"]["auto_augment"] == ("imagenet" if of_paper else None)
 
