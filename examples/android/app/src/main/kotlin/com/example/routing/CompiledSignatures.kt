@@ -20,7 +20,7 @@ class CompiledSignatures(
 
     init {
         // Kotlin's API of CompiledModel has no uint8.
-        require(!file.raw) { "CompiledModel needs a file that was exported with --input_type=float32" }
+        require(!file.raw) { "CompiledModel needs a file exported with --input_type=float32" }
         require(accelerator == Accelerator.CPU || file.layout == "staged") {
             "GPU and NPU need a file of the layout \"staged\". Received: layout=\"${file.layout}\""
         }
