@@ -76,7 +76,7 @@ kotlin:
 	@mkdir -p build/kotlin
 	npm install --prefix build/kotlin --no-audit --no-fund --no-save kotlin-compiler@2.4.20
 
-# Each runtime is installed into build/runtimes. AARCH64_PYTHON names a Python for 64-bit ARM.
+# Each runtime is installed into build/runtimes.
 test-runtimes: $(VENV)/installed
 	PYTHONPATH=tests TF_CPP_MIN_LOG_LEVEL=2 $(VENV)/bin/python -m runtimes
 

@@ -26,8 +26,8 @@ def missing():
 
 
 def compile_kotlin(output, *sources):
-    """Compiles sources, with warnings as errors, and returns what the compiler prints."""
-    command = ["bash", str(COMPILER / "bin/kotlinc"), "-Werror", "-d", str(output)]
+    """Compiles sources and returns what the compiler prints."""
+    command = ["bash", str(COMPILER / "bin/kotlinc"), "-d", str(output)]
     variables = {**os.environ, "JAVA_OPTS": "-Xmx1g -XX:TieredStopAtLevel=1"}
     done = subprocess.run(
         [*command, *map(str, sources)], capture_output=True, text=True, env=variables

@@ -1,11 +1,21 @@
 """The app's Kotlin: it compiles, and routes as Python does."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from android.kotlin import APP, HERE, PLAIN, App, compile_kotlin, missing, write_java_stubs
+from android.kotlin import (
+    APP,
+    HERE,
+    PLAIN,
+    REPOSITORY,
+    App,
+    compile_kotlin,
+    missing,
+    write_java_stubs,
+)
 from routed_networks import SHORT_SPEC, small_network
 from tiny_families import TINY_RESNET, tiny_network
 
@@ -15,9 +25,10 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
+PAGE = REPOSITORY / "docs/android.md"
 STEPS = (0, 1, 2)
 CONFIDENCE = {"routing": "confidence", "steps": STEPS, "thresholds": (0.4, 0.7)}
-BOTH = {**CONFIDENCE, "routing": "gate+confidence"}
+BOTH = {**CONFIDENCE, "routing": "gate+confidence", "routes": STEPS}
 STAGED = {"layout": "staged"}
 KINDS = {
     "gate": (1, {"routes": STEPS}),
@@ -42,11 +53,26 @@ def jar(tmp_path_factory):
     return output
 
 
-def test_the_whole_app_compiles_against_declarations_of_android(tmp_path):
+def kotlin_of_the_page():
+    """Returns the class of docs/android.md, and the code that uses it in functions around it."""
+    blocks = re.findall(r"```kotlin\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (file,) = (block for block in blocks if block.startswith("package "))
+    (use,) = (block for block in blocks if block.startswith("// Off the main thread"))
+    (functions,) = (block for block in blocks if block.startswith("fun best"))
+    imports = "import android.content.Context\nimport android.graphics.Bitmap\n"
+    header = f"package com.example.vision\n{imports}import android.util.Log\n"
+    return file, f"{header}{functions}\nfun use(context: Context, bitmap: Bitmap) {{\n{use}}}\n"
+
+
+def test_the_app_and_the_class_of_the_page_compile_against_declarations(tmp_path):
     write_java_stubs(tmp_path / "java")
+    for number, text in enumerate(kotlin_of_the_page()):
+        (tmp_path / f"Page{number}.kt").write_text(text, encoding="utf-8")
     output = tmp_path / "app.jar"
-    printed = compile_kotlin(output, APP, HERE / "stubs", tmp_path / "java")
+    printed = compile_kotlin(output, APP, HERE / "stubs", *tmp_path.glob("*.kt"), tmp_path / "java")
     assert output.exists(), printed
+    # The class of the page is used without its results.
+    assert not re.findall(r"examples/android\S*: warning: .*", printed)
 
 
 def images(count, shape):

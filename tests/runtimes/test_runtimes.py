@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from runtimes.arm_python import arm_python
 from runtimes.environments import RUNTIMES, NotAvailableError, command_of
 from runtimes.files import NAMES, make_files
 from runtimes.processes import run_all
@@ -71,6 +72,16 @@ def test_a_crash_is_a_row_and_the_files_after_it_run(tmp_path):
     assert "| 1 of 1, 0 | 1 of 2, 0 | crash (SIGSEGV) |" in row_of(RUNTIMES[0], rows)
 
 
+def test_a_runtime_that_always_crashes_is_started_three_times(tmp_path):
+    lines = ["print(json.dumps({'started': ''}), flush=True)", "open('starts', 'a').write('1')"]
+    command = program(tmp_path, [f"os.chdir({str(tmp_path)!r})", *lines, "os.abort()"])
+    names = [f"int8-{number}" for number in range(6)]
+    rows = run_all(command, tmp_path, names)
+    assert {row["error"] for row in rows.values()} == {"crash (SIGABRT)"}
+    assert list(rows) == names
+    assert (tmp_path / "starts").read_text() == "111"
+
+
 def test_a_runtime_that_does_not_start_ends_at_once(tmp_path):
     rows = run_all(program(tmp_path, ["raise ImportError('no runtime')"]), tmp_path, ["int8-a"])
     assert rows["int8-a"]["error"] == "does not start: ImportError: no runtime"
@@ -86,14 +97,32 @@ def test_outputs_that_are_no_numbers_are_wrong():
     assert compare(other, expected) == (2, 0.0)
 
 
-def test_without_a_python_for_arm_its_row_says_so(monkeypatch, tmp_path):
+def test_without_an_emulator_its_row_says_so(monkeypatch, tmp_path):
     (emulated,) = [runtime for runtime in RUNTIMES if runtime.emulated]
-    monkeypatch.delenv("AARCH64_PYTHON", raising=False)
-    with pytest.raises(NotAvailableError, match="not run: AARCH64_PYTHON is not set"):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotAvailableError, match="not run: qemu-aarch64-static is not installed"):
         command_of(emulated, tmp_path)
-    monkeypatch.setenv("AARCH64_PYTHON", "no-such-emulator python3")
-    with pytest.raises(NotAvailableError, match="not run: no-such-emulator is not installed"):
-        command_of(emulated, tmp_path)
+    assert "| - | - | not run: none |" in row_of(emulated, "not run: none")
+
+
+def test_packages_of_another_processor_are_unpacked_without_installing_them(tmp_path):
+    commands = []
+    folder = tmp_path / "python"
+
+    def run(command):
+        commands.append(command)
+        if "install" in command:
+            (folder / "archives/a.deb").touch()
+
+    first = arm_python(folder, run)
+    names = [next(word for word in command[1:] if word[:2] != "--") for command in commands]
+    assert names == ["update", "install", str(folder / "archives/a.deb")]
+    assert "--option=APT::Architecture=arm64" in commands[0]
+    assert f"--option=Dir::State::lists={folder / 'lists'}" in commands[1]
+    assert "--download-only" in commands[1]
+    # The second time nothing is left to do.
+    assert arm_python(folder, run) == first
+    assert len(commands) == 3
 
 
 def test_the_table_is_written_between_its_marks(tmp_path):
