@@ -89,7 +89,8 @@ def test_the_app_routes_as_python_does(jar, tmp_path, kind):
     network.class_names = [f"c{index}" for index in range(5)]
     pixels = images(6, network.input_shape[1:])
     if "quantize" in options:
-        options = {**options, "representative_data": network.preprocess_input(pixels)}
+        samples = images(128, network.input_shape[1:])
+        options = {**options, "representative_data": network.preprocess_input(samples)}
     filename = tmp_path / "m.tflite"
     network.export(filename, format="litert", verbose=False, **options)
     interpreter = DynamicInterpreter(filename)

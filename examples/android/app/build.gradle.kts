@@ -9,8 +9,8 @@ android {
 
     defaultConfig {
         applicationId = "com.example.routing"
-        // LiteRT needs 23; `ImageDecoder`, which turns photographs upright, needs 28.
-        minSdk = 28
+        // LiteRT needs 23; `ImageDecoder`, which turns photographs upright, needs 28, the theme 29.
+        minSdk = 29
         targetSdk = 36
         versionCode = 1
         versionName = "1.0"

@@ -48,6 +48,7 @@ class MainActivity : ComponentActivity() {
     }
 
     override fun onDestroy() {
+        feed.stop()
         executor.execute { model?.close() }
         executor.shutdown()
         super.onDestroy()

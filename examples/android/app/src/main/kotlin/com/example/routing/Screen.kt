@@ -98,8 +98,9 @@ class Screen(context: Context) {
         }
     }
 
-    /** Gives the sliders the widths and the threshold of a file. */
+    /** Gives the sliders the widths and the threshold of a file that was opened. */
     fun showFile(file: RoutedFile) {
+        showMessage("Start the camera, or pick a photograph.")
         if (routes == file.routes) return
         routes = file.routes
         routesByConfidence = file.steps.size > 1
