@@ -36,7 +36,7 @@ ROUTES = (0, 2)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Returns a dict from kind to `(metadata, interpreter)` of a file with a mean of its own."""
+    """Returns a dict from kind to `(metadata, interpreter)` of a file."""
     network = small_network(5, input_shape=(24, 16, 3), spec=SHORT_SPEC)
     network.class_names = [f"class {index}" for index in range(5)]
     gate = {"routes": ROUTES}

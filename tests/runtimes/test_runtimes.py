@@ -147,7 +147,7 @@ def test_the_page_says_what_the_program_does():
             "files in", "in"
         )
         assert f"{TOLERANCES[kind]:f}".rstrip("0") in PAGE
-    assert f"LiteRT {RUNTIMES[3].version} gives" in PAGE
+    assert f"gives, here LiteRT {RUNTIMES[3].version}." in PAGE
 
 
 def test_no_file_of_the_list_is_missing_or_twice():
