@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest parity lint format docs clean
+.PHONY: help demo test test-all test-lowest test-runtimes kotlin parity lint format docs clean
 
 # The first interpreter that runs (a pyenv shim may exist and not run), of a version below the given
 # one, and able to make an environment.
@@ -29,6 +29,8 @@ help:
 	@echo "make test         run the tests, all but those that take long"
 	@echo "make test-all     run every test, those that take long or install packages among them"
 	@echo "make test-lowest  run the quick tests on the lowest supported versions"
+	@echo "make kotlin       install a Kotlin compiler, with which make test-all compiles examples/android"
+	@echo "make test-runtimes compare files on several runtimes, and write docs/results/runtimes.md"
 	@echo "make parity       compare with the authors' numbers, where ../shared/parity has them"
 	@echo "make lint         check the code, its format and its types (ruff, mypy), and the CI workflow"
 	@echo "make format       format the code"
@@ -68,6 +70,15 @@ test-all: $(VENV)/installed
 
 test-lowest: $(LOWEST_VENV)/installed
 	$(LOWEST_VENV)/bin/python -m pytest -m "not slow and not long" $(PYTEST_FLAGS)
+
+# From the npm registry; it needs npm, and Java to run.
+kotlin:
+	@mkdir -p build/kotlin
+	npm install --prefix build/kotlin --no-audit --no-fund --no-save kotlin-compiler@2.4.20
+
+# Each runtime is installed into build/runtimes.
+test-runtimes: $(VENV)/installed
+	PYTHONPATH=tests TF_CPP_MIN_LOG_LEVEL=2 $(VENV)/bin/python -m runtimes
 
 parity: $(VENV)/installed
 	$(VENV)/bin/python -m pytest tests/parity $(PYTEST_FLAGS)

@@ -1,0 +1,36 @@
+plugins {
+    alias(libs.plugins.android.application)
+    alias(libs.plugins.kotlin.android)
+}
+
+android {
+    namespace = "com.example.routing"
+    compileSdk = 36
+
+    defaultConfig {
+        applicationId = "com.example.routing"
+        // LiteRT needs 23; `ImageDecoder`, which turns photographs upright, needs 28, the theme 29.
+        minSdk = 29
+        targetSdk = 36
+        versionCode = 1
+        versionName = "1.0"
+    }
+
+    // A compressed asset cannot be mapped into memory.
+    androidResources { noCompress += "tflite" }
+
+    compileOptions {
+        sourceCompatibility = JavaVersion.VERSION_17
+        targetCompatibility = JavaVersion.VERSION_17
+    }
+}
+
+kotlin { jvmToolchain(17) }
+
+dependencies {
+    implementation(libs.androidx.activity)
+    implementation(libs.camera.camera2)
+    implementation(libs.camera.lifecycle)
+    implementation(libs.camera.view)
+    implementation(libs.litert)
+}
