@@ -148,7 +148,7 @@ class DetectorTask(FileTask):
 
     @property
     def metadata(self):
-        return {"task": "detection", "confidence": self.network.confidence}
+        return {"outputs": ["boxes", "scores"], "confidence": self.network.confidence}
 
     def in_float32(self):
         detector = self.network

@@ -24,15 +24,15 @@ class FileTask:
 
     Args:
         network: `DynamicSlimmableNetwork`, or another network with sections and routes.
-
-    Attributes:
-        static_layers: Tuple of the convolutions whose channels are the same at every width.
     """
-
-    static_layers: tuple = ()
 
     def __init__(self, network: Any):
         self.network = network
+
+    @property
+    def static_layers(self) -> tuple:
+        """The convolutions that have the same input and output channels at every width."""
+        return ()
 
     def num_passed(self, section: int) -> int:
         """Returns how many of the features that a section takes go on to later sections unchanged.
