@@ -134,7 +134,7 @@ class DetectorTask(FileTask):
     def finish(self, features, widest, routes_by_confidence):
         (offsets,), (logits,) = features["boxes"], features["scores"]
         # The exponentials of decoding would lose too many digits in int8.
-        with kept_in_float():
+        with kept_in_float(results=True):
             boxes, scores = self.network.decode({"boxes": offsets, "scores": logits})
         return {"boxes": boxes, "scores": scores}
 

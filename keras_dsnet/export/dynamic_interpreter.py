@@ -50,14 +50,16 @@ class DynamicInterpreter:
             `routes` (path and MAdds of each), `num_widths`, `gates_trained`, `class_names` in the
             order of the outputs or `None`, and more.
         is_detector: Boolean, whether the file is a detector's.
+        num_gates: Number of gates, and so of widths in a path.
+        steps: Widths that a file which routes by confidence tries in turn, or an empty tuple.
         latency_ms: Dict from route to milliseconds, which `calibrate_latency` fills.
         trunk_ms: Milliseconds of the layers that all steps share. `calibrate_latency` measures it.
-        thresholds: Tuple of floats, one for each step except the last: those of the file, until
-            `calibrate_confidence` changes them. `None` in a file that routes only by its gates.
+        thresholds: Tuple of floats, one for each step except the last; at first those of the file.
+            `None` in a file that routes only by its gates.
 
     Raises:
         OSError: If the file, or a file of a split export beside it, cannot be read.
-        ValueError: If the file is not a TFLite file with routes, or another argument is wrong.
+        ValueError: If it is not a TFLite file with routes, or another argument is wrong.
 
     Example:
 
@@ -94,6 +96,8 @@ class DynamicInterpreter:
             raise ValueError(f"`filename` must be the path of a TFLite file. Received: {text}")
         self.metadata = read_metadata(pathlib.Path(filename).read_bytes(), filename)
         self.is_detector = "boxes" in self.metadata.get("outputs", ())
+        self.num_gates = len(self.metadata["routes"][0]["path"])
+        self.steps = tuple(self.metadata.get("steps", ()))
         self.num_threads = int(num_threads)
         self.runtime = runtime
         self.latency_ms: dict[int, float] = {}
@@ -112,16 +116,6 @@ class DynamicInterpreter:
     def routes(self) -> tuple[int, ...]:
         """The candidate widths of every gate, ascending."""
         return routes_of(self.metadata)
-
-    @property
-    def num_gates(self) -> int:
-        """The number of gates, and so of widths in a path."""
-        return len(self.metadata["routes"][0]["path"])
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The widths that a file which routes by confidence tries in turn, or an empty tuple."""
-        return tuple(self.metadata.get("steps", ()))
 
     def _open(self, filename):
         """Opens a TFLite file with the runtime."""
@@ -165,12 +159,10 @@ class DynamicInterpreter:
             The output, float32 `[classes]`, and the path, a tuple with a width per gate.
 
         Raises:
-            ValueError: If the image, a bound or a threshold does not fit the file, no route from
-                `min_width` on fits the budget, the file cannot combine bounds with thresholds other
-                than its own, or it is a detector's.
+            ValueError: If an argument does not fit the file, no route from `min_width` on fits the
+                budget, or the file cannot combine the bounds with the thresholds.
         """
-        if self.is_detector:
-            raise ValueError("The file of a detector has no single output: call `detect(image)`")
+        self._check_task(detector=False)
         results, path = self._run_image(image, min_width, max_width, budget_ms, thresholds)
         return results["output"][0], path
 
@@ -193,14 +185,13 @@ class DynamicInterpreter:
             **options: `min_width`, `max_width`, `budget_ms` and `thresholds` as for `run`.
 
         Returns:
-            Dict of `"boxes"`, float32 `[n, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image;
-            `"scores"`, float32 `[n]`, in descending order; `"classes"`, int32 `[n]`; and `"path"`.
+            Dict as of `keras_dsnet.detection.FSSD.detect`: `"boxes"`, `"scores"`, `"classes"` and
+            `"path"`.
 
         Raises:
             ValueError: If the file is not a detector's, or an argument does not fit.
         """
-        if not self.is_detector:
-            raise ValueError("`detect` is for files of detectors, and this file has one output")
+        self._check_task(detector=True)
         select = _sibling("detection_runtime").select_boxes
         results, path = self._run_image(image, **options)
         limits = score_threshold, iou_threshold, max_detections
@@ -268,7 +259,7 @@ class DynamicInterpreter:
         return self.latency_ms
 
     def _trunk_of(self, medians, image):
-        """Returns the milliseconds that all steps share, from those of routes and of all steps."""
+        """Returns the milliseconds that all steps share."""
         start = max(self._run_image(image, thresholds=0)[1])
         ran = [start, *(step for step in self.steps if step > start)]
         if len(ran) == 1:
@@ -309,7 +300,7 @@ class DynamicInterpreter:
         return fastest
 
     def _worst_latency(self, route, min_width):
-        """Returns the milliseconds of the longest run whose widths go from a bound to a route."""
+        """Returns the milliseconds of the longest run from a bound to a route."""
         if not self.steps:
             return self.latency_ms[route]
         low = 0 if min_width is None else min_width
@@ -350,8 +341,8 @@ class DynamicInterpreter:
             "shares", the share of images that end after each number of steps from the start.
 
         Raises:
-            ValueError: If the file does not route by confidence or is a detector's, not exactly
-                one limit is given, no thresholds meet it, or images and labels do not fit.
+            ValueError: If the file does not classify by confidence, not exactly one limit is given,
+                no thresholds meet it, or images and labels do not fit.
             ImportError: If this file is used without the package.
         """
         from keras_dsnet.export.threshold_calibration import calibrate
@@ -372,10 +363,18 @@ class DynamicInterpreter:
         Returns:
             The output and the path, as of `run`, and the confidence of the output.
         """
+        self._check_task(detector=False)
         inputs = {"image": self._as_input(image), "thresholds": self._as_thresholds(thresholds)}
         results = self._run("tuned", inputs)
         path = tuple(int(width) for width in results["path"])
         return results["output"][0], path, float(results["confidence"][0])
+
+    def _check_task(self, detector):
+        if detector != self.is_detector:
+            text = (
+                "`detect` is for files of detectors, and `run` for others. Received: the file of a"
+            )
+            raise ValueError(f"{text} {'detector' if self.is_detector else 'classifier'}")
 
     def _run(self, signature, inputs):
         # An interpreter has the memory for one run. Each signature allocates more.
@@ -417,9 +416,9 @@ class DynamicInterpreter:
         if not math.isfinite(high):
             raise ValueError(f"`image` must have finite values. Received: an image with {high}")
         if high > _MOST_RANGES * limit and image.min() >= 0:
+            text = f"-{limit:.1f} to {limit:.1f}. Received: floats from {image.min():g} to {high:g}"
             raise ValueError(
-                f"`image` must be raw uint8 pixels, or floats normalised to about -{limit:.1f} to "
-                f"{limit:.1f}. Received: floats from {image.min():g} to {high:g}"
+                f"`image` must be raw uint8 pixels, or floats normalised to about {text}"
             )
 
     def _as_bound(self, bound, name, default):
