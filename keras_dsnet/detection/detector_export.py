@@ -102,6 +102,8 @@ class DetectorTask(FileTask):
         network: `FSSD`.
     """
 
+    gate_trainer = "keras_dsnet.detection.DetectionGateTrainer"
+
     @property
     def static_layers(self) -> tuple:
         return tuple(self._head.static_layers)

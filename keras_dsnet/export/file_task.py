@@ -24,7 +24,12 @@ class FileTask:
 
     Args:
         network: `DynamicSlimmableNetwork`, or another network with sections and routes.
+
+    Attributes:
+        gate_trainer: Name of the class that trains the gates of such networks.
     """
+
+    gate_trainer = "keras_dsnet.training.GateTrainer"
 
     def __init__(self, network: Any):
         self.network = network

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from routed_networks import SHORT_SPEC
 from tiny_detectors import detector_images, tiny_detector
 
 from keras_dsnet.detection.boxes import suppress
-from keras_dsnet.export import DynamicInterpreter, detection_runtime
+from keras_dsnet.export import DynamicInterpreter, detection_runtime, quantize_aware
 from keras_dsnet.export.detection_runtime import select_boxes
 
 IMAGES = detector_images(6)
@@ -212,9 +213,25 @@ def test_an_option_that_does_not_fit_is_refused_before_the_work(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             export(detector, tmp_path, **options)
+    with pytest.raises(ValueError, match=r"`quantize_aware` trains classifiers.*a FSSD"):
+        quantize_aware(detector, 0, IMAGES)
     with pytest.raises(ValueError, match="`path` is for format='litert'"):
         detector.export(tmp_path / "saved", path=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_kotlin_names_the_tensors_of_a_file(gated):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "detector_on_android.md"
+    text = page.read_text("utf-8")
+    signatures = Interpreter(str(gated[1])).get_signature_list()
+    maps = dict(re.findall(r"val (\w+) =\s+mapOf<String, Any>\((.*?)\)\n", text))
+    names = {key: set(re.findall(r'"(\w+)" to', entries)) for key, entries in maps.items()}
+    assert names["free"] == set(signatures["serving_default"]["inputs"])
+    assert names["bounded"] == set(signatures["bounded"]["inputs"])
+    for signature in signatures.values():
+        assert names["results"] == set(signature["outputs"])
+    asked = set(re.findall(r'get(?:In|Out)putTensorFromSignature\("(\w+)"', text))
+    assert asked == {"image", "scores", "path"}
 
 
 def test_the_runtime_of_detections_needs_numpy_only():

@@ -441,7 +441,7 @@ def test_a_detector_is_exported_by_the_same_flags(export, detector, tmp_path, ca
     options = {"model": folder, "path": 3, "quantize": "int8", "input_type": "uint8"}
     export(**options, output=output)
     told = capsys.readouterr().out
-    assert "measured on 9 training images of pets" in told
+    assert f"measured on 9 training images of {folder / 'pets'}" in told
     assert f"{output}: path 3, {detector.madds(3) / 1e6:.2f}M MAdds, " in told
     pixels = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3), "uint8")
     results = Interpreter(str(output)).get_signature_runner()(image=pixels)
