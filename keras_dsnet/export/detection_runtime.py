@@ -36,16 +36,7 @@ def select_boxes(
     Raises:
         ValueError: If a threshold is not in [0, 1], or `max_detections` is not a positive int.
     """
-    for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not (is_number and 0 <= value <= 1):
-            raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}")
-    is_int = isinstance(max_detections, numbers.Integral) and not isinstance(max_detections, bool)
-    if not is_int or max_detections < 1:
-        raise ValueError(
-            "`max_detections` must be an int of at least 1. "
-            f"Received: max_detections={max_detections!r}"
-        )
+    check_limits(score_threshold, iou_threshold, max_detections)
     corners = np.concatenate(
         [np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1
     )
@@ -66,6 +57,32 @@ def select_boxes(
         "scores": values[best].astype("float32"),
         "classes": labels[best],
     }
+
+
+def check_limits(
+    score_threshold: float, iou_threshold: float, max_detections: int
+) -> tuple[float, float, int]:
+    """Returns the limits of `select_boxes`.
+
+    Args:
+        score_threshold: As for `select_boxes`.
+        iou_threshold: As for `select_boxes`.
+        max_detections: As for `select_boxes`.
+
+    Raises:
+        ValueError: If one of them does not fit.
+    """
+    for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not (is_number and 0 <= value <= 1):
+            raise ValueError(f"`{name}` must be a number from 0 to 1. Received: {name}={value!r}")
+    is_int = isinstance(max_detections, numbers.Integral) and not isinstance(max_detections, bool)
+    if not is_int or max_detections < 1:
+        raise ValueError(
+            "`max_detections` must be an int of at least 1. "
+            f"Received: max_detections={max_detections!r}"
+        )
+    return score_threshold, iou_threshold, max_detections
 
 
 def _suppress(corners, iou_threshold, most):

@@ -192,10 +192,11 @@ class DynamicInterpreter:
             ValueError: If the file is not a detector's, or an argument does not fit.
         """
         self._check_task(detector=True)
-        select = _sibling("detection_runtime").select_boxes
+        runtime = _sibling("detection_runtime")
+        limits = runtime.check_limits(score_threshold, iou_threshold, max_detections)
         results, path = self._run_image(image, **options)
-        limits = score_threshold, iou_threshold, max_detections
-        return {**select(results["boxes"][0], results["scores"][0], *limits), "path": path}
+        found = runtime.select_boxes(results["boxes"][0], results["scores"][0], *limits)
+        return {**found, "path": path}
 
     def _run_image(self, image, min_width=None, max_width=None, budget_ms=None, thresholds=None):
         """Returns the results of an image as a dict of arrays, and its path."""
@@ -371,9 +372,7 @@ class DynamicInterpreter:
 
     def _check_task(self, detector):
         if detector != self.is_detector:
-            text = (
-                "`detect` is for files of detectors, and `run` for others. Received: the file of a"
-            )
+            text = "`detect` is for files of detectors, and `run` for others. Received: that of a"
             raise ValueError(f"{text} {'detector' if self.is_detector else 'classifier'}")
 
     def _run(self, signature, inputs):

@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ MOST = 1000
 
 def detector_of(**options):
     """Returns a detector with few layers, whose scores and boxes are not extreme."""
-    detector = tiny_detector(spec=SHORT_SPEC, classes=2, pyramid=(12, 8), **options)
+    detector = tiny_detector(
+        spec=SHORT_SPEC, classes=2, class_names=("cat", "dog"), pyramid=(12, 8), **options
+    )
     for layer in detector.head_layers:
         if layer.name.startswith(("scores", "boxes")) and layer.name.endswith("conv"):
             layer.kernel.assign(0.2 * layer.kernel)
@@ -77,6 +80,8 @@ def test_a_file_returns_the_boxes_and_scores_of_every_route(gated):
     detector, filename, report = gated
     runner = Interpreter(str(filename)).get_signature_runner("bounded")
     assert [row["path"] for row in report["routes"]] == list(ROUTES)
+    with zipfile.ZipFile(filename) as archive:
+        assert archive.read("labels.txt").split() == [b"cat", b"dog"]
     for width in ROUTES:
         bound = np.array([width], "int32")
         results = [runner(image=image[None], min_width=bound, max_width=bound) for image in IMAGES]
