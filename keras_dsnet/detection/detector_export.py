@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.detection.confidence import CONFIDENCES_OF_PROBABILITIES
+from keras_dsnet.detection.multibox import BACKGROUND
 from keras_dsnet.export import export_routed, export_subnetwork
 from keras_dsnet.export.conversion import kept_in_float
 from keras_dsnet.export.file_task import FileTask
@@ -133,11 +134,13 @@ class DetectorTask(FileTask):
         x, sources = state
         return (*x, *(source for (source,) in sources.values()))
 
-    def finish(self, features, widest, routes_by_confidence):
+    def finish(self, features, widest, routes_by_confidence=False, takes_pixels_in_int8=False):
         (offsets,), (logits,) = features["boxes"], features["scores"]
         # The exponentials of decoding would lose too many digits in int8.
         with kept_in_float(results=True):
             boxes, scores = self.network.decode({"boxes": offsets, "scores": logits})
+            if takes_pixels_in_int8:
+                scores = _softmax(logits)[..., BACKGROUND + 1 :]
         return {"boxes": boxes, "scores": scores}
 
     @property
@@ -169,3 +172,9 @@ class DetectorTask(FileTask):
     def expected(self, images, path):
         boxes, scores = self.network.decode(self.network(np.asarray(images), path=path))
         return {"boxes": boxes.numpy(), "scores": scores.numpy()}
+
+
+def _softmax(logits):
+    """Returns the softmax of logits by operators that the converter leaves in float."""
+    powers = tf.exp(logits - tf.reduce_max(logits, -1, keepdims=True))
+    return powers / tf.reduce_sum(powers, -1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The channel groups of an activation, and convolutions as sums over them.
+"""The channel groups of an activation.
 
 An activation is a tuple of channel groups, tensors `[1, height, width, channels]`. The edges of the
 groups are the channels at which they begin, followed by the end of the last one.

@@ -88,7 +88,7 @@ def export_subnetwork(
     def infer(image):
         if input_type == "uint8":
             image = normalise_pixels(image, network.normalization, quantize == "int8")
-        return _run(network, path, image, float_norms)
+        return _run(network, path, image, float_norms, input_type == "uint8" and quantize == "int8")
 
     content = convert(
         infer,
@@ -109,14 +109,14 @@ def export_subnetwork(
     return {"path": path, "bytes": len(content), "madds": madds, "difference": difference}
 
 
-def _run(network, path, image, float_norms):
+def _run(network, path, image, float_norms, raw_int8=False):
     """Runs a path with the operators of a routed file, but with whole kernels and no choices."""
     executor = BlockExecutor(network.resolve_path(path), float_norms=float_norms)
     executor.runs_all = True
     task, x = task_of(network), (image,)
     for section in range(len(network.sections)):
         x = task.run_section(executor, section, x)
-    return task.finish(x, executor.path.gates[-1], routes_by_confidence=False)
+    return task.finish(x, executor.path.gates[-1], takes_pixels_in_int8=raw_int8)
 
 
 def finish_file(

@@ -62,13 +62,21 @@ class FileTask:
         """
         return self.network.run_steps(executor, section, features)
 
-    def finish(self, features: Any, widest: int, routes_by_confidence: bool) -> dict[str, Any]:
+    def finish(
+        self,
+        features: Any,
+        widest: int,
+        routes_by_confidence: bool = False,
+        takes_pixels_in_int8: bool = False,
+    ) -> dict[str, Any]:
         """Returns the results of a file.
 
         Args:
             features: What `run_section` returns for the last section.
             widest: Integer, the widest route of the file.
-            routes_by_confidence: Boolean.
+            routes_by_confidence: Boolean. Defaults to `False`.
+            takes_pixels_in_int8: Boolean, whether the file is int8 and takes raw pixels. Its
+                converter then rounds every softmax to int8. Defaults to `False`.
 
         Returns:
             Dict of `output` and, in a file that routes by confidence, `logits`, which

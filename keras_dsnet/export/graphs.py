@@ -313,7 +313,9 @@ class RoutedParts:
             executor.entered = len(self._plans[section - 1].entry[width])
         features = self._task.run_section(executor, section, features)
         if section == self._network.num_gates:
-            return self._task.finish(features, self._routes[-1], self._confidence is not None)
+            by_confidence = self._confidence is not None
+            raw_int8 = self._raw and self._integer
+            return self._task.finish(features, self._routes[-1], by_confidence, raw_int8)
         return {"features": features, "scores": executor.scores[0]}
 
     def _executor(self, widths, entry=None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from routed_networks import SHORT_SPEC
-from tiny_detectors import detector_images, tiny_detector
+from tiny_detectors import SIZE, detector_images, tiny_detector
 
 from keras_dsnet.detection.boxes import suppress
 from keras_dsnet.export import DynamicInterpreter, detection_runtime, quantize_aware
@@ -136,15 +136,17 @@ def _head_convs(detector):
     return detector.file_task().static_layers
 
 
-def test_int8_scores_and_boxes_have_scales_of_their_own(tmp_path):
+@pytest.mark.parametrize("input_type", [pytest.param("float32", marks=pytest.mark.long), "uint8"])
+def test_int8_scores_and_boxes_have_scales_of_their_own(input_type, tmp_path):
     detector = detector_of()
-    images = detector_images(16)
-    filename, _ = export(
-        detector, tmp_path, path=3, quantize="int8", representative_data=list(images)
-    )
-    expected = decoded(detector, IMAGES, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), "uint8")
+    images = detector.preprocess_input(pixels)
+    inputs = pixels if input_type == "uint8" else images
+    options = {"input_type": input_type, "representative_data": inputs}
+    filename, _ = export(detector, tmp_path, path=3, quantize="int8", **options)
+    expected = decoded(detector, images, 3)
     runner = Interpreter(str(filename)).get_signature_runner("serving_default")
-    results = [runner(image=image[None]) for image in IMAGES]
+    results = [runner(image=image[None]) for image in inputs]
     assert {result.dtype for result in results[0].values()} == {np.dtype("float32")}
     scores = np.concatenate([result["scores"] for result in results])
     boxes = np.concatenate([result["boxes"] for result in results])

@@ -46,7 +46,7 @@ def network():
 def replace_run(monkeypatch, operation):
     """Lets the export convert something else than the path."""
 
-    def run(network, path, image, float_norms):
+    def run(network, path, image, float_norms, raw_int8):
         return {"output": operation(image)}
 
     monkeypatch.setattr(MODULE, "_run", run)

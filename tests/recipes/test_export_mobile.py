@@ -446,7 +446,9 @@ def test_a_detector_is_exported_by_the_same_flags(export, detector, tmp_path, ca
     pixels = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3), "uint8")
     results = Interpreter(str(output)).get_signature_runner()(image=pixels)
     expected = detector.decode(detector(detector.preprocess_input(pixels), path=3))[1]
-    assert np.abs(results["scores"] - expected).mean() < 0.1
+    # Of raw pixels, in the range of the images that the file was measured on.
+    errors = np.abs(results["scores"] - expected)
+    assert errors.mean() < 0.5 * np.abs(expected - expected.numpy().mean()).mean()
     with pytest.raises(ValueError, match=r"--path must be a width from 0 to 3 .*--path=4"):
         export(model=folder, path=4, output=output)
     with pytest.raises(ValueError, match="--routes must be widths from 0 to 3"):
