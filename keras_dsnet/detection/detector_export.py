@@ -177,4 +177,5 @@ class DetectorTask(FileTask):
 def _softmax(logits):
     """Returns the softmax of logits by operators that the converter leaves in float."""
     powers = tf.exp(logits - tf.reduce_max(logits, -1, keepdims=True))
-    return powers / tf.reduce_sum(powers, -1, keepdims=True)
+    # A quotient would become a softmax again.
+    return powers * (1.0 / tf.reduce_sum(powers, -1, keepdims=True))
