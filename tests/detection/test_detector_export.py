@@ -277,8 +277,9 @@ def test_other_families_are_exported_too(family, layout, tmp_path):
 def test_a_detector_of_several_gates_is_exported_in_int8(layout, tmp_path):
     detector = tiny_detector("resnet")
     detector.replace_routes((0, 2))
+    images = list(detector_images(12))
     filename, _ = export(
-        detector, tmp_path, layout=layout, quantize="int8", representative_data=list(IMAGES)
+        detector, tmp_path, layout=layout, quantize="int8", representative_data=images
     )
     interpreter = DynamicInterpreter(filename)
     found = interpreter._run_image(IMAGES[0], (0, 2, 0), (0, 2, 0))[0]
