@@ -3,12 +3,14 @@ r"""Writes a trained network as a TFLite file for a phone.
     python recipes/export_mobile.py --model=runs/gate --quantize=int8 --output=m.tflite
     python recipes/export_mobile.py --model=runs/gate --path=slimmest --output=slimmest.tflite
     python recipes/export_mobile.py --weights=imagenet --output=m.tflite
+    python recipes/export_mobile.py --model=runs/pets --quantize=int8 --output=pets.tflite
 
 The first command writes a file with all routes and the gate that chooses a route for each image, as
 `keras_dsnet.export.export_routed` describes. Of a network that routes by confidence (calibrate.py)
 it writes a file that does so too. The second command writes a file of one sub-network. The third
 command makes a dynamic file of the weights that the authors released for DS-MobileNet. Their gate
 is not trained, so the file routes by confidence, with thresholds of 0.7 that nobody calibrated.
+The last command writes the file of a detector, trained by voc_fssd.py.
 
 All files use only builtin operators. Each new file is compared with the network before it replaces
 an older one. docs/results/mobile.md has the measured sizes and latencies.
@@ -28,6 +30,7 @@ from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 shared.define_saved_model(required=False)
+_SAVED = ("model.keras", "supernet.keras", "detector.keras")
 shared.define_path(
     "weights",
     None,
@@ -65,8 +68,8 @@ def check_flags():
         )
     folder, saved = pathlib.Path(), checks.SavedNetwork({}, "weights")
     if FLAGS.model is not None:
-        model_file = checks.find_model(FLAGS.model)
-        folder, saved = model_file.parent, checks.check_model(model_file)
+        model_file = checks.find_model(FLAGS.model, filenames=_SAVED)
+        folder, saved = model_file.parent, checks.check_model(model_file, detectors=True)
     for name in ("routes", "layout", "routing", "steps", "thresholds"):
         if FLAGS.path is not None and FLAGS[name].value != FLAGS[name].default:
             raise ValueError(
@@ -87,7 +90,7 @@ def check_flags():
         saved.check_path(path, "path", separator=",")
     if FLAGS.image_size is None and FLAGS.model is not None:
         saved.check_image_size(None)
-    data.check_representative_flags(folder, needed=FLAGS.quantize == "int8")
+    data.check_representative_flags(folder, FLAGS.quantize == "int8", saved.is_detector)
 
 
 def routing_options():
@@ -136,7 +139,10 @@ def load_network():
     from keras_dsnet.applications import DSMobileNet
 
     if FLAGS.model is not None:
-        model_file = checks.find_model(FLAGS.model)
+        # Keras finds a class by its name only after an import.
+        import keras_dsnet.detection  # noqa: F401
+
+        model_file = checks.find_model(FLAGS.model, filenames=_SAVED)
         return keras.models.load_model(model_file, compile=False), model_file.parent
     size = FLAGS.image_size
     shape = (size, size, 3) if size else None

@@ -21,11 +21,14 @@ def tiny_detector(family="mobilenet", head="full", input_shape=(SIZE, SIZE, 3), 
         family: "mobilenet", "resnet" or "efficientnet".
         head: of `FSSD`.
         input_shape: of the backbone.
-        **options: `dtype`, or further arguments of `FSSD`.
+        **options: `dtype`, `spec` of the backbone, or further arguments of `FSSD`.
     """
     keras.utils.set_random_seed(0)
     backbone = DynamicSlimmableNetwork(
-        SPECS[family], input_shape, include_top=False, dtype=options.pop("dtype", None)
+        options.pop("spec", SPECS[family]),
+        input_shape,
+        include_top=False,
+        dtype=options.pop("dtype", None),
     )
     detector = FSSD(
         backbone, **{"classes": 3, "channels": 8, "pyramid": 12, "head": head, **options}

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.detection.multibox import BACKGROUND
 
+# The product of zero and the logarithm of this number is zero.
+_SMALLEST = np.finfo("float32").tiny
 # Scores that say neither yes nor no.
 _LOW, _HIGH = 0.3, 0.7
 
@@ -19,7 +22,7 @@ def largest_score(scores: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 `[batch]`, from 0 to 1.
     """
-    return tf.reduce_max(_probabilities(scores), (1, 2))
+    return _largest(_probabilities(scores))
 
 
 def clear_scores(scores: tf.Tensor) -> tf.Tensor:
@@ -31,9 +34,7 @@ def clear_scores(scores: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 `[batch]`, from 0 to 1.
     """
-    probabilities = _probabilities(scores)
-    unclear = (probabilities > _LOW) & (probabilities < _HIGH)
-    return 1.0 / (1.0 + tf.reduce_sum(tf.cast(unclear, tf.float32), (1, 2)))
+    return _clear(_probabilities(scores))
 
 
 def low_entropy(scores: tf.Tensor) -> tf.Tensor:
@@ -56,8 +57,30 @@ def _probabilities(scores):
     return tf.nn.softmax(tf.cast(scores, tf.float32))[..., BACKGROUND + 1 :]
 
 
+def _largest(probabilities):
+    return tf.reduce_max(probabilities, (1, 2))
+
+
+def _clear(probabilities):
+    unclear = tf.logical_and(probabilities > _LOW, probabilities < _HIGH)
+    return 1.0 / (1.0 + tf.reduce_sum(tf.cast(unclear, tf.float32), (1, 2)))
+
+
+def _low_entropy(probabilities):
+    background = tf.maximum(1.0 - tf.reduce_sum(probabilities, -1, keepdims=True), 0.0)
+    every = tf.concat([background, probabilities], -1)
+    entropy = -tf.reduce_sum(every * tf.math.log(tf.maximum(every, _SMALLEST)), -1)
+    return 1.0 - tf.reduce_mean(entropy, 1) / np.log(float(every.shape[-1]))
+
+
 CONFIDENCES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "largest_score": largest_score,
     "clear_scores": clear_scores,
     "low_entropy": low_entropy,
+}
+# The same of the probabilities of all classes but the background, which exported files return.
+CONFIDENCES_OF_PROBABILITIES: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "largest_score": _largest,
+    "clear_scores": _clear,
+    "low_entropy": _low_entropy,
 }

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_dsnet.detection.anchors import anchors_per_position, check_anchors, level_anchors
 from keras_dsnet.detection.boxes import BOX_FORMAT, check_box_format, suppress
+from keras_dsnet.detection.detector_export import DetectorExport
 from keras_dsnet.detection.detector_routing import DetectorRouting, in_float32
 from keras_dsnet.detection.fssd_arguments import (
     check_backbone,
@@ -34,7 +35,7 @@ _PYRAMID_CHANNELS = 256
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class FSSD(DetectorRouting, EagerPrediction, keras.Model):
+class FSSD(DetectorRouting, DetectorExport, EagerPrediction, keras.Model):
     """Feature fusion single shot detector (arXiv 1712.00960) on a dynamic slimmable backbone.
 
     A 1x1 convolution gives each source level of the backbone the same number of channels. The
@@ -445,10 +446,10 @@ class _Wiring:
     """
 
     def __init__(self, backbone, levels, head):
-        sections = sections_up_to(backbone, levels)
-        self.steps = sum(sections, ())
+        self.sections = sections_up_to(backbone, levels)
+        self.steps = sum(self.sections, ())
         self.backbone_layers = [step.layer for step in walk(self.steps) if step.layer is not None]
-        self._parts = [split_levels(steps, levels) for steps in sections]
+        self._parts = [split_levels(steps, levels) for steps in self.sections]
         self.head = head
 
     def run_steps(self, executor, section, state):

@@ -11,7 +11,6 @@ from typing import Any
 import keras
 
 from keras_dsnet.layers.sliced_conv2d import padded_size
-from keras_dsnet.models.subnetwork import PlainExecutor
 from keras_dsnet.models.topology import Executor, Step, StepBuilder
 
 HEADS = ("full", "light")
@@ -92,6 +91,20 @@ class FSSDHead:
         return [step.layer for step in self.steps if step.layer and step.layer.variables]
 
     @property
+    def static_layers(self) -> list:
+        """The convolutions after the fusion, whose channels are the same at every width."""
+        parts = [*self._maps, *self._boxes, *self._scores]
+        return [step.layer for steps in parts for step in steps if step.kind == "conv"]
+
+    def levels_before(self, section: int) -> list[str]:
+        """Returns the source levels of the sections before a section, in order.
+
+        Args:
+            section: Int.
+        """
+        return [level for level, steps in self._laterals.items() if steps[0].section < section]
+
+    @property
     def steps(self) -> list[Step]:
         """All steps, in the order in which they run."""
         parts = [*self._laterals.values(), self._fusion]
@@ -99,19 +112,27 @@ class FSSDHead:
             parts += each
         return [step for part in [*parts, self._joined_boxes, self._joined_scores] for step in part]
 
-    def fold_fusion_norm(self, executor: PlainExecutor) -> None:
+    def fold_fusion_norm(self, executor: Any, section: int = 0) -> None:
         """Folds the batch norm of the fusion into the convolutions of the source levels.
 
         Its scale and offset of each channel commute with the resizing and the concatenation.
 
         Args:
-            executor: A `PlainExecutor` that folds batch norms and has not run these convolutions.
+            executor: A `PlainExecutor` that folds batch norms, or a `BlockExecutor`, before it runs
+                these convolutions.
+            section: Int, the first section that the executor runs. The executor must scale the
+                levels of earlier sections itself, as a `BlockExecutor` can.
         """
         norm, first = self._fusion[-1], 0
+        if not norm.is_batch_norm:
+            return
         for steps in self._laterals.values():
-            if norm.is_batch_norm:
+            channels = steps[0].layer.filters[-1]
+            if steps[0].section >= section:
                 executor.fold(steps[0].layer, norm, first)
-            first += steps[0].layer.filters[-1]
+            else:
+                executor.scale_first(norm, first + channels)
+            first += channels
 
     def run_lateral(self, executor: Executor, level: str, x: Any) -> Any:
         """Runs the convolution of one level of the backbone, and resizes to the first level.
@@ -124,7 +145,7 @@ class FSSDHead:
         Returns:
             Features of static shape, `[batch, height, width, channels]`.
         """
-        return executor.run(self._laterals[level], x)
+        return executor.run_aside(self._laterals[level], x)
 
     def run(self, executor: Executor, sources: Mapping[str, Any]) -> dict[str, Any]:
         """Runs all layers after those of `run_lateral`.
@@ -141,8 +162,8 @@ class FSSDHead:
         boxes, scores = [], []
         for steps, to_boxes, to_scores in zip(self._maps, self._boxes, self._scores, strict=True):
             x = executor.run(steps, x)
-            boxes.append(executor.run(to_boxes, x))
-            scores.append(executor.run(to_scores, x))
+            boxes.append(executor.run_aside(to_boxes, x))
+            scores.append(executor.run_aside(to_scores, x))
         return {
             "boxes": self._join(executor, self._joined_boxes, boxes),
             "scores": self._join(executor, self._joined_scores, scores),

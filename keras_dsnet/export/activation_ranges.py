@@ -32,6 +32,7 @@ _SAME_RANGE = {
     Builtin.MAX_POOL_2D,
     Builtin.PAD,
     Builtin.RESHAPE,
+    Builtin.RESIZE_BILINEAR,
     Builtin.SLICE,
     Builtin.SPLIT,
     Builtin.SPLIT_V,

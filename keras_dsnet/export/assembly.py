@@ -33,17 +33,15 @@ from keras_dsnet.export.dynamic_interpreter import METADATA_NAME, read_metadata,
 from keras_dsnet.export.graphs import RoutedGraphs, SectionGraphs
 from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
 from keras_dsnet.export.packing import pack
+from keras_dsnet.export.quantized_features import connect_quantized
 from keras_dsnet.export.tflite_model import (
-    Builtin,
     ModelBuilder,
     TensorType,
-    add_operator,
     add_tensor,
     append_buffer,
     append_graph,
     copy_tensor,
     inline,
-    is_operator,
     parse,
     separate_buffers,
 )
@@ -58,8 +56,6 @@ THRESHOLDS = "thresholds"
 _MASK = "allowed_{}"
 _START = "start"
 _LIMITS = "limits"
-# These operators write their outputs with any scale, so the scale may be changed.
-_RESCALING = (Builtin.CONV_2D, Builtin.DEPTHWISE_CONV_2D, Builtin.FULLY_CONNECTED)
 
 
 def assemble_file(
@@ -94,17 +90,16 @@ def assemble_file(
     model.subgraphs = [None, main]
     controls = _add_controls(main, graphs, routes, confidence)
     calls, positions = _add_start(builder, graphs, controls)
+    names = _result_names(next(iter(graphs.sections[-1].rest.values())))
     if confidence is None:
-        results = builder.concatenate(main, calls[-1].results)
-        outputs = {"output": builder.gather(main, results, calls[-1].number)}
+        outputs = _pick(builder, main, names, calls[-1].results, calls[-1].number)
         widths = builder.add_constant(main, routes)
         outputs["path"] = builder.gather(main, widths, builder.concatenate(main, positions))
     else:
         positions *= network.num_gates // len(positions)
         start = reached_by_start(builder, main, calls[-1], positions, routes)
         reached = add_steps(builder, main, confidence, controls["limits"][0], calls, start)
-        results = builder.concatenate(main, reached.results)
-        outputs = {"output": builder.gather(main, results, reached.number)}
+        outputs = _pick(builder, main, names, reached.results, reached.number)
         outputs |= {"path": reached.path, "confidence": reached.confidence}
     stored = confidence.stored() if confidence else {"allowed": True}
     _add_signatures(builder, graphs, controls, outputs, stored)
@@ -113,6 +108,14 @@ def assemble_file(
     describe(model, network, metadata["input_type"])
     add_runtime(model, metadata["quantize"])
     return model
+
+
+def _pick(builder, main, names, results, number):
+    """Adds the choice of one of several results; returns a dict from name to tensor index."""
+    return {
+        name: builder.gather(main, builder.concatenate(main, column), number)
+        for name, column in zip(names, zip(*results))
+    }
 
 
 def _add_controls(main, graphs, routes, confidence):
@@ -146,8 +149,8 @@ def _add_start(builder, graphs, controls):
     positions: list = []
     for index, section in enumerate(graphs.sections):
         if calls:
-            results = builder.concatenate(main, calls[-1].results)
-            scores = builder.gather(main, results, calls[-1].number)
+            picked = _pick(builder, main, ("scores",), calls[-1].results, calls[-1].number)
+            scores = picked["scores"]
         if graphs.choices:
             choice, mask = graphs.choices[index], controls["allowed"][index]
             arguments = {choice.inputs["scores"]: scores, choice.inputs["allowed"]: mask}
@@ -242,7 +245,8 @@ class CalledGraphs:
             a file that routes by confidence it has each graph's confidence.
         arguments: Tensor indices of the arguments that all graphs take.
         branches: List with the subgraph indices of the two branches of each graph's `IF`.
-        results: List with the tensor index of each graph's scores of the next gate, or output.
+        results: List with the results of each graph, a tuple of tensor indices: the scores of the
+            next gate or, after the last gate, what the file returns.
     """
 
     number: int
@@ -311,12 +315,13 @@ class SectionCalls:
     def _call(self, graphs, number, arguments, widths, narrow):
         """Adds an `IF` for each graph, whose other branch leaves the outputs unchanged."""
         features, results, calls = [], [], []
+        count = len(_result_names(next(iter(self._rest.values()))))
         for place, graph in enumerate(graphs):
             condition = self._builder.compare(self._main, "EQUAL", number, place)
             branches = self._builder.add_subgraph(graph), self._builder.add_noop_subgraph(graph)
             outputs = self._builder.add_if(self._main, condition, arguments, branches)
-            features.append(outputs[:-1])
-            results.append(outputs[-1])
+            features.append(outputs[:-count])
+            results.append(tuple(outputs[-count:]))
             calls.append(branches)
         return CalledGraphs(number, narrow, widths, features, [*arguments], calls, results)
 
@@ -359,10 +364,11 @@ class SectionCalls:
                 same = number
             callees[number] = self._builder.add_subgraph(entry.graph)
         graph.inputs = [copy_tensor(graph, self._main.tensors[i], "before") for i in arguments]
-        graph.outputs, graph.operators = _outputs(rest), []
+        graph.operators = []
         outputs = self._builder.add_if_tree(graph, graph.inputs, callees, likely=same)
         # The entries run first, then the operators that read their outputs.
         renamed = dict(zip(rest.inputs["features"], outputs))
+        graph.outputs = [renamed.get(index, index) for index in _outputs(rest)]
         for operator in operators:
             operator.inputs = [renamed.get(index, index) for index in operator.inputs]
         graph.operators += operators
@@ -392,83 +398,18 @@ class SectionCalls:
 
 
 def _outputs(rest):
-    """Returns the tensor indices of a graph's features, then of its scores or the output.
+    """Returns the tensor indices of a graph's features, then of its results.
 
     The last graphs of a file that routes by confidence have their confidence as features.
     """
     last = [rest.outputs["confidence"]] if "confidence" in rest.outputs else ()
     features = rest.outputs.get("features", last)
-    return [*features, rest.outputs["output" if "output" in rest.outputs else "scores"]]
+    return [*features, *(rest.outputs[name] for name in _result_names(rest))]
 
 
-def connect_quantized(builder: ModelBuilder, graphs: RoutedGraphs) -> None:
-    """Makes graphs pass int8 features to each other without conversions to float.
-
-    The converter gives every graph float inputs and outputs: it adds a `QUANTIZE` after each input
-    and a `DEQUANTIZE` before each output. Its option for int8 inputs and outputs would apply to the
-    image, the scores and the output, too.
-    """
-    for part in graphs.running():
-        if "features" in part.inputs:
-            features = part.inputs["features"]
-            part.inputs["features"] = [_skip_quantize(builder, part.graph, i) for i in features]
-    for producer, (consumer, *_) in graphs.consumers():
-        wanted = [consumer.graph.tensors[index] for index in consumer.inputs["features"]]
-        producer.outputs["features"] = [
-            _quantize_output(builder, producer.graph, index, tensor)
-            for index, tensor in zip(producer.outputs["features"], wanted)
-        ]
-
-
-def _skip_quantize(builder, graph, index):
-    """Removes the `QUANTIZE` after an input if only it reads the input; returns the new input."""
-    readers = [operator for operator in graph.operators if index in operator.inputs]
-    if len(readers) == 1 and is_operator(readers[0], Builtin.QUANTIZE, builder.model):
-        graph.operators.remove(readers[0])
-        return readers[0].outputs[0]
-    return index
-
-
-def _quantize_output(builder, graph, index, wanted):
-    """Returns the index of an output as the next graph takes it.
-
-    Args:
-        builder: `ModelBuilder`.
-        graph: `schema.SubGraphT`. It is changed.
-        index: Tensor index of an output of the graph, in float.
-        wanted: `schema.TensorT`, the input of the next graph.
-    """
-    if wanted.type != TensorType.INT8 or graph.tensors[index].type == TensorType.INT8:
-        return index
-    quantize = builder.builtin("QUANTIZE")
-    makers = [operator for operator in graph.operators if index in operator.outputs]
-    if not makers or not is_operator(makers[0], Builtin.DEQUANTIZE, builder.model):
-        result = copy_tensor(graph, wanted, "quantized")
-        add_operator(graph, quantize, [index], [result])
-        return result
-    (int8_output,) = makers[0].inputs
-    if not any(index in op.inputs for op in graph.operators):
-        graph.operators.remove(makers[0])
-    if _is_same_quantization(graph.tensors[int8_output], wanted):
-        return int8_output
-    makers = [operator for operator in graph.operators if int8_output in operator.outputs]
-    readers = [operator for operator in graph.operators if int8_output in operator.inputs]
-    rescales = any(
-        is_operator(maker, kind, builder.model) for maker in makers for kind in _RESCALING
-    )
-    if rescales and not readers:
-        graph.tensors[int8_output].quantization = copy.deepcopy(wanted.quantization)
-        return int8_output
-    result = copy_tensor(graph, wanted, "requantized")
-    add_operator(graph, quantize, [int8_output], [result])
-    return result
-
-
-def _is_same_quantization(tensor, other):
-    """Returns whether two int8 tensors have one zero point and, but for rounding, one scale."""
-    scale, wanted = (float(each.quantization.scale[0]) for each in (tensor, other))
-    zero, wanted_zero = (int(each.quantization.zeroPoint[0]) for each in (tensor, other))
-    return zero == wanted_zero and abs(scale - wanted) <= 1e-3 * wanted
+def _result_names(rest):
+    """Returns the names of a graph's results: "scores" for the next gate, or those of the file."""
+    return sorted(rest.outputs.keys() - {"features", "confidence", "logits"})
 
 
 def force_route(content: bytes, path: int | Sequence[int]) -> bytes:

@@ -1,32 +1,29 @@
 """Executor of one route on channel blocks, with which a file holds every weight once.
 
-An activation is a tuple of channel groups, tensors `[1, height, width, channels]`. The edges of the
-groups are the channels at which they begin, followed by the end of the last one. Kernels are cut
-along the groups into blocks, and a convolution sums the blocks that lead to each group.
+An activation is a tuple of channel groups; see the module `channel_groups`. Kernels are cut along
+the groups into blocks, and a convolution sums the blocks that lead to each group.
 """
 
-import bisect
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.export.channel_groups import add_blocks, edges_of, join, regroup, split
 from keras_dsnet.export.conversion import kept_in_float
 from keras_dsnet.export.partition import shares_depthwise
 from keras_dsnet.layers import SlicedGroupNormalization, SwitchableBatchNormalization
 from keras_dsnet.layers.double_headed_gate import regions
 from keras_dsnet.layers.sliced_conv2d import tf_padding
-from keras_dsnet.models.executors import activate
+from keras_dsnet.models.executors import activate, resize
 from keras_dsnet.models.path import Path
 from keras_dsnet.models.subnetwork import as_numpy, foldable_norms, scale_and_offset
 from keras_dsnet.models.topology import Executor, Step
 
-# A kernel widens from this ratio of outputs to inputs on; it pays to join groups of its input.
-WIDENING = 2
-# A kernel narrows up to this ratio of outputs to inputs; it pays to join groups of its output.
-NARROWING = 0.5
 INT8_MAX = 127
 
 
@@ -55,6 +52,7 @@ class BlockExecutor(Executor):
             `True`.
 
     Attributes:
+        runs_all: Boolean, whether this executor runs all sections. Settable. Defaults to `False`.
         scores: List of the slimming heads' outputs `[1, choices]`, in the order of the heads. It is
             filled while steps run.
     """
@@ -73,21 +71,59 @@ class BlockExecutor(Executor):
         self.integer = integer
         self.float_norms = float_norms
         self.scores: list = []
+        self.runs_all = False
+        # The norm that is folded into a convolution, and the channel of the norm that is the first
+        # filter.
         self._norms_after: dict = {}
+        # The number of channels that a norm scales itself.
+        self._scaled: dict = {}
         # The step of the last convolution that this executor ran.
         self._last: Step | None = None
 
     def run(self, steps: Iterable[Step], x: tuple) -> tuple:
         """Runs steps on the groups of an activation and returns the groups of the result."""
         steps = list(steps)
-        self._norms_after.update(foldable_norms(steps))
+        self._fold_norms(steps)
+        if steps and steps[0].kind == "norm" and len(steps[0].layer.channels) == 1:
+            # Its features may come from another convolution than the last one.
+            self._last = None
         return super().run(steps, x)
+
+    def run_aside(self, steps: Iterable[Step], x: tuple) -> tuple:
+        """Runs steps whose result does not go on to the steps that run next."""
+        last = self._last
+        x = self.run(steps, x)
+        self._last = last
+        return x
 
     def run_first(self, steps: Sequence[Step], x: tuple) -> tuple:
         """Runs only the first of some steps, a convolution, with its folded norm."""
         self._last = None
-        self._norms_after.update(foldable_norms(steps))
+        self._fold_norms(steps)
         return super().run(steps[:1], x)
+
+    def _fold_norms(self, steps):
+        for layer, norm in foldable_norms(steps).items():
+            self.fold(layer, norm)
+
+    def fold(self, layer: Any, norm: Step, first: int = 0) -> None:
+        """Folds a batch norm, or some of its channels, into a convolution that runs later.
+
+        Args:
+            layer: The layer of the convolution, which has no activation before the norm.
+            norm: A "norm" step with batch norm.
+            first: Integer, the channel of the norm that the first filter of the convolution is.
+        """
+        self._norms_after[layer] = (norm, first)
+
+    def scale_first(self, norm: Step, channels: int) -> None:
+        """Leaves the first channels to the norm itself, since their convolution runs elsewhere.
+
+        Args:
+            norm: A "norm" step with batch norm.
+            channels: Integer, number of the channels. A channel group must end there.
+        """
+        self._scaled[norm.layer] = channels
 
     def regroup(self, step: Step, x: tuple) -> tuple:
         """Joins the outputs of a convolution that another executor cut more finely."""
@@ -149,6 +185,11 @@ class BlockExecutor(Executor):
 
     def norm(self, step: Step, x: tuple) -> tuple:
         """Runs a norm on every group; batch norm is already folded into the kernels before it."""
+        options = step.layer.channels
+        if step.is_batch_norm:
+            x = self._scale(step, x) if step.layer in self._scaled else x
+        if len(options) == 1:
+            x = regroup(x, (0, options[0]))
         if step.is_batch_norm:
             return tuple(activate(step.activation, group) for group in x)
         # The statistics of an image span more than the 255 steps of int8; see `group_norm`.
@@ -158,6 +199,25 @@ class BlockExecutor(Executor):
                 group_norm(step.layer, group, *channels) for group, channels in zip(x, edges)
             ]
             return tuple(activate(step.activation, group) for group in normalised)
+
+    def _scale(self, step, x):
+        """Applies a batch norm to the channels that `scale_first` left to it."""
+        end = self._scaled[step.layer]
+        scale, offset = scale_and_offset(step.layer, self.path.statistics[step.section], end)
+        groups = []
+        for group, (first, last) in zip(x, itertools.pairwise(edges_of(x))):
+            if first >= end:
+                groups.append(group)
+                continue
+            factors, terms = scale[first:last], offset[first:last]
+            if self.integer:
+                # One operator with a scale per channel. A product and a sum would round twice.
+                kernel = factors[None, None, :, None]
+                product = tf.nn.depthwise_conv2d(group, kernel, [1, 1, 1, 1], "VALID")
+            else:
+                product = group * factors
+            groups.append(product + terms)
+        return tuple(groups)
 
     def gate(self, step: Step, x: tuple) -> tuple:
         """Runs a gate: keeps the scores of its slimming head and applies its attention."""
@@ -210,6 +270,29 @@ class BlockExecutor(Executor):
         # The Keras layer would cast to the precision of the network.
         size, strides = step.layer.pool_size, step.layer.strides
         return tuple(tf.nn.max_pool2d(group, size, strides, "SAME") for group in x)
+
+    def stock(self, step: Step, x: Any) -> tuple:
+        """Runs a layer of Keras without variables, on one activation or on a list of them.
+
+        Activations that are concatenated along their channels become groups of one activation,
+        which the norm or convolution after them joins.
+        """
+        self._last = None
+        # The precision of a file is not that of the network.
+        config = {**step.layer.get_config(), "dtype": "float32"}
+        layer = type(step.layer).from_config(config)
+        if not isinstance(layer, keras.layers.Concatenate):
+            return (layer(join(x, (0, edges_of(x)[-1]))[0]),)
+        parts = [group for groups in x for group in groups]
+        if layer.axis == -1:
+            return tuple(parts)
+        # In int8 all of them would get one scale.
+        with kept_in_float():
+            return (layer(parts),)
+
+    def resize(self, step: Step, x: tuple) -> tuple:
+        """Resizes every group."""
+        return tuple(resize(group, step.size) for group in x)
 
     def pool(self, step: Step, x: tuple) -> tuple:
         """Runs a global average pooling on every group."""
@@ -269,8 +352,10 @@ class BlockExecutor(Executor):
         if step.layer not in self._norms_after:
             ones = np.ones(edges[-1], "float32")
             return ones, bias, ones
-        norm, row = self._norms_after[step.layer].layer, self.path.statistics[step.section]
-        return fold_groups(norm, row, () if self.integer else folded_with, edges, bias)
+        norm, first = self._norms_after[step.layer]
+        row = self.path.statistics[norm.section]
+        rows = () if self.integer else folded_with
+        return fold_groups(norm.layer, row, rows, edges, bias, first)
 
 
 def _encode(pooled, weights, bias):
@@ -294,126 +379,13 @@ def _round_to_int8(block):
     return (np.round(block / step) * step).astype("float32")
 
 
-def edges_of(x: Sequence) -> tuple[int, ...]:
-    """Returns the edges of an activation's channel groups."""
-    return (0, *itertools.accumulate(int(group.shape[-1]) for group in x))
-
-
-def split(x: Sequence, edges: Sequence[int]) -> tuple:
-    """Cuts channel groups at those of the given edges that lie inside of them."""
-    pieces = []
-    for group, (first, last) in zip(x, itertools.pairwise(edges_of(x))):
-        inner = [0, *(end - first for end in edges if first < end < last), last - first]
-        cut = [group[..., slice(*channels)] for channels in itertools.pairwise(inner)]
-        pieces += cut if len(cut) > 1 else [group]
-    return tuple(pieces)
-
-
-def join(x: Sequence, edges: Sequence[int]) -> tuple:
-    """Joins channel groups that are cut at these edges and at others."""
-    groups: list[list] = [[] for _ in edges[1:]]
-    for group, end in zip(x, edges_of(x)[1:]):
-        groups[bisect.bisect_left(edges, end) - 1].append(group)
-    return tuple(tf.concat(parts, -1) if len(parts) > 1 else parts[0] for parts in groups)
-
-
-def regroup(x: tuple, edges: Sequence[int]) -> tuple:
-    """Returns an activation as channel groups with the given edges."""
-    return x if edges_of(x) == edges else join(split(x, edges), edges)
-
-
-def leading(x: Sequence, end: int) -> tf.Tensor:
-    """Returns the first `end` channels. A group must end there unless there is only one group."""
-    if len(x) == 1:
-        return split(x, (end,))[0]
-    return join(x[: edges_of(x).index(end)], (0, end))[0]
-
-
-def add_blocks(
-    x: tuple,
-    inputs: Sequence[int],
-    edges: Sequence[int],
-    term: Callable,
-    widening: float | None = None,
-) -> list[tuple[tf.Tensor, bool]]:
-    """Sums blocks in the order that suits the shape of a kernel.
-
-    Args:
-        x: Input channels, in groups with any edges.
-        inputs: Edges at which the kernel's input channels are cut.
-        edges: Edges at which the kernel's output channels are cut.
-        term: Function `term(group, in_channels, out_channels, is_first)`. It returns the
-            part of an input group in the sum of some output channels. Both ranges are pairs of
-            begin and end. The first term of an output adds the bias.
-        widening: Float, the layer's largest number of outputs divided by its largest number of
-            inputs, so that all routes decide alike. Defaults to None: the groups of inputs and
-            outputs do not end at the same routes.
-
-    Returns:
-        List with a pair for each group of the output: the group, and whether it is a sum. A kernel
-        that narrows gives one group.
-    """
-    groups = regroup(x, inputs)
-    if widening and len(edges) > 2:
-        if widening >= WIDENING:
-            return _rows(x if len(x) == 1 else groups, groups, edges, term)
-        if widening <= NARROWING:
-            return _columns(groups, edges, term)
-    return _grid(groups, edges, term)
-
-
-def _grid(groups, edges, term):
-    """Uses a block for each pair of an input group and an output group."""
-    inputs = list(zip(groups, itertools.pairwise(edges_of(groups))))
-    outputs = []
-    for out in itertools.pairwise(edges):
-        terms = [term(group, rows, out, not place) for place, (group, rows) in enumerate(inputs)]
-        outputs.append((_total(terms), len(terms) > 1))
-    return outputs
-
-
-def _rows(x, groups, edges, term):
-    """Uses a block from all inputs of a route to its last group, for kernels that widen.
-
-    Joining the narrow inputs costs little, and there are fewer of the wide partial sums.
-    """
-    inputs = edges_of(groups)
-    outputs = []
-    for place, out in enumerate(itertools.pairwise(edges)):
-        end = inputs[place + 1]
-        terms = [term(leading(x, end), (0, end), out, True)]
-        wider = zip(groups[place + 1 :], itertools.pairwise(inputs[place + 1 :]))
-        terms += [term(group, rows, out, False) for group, rows in wider]
-        outputs.append((_total(terms), len(terms) > 1))
-    return outputs
-
-
-def _columns(groups, edges, term):
-    """Uses a block from the last inputs of a route to all its outputs, for kernels that narrow.
-
-    Joining the narrow outputs costs little, and there are fewer operators.
-    """
-    terms = []
-    for place, rows in enumerate(itertools.pairwise(edges_of(groups))):
-        outs = ((0, edges[place + 1]), *itertools.pairwise(edges[place + 1 :]))
-        parts = [term(groups[place], rows, out, not place) for out in outs]
-        terms.append(join(parts, (0, edges[-1]))[0])
-    return [(_total(terms), len(terms) > 1)]
-
-
-def _total(terms):
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
 def fold_groups(
     layer: SwitchableBatchNormalization,
     row: int,
     folded_with: Sequence[int],
     edges: Sequence[int],
     bias: np.ndarray | None,
+    first: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Splits a batch norm into a scale of the kernels and a ratio that multiplies their outputs.
 
@@ -429,16 +401,21 @@ def fold_groups(
             Empty: with the path's row.
         edges: Edges of the groups.
         bias: Array `[channels]` that is added before the norm, or None.
+        first: Integer, the norm's channel that is the first of the groups. Defaults to 0.
 
     Returns:
         Tuple `(scale, bias, ratio)` of arrays `[channels]`. If `y` is what the unscaled kernels
         give without their bias, the norm gives `y * scale * ratio + bias`.
     """
     channels, groups = edges[-1], len(edges) - 1
-    scale, offset = scale_and_offset(layer, row, channels)
+
+    def values(row):
+        return [vector[first:] for vector in scale_and_offset(layer, row, first + channels)]
+
+    scale, offset = values(row)
     bias = offset if bias is None else offset + bias * scale
     rows = folded_with if len(folded_with) == groups else [*folded_with, row][:1] * groups
-    scales = {each: scale_and_offset(layer, each, channels)[0] for each in rows}
+    scales = {each: values(each)[0] for each in rows}
     shared = np.concatenate(
         [scales[each][slice(*group)] for each, group in zip(rows, itertools.pairwise(edges))]
     )

@@ -185,30 +185,16 @@ def confidence_metadata(network: Any, plan: ConfidencePlan, shape: Sequence[int]
     return metadata
 
 
-def confidence_of(logits: tf.Tensor) -> dict:
-    """Computes the confidence of an image in its output.
-
-    Args:
-        logits: `[1, classes]`.
-
-    Returns:
-        Dict of `confidence`, float32 `[1]`. It is 0 where the largest probability is not a number.
-    """
-    largest = tf.reduce_max(tf.nn.softmax(tf.cast(logits, tf.float32)), 1)
-    return {"confidence": tf.where(largest >= 0.0, largest, 0.0)}
-
-
 def append_confidence(part: ImportedGraph, confidence: ImportedGraph) -> None:
-    """Replaces the output `logits` of a graph by `confidence`.
+    """Adds the output `confidence` to a graph, whose output `logits` is then removed.
 
     Args:
         part: `ImportedGraph` of the last layers of a step. It is changed.
-        confidence: `ImportedGraph` of `confidence_of`.
+        confidence: `ImportedGraph` of `FileTask.confidence_of`.
     """
-    logits = part.outputs.pop("logits")
-    moved = inline(
-        part.graph, copy.deepcopy(confidence.graph), {confidence.inputs["logits"]: logits}
-    )
+    inputs = {index: part.outputs[name] for name, index in confidence.inputs.items()}
+    part.outputs.pop("logits", None)
+    moved = inline(part.graph, copy.deepcopy(confidence.graph), inputs)
     part.outputs["confidence"] = moved[confidence.outputs["confidence"]]
 
 
@@ -221,14 +207,14 @@ class Reached:
         confidence: Tensor index of the confidence, float32 `[1]`.
         number: Tensor index of the row of the result in `results`, int32 `[1]`.
         path: Tensor index of the path, int32 `[num_gates]`.
-        results: List with the tensor index of each output that may be taken.
+        results: List of the results that may be taken, each a tuple of tensor indices.
     """
 
     level: int
     confidence: int
     number: int
     path: int
-    results: list[int]
+    results: list[tuple[int, ...]]
 
 
 def reached_by_start(
@@ -305,7 +291,7 @@ def _add_step(builder, main, calls, position, go_on):
     """Adds an `IF` for each section of a step.
 
     Returns:
-        Tuple of the tensor indices of the output and its confidence.
+        Tuple of the tensor indices of the results, themselves a tuple, and of their confidence.
     """
     replaced: dict = {}
     for called in calls:
@@ -313,5 +299,5 @@ def _add_step(builder, main, calls, position, go_on):
         outputs = builder.add_if(main, go_on, arguments, called.branches[position])
         replaced = dict(zip(called.features[position], outputs))
         replaced[called.number] = builder.add_constant(main, [position])
-    confidence, result = outputs
-    return result, confidence
+    confidence, *results = outputs
+    return tuple(results), confidence

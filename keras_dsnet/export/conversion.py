@@ -35,6 +35,8 @@ from keras_dsnet.utils.private_names import calibrate_only, quantize_calibrated
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 # Operations traced in a name scope of this name stay in float in an int8 file.
 FLOAT_SCOPE = "kept_in_float"
+# In this scope they do so even if they make an output of the graph, whose name hides the scope.
+_RESULTS_SCOPE = "kept_in_float_results"
 # More images change the ranges little and fill memory. A data set may also be endless.
 MOST_IMAGES = 500
 _FEWEST_IMAGES = 8
@@ -101,9 +103,14 @@ def trace(function: Callable, inputs: dict[str, tf.TensorSpec]) -> Any:
     return traced.get_concrete_function()
 
 
-def kept_in_float() -> contextlib.AbstractContextManager:
-    """Returns a context manager: operations traced within it stay in float in an int8 file."""
-    return tf.name_scope(FLOAT_SCOPE)
+def kept_in_float(results: bool = False) -> contextlib.AbstractContextManager:
+    """Returns a context manager: operations traced within it stay in float in an int8 file.
+
+    Args:
+        results: Boolean. `True` includes the operations that make outputs of the graph from the
+            outputs of others in the scope. Defaults to `False`.
+    """
+    return tf.name_scope(_RESULTS_SCOPE if results else FLOAT_SCOPE)
 
 
 def convert_traced(
@@ -174,12 +181,17 @@ def _has_float_scope(traced):
 
 def _outputs_in_float_scope(content):
     """Returns the names of the outputs of all operators that were traced in `FLOAT_SCOPE`."""
-    outputs = (
-        graph.tensors[operator.outputs[0]].name.decode()
-        for graph in parse(content).subgraphs
-        for operator in graph.operators
-    )
-    return {name for name in outputs if FLOAT_SCOPE in name}
+    found = set()
+    for graph in parse(content).subgraphs:
+        names = [tensor.name.decode() for tensor in graph.tensors]
+        for operator in graph.operators:
+            output = operator.outputs[0]
+            is_result = output in graph.outputs and any(
+                _RESULTS_SCOPE in names[index] for index in operator.inputs if index >= 0
+            )
+            if is_result or FLOAT_SCOPE in names[output]:
+                found.add(names[output])
+    return found
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Runtime of a routed TFLite file.
 
 This file needs numpy and ai_edge_litert only. Copy it to a device that has no TensorFlow, with
-`staged_runtime.py` for staged files and `compiled_signatures.py` for CompiledModel.
+`staged_runtime.py` for staged files, `compiled_signatures.py` for CompiledModel, and
+`detection_runtime.py` for detectors.
 """
 
 import importlib
@@ -27,7 +28,7 @@ METADATA_NAME = b"keras_dsnet"
 # The version of the metadata, which an export writes.
 FORMAT = 1
 _FIELDS = ("input_shape", "input_type", "preprocessing", "num_widths", "routes")
-# No device has more cores, and LiteRT would start any number of threads.
+# LiteRT would start any number of threads.
 _MOST_THREADS = 1024
 # Floats above this multiple of the largest normalised pixel cannot be normalised pixels.
 _MOST_RANGES = 4
@@ -48,22 +49,22 @@ class DynamicInterpreter:
         metadata: Dict of the file's metadata: `input_shape`, `input_type`, `preprocessing`,
             `routes` (path and MAdds of each), `num_widths`, `gates_trained`, `class_names` in the
             order of the outputs or `None`, and more.
+        is_detector: Boolean, whether the file is a detector's.
+        num_gates: Number of gates, and so of widths in a path.
+        steps: Widths that a file which routes by confidence tries in turn, or an empty tuple.
         latency_ms: Dict from route to milliseconds, which `calibrate_latency` fills.
-        trunk_ms: Milliseconds of the layers that all steps share, which `calibrate_latency`
-            measures in a file that routes by confidence. 0 before.
-        thresholds: Tuple of floats, one for each step except the last, which `run` uses. They are
-            those of the file until `calibrate_confidence` changes them. `None` in a file that
-            routes only by its gates.
+        trunk_ms: Milliseconds of the layers that all steps share. `calibrate_latency` measures it.
+        thresholds: Tuple of floats, one for each step except the last; at first those of the file.
+            `None` in a file that routes only by its gates.
 
     Raises:
         OSError: If the file, or a file of a split export beside it, cannot be read.
-        ValueError: If the file is not a TFLite file with routes, or another argument is wrong.
+        ValueError: If it is not a TFLite file with routes, or another argument is wrong.
 
     Example:
 
     ```python
     import numpy as np
-
     from keras_dsnet.export import DynamicInterpreter
     from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
 
@@ -85,20 +86,18 @@ class DynamicInterpreter:
     ):
         _check_counts(num_threads=num_threads)
         if num_threads > _MOST_THREADS:
-            raise ValueError(
-                f"`num_threads` must be at most {_MOST_THREADS}. Received: "
-                f"num_threads={num_threads!r}"
-            )
+            text = f"`num_threads` must be at most {_MOST_THREADS}. Received: "
+            raise ValueError(f"{text}num_threads={num_threads!r}")
         if not isinstance(runtime, str) or runtime not in ("interpreter", "compiled"):
-            raise ValueError(
-                f"`runtime` must be 'interpreter' or 'compiled'. Received: runtime={runtime!r}"
-            )
+            text = "`runtime` must be 'interpreter' or 'compiled'. Received: "
+            raise ValueError(f"{text}runtime={runtime!r}")
         if not isinstance(filename, (str, os.PathLike)):
-            raise ValueError(
-                "`filename` must be the path of a TFLite file. Received: "
-                f"filename={filename!r}, of type {type(filename).__name__}"
-            )
+            text = f"filename={filename!r}, of type {type(filename).__name__}"
+            raise ValueError(f"`filename` must be the path of a TFLite file. Received: {text}")
         self.metadata = read_metadata(pathlib.Path(filename).read_bytes(), filename)
+        self.is_detector = "boxes" in self.metadata.get("outputs", ())
+        self.num_gates = len(self.metadata["routes"][0]["path"])
+        self.steps = tuple(self.metadata.get("steps", ()))
         self.num_threads = int(num_threads)
         self.runtime = runtime
         self.latency_ms: dict[int, float] = {}
@@ -118,23 +117,13 @@ class DynamicInterpreter:
         """The candidate widths of every gate, ascending."""
         return routes_of(self.metadata)
 
-    @property
-    def num_gates(self) -> int:
-        """The number of gates, and so of widths in a path."""
-        return len(self.metadata["routes"][0]["path"])
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The widths that a file which routes by confidence tries in turn, or an empty tuple."""
-        return tuple(self.metadata.get("steps", ()))
-
     def _open(self, filename):
         """Opens a TFLite file with the runtime."""
         try:
             if self.runtime == "compiled":
                 compiled = _sibling("compiled_signatures")
                 return compiled.CompiledSignatures(filename, self.num_threads)
-            # An interpreter that is made from a path maps the file into memory.
+            # Made from a path, it maps the file into memory.
             return Interpreter(model_path=str(filename), num_threads=self.num_threads)
         except ValueError as error:
             raise ValueError(f"{filename} is damaged: {error}") from error
@@ -149,33 +138,68 @@ class DynamicInterpreter:
     ) -> tuple[np.ndarray, tuple[int, ...]]:
         """Runs one image along the path that the file chooses within the bounds.
 
-        Equal bounds force a width. Bounds that hold no route give the nearest route above them, or
-        the widest route if there is none above. In a file that routes by confidence, an image
-        starts at the first step within the bounds and ends at the last one at most.
+        Equal bounds force a width. Bounds that hold no route give the nearest route above them,
+        else the widest. In a file that routes by confidence, an image starts at the first step
+        within the bounds and ends at the last one at most.
 
         Args:
-            image: Array `[height, width, 3]` or `[1, height, width, 3]`: raw uint8 RGB pixels,
-                which are normalised as the metadata define. A file that takes floats also takes a
-                preprocessed float image.
+            image: Array `[height, width, 3]` or `[1, height, width, 3]`: raw uint8 RGB pixels or,
+                for a file that takes floats, a preprocessed float image.
             min_width: Width, or one width per gate. Defaults to `None`, which sets no bound.
             max_width: Width, or one width per gate. Defaults to `None`, which sets no bound.
-            budget_ms: Milliseconds. Bounds the width further, to the widest route whose measured
-                latency fits. If none fits, it is the fastest route, with a warning. In a file that
-                routes by confidence, all steps up to the width must fit together, since an image
-                may run them all. Needs `calibrate_latency`. Defaults to `None`, which sets no
-                bound.
-            thresholds: Number from 0 to 1, or a sequence with one for each step except the last. An
-                image goes on where its confidence is at most the threshold. Only for files that
-                route by confidence. Defaults to `None`, the attribute `thresholds`.
+            budget_ms: Milliseconds. Bounds the width further, to the widest route whose latency
+                fits, or to the fastest route with a warning. In a file that routes by confidence,
+                all steps up to the width must fit together, since an image may run them all. Needs
+                `calibrate_latency`. Defaults to `None`, which sets no bound.
+            thresholds: For files that route by confidence, a number from 0 to 1 or one for each
+                step except the last. An image goes on where its confidence is at most the
+                threshold. Defaults to `None`, the attribute `thresholds`.
 
         Returns:
-            Tuple of the output, float32 `[classes]`, and the path, a tuple with a width per gate.
+            The output, float32 `[classes]`, and the path, a tuple with a width per gate.
 
         Raises:
-            ValueError: If the image, a bound or a threshold does not fit the file, the budget is
-                not a positive number, no route from `min_width` on fits the budget, or the file
-                cannot combine bounds with thresholds other than its own.
+            ValueError: If an argument does not fit the file, no route from `min_width` on fits the
+                budget, or the file cannot combine the bounds with the thresholds.
         """
+        self._check_task(detector=False)
+        results, path = self._run_image(image, min_width, max_width, budget_ms, thresholds)
+        return results["output"][0], path
+
+    def detect(
+        self,
+        image: np.ndarray,
+        score_threshold: float = 0.05,
+        iou_threshold: float = 0.45,
+        max_detections: int = 200,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Runs a detector's file on one image, then non-maximum suppression of each class.
+
+        Args:
+            image: As for `run`.
+            score_threshold: Number from 0 to 1. Boxes with a higher probability are kept.
+            iou_threshold: Number from 0 to 1. Of two boxes of a class that overlap more, the less
+                probable one is dropped.
+            max_detections: Largest number of boxes.
+            **options: `min_width`, `max_width`, `budget_ms` and `thresholds` as for `run`.
+
+        Returns:
+            Dict as of `keras_dsnet.detection.FSSD.detect`: `"boxes"`, `"scores"`, `"classes"` and
+            `"path"`.
+
+        Raises:
+            ValueError: If the file is not a detector's, or an argument does not fit.
+        """
+        self._check_task(detector=True)
+        runtime = _sibling("detection_runtime")
+        limits = runtime.check_limits(score_threshold, iou_threshold, max_detections)
+        results, path = self._run_image(image, **options)
+        found = runtime.select_boxes(results["boxes"][0], results["scores"][0], *limits)
+        return {**found, "path": path}
+
+    def _run_image(self, image, min_width=None, max_width=None, budget_ms=None, thresholds=None):
+        """Returns the results of an image as a dict of arrays, and its path."""
         inputs = {"image": self._as_input(image)}
         signature = "serving_default"
         limits = self._as_thresholds(self.thresholds if thresholds is None else thresholds)
@@ -186,10 +210,8 @@ class DynamicInterpreter:
             if budget_ms is not None:
                 widest = self.widest_within(budget_ms, None if min_width is None else max(low))
                 if max(low) > widest:
-                    raise ValueError(
-                        f"`min_width` must be at most {widest}, the widest route within "
-                        f"{budget_ms!r} ms. Received: min_width={min_width!r}"
-                    )
+                    text = f"at most {widest}, the widest route within {budget_ms!r} ms. Received: "
+                    raise ValueError(f"`min_width` must be {text}min_width={min_width!r}")
                 high = np.minimum(high, widest)
             inputs.update(min_width=low, max_width=high)
         stored = self.metadata.get("thresholds")
@@ -199,19 +221,18 @@ class DynamicInterpreter:
             if limits is not None:
                 signature, inputs = "tuned", {"image": inputs["image"], "thresholds": limits}
         results = self._run(signature, inputs)
-        return results["output"][0], tuple(int(width) for width in results["path"])
+        return results, tuple(int(width) for width in results["path"])
 
     def calibrate_latency(self, rounds: int = 5, runs: int = 3) -> dict[int, float]:
         """Measures the median latency of every route on this device.
 
-        The routes alternate. With several gates a route is measured on the path that takes its
-        width at every gate. In a file that routes by confidence, an image that goes through all
-        steps is measured too. How much less it takes than its routes in separate runs gives
-        `trunk_ms`.
+        The routes alternate. With several gates a route is the path with its width at every gate.
+        In a file that routes by confidence, how much less an image that goes through all steps
+        takes than these in separate runs gives `trunk_ms`.
 
         Args:
             rounds: Number of turns of each route. Defaults to 5.
-            runs: Number of runs in a turn. Their mean is one measurement. Defaults to 3.
+            runs: Number of runs in a turn, whose mean is a measurement. Defaults to 3.
 
         Returns:
             `latency_ms`: dict from route to milliseconds.
@@ -229,7 +250,7 @@ class DynamicInterpreter:
             for way, options in ways.items():
                 start = time.perf_counter()
                 for _ in range(runs):
-                    self.run(image, **options)
+                    self._run_image(image, **options)
                 if turn:  # The first turn allocates memory.
                     latencies[way].append((time.perf_counter() - start) * 1e3 / runs)
         medians = {way: statistics.median(each) for way, each in latencies.items()}
@@ -239,8 +260,8 @@ class DynamicInterpreter:
         return self.latency_ms
 
     def _trunk_of(self, medians, image):
-        """Returns the milliseconds that all steps share, from those of routes and of all steps."""
-        start = max(self.run_steps(image, 0)[1])
+        """Returns the milliseconds that all steps share."""
+        start = max(self._run_image(image, thresholds=0)[1])
         ran = [start, *(step for step in self.steps if step > start)]
         if len(ran) == 1:
             return 0.0
@@ -255,18 +276,15 @@ class DynamicInterpreter:
 
         Args:
             budget_ms: Milliseconds.
-            min_width: The width from which on images start. Defaults to `None`, any width.
+            min_width: Width from which on images start. Defaults to `None`, any.
 
         Raises:
             ValueError: If no latency was measured, or `budget_ms` is not a positive number.
         """
         is_number = isinstance(budget_ms, numbers.Real) and not isinstance(budget_ms, bool)
-        # A comparison with NaN is false.
-        if not (is_number and budget_ms > 0):
-            raise ValueError(
-                "`budget_ms` must be a positive number of milliseconds. "
-                f"Received: budget_ms={budget_ms!r}"
-            )
+        if not (is_number and budget_ms > 0):  # A comparison with NaN is false.
+            text = "`budget_ms` must be a positive number of milliseconds. Received: "
+            raise ValueError(f"{text}budget_ms={budget_ms!r}")
         if not self.latency_ms:
             raise ValueError("`budget_ms` needs latencies: call `calibrate_latency()` first.")
         fitting = [
@@ -283,7 +301,7 @@ class DynamicInterpreter:
         return fastest
 
     def _worst_latency(self, route, min_width):
-        """Returns the milliseconds of the longest run whose widths go from a bound to a route."""
+        """Returns the milliseconds of the longest run from a bound to a route."""
         if not self.steps:
             return self.latency_ms[route]
         low = 0 if min_width is None else min_width
@@ -308,18 +326,15 @@ class DynamicInterpreter:
         """Sets `thresholds` to those that suit this file best under a limit.
 
         Every image runs all steps once. Take images that the network was not trained on. An int8
-        file has other confidences than its network, so it needs its own thresholds. Those of the
-        file stay as they are: export the network with the new ones to store them.
+        file needs other thresholds than its network. Export the network again to store them.
 
         Args:
             images: Images as for `run`.
             labels: Int class of each image.
-            max_madds: Most multiply-adds of an image on average. The top-1 accuracy is maximised.
-            max_latency_ms: Most milliseconds of an image on average, by the times of
-                `calibrate_latency`. The top-1 accuracy is maximised.
-            max_drop: Most top-1 accuracy that may be lost against running every image through all
-                steps, as a fraction: 0.002 is 0.2 percentage points. The multiply-adds are
-                minimised.
+            max_madds: Most multiply-adds of an image on average, for the best top-1 accuracy.
+            max_latency_ms: The same in milliseconds, by the times of `calibrate_latency`.
+            max_drop: Most loss of top-1 accuracy against running all steps, for the fewest
+                multiply-adds. It is a fraction: 0.002 is 0.2 percentage points.
 
         Returns:
             List of dicts, the best thresholds at each cost in ascending order: "thresholds",
@@ -327,11 +342,10 @@ class DynamicInterpreter:
             "shares", the share of images that end after each number of steps from the start.
 
         Raises:
-            ValueError: If the file does not route by confidence, not exactly one limit is given,
+            ValueError: If the file does not classify by confidence, not exactly one limit is given,
                 no thresholds meet it, or images and labels do not fit.
             ImportError: If this file is used without the package.
         """
-        # A device that has only this file takes thresholds that were found elsewhere.
         from keras_dsnet.export.threshold_calibration import calibrate
 
         limits = {"max_madds": max_madds, "max_latency_ms": max_latency_ms, "max_drop": max_drop}
@@ -344,34 +358,32 @@ class DynamicInterpreter:
         """Runs one image in a file that routes by confidence.
 
         Args:
-            image: Image as for `run`.
-            thresholds: Number or sequence as for `run`.
+            image: As for `run`.
+            thresholds: As for `run`.
 
         Returns:
-            Tuple of the output and the path, as of `run`, and the confidence of the output.
+            The output and the path, as of `run`, and the confidence of the output.
         """
+        self._check_task(detector=False)
         inputs = {"image": self._as_input(image), "thresholds": self._as_thresholds(thresholds)}
         results = self._run("tuned", inputs)
         path = tuple(int(width) for width in results["path"])
         return results["output"][0], path, float(results["confidence"][0])
 
+    def _check_task(self, detector):
+        if detector != self.is_detector:
+            text = "`detect` is for files of detectors, and `run` for others. Received: that of a"
+            raise ValueError(f"{text} {'detector' if self.is_detector else 'classifier'}")
+
     def _run(self, signature, inputs):
-        # An interpreter has the memory for one run.
+        # An interpreter has the memory for one run. Each signature allocates more.
         with self._lock:
-            # Each signature allocates memory, so its runner is made at its first run.
             if signature not in self._runners:
                 self._runners[signature] = self._signatures.get_signature_runner(signature)
             return self._runners[signature](**inputs)
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
-        """Normalises raw pixels as in the training of the network.
-
-        Args:
-            pixels: uint8 array `[..., height, width, 3]`.
-
-        Returns:
-            float32 array of the same shape.
-        """
+        """Normalises raw pixels, uint8 `[..., height, width, 3]`, as in training, to float32."""
         preprocessing = self.metadata["preprocessing"]
         mean, std = np.float32(preprocessing["mean"]), np.float32(preprocessing["std"])
         return (pixels.astype("float32") * np.float32(preprocessing["scale"]) - mean) / std
@@ -381,22 +393,18 @@ class DynamicInterpreter:
         image = np.asarray(image)
         shape, input_type = tuple(self.metadata["input_shape"]), self.metadata["input_type"]
         if image.shape not in (shape, (1, *shape)):
-            raise ValueError(
-                f"`image` must have the shape {shape}. Received: image.shape={image.shape}"
-            )
+            text = f"{shape}. Received: image.shape={image.shape}"
+            raise ValueError(f"`image` must have the shape {text}")
         is_pixels = image.dtype == np.uint8
         if input_type == "uint8":
             if not is_pixels:
-                raise ValueError(
-                    f"The file takes raw uint8 pixels. Received: an image of {image.dtype}"
-                )
+                text = f"Received: an image of {image.dtype}"
+                raise ValueError(f"The file takes raw uint8 pixels. {text}")
         elif is_pixels:
             image = self.preprocess(image)
         elif image.dtype.kind != "f":
-            raise ValueError(
-                "`image` must be raw uint8 pixels or preprocessed floats. "
-                f"Received: an image of {image.dtype}"
-            )
+            text = f"Received: an image of {image.dtype}"
+            raise ValueError(f"`image` must be raw uint8 pixels or preprocessed floats. {text}")
         else:
             self._check_scale(image)
         return image.reshape(1, *shape).astype(input_type, copy=False)
@@ -407,9 +415,9 @@ class DynamicInterpreter:
         if not math.isfinite(high):
             raise ValueError(f"`image` must have finite values. Received: an image with {high}")
         if high > _MOST_RANGES * limit and image.min() >= 0:
+            text = f"-{limit:.1f} to {limit:.1f}. Received: floats from {image.min():g} to {high:g}"
             raise ValueError(
-                f"`image` must be raw uint8 pixels, or floats normalised to about -{limit:.1f} to "
-                f"{limit:.1f}. Received: floats from {image.min():g} to {high:g}"
+                f"`image` must be raw uint8 pixels, or floats normalised to about {text}"
             )
 
     def _as_bound(self, bound, name, default):
@@ -458,11 +466,11 @@ class DynamicInterpreter:
         if not after_start:
             return None
         if not by_confidence or within[0] != self.steps[0]:
+            stored, bounds = self.metadata["thresholds"], f"{low.tolist()} to {high.tolist()}"
             raise ValueError(
-                "Bounds of the start need the thresholds of the file, "
-                f"{self.metadata['thresholds']}: export the network with others to combine them. "
-                f"Received: thresholds {thresholds.tolist()} with widths from {low.tolist()} to "
-                f"{high.tolist()}"
+                f"Bounds of the start need the thresholds of the file, {stored}: export the "
+                "network with others to combine them. Received: thresholds "
+                f"{thresholds.tolist()} with widths from {bounds}"
             )
         may_go_on = np.arange(len(thresholds)) < len(within) - 1
         return np.where(may_go_on, thresholds, np.float32(0))
@@ -481,20 +489,12 @@ def _check_counts(**counts):
 
 
 def routes_of(metadata: dict[str, Any]) -> tuple[int, ...]:
-    """Returns the candidate widths of a file's gates, ascending.
-
-    Args:
-        metadata: Dict as `read_metadata` returns it.
-    """
+    """Returns the candidate widths of a file's gates, ascending, from its metadata."""
     return tuple(sorted({width for row in metadata["routes"] for width in row["path"]}))
 
 
 def read_metadata(content: bytes, filename: str | os.PathLike = "the file") -> dict[str, Any]:
-    """Returns the metadata of a routed TFLite file.
-
-    Args:
-        content: Bytes of the file.
-        filename: Name of the file, for messages. Defaults to "the file".
+    """Returns the metadata of a routed TFLite file, whose name is for messages.
 
     Raises:
         ValueError: If the content is not a TFLite file, or the file has no routes.
@@ -510,10 +510,8 @@ def read_metadata(content: bytes, filename: str | os.PathLike = "the file") -> d
     except (struct.error, ValueError) as error:
         raise ValueError(f"{filename} is damaged: {error}") from error
     if not texts:
-        raise ValueError(
-            f"{filename} is a TFLite file without routes; "
-            'make one by `model.export(..., format="litert")`'
-        )
+        advice = 'make one by `model.export(..., format="litert")`'
+        raise ValueError(f"{filename} is a TFLite file without routes; {advice}")
     fields = set(metadata) if isinstance(metadata, dict) else set()
     if not fields.issuperset(_FIELDS) or metadata.get("format") != FORMAT:
         raise ValueError(f"{filename} is of another version of keras_dsnet; export it again")

@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.assembly import assemble_file
 from keras_dsnet.export.confidence import ConfidencePlan, confidence_metadata
 from keras_dsnet.export.conversion import representative_images
+from keras_dsnet.export.convert_graphs import convert_parts
 from keras_dsnet.export.dynamic_interpreter import FORMAT, read_metadata
-from keras_dsnet.export.graphs import RoutedParts, convert_parts
+from keras_dsnet.export.file_task import compare_results, task_of
+from keras_dsnet.export.graphs import RoutedParts
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
 from keras_dsnet.export.options import (
     check_network,
@@ -32,7 +33,6 @@ from keras_dsnet.export.staged import assemble_staged, split_staged, staged_meta
 from keras_dsnet.export.staged_runtime import TRUNK, StagedRuntime
 from keras_dsnet.export.tflite_model import operators_of
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
-from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 # The largest difference of a float32 file's outputs from the network's, where 1 is their largest
@@ -237,6 +237,7 @@ def _metadata(network, routes, plans, shape, quantize, layout, input_type):
         "oldest_runtime": dict(zip(("tensorflow", "litert"), OLDEST_RUNTIMES[quantize])),
         "num_widths": network.num_widths,
         "gates_trained": network.gates_trained,
+        **task_of(network).metadata,
         "routes": [
             {
                 "path": [route] * network.num_gates,
@@ -284,7 +285,8 @@ def check_routed(
             confidence demands, or if a float32 file differs by more than 1e-4.
     """
     # In lower precision the rounding of the network would be part of the difference.
-    network = with_dtype(network, "float32")
+    task = task_of(network).in_float32()
+    network = task.network
     runner_of = _runners(content, segments or {})
     runner = runner_of("bounded")
     pixels = np.random.default_rng(0).integers(0, 256, (images, *shape), "uint8")
@@ -300,11 +302,7 @@ def check_routed(
         found = {tuple(map(int, result["path"])) for result in results}
         if found != {path}:
             raise ValueError(f"The TFLite file takes the paths {sorted(found)} instead of {path}")
-        expected = keras.ops.convert_to_numpy(network(normalised, path=path))
-        outputs = np.concatenate([result["output"] for result in results])
-        # Without a classifier the file's features are padded to the widest route's channels.
-        outputs = outputs[..., : expected.shape[-1]]
-        differences[path] = largest_difference(outputs, expected)
+        differences[path] = compare_results(results, task.expected(normalised, path))
         if quantize is None and not differences[path] <= TOLERANCE:
             raise ValueError(
                 f"The TFLite file differs by {differences[path]:.1e} from the network on the path "
@@ -358,11 +356,6 @@ def checked_paths(routes: Sequence[int], num_gates: int) -> list[tuple[int, ...]
     uniform = [(route,) * num_gates for route in routes]
     mixed = tuple(routes[gate % len(routes)] for gate in range(num_gates))
     return list(dict.fromkeys([*uniform, mixed]))
-
-
-def largest_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference of two arrays, where 1 is the largest expected value."""
-    return float(np.abs(outputs - expected).max() / max(np.abs(expected).max(), 1e-12))
 
 
 class RoutedReport(dict):

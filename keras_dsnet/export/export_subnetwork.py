@@ -3,20 +3,18 @@
 import os
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export.block_executor import BlockExecutor
 from keras_dsnet.export.conversion import convert, normalise_pixels, representative_images
-from keras_dsnet.export.export_routed import TOLERANCE, largest_difference
+from keras_dsnet.export.export_routed import TOLERANCE
+from keras_dsnet.export.file_task import compare_results, task_of
 from keras_dsnet.export.metadata import describe, with_labels
 from keras_dsnet.export.options import check_network, check_options, check_target
 from keras_dsnet.export.packing import pack
 from keras_dsnet.export.tflite_model import parse, separate_buffers
 from keras_dsnet.models import DynamicSlimmableNetwork
-from keras_dsnet.models.executors import activate
-from keras_dsnet.models.serialization import with_dtype
 from keras_dsnet.utils.atomic_file import atomic_file
 
 
@@ -90,7 +88,7 @@ def export_subnetwork(
     def infer(image):
         if input_type == "uint8":
             image = normalise_pixels(image, network.normalization, quantize == "int8")
-        return {"output": _run(network, path, image, float_norms)}
+        return _run(network, path, image, float_norms, input_type == "uint8" and quantize == "int8")
 
     content = convert(
         infer,
@@ -99,7 +97,7 @@ def export_subnetwork(
         (lambda: ({"image": image} for image in images)) if images else None,
     )
     content = finish_file(content, network, input_type)
-    difference = _difference(content, with_dtype(network, "float32"), path, shape, input_type)
+    difference = _difference(content, network, path, shape, input_type)
     if quantize is None and not difference <= TOLERANCE:
         raise ValueError(
             f"The TFLite file of path {path!r} differs by {difference:.1e} from the network; "
@@ -111,13 +109,14 @@ def export_subnetwork(
     return {"path": path, "bytes": len(content), "madds": madds, "difference": difference}
 
 
-def _run(network, path, image, float_norms):
+def _run(network, path, image, float_norms, raw_int8=False):
     """Runs a path with the operators of a routed file, but with whole kernels and no choices."""
     executor = BlockExecutor(network.resolve_path(path), float_norms=float_norms)
-    x = (image,)
-    for steps in network.sections:
-        x = executor.run(steps, x)
-    return activate(network.classifier_activation, x[0]) if network.include_top else x[0]
+    executor.runs_all = True
+    task, x = task_of(network), (image,)
+    for section in range(len(network.sections)):
+        x = task.run_section(executor, section, x)
+    return task.finish(x, executor.path.gates[-1], takes_pixels_in_int8=raw_int8)
 
 
 def finish_file(
@@ -150,11 +149,13 @@ def _difference(content, network, path, shape, input_type, images=4):
 
     runner = Interpreter(model_content=content).get_signature_runner("serving_default")
     generator = np.random.default_rng(0)
+    # In lower precision the rounding of the network would be part of the difference.
+    task = task_of(network).in_float32()
+    network = task.network
     if input_type == "uint8":
         batch = generator.integers(0, 256, (images, *shape), "uint8")
         normalised = network.normalization(batch)
     else:
         batch = normalised = generator.normal(size=(images, *shape)).astype("float32")
-    expected = keras.ops.convert_to_numpy(network(normalised, path=path))
-    outputs = np.concatenate([runner(image=image[None])["output"] for image in batch])
-    return largest_difference(outputs, expected)
+    results = [runner(image=image[None]) for image in batch]
+    return compare_results(results, task.expected(normalised, path))

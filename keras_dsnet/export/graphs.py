@@ -1,34 +1,27 @@
 """The TFLite graphs that a routed file is assembled from.
 
-`RoutedParts` defines the functions that a file needs, and `convert_parts` converts them to TFLite
-graphs. Both return `RoutedGraphs`, which know the place of each graph in the file.
+`RoutedParts` defines the functions that a file needs, and `convert_graphs.convert_parts` converts
+them to TFLite graphs. Both return `RoutedGraphs`, which know the place of each graph in the file.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.export import conversion
 from keras_dsnet.export.block_executor import BlockExecutor
-from keras_dsnet.export.confidence import ConfidencePlan, confidence_of
-from keras_dsnet.export.conversion import convert_traced, normalise_pixels, trace
+from keras_dsnet.export.confidence import ConfidencePlan
+from keras_dsnet.export.conversion import normalise_pixels
+from keras_dsnet.export.file_task import task_of
 from keras_dsnet.export.partition import SectionPlan
-from keras_dsnet.export.tflite_model import ImportedGraph, ModelBuilder, parse
-from keras_dsnet.models.costs import features_shape
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
-from keras_dsnet.models.executors import activate
 from keras_dsnet.models.path import Path
 
 LOWEST = np.finfo("float32").min
-# A conversion begins when the graphs that wait for it have more bytes of constants than this.
-MOST_CONSTANTS = 6e7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +161,7 @@ class RoutedParts:
         self._raw = raw
         self._shape = shape or network.input_shape[1:]
         self._confidence = confidence
+        self._task = task_of(network)
         self._has_gates = confidence is None or bool(confidence.gate_routes)
 
     def graphs(self) -> RoutedGraphs:
@@ -199,10 +193,9 @@ class RoutedParts:
         if self._confidence is None:
             return ()
         thresholds = tf.TensorSpec((len(self._confidence.steps) - 1,))
-        logits = tf.TensorSpec((1, self._network.classes))
         return (
             Part("tune", self._confidence.tune, {"thresholds": thresholds}),
-            Part("confidence", confidence_of, {"logits": logits}),
+            Part("confidence", self._task.confidence_of, self._task.confidence_inputs),
         )
 
     def _steps(self):
@@ -238,13 +231,13 @@ class RoutedParts:
             image: `[1, height, width, 3]`, float32 and preprocessed, or uint8 if `raw`.
 
         Returns:
-            Dict of `features`, a tuple of one tensor `[1, height, width, channels]`, and `scores`
+            Dict of `features`, a tuple of tensors `[1, height, width, channels]`, and `scores`
             `[1, choices]`. Without gates in the file it has no scores.
         """
         if self._raw:
             image = normalise_pixels(image, self._network.normalization, self._integer)
         executor = BlockExecutor(self._network.resolve_path(0), None, self._integer)
-        features = executor.run(self._network.sections[0], (image,))
+        features = self._task.run_section(executor, 0, (image,))
         if not self._has_gates:
             return {"features": features}
         return {"features": features, "scores": executor.scores[0]}
@@ -293,12 +286,13 @@ class RoutedParts:
 
         Returns:
             Dict of `features`: the groups of all that the rest of the section needs. Those of a
-            shortcut come last.
+            shortcut come after those of the branch. What later sections need comes last.
         """
         executor = self._executor({section - 1: before, section: width}, entry=section)
         steps = self._network.sections[section]
-        groups = [executor.run_first(branch, features) for branch in _branches(steps)]
-        return {"features": tuple(itertools.chain.from_iterable(groups))}
+        end = len(features) - self._task.num_passed(section)
+        groups = [executor.run_first(branch, features[:end]) for branch in _branches(steps)]
+        return {"features": (*itertools.chain.from_iterable(groups), *features[end:])}
 
     def _run_step(self, width, features):
         """Runs all layers after the front at one width; returns what `_run_rest` returns last."""
@@ -312,19 +306,16 @@ class RoutedParts:
         """Runs the layers of a section, after its entry if it has one.
 
         Returns:
-            Dict of `features` and the `scores` of the next gate, or of `output` and, in a file that
-            routes by confidence, of `logits`.
+            Dict of `features` and the `scores` of the next gate, or of the results of the task.
         """
         executor = self._executor({section: width})
-        steps = self._network.sections[section]
-        if section == 1:
-            features = executor.run(steps, features)
-        else:
-            groups = len(self._plans[section - 1].entry[width])
-            features = _run_after_entry(executor, steps, features, groups)
+        if section > 1:
+            executor.entered = len(self._plans[section - 1].entry[width])
+        features = self._task.run_section(executor, section, features)
         if section == self._network.num_gates:
-            logits = {"logits": features[0]} if self._confidence else {}
-            return {"output": self._output(features), **logits}
+            by_confidence = self._confidence is not None
+            raw_int8 = self._raw and self._integer
+            return self._task.finish(features, self._routes[-1], by_confidence, raw_int8)
         return {"features": features, "scores": executor.scores[0]}
 
     def _executor(self, widths, entry=None):
@@ -341,18 +332,24 @@ class RoutedParts:
             plan = self._plans[section - 1]
             group_ends |= plan.of_layers(width, section == entry)
             folded_with |= plan.folded_with(width, section == entry)
-        return BlockExecutor(Path(path, path), group_ends, self._integer, folded_with)
+        return _SectionExecutor(Path(path, path), group_ends, self._integer, folded_with)
 
-    def _output(self, features):
-        network = self._network
-        if network.include_top:
-            return activate(network.classifier_activation, features[0])
-        # Both branches of an `IF` must have outputs of one shape.
-        widest = network.resolve_path((self._routes[-1],) * network.num_gates)
-        shape = features_shape(network.sections, widest, network.input_shape[1:])
-        missing = shape[-1] - sum(group.shape[-1] for group in features)
-        features = tf.concat(features, -1)
-        return tf.pad(features, [[0, 0]] * (features.shape.rank - 1) + [[0, missing]])
+
+class _SectionExecutor(BlockExecutor):
+    """Runs a section, of which the first convolutions may have run in another graph.
+
+    Attributes:
+        entered: Integer, the number of channel groups that each of these convolutions has given, or
+            None if they have not run.
+    """
+
+    entered: int | None = None
+
+    def run(self, steps, x):
+        if self.entered is None:
+            return super().run(steps, x)
+        groups, self.entered = self.entered, None
+        return _run_after_entry(self, list(steps), x, groups)
 
 
 def _branches(steps):
@@ -376,145 +373,3 @@ def _run_after_first(executor, steps, x):
     rest = 1 + (len(steps) > 1 and steps[1].kind == "norm")
     x = executor.run(steps[1:rest], x)
     return executor.run(steps[rest:], executor.regroup(steps[0], x))
-
-
-def convert_parts(
-    parts: RoutedGraphs,
-    quantize: str | None = None,
-    images: Sequence[np.ndarray] | None = None,
-    log: Callable = lambda message: None,
-) -> tuple[ModelBuilder, RoutedGraphs]:
-    """Converts every part to a TFLite graph.
-
-    Converting graphs together halves the time but multiplies peak memory, so batches are capped by
-    the bytes of their constants.
-
-    Args:
-        parts: `RoutedGraphs` of `Part`s.
-        quantize: String or None, as of `convert`.
-        images: For "int8", list of arrays `[1, height, width, 3]`. The ranges of a part are
-            measured on the features that earlier parts make of each image; where several parts give
-            its features, they take turns.
-        log: Function that is called with a message after each conversion.
-
-    Returns:
-        Tuple of the `ModelBuilder` that imported the graphs, and `RoutedGraphs` of
-        `ImportedGraph`s.
-    """
-    builder = ModelBuilder()
-    imported: dict[Part, ImportedGraph] = {}
-    running, consumers = list(parts.running()), dict(parts.consumers())
-    specs = {parts.front: parts.front.inputs}
-    # For int8, the arrays that each producer of a part's features has made.
-    measured: dict[Part, list] = collections.defaultdict(list)
-    if images:
-        measured[parts.front].append([np.concatenate(images)])
-    traced, samples = {}, {}
-    for number, part in enumerate(running, start=1):
-        inputs = _flatten(specs.pop(part))
-        traced[part] = trace(_flat(part.function), inputs)
-        results = None
-        if images:
-            arrays = _take_turns(measured.pop(part))
-            samples[part] = _samples(inputs, arrays)
-            results = _run(part, inputs, arrays) if part in consumers else None
-        for consumer in consumers.get(part, ()):
-            specs[consumer] = _features_specs(traced[part])
-            if images:
-                measured[consumer].append(results)
-        if number == len(running) or sum(map(_constant_bytes, traced.values())) > MOST_CONSTANTS:
-            imported |= _convert(builder, traced, quantize, samples)
-            log(f"converted {number} of {len(running)} graphs")
-            traced, samples = {}, {}
-    if deciding := parts.deciding():
-        imported |= _convert(builder, {p: trace(_flat(p.function), p.inputs) for p in deciding})
-    for converted in imported.values():
-        conversion.restore_multiplications(converted.graph, builder)
-    return builder, parts.map(imported.__getitem__)
-
-
-def _convert(builder, traced, quantize=None, samples=None):
-    """Converts traced parts together; returns a dict from `Part` to `ImportedGraph`."""
-    content = convert_traced(
-        {part.name: function for part, function in traced.items()},
-        quantize,
-        {part.name: function for part, function in samples.items()} if samples else None,
-    )
-    graphs = builder.import_model(parse(content))
-    for converted in graphs.values():
-        converted.inputs, converted.outputs = _nest(converted.inputs), _nest(converted.outputs)
-    return {part: graphs[part.name] for part in traced}
-
-
-def _flat(function):
-    """Returns a function whose arguments and results are flat, as those of a signature must be."""
-
-    def run(**tensors):
-        return _flatten(function(**_nest(tensors)))
-
-    return run
-
-
-def _flatten(tensors):
-    """Replaces each tuple in a dict by entries `name_0`, `name_1`, ...; see `_nest`."""
-    flat = {}
-    for name, value in tensors.items():
-        if isinstance(value, tuple):
-            flat |= {f"{name}_{index}": element for index, element in enumerate(value)}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _nest(tensors):
-    """Undoes `_flatten`."""
-    nested, tuples = {}, collections.defaultdict(dict)
-    for name, value in tensors.items():
-        if match := re.fullmatch(r"(.+)_(\d+)", name):
-            tuples[match[1]][int(match[2])] = value
-        else:
-            nested[name] = value
-    for name, elements in tuples.items():
-        nested[name] = tuple(elements[index] for index in sorted(elements))
-    return nested
-
-
-def _features_specs(traced):
-    """Returns the inputs of a part that takes the features of a traced one."""
-    features = _nest(traced.structured_outputs)["features"]
-    return {"features": tuple(tf.TensorSpec(group.shape) for group in features)}
-
-
-def _constant_bytes(traced):
-    """Returns the number of bytes of a traced function's constants."""
-    operations = traced.graph.get_operations()
-    tensors = [operation.outputs[0] for operation in operations if operation.type == "Const"]
-    return sum(tensor.shape.num_elements() * tensor.dtype.size for tensor in tensors)
-
-
-def _samples(inputs, arrays):
-    """Returns a function that yields the inputs of a part, image by image."""
-
-    def samples():
-        for index in range(len(arrays[0])):
-            yield {name: array[index : index + 1] for name, array in zip(inputs, arrays)}
-
-    return samples
-
-
-def _run(part, inputs, arrays):
-    """Returns the features that a part makes of all images, as arrays."""
-    # Not traced: TensorFlow's graph optimiser crashes the process on some of these graphs.
-    tensors = {name: tf.constant(array) for name, array in zip(inputs, arrays)}
-    return [group.numpy() for group in part.function(**_nest(tensors))["features"]]
-
-
-def _take_turns(results):
-    """Takes the inputs of every image from one of several parts, in turn."""
-    if len(results) == 1:
-        return results[0]
-    count = len(results[0][0])
-    return [
-        np.stack([results[index % len(results)][group][index] for index in range(count)])
-        for group in range(len(results[0]))
-    ]

@@ -75,7 +75,10 @@ def describe(model: schema.ModelT, network: DynamicSlimmableNetwork, input_type:
     outputs = [_text(graph.tensors[index].name) for index in graph.outputs]
     builder = _MetadataBuilder()
     image = builder.image(shape, input_type, network.normalization)
-    results = [builder.result(name, name == "output" and has_labels(network)) for name in outputs]
+    # The scores of a detector come with boxes; others are those of a gate.
+    of_classes = "scores" if "boxes" in outputs else "output"
+    labelled = has_labels(network)
+    results = [builder.result(name, labelled and name == of_classes) for name in outputs]
     content = builder.finish(network.name, [image], results)
     add_metadata(model, _METADATA_NAME, content)
 
@@ -146,7 +149,7 @@ class _MetadataBuilder:
     def result(self, name, labelled):
         """Writes the description of an output and returns its offset."""
         fields = {
-            0: self._string("probability" if labelled else name),
+            0: self._string("probability" if labelled and name == "output" else name),
             3: self._content(_FEATURE_PROPERTIES, self._table(0, {})),
         }
         if labelled:

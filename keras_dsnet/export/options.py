@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.conversion import QUANTIZATIONS
+from keras_dsnet.export.file_task import task_of
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.routing_settings import DEFAULT_THRESHOLD, ROUTINGS, check_thresholds
@@ -226,17 +227,17 @@ def warn_of_stale_gates(
         routes: Candidate widths of the file.
         stacklevel: As for `warnings.warn`, counted from the caller.
     """
+    trainer = task_of(network).gate_trainer
     if not network.gates_trained:
         warnings.warn(
             "The gate of this network is not trained, so the file's own choices mean nothing. "
-            "Force a width by the signature 'bounded', or train the gate with "
-            "keras_dsnet.training.GateTrainer.",
+            f"Force a width by the signature 'bounded', or train the gate with {trainer}.",
             stacklevel=stacklevel + 1,
         )
     elif not set(routes) <= set(network.routes):
         warnings.warn(
             f"The gate of this network was trained for the routes {network.routes}. The file may "
             f"choose among {routes}, whose scores may mean nothing. Train the gate with these "
-            "routes by keras_dsnet.training.GateTrainer.",
+            f"routes by {trainer}.",
             stacklevel=stacklevel + 1,
         )

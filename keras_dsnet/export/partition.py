@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_dsnet.export.file_task import task_of
 from keras_dsnet.layers import SlicedDepthwiseConv2D
 from keras_dsnet.models.costs import CostCounter
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
@@ -38,8 +39,9 @@ class SectionPlan:
         layers: Tuple with the convolutions of each `Span`, themselves tuples.
         entry_layers: Tuple of the section's first convolutions, which see the width before.
         entry: Group ends of the outputs of these.
-        pooled_layers: Tuple of the gates and dense layers, which take pooled features.
-        pooled: Group ends of the inputs of these, whose sums cost nothing.
+        pooled_layers: Tuple of the gates and dense layers, which take pooled features, and of the
+            layers whose channels are the same at every width.
+        pooled: Group ends of the inputs of these, whose sums cost nothing or which are not cut.
     """
 
     group_ends: tuple
@@ -348,7 +350,7 @@ class Survey:
     Args:
         spans: List of the `Span`s after the first gate, in the order in which they run.
         entry_layers: Dict from section to its first convolutions, where they see the width before.
-        pooled_layers: Dict from section to its gates and dense layers.
+        pooled_layers: Dict from section to the layers of `SectionPlan.pooled_layers`.
         parameters: Integer, the parameters of the widest path.
         copied: Integer, the weights after the first gate that are stored for every route in
             addition to the widest: the depthwise kernels that routes do not share, and the biases
@@ -373,6 +375,7 @@ def survey_network(
         shape: `(height, width, 3)`.
     """
     sections = dict(enumerate(network.sections))
+    static_layers = frozenset(task_of(network).static_layers)
     entry_layers = {
         section: tuple(step.layer for step in entry_steps(steps)) if section > 1 else ()
         for section, steps in sections.items()
@@ -382,10 +385,10 @@ def survey_network(
     copied = 0
     for route in routes:
         path = (0, *(route,) * network.num_gates)
-        counter, size = _SurveyCounter(Path(path, path)), shape
-        for section, steps in sections.items():
+        counter, state = _SurveyCounter(Path(path, path), static_layers), shape
+        for section in sections:
             counter.start_section()
-            size = counter.run(steps, size)
+            state = network.run_steps(counter, section, state)
             pooled_layers[section] = tuple(counter.pooled)
             if section:
                 _add_convs(spans[section], section, counter.convs, entry_layers[section], route)
@@ -436,11 +439,19 @@ class _Conv:
 class _SurveyCounter(CostCounter):
     """Counts the costs of a route and collects the layers of each section on the way.
 
+    Args:
+        path: `Path`.
+        static_layers: Set of the convolutions whose channels are the same at every width.
+
     Attributes:
         convs: List of the `_Conv`s of the current section.
-        pooled: List of the current section's layers on pooled features.
+        pooled: List of the current section's layers on pooled features, and of its static layers.
         copied: Integer, number of weights of the current section that no two routes share.
     """
+
+    def __init__(self, path, static_layers):
+        super().__init__(path)
+        self._static_layers = static_layers
 
     def start_section(self):
         self.convs, self.pooled, self.copied = [], [], 0
@@ -448,6 +459,9 @@ class _SurveyCounter(CostCounter):
     def conv(self, step, shape):
         before = self.parameters
         result = super().conv(step, shape)
+        if step.layer in self._static_layers:
+            self.pooled.append(step.layer)
+            return result
         self.convs.append(_Conv(step.layer, self.parameters - before, shape, result))
         return result
 

@@ -129,6 +129,11 @@ def quantize_aware(
 
 
 def _check_classifier(model):
+    if hasattr(model, "anchors"):
+        raise ValueError(
+            "`quantize_aware` trains classifiers. A detector's file of quantize='int8' is measured "
+            f"on images. Received: a {type(model).__name__}"
+        )
     if not model.include_top or model.classifier_activation not in ("softmax", "linear"):
         top = model.classifier_activation if model.include_top else None
         raise ValueError(

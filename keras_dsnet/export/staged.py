@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_dsnet.export.assembly import connect_quantized
 from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.dynamic_interpreter import METADATA_NAME
 from keras_dsnet.export.graphs import RoutedGraphs
 from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
 from keras_dsnet.export.packing import pack
+from keras_dsnet.export.quantized_features import connect_quantized
 from keras_dsnet.export.staged_runtime import TRUNK, digest, segment_names
 from keras_dsnet.export.tflite_model import (
     ImportedGraph,

@@ -1,11 +1,12 @@
 """Routing of staged TFLite files, outside the file.
 
 This file needs numpy and ai_edge_litert only. Copy it beside `dynamic_interpreter.py` to a device
-that has no TensorFlow and runs staged files.
+that has no TensorFlow and runs staged files, and `detection_runtime.py` for those of detectors.
 """
 
 import errno
 import hashlib
+import importlib
 import os
 import pathlib
 import weakref
@@ -65,6 +66,13 @@ class StagedRuntime:
         self._segments = self._num_gates if self._gate_routes else 1
         self._steps = metadata.get("steps", [])
         self._thresholds = np.array(metadata.get("thresholds", []), "float32")
+        self._names = metadata.get("outputs", ["output"])
+        self._confidence = _confidence
+        if "confidence" in metadata:
+            folder, kind = __package__, metadata["confidence"]
+            name = ".detection_runtime" if folder else "detection_runtime"
+            confidence_of = importlib.import_module(name, folder).confidence_of
+            self._confidence = lambda results: confidence_of(results["scores"], kind)
 
     def get_signature_runner(self, signature: str) -> Callable:
         """Returns the function that does what a signature of a routed file does.
@@ -85,7 +93,8 @@ class StagedRuntime:
             image: `[1, height, width, 3]`.
 
         Returns:
-            Dict of `output` `[1, classes]` and `path`, int32 `[num_gates]`.
+            Dict of `path`, int32 `[num_gates]`, and `output` `[1, classes]` or what else the file
+            returns.
         """
         return self._without_confidence(self._run(image, self._stored_starts(), self._thresholds))
 
@@ -123,7 +132,7 @@ class StagedRuntime:
         return self._without_confidence(result)
 
     def _without_confidence(self, result):
-        return {name: result[name] for name in ("output", "path")}
+        return {name: value for name, value in result.items() if name != "confidence"}
 
     def _stored_starts(self):
         """Returns the widths at which an image may start: a list for each gate of the file."""
@@ -153,10 +162,10 @@ class StagedRuntime:
         trunk = self._runner(TRUNK)(image=image)
         path, results = self._run_path(trunk, starts)
         if not self._steps:
-            return {"output": results["output"], "path": np.array(path, "int32")}
+            return {**self._outputs(results), "path": np.array(path, "int32")}
         limits = np.where(thresholds <= 0, _NEVER, thresholds)
         limits = np.where(thresholds >= 1, _ALWAYS, limits).astype("float32")
-        confidence = _confidence(results)
+        confidence = self._confidence(results)
         for position, step in enumerate(self._steps):
             if step <= max(path):
                 continue
@@ -164,12 +173,15 @@ class StagedRuntime:
             if not (is_within and confidence <= limits[max(0, position - 1)]):
                 break
             path, results = self._run_path(trunk, [[step]] * self._segments)
-            confidence = _confidence(results)
+            confidence = self._confidence(results)
         return {
-            "output": results["output"],
+            **self._outputs(results),
             "path": np.array(path, "int32"),
             "confidence": confidence.reshape(1),
         }
+
+    def _outputs(self, results):
+        return {name: results[name] for name in self._names}
 
     def _run_path(self, results, allowed):
         """Runs all segments; returns the path, and the results of the last segment.

@@ -51,6 +51,11 @@ def calibrate(
 
 def _check_limits(interpreter, limits):
     """Returns the only limit of a calibration that is given, as a dict."""
+    if interpreter.is_detector:
+        raise ValueError(
+            "Thresholds are chosen by the top-1 accuracy of a classifier: set `thresholds` of a "
+            "detector's file yourself. Received: the file of a detector"
+        )
     if not interpreter.steps:
         raise ValueError(
             "The file has no thresholds, since it routes only by its gates: export it with "

@@ -397,6 +397,15 @@ class Executor:
             x = getattr(self, step.kind)(step, x)
         return x
 
+    def run_aside(self, steps: Iterable[Step], x: Any) -> Any:
+        """Runs `steps` on `x`, which the steps that run next take too, instead of their result.
+
+        Args:
+            steps: Iterable of `Step`.
+            x: As for `run`.
+        """
+        return self.run(steps, x)
+
     def residual(self, step, x):
         """Runs the branch and the shortcut of a "residual" step, and sums them with `add`.
 

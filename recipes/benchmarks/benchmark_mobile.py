@@ -5,6 +5,8 @@ r"""Times routed TFLite files against files of single widths or of MobileNetV1.
         --model=ds_resnet50
     python recipes/benchmarks/benchmark_mobile.py m.tflite --workdir=runs/benchmark_m \
         --model=runs/gate
+    python recipes/benchmarks/benchmark_mobile.py --workdir=runs/benchmark_detector \
+        --detector_head=light --image_size=300 --baseline=none
 
 Without files on the command line the benchmark exports a network: DS-MobileNet, or the one that
 --model names, at 224x224 with 1000 classes, every variable random, in both layouts, float32 and
@@ -69,6 +71,12 @@ flags.DEFINE_bool(
     "Also time static files of the widths of --model outside its routes, for the latency table of "
     "the static files.",
 )
+flags.DEFINE_enum(
+    "detector_head",
+    None,
+    ["full", "light"],
+    "Make a detector, FSSD with this head, of a network with random variables. Defaults to none.",
+)
 shared.define_quantize(several=True)
 flags.DEFINE_bool(
     "naive", True, "Also compare with the file that the converter makes of one graph per route."
@@ -99,9 +107,14 @@ def check_flags(arguments):
                 raise ValueError(f"{place} is not a TFLite file")
     if not FLAGS.model or FLAGS.model in ROUTES:
         check_routes(FLAGS.model or next(iter(ROUTES)))
+    elif FLAGS.detector_head:
+        raise ValueError(
+            f"--detector_head is for a network with random variables: {', '.join(ROUTES)}. "
+            f"Received: --detector_head={FLAGS.detector_head} with --model={FLAGS.model}"
+        )
     else:
         try:
-            saved = checks.check_model(checks.find_model(FLAGS.model))
+            saved = checks.check_model(find_saved(FLAGS.model), detectors=True)
             saved.check_widths(FLAGS.routes, "routes")
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}, and none of {', '.join(ROUTES)}") from None
@@ -127,20 +140,31 @@ def check_routes(name):
         )
 
 
+def find_saved(name):
+    """Returns the path of the saved network or detector that --model names."""
+    return checks.find_model(name, filenames=("model.keras", "supernet.keras", "detector.keras"))
+
+
 def make_network():
     """Returns the network of --model; a network that is only named gets random variables."""
     import keras
     from keras_dsnet.applications import DSEfficientNetB0, DSMobileNet, DSResNet50
     from keras_dsnet_recipes.benchmarks.mobile_files import randomise
 
+    # Keras finds this class in a saved detector only after the import.
+    from keras_dsnet.detection import FSSD
+
     name = FLAGS.model or "ds_mobilenet"
     if name in ROUTES:
         make = dict(zip(ROUTES, (DSMobileNet, DSResNet50, DSEfficientNetB0)))[name]
-        network = make(input_shape=(FLAGS.image_size, FLAGS.image_size, 3))
+        shape = (FLAGS.image_size, FLAGS.image_size, 3)
+        network = make(input_shape=shape, include_top=not FLAGS.detector_head)
+        if FLAGS.detector_head:
+            network = FSSD(network, head=FLAGS.detector_head)
         network.routes = ROUTES[name]
         randomise(network)
     else:
-        network = keras.models.load_model(checks.find_model(name), compile=False)
+        network = keras.models.load_model(find_saved(name), compile=False)
     if FLAGS.routes:
         network.routes = FLAGS.routes
     return network
@@ -167,7 +191,8 @@ def compared_files(network, paths, folder):
             files = MobileFiles(network, network.routes, quantize, folder, FLAGS.reuse)
             routed = {layout: files.routed(layout) for layout in FLAGS.layout}
             static = {path: files.static(path) for path in static_paths(network, files.paths)}
-            naive = FLAGS.naive and network.num_gates == 1
+            is_detector = hasattr(network, "anchors")
+            naive = FLAGS.naive and network.num_gates == 1 and not is_detector
             others = {"naive": files.naive()} if naive else {}
             yield quantize, routed, static, others | {b: files.mobilenet(b) for b in baselines}
         return
@@ -228,7 +253,8 @@ def network_of(filename, shape):
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(str(filename)).get_signature_runner("serving_default")
-    classes = int(runner.get_output_details()["output"]["shape"][-1])
+    outputs = runner.get_output_details()
+    classes = int(outputs["scores" if "boxes" in outputs else "output"]["shape"][-1])
     return types.SimpleNamespace(classes=classes, input_shape=(None, *shape), num_gates=1)
 
 

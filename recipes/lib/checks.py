@@ -170,18 +170,20 @@ def find_model(name, flag="model", filenames=("model.keras", "supernet.keras")):
     )
 
 
-def check_model(filename, flag="model"):
+def check_model(filename, flag="model", detectors=False):
     """Reads the configuration of a saved network without building the network.
 
     Args:
         filename: Path of the `.keras` file.
         flag: Str, name of the flag for messages.
+        detectors: Bool, whether the file may hold a detector, an FSSD.
 
     Returns:
         A `SavedNetwork`.
 
     Raises:
-        ValueError: If the file does not hold a network of this package with a classifier.
+        ValueError: If the file does not hold a network of this package with a classifier, nor a
+            detector where that is allowed.
     """
     try:
         with zipfile.ZipFile(filename) as archive:
@@ -192,6 +194,8 @@ def check_model(filename, flag="model"):
         raise ValueError(f"--{flag}: {filename} is no .keras file, or is damaged") from None
     if damaged:
         raise ValueError(f"--{flag}: {filename} is damaged at {damaged}")
+    if saved == "FSSD" and detectors:
+        return SavedNetwork(_detector_config(config), flag, is_detector=True)
     if saved != "DynamicSlimmableNetwork":
         raise ValueError(
             f"--{flag}: {filename} holds a {saved}; name a DynamicSlimmableNetwork, as the recipes "
@@ -202,12 +206,19 @@ def check_model(filename, flag="model"):
     return SavedNetwork(config, flag)
 
 
+def _detector_config(config):
+    """Returns the configuration of a detector as if it were that of its backbone."""
+    own = ("classes", "routing", "confidence_steps", "thresholds")
+    return {**config["backbone"]["config"], **{name: config.get(name) for name in own}}
+
+
 class SavedNetwork:
     """The configuration of a saved network, against which flags are checked.
 
     Args:
         config: Dict that the network's `get_config` returned.
         flag: Str, name of the flag that named the file, for messages.
+        is_detector: Bool. Defaults to False.
 
     Attributes:
         classes: Int or None.
@@ -221,8 +232,9 @@ class SavedNetwork:
         image_size: Tuple `(height, width)` in pixels, each of which can be None.
     """
 
-    def __init__(self, config, flag="model"):
+    def __init__(self, config, flag="model", is_detector=False):
         self.flag = flag
+        self.is_detector = is_detector
         self.classes = config.get("classes")
         spec = config.get("spec") or {}
         self.family = spec.get("family")

@@ -1,5 +1,7 @@
 """The images on which a program trains, evaluates or measures ranges of activations."""
 
+import functools
+import json
 import pathlib
 import unicodedata
 
@@ -159,15 +161,18 @@ def training_source(workdir):
     return checks.source_flags(workdir, TRAINING_SOURCE, _WHY_INT8)
 
 
-def check_representative_flags(workdir, needed):
+def check_representative_flags(workdir, needed, with_boxes=False):
     """Raises an error if needed images are missing, or if flags name images without need.
 
     Args:
         workdir: Folder of the network's file.
         needed: Bool, whether the file is int8.
+        with_boxes: Bool, whether the data set is a detector's, which can be a json file.
     """
     if needed:
-        checks.check_source(training_source(workdir))
+        values = training_source(workdir)
+        is_json = with_boxes and pathlib.Path(values["dataset"]).expanduser().is_file()
+        checks.check_source(values | ({"dataset": None} if is_json else {}))
         return
     for name in (*TRAINING_SOURCE, "representative_images"):
         value = FLAGS[name].value
@@ -200,7 +205,7 @@ def representative_data(network, workdir, image_size, input_type):
     """Yields training images, resized and cropped as for evaluation.
 
     Args:
-        network: `DynamicSlimmableNetwork`, whose normalization is applied.
+        network: `DynamicSlimmableNetwork` or `FSSD`, whose normalization is applied.
         workdir: Folder of the network's file.
         image_size: Tuple `(height, width)` in pixels.
         input_type: Str, "float32" for preprocessed images or "uint8" for raw pixels.
@@ -210,10 +215,9 @@ def representative_data(network, workdir, image_size, input_type):
     """
     import tensorflow as tf
 
-    from keras_dsnet.data import evaluation_pipeline, load_source
-
+    open_source, evaluation_pipeline = _opened_as(network, workdir)
     values = training_source(workdir)
-    source = load_source(
+    source = open_source(
         values["dataset"], values["data_dir"], "train", train_split=values["train_split"]
     )
     count = min(FLAGS.representative_images, source.num_examples)
@@ -227,3 +231,18 @@ def representative_data(network, workdir, image_size, input_type):
     )
     for image, _ in images.take(count):
         yield image.numpy().astype(input_type)
+
+
+def _opened_as(network, workdir):
+    """Returns the functions that open and read the data set of a classifier or a detector."""
+    from keras_dsnet import data, detection
+
+    if not isinstance(network, detection.FSSD):
+        return data.load_source, data.evaluation_pipeline
+    ranges = None
+    if not FLAGS.dataset:
+        # Those of the training run, whose data set is taken too.
+        trained_on = json.loads((pathlib.Path(workdir) / "config.json").read_text("utf-8"))
+        ranges = trained_on.get("ranges")
+    open_source = functools.partial(detection.load_detection_source, ranges=ranges)
+    return open_source, detection.detection_evaluation_pipeline

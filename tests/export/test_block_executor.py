@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dsnet.export.block_executor import add_blocks, edges_of, join, leading, regroup, split
+from keras_dsnet.export.channel_groups import add_blocks, edges_of, join, leading, regroup, split
 
 GENERATOR = np.random.default_rng(0)
 # Where groups end, for kernels that widen, narrow and do neither.

@@ -167,12 +167,12 @@ def test_metadata_say_what_the_file_is(interpreter, exported):
 
 def test_calibration_times_every_route_by_forcing_it(interpreter, monkeypatch):
     turns = []
-    run = interpreter.run
+    run = interpreter._run_image
 
     def noted(image, **bounds):
         turns.append((bounds["min_width"], bounds["max_width"], run(image, **bounds)[1][0]))
 
-    monkeypatch.setattr(interpreter, "run", noted)
+    monkeypatch.setattr(interpreter, "_run_image", noted)
     latency = interpreter.calibrate_latency(rounds=2, runs=2)
     assert latency is interpreter.latency_ms
     assert list(latency) == list(ROUTES)

@@ -11,7 +11,7 @@ from exported import Exported, largest_difference
 from routed_networks import SIZE, random_images, small_network
 from tiny_families import tiny_network
 
-from keras_dsnet.export import graphs
+from keras_dsnet.export import convert_graphs
 from keras_dsnet.export.export_routed import check_routed
 from keras_dsnet.export.packing import pack
 from keras_dsnet.export.partition import stored_weights
@@ -246,7 +246,7 @@ def test_the_report_is_json(shared):
 
 
 def test_graphs_that_are_converted_one_by_one_make_the_same_file(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "MOST_CONSTANTS", 0)
+    monkeypatch.setattr(convert_graphs, "MOST_CONSTANTS", 0)
     apart = Exported(small_network(), tmp_path)
     assert sum("converted " in message for message in apart.logged) == 5
     names, wanted = ([g.name for g in own.model.subgraphs] for own in (apart, shared))

@@ -45,7 +45,11 @@ def network():
 
 def replace_run(monkeypatch, operation):
     """Lets the export convert something else than the path."""
-    monkeypatch.setattr(MODULE, "_run", lambda network, path, image, float_norms: operation(image))
+
+    def run(network, path, image, float_norms, raw_int8):
+        return {"output": operation(image)}
+
+    monkeypatch.setattr(MODULE, "_run", run)
 
 
 @pytest.fixture(scope="module", params=["slimmest", "widest"])

@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_network
 
-from keras_dsnet.export.graphs import RoutedParts, _flatten, _nest
+from keras_dsnet.export.convert_graphs import _flatten, _nest
+from keras_dsnet.export.graphs import RoutedParts
 
 ROUTES = (0, 2)
 

@@ -15,10 +15,12 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from ai_edge_litert.interpreter import Interpreter
+from detection_data import write_voc, xml
 from keras_dsnet.applications import DSMobileNet
 from keras_dsnet.applications.ds_mobilenet import PRESETS, preprocess_input
 from programs import run_program
-from routed_networks import SIZE, random_images, small_network
+from routed_networks import SHORT_SPEC, SIZE, random_images, small_network
+from tiny_detectors import tiny_detector
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.data import load_source
@@ -415,3 +417,49 @@ def test_one_command_writes_a_dynamic_file_of_the_released_weights(
     results = [interpreter.run(image) for image in images]
     np.testing.assert_allclose([output for output, _ in results], network(images), atol=1e-4)
     np.testing.assert_array_equal([path for _, path in results], network.route(images))
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A detector and its folder, which names the VOC folder that it was trained on."""
+    folder = tmp_path_factory.mktemp("detector")
+    detector = tiny_detector(spec=SHORT_SPEC, classes=2, pyramid=(12, 8))
+    detector.replace_routes((0, 3))
+    detector.save(folder / "detector.keras")
+    boxes = [("cat", (2, 5, 22, 35)), ("dog", (1, 40, 11, 55))]
+    names = [f"im{number}" for number in range(12)]
+    lists = {"train": names[:9], "val": names[9:]}
+    write_voc(folder / "pets", dict.fromkeys(names, xml(*boxes)), lists)
+    run = {"dataset": str(folder / "pets"), "data_dir": None, "train_split": None, "ranges": None}
+    (folder / "config.json").write_text(json.dumps(run))
+    return detector, folder
+
+
+def test_a_detector_is_exported_by_the_same_flags(export, detector, tmp_path, capsys):
+    detector, folder = detector
+    output = tmp_path / "d.tflite"
+    options = {"model": folder, "path": 3, "quantize": "int8", "input_type": "uint8"}
+    export(**options, output=output)
+    told = capsys.readouterr().out
+    assert f"measured on 9 training images of {folder / 'pets'}" in told
+    assert f"{output}: path 3, {detector.madds(3) / 1e6:.2f}M MAdds, " in told
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 24, 24, 3), "uint8")
+    results = Interpreter(str(output)).get_signature_runner()(image=pixels)
+    expected = detector.decode(detector(detector.preprocess_input(pixels), path=3))[1]
+    # Of raw pixels, in the range of the images that the file was measured on.
+    errors = np.abs(results["scores"] - expected)
+    assert errors.mean() < 0.5 * np.abs(expected - expected.numpy().mean()).mean()
+    with pytest.raises(ValueError, match=r"--path must be a width from 0 to 3 .*--path=4"):
+        export(model=folder, path=4, output=output)
+    with pytest.raises(ValueError, match="--routes must be widths from 0 to 3"):
+        export(model=folder, routes="0,9", output=output)
+
+
+@pytest.mark.long
+def test_a_detector_is_exported_with_its_routes(export, detector, tmp_path, capsys):
+    detector, folder = detector
+    export(model=folder, output=tmp_path / "d.tflite", layout="fast")
+    assert f"--model={folder}" in capsys.readouterr().out
+    interpreter = DynamicInterpreter(tmp_path / "d.tflite")
+    assert interpreter.routes == (0, 3)
+    assert interpreter.is_detector
