@@ -153,11 +153,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._page, self._served = page, served
         super().__init__(*args)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         """Answers a GET request."""
         self._answer(has_body=True)
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         """Answers a HEAD request."""
         self._answer(has_body=False)
 

@@ -2,7 +2,7 @@
 
 const WIDTH = 640;
 const HEIGHT = 320;
-const EDGE = { left: 64, right: 20, top: 16, bottom: 48 };
+const EDGE = { left: 64, right: 20, top: 34, bottom: 62 };
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
 /**
@@ -36,14 +36,14 @@ export function latencyChart(rows) {
   for (const tick of xTicks) {
     const place = x(tick);
     svg.append(line(place, EDGE.top, place, HEIGHT - EDGE.bottom, "grid"));
-    svg.append(text(place, HEIGHT - EDGE.bottom + 18, tick, "middle"));
+    svg.append(text(place, HEIGHT - EDGE.bottom + 22, tick, "middle"));
   }
   for (const tick of yTicks) {
     svg.append(line(EDGE.left, y(tick), WIDTH - EDGE.right, y(tick), "grid"));
     svg.append(text(EDGE.left - 8, y(tick) + 4, tick, "end"));
   }
   svg.append(text((WIDTH + EDGE.left) / 2, HEIGHT - 8, "MAdds of one image (million)", "middle"));
-  svg.append(text(EDGE.left - 48, HEIGHT / 2 - 8, "ms", "start"));
+  svg.append(text(0, EDGE.top - 16, "ms", "start"));
   const sorted = rows.toSorted((a, b) => a.madds - b.madds);
   const points = sorted.map((row) => `${x(millions(row))},${y(row.median_ms)}`);
   svg.append(element("polyline", { points: points.join(" "), class: "curve" }));

@@ -82,7 +82,7 @@ export class Measurement {
 
 function tableOf(rows) {
   const table = document.createElement("table");
-  const head = ["path", "MAdds", "median, ms", "min, ms"];
+  const head = ["path", "MAdds", "median, ms", "fastest, ms"];
   table.createTHead().append(rowOf(head, "th"));
   const body = table.createTBody();
   for (const { path, madds, median_ms: median, min_ms: least } of rows) {
