@@ -7,8 +7,6 @@ import shutil
 import subprocess
 import threading
 
-import pytest
-
 from keras_dsnet.export.preview import make_server
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -28,11 +26,11 @@ def reason_to_skip():
 
 
 class PageDriver:
-    """Sends commands to web/test/drive_page.mjs and returns their results."""
+    """Sends commands to web/drive_page.mjs and returns their results."""
 
     def __init__(self):
         browser = next(filter(None, map(shutil.which, BROWSERS)))
-        command = ["node", str(WEB / "test" / "drive_page.mjs"), browser]
+        command = ["node", str(WEB / "drive_page.mjs"), browser]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
@@ -62,17 +60,10 @@ class PageDriver:
 def served(filename):
     """Serves the built page with a file and gives its address."""
     with make_server(filename, 0, WEB / "dist") as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/"
         finally:
             server.shutdown()
             thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    driver = PageDriver()
-    yield driver
-    driver.close()

@@ -2,9 +2,8 @@
 
 import { lineOf } from "./page_error.js";
 import { decodePhotograph, inputOf } from "./photographs.js";
-import { probabilities } from "./routed_file.js";
+import { topLabels } from "./probabilities.js";
 
-const LABELS = 5;
 const THUMBNAIL = 480;
 
 export class Gallery {
@@ -124,15 +123,6 @@ function resultElements(result, metadata) {
   }
   const confidence = `confidence ${(100 * result.confidence).toFixed(1)} %`;
   return [path, labels, line("figures", `${confidence}, ${result.milliseconds.toFixed(1)} ms`)];
-}
-
-/** Returns the likeliest classes with their probabilities. */
-export function topLabels(output, classNames, count = LABELS) {
-  const each = Array.from(probabilities(output), (probability, index) => ({
-    name: classNames?.[index] ?? `class ${index}`,
-    probability,
-  }));
-  return each.sort((a, b) => b.probability - a.probability).slice(0, count);
 }
 
 function thumbnail(bitmap, name) {

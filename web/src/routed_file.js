@@ -2,6 +2,7 @@
 
 import { CompiledFile } from "./litert_signatures.js";
 import { PageError } from "./page_error.js";
+import { probabilities } from "./probabilities.js";
 import { StagedRuntime } from "./staged_runtime.js";
 import { numGatesOf, readMetadata, routesOf } from "./tflite_metadata.js";
 
@@ -130,18 +131,6 @@ export class RoutedFile {
     }
     return parts;
   }
-}
-
-/** Returns outputs that are probabilities as they are, and the softmax of others. */
-export function probabilities(output) {
-  const sum = output.reduce((total, value) => total + value, 0);
-  if (output.every((value) => value >= 0) && Math.abs(sum - 1) < 0.05) {
-    return output;
-  }
-  const largest = output.reduce((a, b) => Math.max(a, b));
-  const exponents = output.map((value) => Math.exp(value - largest));
-  const total = exponents.reduce((a, b) => a + b, 0);
-  return exponents.map((value) => value / total);
 }
 
 /** Returns the file that has the metadata. The parts of a split export have none. */

@@ -5,6 +5,8 @@
  * and the results of a routed file's signatures.
  */
 
+import { largestProbability } from "./probabilities.js";
+
 const TRUNK = "trunk";
 // No confidence is at most the first limit, and every confidence is below the second one.
 const NEVER = -1;
@@ -21,14 +23,6 @@ export function segmentNames(segments, segment, before, width, narrowest) {
   const entry = `segment_${segment}_${before}_to_${width}`;
   const isWhole = before === width && width === narrowest;
   return isWhole ? [entry] : [entry, `segment_${segment}_to_${width}`];
-}
-
-/** Returns the largest softmax probability of logits, or 0 where it is not a number. */
-export function largestProbability(logits) {
-  const largest = logits.reduce((a, b) => Math.max(a, b));
-  const sum = logits.reduce((total, value) => total + Math.exp(value - largest), 0);
-  const confidence = Math.fround(1 / sum);
-  return confidence >= 0 ? confidence : 0;
 }
 
 export class StagedRuntime {
