@@ -9,7 +9,7 @@ import threading
 
 from keras_dsnet.export.preview import make_server
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 WEB = REPOSITORY / "web"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
