@@ -33,6 +33,7 @@ help:
 	@echo "make lint         check the code, its format and its types (ruff, mypy), and the CI workflow"
 	@echo "make format       format the code"
 	@echo "make web          build the page that routes in the browser (web/dist), which needs Node.js 20"
+	@echo "make web-tests    build the page, and install the browser that its tests drive"
 	@echo "make docs         build the documentation site (site/index.html)"
 	@echo "make clean        remove the environments and what builds leave behind"
 

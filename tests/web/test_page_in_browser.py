@@ -257,8 +257,9 @@ def test_nothing_is_fetched_from_elsewhere(browser, exported, photographs):
         # Photographs cause no request at all.
         assert len(browser.requests()) == before
         assert "Refused" not in json.dumps(browser.messages())
-        sent = "fetch('https://example.com/').then(() => 'sent', () => 'refused')"
-        assert browser.evaluate(sent) == "refused"
+        with served(exported("shared", None, "gate", 1)) as other:
+            send = f"fetch('{other}', {{mode: 'no-cors'}}).then(() => 'sent', () => 'refused')"
+            assert browser.evaluate(send) == "refused"
 
 
 def test_the_keyboard_reaches_every_control_in_order(browser, exported):
