@@ -12,6 +12,8 @@ const [executablePath] = process.argv.slice(2);
 // Chromium's own sandbox does not work for root in a container. The page is our own.
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const context = await browser.newContext({ acceptDownloads: true });
+// Tests may share their cores with other work.
+context.setDefaultTimeout(120_000);
 let page = null;
 let requests = [];
 let messages = [];

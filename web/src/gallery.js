@@ -53,7 +53,7 @@ export class Gallery {
     this.#summarise(file);
   }
 
-  /** Runs all photographs. A later call ends this one early. */
+  /** Runs all photographs, unless `interrupt` ends it early. */
   async run(file, options) {
     const pass = ++this.#pass;
     for (const entry of this.#entries) {
@@ -64,6 +64,11 @@ export class Gallery {
       await nextFrame();
     }
     this.#summarise(file);
+  }
+
+  /** Ends a pass over the photographs early. */
+  interrupt() {
+    this.#pass++;
   }
 
   /** Removes all photographs. */

@@ -43,6 +43,7 @@ export class CompiledFile {
   #model;
   #compiled;
   #signatures = new Map();
+  #buffers = [];
 
   /**
    * Opens a TFLite file.
@@ -105,6 +106,8 @@ export class CompiledFile {
 
   /** Frees the memory of the file. Its runners no longer work. */
   close() {
+    this.#buffers.forEach((buffer) => buffer.delete());
+    this.#buffers = [];
     this.#compiled?.delete();
     this.#model?.delete();
     if (this.#pointer) {
@@ -137,6 +140,7 @@ export class CompiledFile {
     const create = this.#wasm.LiteRtTensorBuffer.createManaged;
     const buffer = create(this.#environment, memory, type, type.bytes());
     type.delete();
+    this.#buffers.push(buffer);
     return buffer;
   }
 

@@ -15,6 +15,7 @@ const measurement = new Measurement(find("measure"), engineName(LITERT_VERSION),
 let file = null;
 // Opening and running take turns, so that no file is closed while it runs.
 let turn = Promise.resolve();
+let isQueued = false;
 // The page as tests see it.
 globalThis.page = {
   get file() {
@@ -64,8 +65,15 @@ async function open(contents) {
   await gallery.run(file, controls.options);
 }
 
+/** Runs all photographs anew. A slider that moves ends the pass before and queues one only. */
 function rerun() {
+  gallery.interrupt();
+  if (isQueued) {
+    return;
+  }
+  isQueued = true;
   inTurn(async () => {
+    isQueued = false;
     if (file) {
       showError("");
       await gallery.run(file, controls.options);
