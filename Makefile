@@ -95,10 +95,9 @@ web: $(VENV)/installed web/node_modules/installed
 
 # What the tests of the page need. Where there is no Node.js or no browser, they are skipped.
 web-tests: $(VENV)/installed
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory web; \
-		else echo "no npm found: the tests of the page in the browser are skipped"; fi
+	@$(MAKE) --no-print-directory web || echo "the page is not built: its tests in the browser are skipped"
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install --quiet --yes chromium; } \
-		|| echo "no chromium found (apt-get install chromium): the tests of the page in the browser are skipped"
+		|| echo "no chromium found (apt-get install chromium): the page's tests in the browser are skipped"
 
 docs: $(VENV)/docs
 	$(VENV)/bin/python -m mkdocs build --strict

@@ -20,6 +20,8 @@ def reason_to_skip():
         return "node is not installed"
     if not (WEB / "node_modules" / "playwright-core").is_dir():
         return "web/node_modules has no playwright-core: run `make web`"
+    if not (WEB / "dist" / "index.html").is_file():
+        return "the page is not built: run `make web`"
     if not any(map(shutil.which, BROWSERS)):
         return f"none of {', '.join(BROWSERS)} is installed"
     return None

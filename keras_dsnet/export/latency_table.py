@@ -9,6 +9,7 @@ import operator
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from keras_dsnet.export.dynamic_interpreter import DynamicInterpreter
 from keras_dsnet.models import DynamicSlimmableNetwork
@@ -297,7 +298,7 @@ def _is_count(value):
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def is_latency(value: object) -> bool:
+def is_latency(value: Any) -> bool:
     """Returns whether a value is a positive number of milliseconds."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return is_number and math.isfinite(value) and value > 0
