@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest test-runtimes kotlin parity lint format docs clean
+.PHONY: help demo test test-all test-lowest test-runtimes kotlin parity lint format docs web web-tests clean
 
 # The first interpreter that runs (a pyenv shim may exist and not run), of a version below the given
 # one, and able to make an environment.
@@ -34,6 +34,8 @@ help:
 	@echo "make parity       compare with the authors' numbers, where ../shared/parity has them"
 	@echo "make lint         check the code, its format and its types (ruff, mypy), and the CI workflow"
 	@echo "make format       format the code"
+	@echo "make web          build the page that routes in the browser (web/dist), which needs Node.js 20"
+	@echo "make web-tests    build the page, and install the browser that its tests drive"
 	@echo "make docs         build the documentation site (site/index.html)"
 	@echo "make clean        remove the environments and what builds leave behind"
 
@@ -65,7 +67,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m "not long" $(PYTEST_FLAGS)
 
-test-all: $(VENV)/installed
+test-all: $(VENV)/installed web-tests
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 test-lowest: $(LOWEST_VENV)/installed
@@ -93,9 +95,24 @@ format: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+web/node_modules/installed: web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo "error: no npm found; install Node.js 20 or newer" >&2; exit 1; }
+	@npm ci --prefix web --no-audit --no-fund --loglevel=error
+	@touch $@
+
+web: $(VENV)/installed web/node_modules/installed
+	@node web/build.mjs
+	@$(VENV)/bin/python web/export_example.py web/dist/example.tflite
+
+# What the tests of the page need. Where there is no Node.js or no browser, they are skipped.
+web-tests: $(VENV)/installed
+	@$(MAKE) --no-print-directory web || echo "the page is not built: its tests in the browser are skipped"
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install --quiet --yes chromium; } \
+		|| echo "no chromium found (apt-get install chromium): the page's tests in the browser are skipped"
+
 docs: $(VENV)/docs
 	$(VENV)/bin/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST_VENV) build dist site web/dist web/node_modules *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

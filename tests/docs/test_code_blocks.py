@@ -11,6 +11,7 @@ from documentation import PAGES, blocks_not_run, code_of, pages_with_code
 from routed_networks import SHORT_SPEC, small_network
 
 import keras_dsnet
+from keras_dsnet.export import LatencyTable
 
 
 def _network_and_pixels():
@@ -49,9 +50,25 @@ def _folder_of_pets():
     return {}
 
 
+def _table_of_a_browser():
+    model = small_network(spec=SHORT_SPEC)
+    madds = [(width, model.madds(width)) for width in (0, 2)]
+    LatencyTable(
+        device="Linux, Chrome 156",
+        engine="LiteRT.js 2.5.3, XNNPACK, WebAssembly",
+        threads=1,
+        network=model.name,
+        input_shape=(16, 16, 3),
+        num_widths=model.num_widths,
+        rows=[{"path": [k], "madds": n, "min_ms": 1, "median_ms": 1 + k} for k, n in madds],
+    ).save("latency_ds_mobilenet_browser.json")
+    return {"model": model}
+
+
 # What a page takes for granted: returns its names, and makes its files in the current folder.
 PREPARATIONS = {
     "docs/android.md": _network_and_pixels,
+    "docs/guides/in_the_browser.md": _table_of_a_browser,
     "docs/guides/training.md": _network_and_data,
     "docs/guides/which_routing.md": _network_and_data,
     "docs/guides/your_own_boxes.md": _folder_of_pets,

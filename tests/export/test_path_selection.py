@@ -1,6 +1,7 @@
 """The choice of a path for a budget, and the latency tables that it reads."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -258,6 +259,71 @@ def test_latencies_that_do_not_fit_are_one_line(network, table, message):
     with pytest.raises(ValueError, match=message) as error:
         best_path(network, max_latency_ms=5, latency_table=table)
     assert "\n" not in str(error.value)
+
+
+BROWSER = "LiteRT.js 2.5.3, XNNPACK, WebAssembly"
+
+
+@pytest.mark.parametrize(
+    ("engine", "runtime"),
+    [
+        ("LiteRT 2.3.0, XNNPACK", "LiteRT"),
+        (BROWSER, "LiteRT.js"),
+        ("LiteRT", "LiteRT"),
+        ("TensorFlow Lite v2.17, CPU", "TensorFlow Lite"),
+        ("ONNX Runtime, CPU", "ONNX Runtime"),
+    ],
+)
+def test_a_table_names_its_runtime(network, engine, runtime):
+    assert make_table(network, {0: 2.0}, engine=engine).runtime == runtime
+
+
+def test_a_table_of_another_runtime_is_refused_unless_asked_for(network, tmp_path):
+    make_table(network, {0: 2.0, 4: 3.0, 8: 5.0}, engine=BROWSER).save(tmp_path / "browser.json")
+    limits = {"max_latency_ms": 4, "latency_table": tmp_path / "browser.json"}
+    with pytest.raises(ValueError, match=r"measured on LiteRT\.js 2.*runtime='LiteRT'$") as error:
+        best_path(network, **limits)
+    assert "\n" not in str(error.value)
+    assert best_path(network, runtime="LiteRT.js", **limits) == 4
+    assert best_path(network, runtime=None, **limits) == 4
+    limits["latency_table"] = make_table(network, {0: 2.0, 4: 3.0, 8: 5.0})
+    with pytest.raises(ValueError, match=r"runtime='LiteRT\.js'$"):
+        best_path(network, runtime="LiteRT.js", **limits)
+
+
+def measured_file(network, **fields):
+    """An interpreter's side of a table: what it reads of its file."""
+    rows = [{"path": [k], "madds": network.madds(k, SHAPE)} for k in (0, 4)]
+    metadata = {"num_widths": network.num_widths, "input_shape": list(SHAPE), "routes": rows}
+    metadata |= {"quantize": "int8", "layout": "shared", **fields}
+    return types.SimpleNamespace(metadata=metadata, latency_ms={}, trunk_ms=1.0)
+
+
+def test_an_interpreter_takes_the_latencies_of_a_table(network):
+    times, file = {0: 2.0, 4: 3.0, 8: 5.0}, measured_file(network)
+    make_table(network, times).give_to(file)
+    assert file.latency_ms == {0: 2.0, 4: 3.0}
+    assert file.trunk_ms == 0
+    table = make_table(network, times, engine=BROWSER)
+    with pytest.raises(ValueError, match=r"measured on LiteRT\.js"):
+        table.give_to(measured_file(network))
+    table.give_to(file, runtime="LiteRT.js")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantize": None}, "quantize='int8'. Received: a file with quantize=None"),
+        ({"layout": "fast"}, "layout='shared'"),
+        ({"input_shape": [32, 32, 3]}, "input_shape="),
+        ({"routes": [{"path": [0], "madds": 7}]}, r"no path \[0\] with 7 MAdds"),
+    ],
+)
+def test_an_interpreter_of_another_file_refuses_a_table(network, fields, message):
+    file = measured_file(network, **fields)
+    with pytest.raises(ValueError, match=message):
+        make_table(network, {0: 2.0, 4: 3.0}).give_to(file)
+    assert file.latency_ms == {}
 
 
 def test_the_tables_of_a_recipe_and_of_a_benchmark_are_read_from_files(network, tmp_path):

@@ -1,0 +1,65 @@
+"""Tests the modules of the page that need no browser."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dsnet.data.pipelines import whole_image
+
+WEB = pathlib.Path(__file__).resolve().parents[2] / "web"
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+# Reads lists of height, width, target and pixels, and writes what the page makes of each.
+PREPARE = """
+import { readFileSync } from "node:fs";
+import { cropWindow, resize } from "./src/preprocess.js";
+const prepared = JSON.parse(readFileSync(0)).map(([height, width, target, pixels]) => {
+  const window = cropWindow(height, width, target);
+  const crop = [];
+  for (let y = window.top; y < window.top + window.height; y++) {
+    const start = y * width + window.left;
+    crop.push(...pixels.slice(3 * start, 3 * (start + window.width)));
+  }
+  return [...resize(Uint8Array.from(crop), window.height, window.width, target)];
+});
+console.log(JSON.stringify(prepared));
+"""
+
+
+def node(*arguments, **options):
+    command = ["node", *map(str, arguments)]
+    done = subprocess.run(command, cwd=WEB, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_tests_of_the_modules_pass():
+    node("--test", *sorted((WEB / "test").glob("*.test.mjs")))
+
+
+def test_photographs_are_prepared_as_by_the_evaluation():
+    generator = np.random.default_rng(0)
+    cases = [
+        (48, 80, (32, 32)),  # smaller
+        (20, 17, (32, 32)),  # larger
+        (101, 64, (16, 48)),  # another aspect ratio
+        (1, 5, (8, 8)),
+        (37, 36, (32, 32)),  # nearly the size
+    ]
+    images = [generator.integers(0, 256, (*case[:2], 3), dtype=np.uint8) for case in cases]
+    source = types.SimpleNamespace(
+        image_shape=None,
+        decode=lambda image, window_of: tf.image.crop_to_bounding_box(
+            image, *tf.unstack(window_of(tf.shape(image)))
+        ),
+    )
+    requests = [[*case, image.ravel().tolist()] for case, image in zip(cases, images)]
+    prepared = node("--input-type=module", "-e", PREPARE, input=json.dumps(requests))
+    for (_, _, target), image, pixels in zip(cases, images, json.loads(prepared)):
+        expected = whole_image(source, tf.constant(image), target, 0.875).numpy()
+        np.testing.assert_allclose(np.reshape(pixels, expected.shape), expected, atol=1e-3)
