@@ -41,7 +41,7 @@ def test_small_training_finds_the_squares_at_every_width(target):
 
 
 def test_eight_images_are_learned_by_heart():
-    """A fault of matching, offsets, decoding or suppression would leave boxes that are not found."""
+    """A fault of matching, offsets, decoding or suppression would leave boxes unfound."""
     trainer = make_trainer(num_random=0)
     images = scenes(8)
     trainer.fit(tf.data.Dataset.from_tensors(images).repeat(), steps_per_epoch=40, verbose=0)
