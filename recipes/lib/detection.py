@@ -311,6 +311,22 @@ def evaluation_dataset(detector, source, normalized=True):
     )
 
 
+def quick_evaluation(detector, source, paths):
+    """Returns a function that measures some paths on the first images of a source.
+
+    Args:
+        detector: `FSSD`.
+        source: The `ImageSource` of the evaluation images.
+        paths: List of paths.
+    """
+    from keras_dsnet.detection import evaluate_detection
+
+    few = -(-FLAGS.validation_images // FLAGS.eval_batch_size)
+    return lambda: evaluate_detection(
+        detector, evaluation_dataset(detector, source), paths, FLAGS.metric, num_batches=few
+    )
+
+
 def report(detector, source, paths, folder, log):
     """Measures the average precision, prints and writes its tables, and draws the plots.
 
