@@ -156,7 +156,7 @@ def main(_):
     run.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():
         # A large folder takes minutes to read, so a mistake in the network's flags is found before.
-        detection.make_backbone()
+        detection.make_detector()
     scope = run.prepare_machine()
     train, evaluation = detection.load_sources()
     workdir = run.open_workdir()

@@ -82,6 +82,11 @@ def define_detector():
         "head_channels", 112, "Channels of each level before the fusion.", lower_bound=1
     )
     flags.DEFINE_integer("pyramid", 256, "Channels of the maps of the pyramid.", lower_bound=1)
+    shared.define_ascending(
+        "scales",
+        "Sizes of the anchors of each pyramid level and one more, as fractions of the image. "
+        "Defaults to 0.1,0.2,0.37,0.54,0.71,0.88,1.05 for six levels.",
+    )
     flags.DEFINE_enum(
         "norm", None, ["batch", "group"], "Norm of the head. Defaults to batch with one gate."
     )
@@ -236,18 +241,23 @@ def make_backbone():
     )
 
 
-def make_detector(source):
-    """Returns the detector that the flags describe, for the classes of a data set."""
+def make_detector(source=None):
+    """Returns the detector that the flags describe, for the classes of a data set.
+
+    Args:
+        source: An `ImageSource` with boxes. Defaults to one class, to check the flags.
+    """
     from keras_dsnet.detection import FSSD
 
     return FSSD(
         make_backbone(),
-        source.num_classes,
+        source.num_classes if source else 1,
         channels=FLAGS.head_channels,
         pyramid=FLAGS.pyramid,
+        scales=FLAGS.scales,
         head=FLAGS.head,
         norm=FLAGS.norm,
-        class_names=source.class_names,
+        class_names=source.class_names if source else None,
     )
 
 
