@@ -239,11 +239,10 @@ class MultiboxLoss:
         # sort of all anchors takes ten times as long. Of equal losses, `top_k` takes the first.
         most = tf.minimum(tf.reduce_max(count), tf.shape(losses)[1])
         _, anchors = tf.math.top_k(losses, most)
-        is_taken = tf.range(most) < count[:, tf.newaxis]
-        image = tf.where(is_taken)[:, :1]
-        chosen = tf.boolean_mask(anchors, is_taken)[:, tf.newaxis]
-        places = tf.concat([tf.cast(image, tf.int32), chosen], axis=1)
-        mask = tf.scatter_nd(places, tf.ones([tf.shape(places)[0]], tf.int32), tf.shape(losses))
+        is_taken = tf.cast(tf.range(most) < count[:, tf.newaxis], tf.int32)
+        images = tf.broadcast_to(tf.range(tf.shape(losses)[0])[:, tf.newaxis], tf.shape(anchors))
+        places = tf.stack([images, anchors], axis=-1)
+        mask = tf.scatter_nd(places, is_taken, tf.shape(losses))
         return (mask > 0) & ~matches.positive
 
 
