@@ -151,13 +151,12 @@ def recalibrate(detector, train, steps, paths):
 
 
 def main(_):
-    from keras_dsnet.detection import evaluate_detection
     from keras_dsnet.runs import TrainingRun
 
     run.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():
         # A large folder takes minutes to read, so a mistake in the network's flags is found before.
-        detection.make_backbone()
+        detection.make_detector()
     scope = run.prepare_machine()
     train, evaluation = detection.load_sources()
     workdir = run.open_workdir()
@@ -168,7 +167,6 @@ def main(_):
     detection.print_detector(detector)
     paths = detection.chosen_paths(detector) if FLAGS.alone is None else [FLAGS.alone]
     ends = [0, detector.num_widths - 1] if FLAGS.alone is None else paths
-    few = -(-FLAGS.validation_images // FLAGS.eval_batch_size)
     training = TrainingRun(
         trainer,
         workdir,
@@ -177,13 +175,7 @@ def main(_):
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_detection(
-            detector,
-            detection.evaluation_dataset(detector, evaluation),
-            ends,
-            FLAGS.metric,
-            num_batches=few,
-        ),
+        evaluate=detection.quick_evaluation(detector, evaluation, ends),
         evaluate_epochs=FLAGS.evaluate_epochs,
         class_names=train.class_names,
         num_images=train.num_examples,

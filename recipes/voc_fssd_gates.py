@@ -100,7 +100,6 @@ def make_trainer(detector, steps_per_epoch):
 
 
 def main(_):
-    from keras_dsnet.detection import evaluate_detection
     from keras_dsnet.runs import TrainingRun, read_log
 
     run.open_workdir(check_only=True)
@@ -111,7 +110,6 @@ def main(_):
     with scope:
         detector = load_detector(train)
         trainer = make_trainer(detector, steps_per_epoch)
-    few = -(-FLAGS.validation_images // FLAGS.eval_batch_size)
     training = TrainingRun(
         trainer,
         workdir,
@@ -120,13 +118,7 @@ def main(_):
         steps_per_epoch=steps_per_epoch,
         epochs=FLAGS.epochs,
         checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_detection(
-            detector,
-            detection.evaluation_dataset(detector, evaluation),
-            ["dynamic"],
-            FLAGS.metric,
-            num_batches=few,
-        ),
+        evaluate=detection.quick_evaluation(detector, evaluation, ["dynamic"]),
         evaluate_epochs=FLAGS.evaluate_epochs,
         class_names=train.class_names,
         num_images=train.num_examples,

@@ -2,6 +2,7 @@
 
 from keras_dsnet.detection.average_precision import DetectionMetric
 from keras_dsnet.detection.backbone import as_backbone
+from keras_dsnet.detection.calibrate_detector import calibrate_detector
 from keras_dsnet.detection.compare_confidences import compare_confidences
 from keras_dsnet.detection.detection_gate_trainer import DetectionGateTrainer
 from keras_dsnet.detection.detection_trainer import DetectionTrainer
@@ -20,6 +21,7 @@ __all__ = [
     "DetectionMetric",
     "DetectionTrainer",
     "as_backbone",
+    "calibrate_detector",
     "class_table",
     "compare_confidences",
     "detection_evaluation_pipeline",

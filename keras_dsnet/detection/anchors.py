@@ -115,6 +115,8 @@ def check_anchors(
             f"Received: scales={scales!r}"
         )
     scales = tuple(check_number("scales", scale, "positive", lambda s: s > 0) for scale in scales)
+    if sorted(set(scales)) != [*scales]:
+        raise ValueError(f"`scales` must ascend. Received: scales={scales}")
     pairs = isinstance(ratios, (tuple, list)) and all(isinstance(r, (tuple, list)) for r in ratios)
     if not pairs or len(ratios) != num_levels:
         raise ValueError(

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class DetectionMetric:
         self.class_names = tuple(class_names)
         self._truths: list[dict[str, np.ndarray]] = []
         self._found: list[dict[str, np.ndarray]] = []
+        self._rankings: list[_Ranking] | None = None
 
     def update(self, target: Mapping[str, Any], detections: Mapping[str, Any]) -> None:
         """Adds an image.
@@ -84,6 +85,7 @@ class DetectionMetric:
         truth.setdefault("difficult", np.zeros(len(truth["boxes"]), bool))
         self._truths.append({**truth, "image_size": size})
         self._found.append(found)
+        self._rankings = None
 
     def _checked(self, part, name, more):
         if not {"boxes", "classes"} <= set(part):
@@ -144,22 +146,91 @@ class DetectionMetric:
                 name: (recalls[table[:, index] >= 0], table[table[:, index] >= 0, index])
                 for index, name in enumerate(self.class_names)
             }
+        once = np.ones(len(self._truths), np.int64)
         return {
-            name: _curve(self._truths, self._found, index)
-            for index, name in enumerate(self.class_names)
+            name: _curve(ranking, once)
+            for name, ranking in zip(self.class_names, self._ranked(), strict=True)
         }
+
+    def resampled_map(self, counts: np.ndarray) -> float | None:
+        """Returns the mean average precision of a resample of the images, for a bootstrap.
+
+        Args:
+            counts: Int array `[images]`, how often each image is in the resample, in the order in
+                which the images were added.
+
+        Returns:
+            Float in [0, 1], the mean over the classes with objects in the resample. None if there
+            is no object.
+
+        Raises:
+            ValueError: If the metric is `"coco"`, or there is not one count for each image.
+        """
+        if self.metric == "coco":
+            raise ValueError("Resamples are for 'voc07' and 'voc'. Received: metric='coco'")
+        counts = np.asarray(counts, np.int64)
+        if counts.shape != (len(self._truths),):
+            raise ValueError(
+                f"`counts` must be an array of {len(self._truths)} ints, one for each image. "
+                f"Received: an array of shape {counts.shape}"
+            )
+        points = _POINTS if self.metric == "voc07" else None
+        curves = (_curve(ranking, counts) for ranking in self._ranked())
+        values = [average_precision(recall, precision, points) for recall, precision in curves]
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    def _ranked(self):
+        if self._rankings is None:
+            self._rankings = [
+                _rank(self._truths, self._found, index) for index in range(len(self.class_names))
+            ]
+        return self._rankings
 
     def _coco(self):
         return _evaluate_coco(self._truths, self._found, self.class_names)
 
 
-def _curve(truths, found, label):
-    """Returns recall and precision of a class, in the order of falling scores."""
-    scores, right, counted, objects = [], [], [], 0
-    for truth, detections in zip(truths, found, strict=True):
+class _Ranking(NamedTuple):
+    """The detections of a class that count, in the order of falling scores.
+
+    Args:
+        images: int64 array `[detections]`, the image of each.
+        right: bool array `[detections]`.
+        objects: int64 array `[images]`, the number of objects that count.
+    """
+
+    images: np.ndarray
+    right: np.ndarray
+    objects: np.ndarray
+
+
+def _curve(ranking, counts):
+    """Returns recall and precision of a class, in the order of falling scores.
+
+    Args:
+        ranking: `_Ranking`.
+        counts: int64 array `[images]`, how often each image counts.
+    """
+    objects = ranking.objects @ counts
+    if not objects:
+        return np.empty(0), np.empty(0)
+    weights = counts[ranking.images]
+    if not weights.any():
+        return np.zeros(1), np.zeros(1)
+    # The precision of an image that counts twice is that after both: the area is the same.
+    images, right = weights[weights > 0], ranking.right[weights > 0]
+    hits = np.cumsum(right * images)
+    return hits / objects, hits / np.cumsum(images)
+
+
+def _rank(truths, found, label):
+    scores, right, counted, images = [], [], [], []
+    objects = np.zeros(len(truths), np.int64)
+    for image, (truth, detections) in enumerate(zip(truths, found, strict=True)):
         chosen = truth["classes"] == label
         difficult = truth["difficult"][chosen]
-        objects += int((~difficult).sum())
+        objects[image] = (~difficult).sum()
         mine = detections["classes"] == label
         if not mine.any():
             continue
@@ -170,14 +241,12 @@ def _curve(truths, found, label):
         scores.append(image_scores[order])
         right.append(image_right)
         counted.append(~ignored)
-    if not objects:
-        return np.empty(0), np.empty(0)
+        images.append(np.full(len(order), image))
     if not scores:
-        return np.zeros(1), np.zeros(1)
+        return _Ranking(np.zeros(0, np.int64), np.zeros(0, bool), objects)
     order = np.argsort(-np.concatenate(scores), kind="stable")
     order = order[np.concatenate(counted)[order]]
-    hits = np.cumsum(np.concatenate(right)[order])
-    return hits / objects, hits / np.arange(1, len(hits) + 1)
+    return _Ranking(np.concatenate(images)[order], np.concatenate(right)[order], objects)
 
 
 def _matches(overlaps, difficult):

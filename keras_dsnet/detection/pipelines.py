@@ -22,6 +22,7 @@ from keras_dsnet.detection.boxes import (
     check_box_format,
     convert_boxes,
 )
+from keras_dsnet.utils.argument_checks import check_int
 
 AUGMENTATIONS = ("none", "flip", "ssd")
 _PADDINGS = {"boxes": float(PADDING), "classes": float(PADDING), "difficult": False, "areas": 0.0}
@@ -160,6 +161,7 @@ def detection_evaluation_pipeline(
     batch_size: int,
     preprocess: Callable,
     bounding_box_format: str = BOX_FORMAT,
+    every: int = 1,
 ) -> tf.data.Dataset:
     """Returns all images of a source once, in a fixed order, with all that evaluation needs.
 
@@ -170,6 +172,8 @@ def detection_evaluation_pipeline(
         preprocess: Function from images `[..., height, width, 3]`, RGB from 0 to 255, to inputs of
             the network.
         bounding_box_format: String, the format of the boxes. Defaults to `"rel_yxyx"`.
+        every: Int, 10 for every tenth image. The first images of a folder can show few classes, so
+            a shorter evaluation should not take those. Defaults to 1, all images.
 
     Returns:
         `tf.data.Dataset` of `(images, target)`: float32 `[batch, height, width, 3]` and a dict of
@@ -183,6 +187,7 @@ def detection_evaluation_pipeline(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+    check_int("every", every, 1)
     size = as_size(image_size)
     check_box_format(bounding_box_format)
 
@@ -192,7 +197,7 @@ def detection_evaluation_pipeline(
         return image, detection_target({**objects, "areas": objects["areas"] * pixels}, shape)
 
     examples = source.map_examples(
-        source.ordered_examples(), prepare, (*size, 3), replace_unreadable=False
+        source.ordered_examples().shard(every, 0), prepare, (*size, 3), replace_unreadable=False
     )
     return _batches(examples, batch_size, preprocess, bounding_box_format, None, False)
 

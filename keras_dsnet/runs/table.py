@@ -14,6 +14,13 @@ _TITLES = {
     "madds": "MAdds (M)",
     "top1": "top-1 (%)",
     "top5": "top-5 (%)",
+    "map": "mAP (%)",
+    "ap": "AP (%)",
+    "ap50": "AP50 (%)",
+    "ap75": "AP75 (%)",
+    "ap_small": "AP small (%)",
+    "ap_medium": "AP medium (%)",
+    "ap_large": "AP large (%)",
     "share": "images (%)",
     "agreement": "agreement (%)",
     "madds_p95": "95 % below (M)",
@@ -28,6 +35,7 @@ _TITLES = {
 _PERCENT = (
     *("top1", "top5", "share", "agreement", "static_line", "line", "random"),
     *("gain", "gain_low", "gain_high"),
+    *("map", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
 )
 _MADDS = ("madds", "madds_p95", "madds_worst")
 

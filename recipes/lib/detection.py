@@ -44,7 +44,8 @@ def define_data():
     flags.DEFINE_integer(
         "validation_images",
         500,
-        "Largest number of images of an evaluation during training. The last one takes all.",
+        "Largest number of images of an evaluation during training, which are taken at equal "
+        "distances. The last one takes all.",
         lower_bound=1,
     )
     flags.DEFINE_enum("metric", "voc07", METRICS, "Average precision: 11 points, area, or COCO.")
@@ -81,6 +82,11 @@ def define_detector():
         "head_channels", 112, "Channels of each level before the fusion.", lower_bound=1
     )
     flags.DEFINE_integer("pyramid", 256, "Channels of the maps of the pyramid.", lower_bound=1)
+    shared.define_ascending(
+        "scales",
+        "Sizes of the anchors of each pyramid level and one more, as fractions of the image. "
+        "Defaults to 0.1,0.2,0.37,0.54,0.71,0.88,1.05 for six levels.",
+    )
     flags.DEFINE_enum(
         "norm", None, ["batch", "group"], "Norm of the head. Defaults to batch with one gate."
     )
@@ -235,18 +241,23 @@ def make_backbone():
     )
 
 
-def make_detector(source):
-    """Returns the detector that the flags describe, for the classes of a data set."""
+def make_detector(source=None):
+    """Returns the detector that the flags describe, for the classes of a data set.
+
+    Args:
+        source: An `ImageSource` with boxes. Defaults to one class, to check the flags.
+    """
     from keras_dsnet.detection import FSSD
 
     return FSSD(
         make_backbone(),
-        source.num_classes,
+        source.num_classes if source else 1,
         channels=FLAGS.head_channels,
         pyramid=FLAGS.pyramid,
+        scales=FLAGS.scales,
         head=FLAGS.head,
         norm=FLAGS.norm,
-        class_names=source.class_names,
+        class_names=source.class_names if source else None,
     )
 
 
@@ -291,13 +302,14 @@ def training_dataset(detector, source, start_step):
     )
 
 
-def evaluation_dataset(detector, source, normalized=True):
+def evaluation_dataset(detector, source, normalized=True, every=1):
     """Returns the evaluation batches.
 
     Args:
         detector: `FSSD`, whose preprocessing is applied.
         source: An `ImageSource` with boxes.
         normalized: Bool, False for pixels from 0 to 255.
+        every: Int, 10 for every tenth image.
     """
     import tensorflow as tf
 
@@ -308,6 +320,23 @@ def evaluation_dataset(detector, source, normalized=True):
         image_size=detector.input_shape[1:3],
         batch_size=FLAGS.eval_batch_size,
         preprocess=detector.backbone.normalization if normalized else tf.identity,
+        every=every,
+    )
+
+
+def quick_evaluation(detector, source, paths):
+    """Returns a function that measures some paths on at most --validation_images images.
+
+    Args:
+        detector: `FSSD`.
+        source: The `ImageSource` of the evaluation images, which are taken at equal distances.
+        paths: List of paths.
+    """
+    from keras_dsnet.detection import evaluate_detection
+
+    every = -(-source.num_examples // FLAGS.validation_images)
+    return lambda: evaluate_detection(
+        detector, evaluation_dataset(detector, source, every=every), paths, FLAGS.metric
     )
 
 
@@ -361,8 +390,8 @@ def _draw_sheet(detector, source, path, filename):
 
     every = max(1, source.num_examples // _SHOWN)
     shown, targets = [], []
-    batches = evaluation_dataset(detector, source, normalized=False).unbatch()
-    for image, target in batches.shard(every, 0).take(_SHOWN):
+    batches = evaluation_dataset(detector, source, normalized=False, every=every).unbatch()
+    for image, target in batches.take(_SHOWN):
         shown.append(np.clip(np.round(image), 0, 255))
         targets.append({key: np.asarray(target[key]) for key in ("boxes", "classes")})
     found = detector.detect(

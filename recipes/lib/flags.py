@@ -356,6 +356,21 @@ def define_numbers(name, count, help):
     _define(parser, name, None, help)
 
 
+def define_ascending(name, help):
+    """Defines a list of positive numbers in ascending order, with the default None.
+
+    Args:
+        name: Str.
+        help: Str.
+    """
+    parser = ItemsParser(
+        float,
+        "positive numbers in ascending order, such as 0.1,0.5",
+        lambda items: all(0 < item < math.inf for item in items) and sorted(set(items)) == items,
+    )
+    _define(parser, name, None, help)
+
+
 def define_path_through(name, help):
     """Defines a path in the form that a call of the network takes, with the default None.
 

@@ -237,3 +237,29 @@ def test_the_table_of_classes_has_the_best_first():
     result = {"map": 0.5, "ap": {"cat": 0.4, "dog": None, "elk": 0.6}}
     names = [row["class"] for row in class_table(result)]
     assert names == ["elk", "cat", "dog", "mean"]
+
+
+@pytest.mark.parametrize("metric", ["voc07", "voc"])
+def test_a_resample_is_the_metric_of_its_images(metric):
+    images = scenes(3, images=6)
+    names = [*CLASSES, "none"]
+    every = DetectionMetric(metric, class_names=names)
+    for target, found in images:
+        every.update(target, found)
+    counts = np.array([2, 0, 1, 0, 3, 1])
+    drawn = DetectionMetric(metric, class_names=names)
+    for (target, found), count in zip(images, counts, strict=True):
+        for _ in range(count):
+            drawn.update(target, found)
+    assert every.resampled_map(counts) == pytest.approx(drawn.result()["map"], abs=1e-12)
+    assert every.resampled_map(np.ones(6)) == every.result()["map"]
+    assert every.resampled_map(np.zeros(6)) is None
+    with pytest.raises(ValueError, match=r"one for each image. Received: an array of shape"):
+        every.resampled_map(counts[:2])
+
+
+def test_a_class_is_missed_if_only_ignored_objects_of_it_were_found():
+    target = {"boxes": [BOX, OTHER], "classes": [0, 0], "difficult": [False, True]}
+    metric = DetectionMetric("voc", class_names=["cat"])
+    metric.update(target, {"boxes": [OTHER], "classes": [0], "scores": [0.9]})
+    assert metric.result() == {"map": 0.0, "ap": {"cat": 0.0}}

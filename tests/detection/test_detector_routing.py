@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tiny_detectors import detector_images, tiny_detector
 
-from keras_dsnet.detection import compare_confidences
+from keras_dsnet.detection import calibrate_detector, compare_confidences
 from keras_dsnet.detection.confidence import CONFIDENCES
 from keras_dsnet.models.costs import section_costs
 
@@ -141,3 +141,36 @@ def test_confidences_are_compared_by_the_images_with_missed_boxes(detector):
     assert nothing[0]["auc"] is None
     with pytest.raises(ValueError, match="`dataset` must have one image or more"):
         compare_confidences(detector, [])
+
+
+def test_a_threshold_keeps_the_budget(detector):
+    detector.routing, detector.confidence_steps = "confidence", (0, 2)
+    images = detector_images(8)
+    costs = {}
+    for threshold in (0.0, 1.0):
+        detector.thresholds = (threshold,)
+        (costs[threshold],) = {found["madds"] for found in detector.detect(images)}
+    budget = costs[0.0] + 0.4 * (costs[1.0] - costs[0.0])
+    row = calibrate_detector(detector, [images[:4], (images[4:], {})], budget)
+    madds = [found["madds"] for found in detector.detect(images)]
+    assert detector.thresholds == (row["threshold"],)
+    assert row["share"] == 3 / 8
+    assert np.mean(madds) == row["madds"] < budget
+    # The images that go on are those of which the first step is least sure.
+    sure = CONFIDENCES["largest_score"](detector(images, path=0)["scores"]).numpy()
+    assert set(np.argsort(sure)[:3]) == set(np.flatnonzero(np.array(madds) == costs[1.0]))
+    assert calibrate_detector(detector, [images], costs[1.0])["threshold"] == 1.0
+    assert calibrate_detector(detector, [images], costs[0.0])["threshold"] == 0.0
+    same = calibrate_detector(detector, [np.tile(images[:1], (4, 1, 1, 1))], budget)
+    assert same == {"threshold": 0.0, "share": 0.0, "madds": costs[0.0]}
+
+
+def test_a_budget_that_cannot_be_kept_is_refused(detector):
+    detector.confidence_steps = (0, 1, 2)
+    with pytest.raises(ValueError, match=r"must be two widths. Received: .*\(0, 1, 2\)"):
+        calibrate_detector(detector, [], 1e9)
+    detector.confidence_steps = (0, 2)
+    with pytest.raises(ValueError, match=r"`max_madds` must be .* of width 0. Received: .*=5"):
+        calibrate_detector(detector, [], 5)
+    with pytest.raises(ValueError, match="`dataset` must have one image or more"):
+        calibrate_detector(detector, [], 1e12)

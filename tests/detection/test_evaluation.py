@@ -67,6 +67,11 @@ def test_rows_of_widths_and_of_the_routed_network(batches, metric):
     # Of three images a batch, the second one takes width 1.
     assert (rows[2]["path"], rows[2]["madds"]) == ("dynamic", pytest.approx(400 / 3))
     assert rows[2]["shares"] == [{0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}]
+    line = rows[0]["map"] + (rows[1]["map"] - rows[0]["map"]) / 3
+    assert rows[2]["static_line"] == pytest.approx(line)
+    assert rows[2]["gain"] == pytest.approx(1 - line)
+    assert 0 <= rows[2]["gain_low"] <= rows[2]["gain"] <= rows[2]["gain_high"] <= 1
+    assert "gain" not in rows[1]
     assert {asked[0] for asked in detector.asked} == {0, 1, None}
     assert list(metrics) == [0, 1, "dynamic"]
 
@@ -83,6 +88,8 @@ def test_every_step_that_ran_is_counted_and_routing_by_confidence_has_a_row(batc
     rows = evaluate_detection(Confident(batches), batches)
     assert [row["path"] for row in rows] == [0, 1, "dynamic"]
     assert rows[2]["madds"] == pytest.approx(100 + 200 / 3)
+    (row,) = evaluate_detection(Confident(batches), batches, ["dynamic"])
+    assert row["gain"] is row["gain_low"] is None
 
 
 def test_other_formats_and_fewer_batches(voc_folder):

@@ -263,6 +263,7 @@ def test_several_gates_need_group_norm(family):
         ({"pyramid": "8"}, "pyramid='8'"),
         ({"scales": (0.1, 0.2)}, "`scales` must have 4 numbers"),
         ({"scales": (0.1, 0.2, 0.4, -1)}, "scales=-1"),
+        ({"scales": (0.1, 0.2, 0.2, 0.4)}, "`scales` must ascend"),
         ({"aspect_ratios": (2, 3)}, "`aspect_ratios` must have 3 tuples"),
         ({"aspect_ratios": ((1,), (), ())}, "aspect_ratios=1"),
         ({"head": "heavy"}, "`head` must be 'full' or 'light'"),

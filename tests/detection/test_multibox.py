@@ -155,6 +155,20 @@ def test_negatives_run_out():
     assert float(classification) == pytest.approx(float(tf.reduce_sum(wanted)), rel=1e-5)
 
 
+def test_images_of_a_batch_have_the_negatives_that_they_have_by_themselves():
+    found = outputs(3, 40, 3)
+    labels = [[1] * 9 + [0] * 31, [0] * 40, [0, 2, 0, 1] + [0] * 36]
+    together, _ = MultiboxLoss()(matches(labels), found)
+    for index, row in enumerate(labels):
+        one = {name: values[index : index + 1] for name, values in found.items()}
+        (apart,), _ = MultiboxLoss()(matches([row]), one)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(row, one["scores"][0]).numpy()
+        positive = np.array(row) > 0
+        negatives = np.sort(losses[~positive])[::-1][: 3 * max(1, positive.sum())]
+        assert float(apart) == pytest.approx(losses[positive].sum() + negatives.sum(), rel=1e-5)
+        assert float(together[index]) == pytest.approx(float(apart), rel=1e-6)
+
+
 def test_focal_loss_of_a_sure_anchor_vanishes():
     loss = MultiboxLoss(classification="focal")
     sure = {"boxes": tf.zeros((1, 2, 4)), "scores": tf.constant([[[0.0, 9.0], [9.0, 0.0]]])}

@@ -136,6 +136,17 @@ def test_evaluation_has_every_image_once_in_a_fixed_order(voc_folder):
         np.testing.assert_array_equal(target["boxes"], other["boxes"])
 
 
+def test_a_shorter_evaluation_takes_images_at_equal_distances(voc_folder, caplog):
+    source = load_detection_source(voc_folder)
+    everything = [image for images, _ in evaluation(source) for image in images.numpy()]
+    with caplog.at_level(logging.WARNING):
+        ((images, _),) = evaluation(source, every=4)
+    np.testing.assert_array_equal(images, everything[::4])
+    assert not caplog.records
+    with pytest.raises(ValueError, match="every"):
+        evaluation(source, every=0)
+
+
 def test_a_file_that_becomes_unreadable_is_replaced_without_its_boxes(voc_folder, caplog):
     source = load_detection_source(voc_folder)
     for path in source.paths:

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import re
+import zipfile
 
 import pytest
 from light_programs import run_light_program
@@ -12,7 +13,10 @@ from programs import run_program
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.cfg"))
 STAGE_2 = {path.stem for path in CONFIGS if "_stage2" in path.stem}
-DETECTION = {path.stem for path in CONFIGS if path.stem.endswith("_fssd")}
+GATES_OF_DETECTORS = {"fod_a_gates"}
+DETECTION = {
+    path.stem for path in CONFIGS if path.stem.startswith(("voc", "fod_a", "bccd"))
+} - GATES_OF_DETECTORS
 
 # Epochs, epochs of warm-up, batch size, highest learning rate, weight decay.
 STAGE_1_RUNS = {
@@ -80,7 +84,8 @@ def _settings(program, configs, folder):
 
 @pytest.fixture(scope="module")
 def stage_1(tmp_path_factory):
-    configs = [path for path in CONFIGS if path.stem not in STAGE_2 | DETECTION]
+    others = STAGE_2 | DETECTION | GATES_OF_DETECTORS
+    configs = [path for path in CONFIGS if path.stem not in others]
     return _settings("imagenet_stage1.py", configs, tmp_path_factory.mktemp("stage_1"))
 
 
@@ -180,6 +185,7 @@ def test_a_config_leaves_folders_to_the_command_line_and_tells_how_it_is_used(pa
         assert not re.match(r"--(data_dir|workdir|supernet|weights|strategy)\b", line), line
     program = "imagenet_stage2.py" if path.stem in STAGE_2 else "imagenet_stage1.py"
     program = "voc_fssd.py" if path.stem in DETECTION else program
+    program = "voc_fssd_gates.py" if path.stem in GATES_OF_DETECTORS else program
     assert f"python recipes/{program} --flagfile=recipes/configs/{path.name} " in text
 
 
@@ -191,6 +197,20 @@ def test_the_flags_of_a_detector_are_valid(name, tmp_path):
     # The folder of a flag file of this repository is named from the root of the checkout.
     done = run_light_program(program, *arguments, folder=REPOSITORY)
     assert "ModuleNotFoundError: " in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(GATES_OF_DETECTORS))
+def test_the_flags_of_a_gate_of_a_detector_are_valid(name, tmp_path):
+    saved = {"class_name": "DynamicSlimmableNetwork", "config": {}}
+    with zipfile.ZipFile(tmp_path / "detector.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(saved))
+    config = REPOSITORY / "recipes" / "configs" / f"{name}.cfg"
+    program = REPOSITORY / "recipes" / "voc_fssd_gates.py"
+    arguments = [f"--flagfile={config}", f"--workdir={tmp_path}/run", f"--dataset={tmp_path}"]
+    done = run_light_program(program, *arguments, f"--detector={tmp_path}", folder=REPOSITORY)
+    # The flags are checked before the detector, which this one is not.
+    assert "--detector: " in done.stderr
+    assert "holds no detector" in done.stderr
 
 
 def test_the_detector_of_the_paper_has_its_schedule():

@@ -133,6 +133,7 @@ MISTAKES = [
     ("voc_fssd.py", "--strides=1,1", "--strides must be 6 numbers"),
     ("voc_fssd.py", "--epochs=3 --warmup_epochs=3", "--warmup_epochs must be below --epochs=3"),
     ("voc_fssd.py", "--decay_epochs=9,3", "--decay_epochs must ascend"),
+    ("voc_fssd.py", "--scales=0.2,0.1", "must be positive numbers in ascending order"),
     ("voc_fssd.py", "--negative_ratio=0", "--negative_ratio=0"),
     ("voc_fssd.py", "--metric=ap", "--metric=ap"),
     ("voc_fssd.py", "--head=small", "--head=small"),
