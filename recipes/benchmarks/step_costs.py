@@ -28,7 +28,8 @@ class StepCosts:
     """The costs of one step on one replica.
 
     Attributes:
-        student_madds: Float, multiply-adds of an image in the forward passes that are trained.
+        student_madds: Float, multiply-adds of an image in the forward passes that are trained, by
+            the count of `model.madds`.
         teacher_madds: Float, multiply-adds of an image in the passes of the teacher.
         student_elements: Float, elements of all outputs of layers of the trained passes.
         teacher_elements: Float, elements of all outputs of layers of the teacher's passes.
@@ -118,7 +119,7 @@ class _PathCosts:
         counter, shape, ends = _OutputCounter(path), model.input_shape[1:], []
         for steps in model.sections:
             shape = counter.run(steps, shape)
-            ends.append((counter.madds, counter.elements))
+            ends.append((counter.madds + counter.pooling, counter.elements))
         self.madds, self.elements = (
             (front, last - front) for front, last in zip(ends[0], ends[-1], strict=True)
         )
