@@ -113,7 +113,7 @@ def describe(costs):
         f"(gradients {4e-6 * costs.gradients:.2f}, moving statistics "
         f"{4e-6 * costs.statistics:.2f}, batch statistics {4e-6 * costs.synchronization:.2f}), "
         f"in {costs.collectives:.0f} collectives\n"
-        f"memory: {one / GIB:.2f} GiB of variables and gradients, and at most "
+        f"memory: {one / GIB:.2f} GiB of variables and gradients, and about "
         f"{two * FLAGS.batch_size / GIB:.2f} GiB of outputs of layers at batch {FLAGS.batch_size}"
     )
 
@@ -121,7 +121,7 @@ def describe(costs):
 def memory_bytes(costs):
     """Returns the bytes of variables and gradients, and those of the outputs for each image.
 
-    The second number is an upper bound: it keeps the outputs of all trained passes at a time.
+    The outputs of all trained passes are counted. Temporary buffers are not.
     """
     teacher = costs.variables
     fixed = COPIES_OF_WEIGHTS * costs.weights + (costs.variables - costs.weights) + teacher
