@@ -18,7 +18,7 @@ With --measure_memory it measures instead by how much the peak of the resident m
 process grows while the package makes batches, on Linux:
 
     python recipes/benchmarks/benchmark_input.py --workdir=runs/memory --measure_memory \
-        --batch_size=512 --images=640
+        --batch_size=512 --photographs=640
 """
 
 import concurrent.futures
@@ -60,9 +60,9 @@ FLAGS = flags.FLAGS
 shared.define_workdir("Folder that the figures are written into.")
 shared.define_batch_size(64, "Images per batch.")
 shared.define_rounds(7, "Number of rounds of the comparison.")
-flags.DEFINE_integer("images", 128, "Number of photographs of each size.", lower_bound=4)
+flags.DEFINE_integer("photographs", 128, "Number of photographs of each size.", lower_bound=4)
 # The package makes two batches at a time, so a turn of one would count none or two.
-flags.DEFINE_integer("steps", 4, "Number of batches of a turn, even.", lower_bound=2)
+flags.DEFINE_integer("batches", 4, "Number of batches of a turn, even.", lower_bound=2)
 flags.DEFINE_multi_enum(
     "size", list(SIZES), list(SIZES), "Width and height of the photographs. Can be repeated."
 )
@@ -76,10 +76,10 @@ flags.DEFINE_bool("measure_memory", False, "Measure the memory of the package, n
 def check_flags():
     """Raises an error if the folder cannot be written or a batch needs more images."""
     checks.check_workdir(FLAGS.workdir)
-    most = FLAGS.images * 9 // 10
+    most = FLAGS.photographs * 9 // 10
     if FLAGS.batch_size > most:
         raise ValueError(
-            f"--batch_size must be at most {most}, nine tenths of --images={FLAGS.images}. "
+            f"--batch_size must be at most {most}, nine tenths of --photographs={FLAGS.photographs}. "
             f"Received: --batch_size={FLAGS.batch_size}"
         )
 
@@ -92,7 +92,7 @@ def main(_):
     rows = []
     for size in dict.fromkeys(FLAGS.size):
         with tempfile.TemporaryDirectory() as folder:
-            photographs = Photographs(folder, SIZES[size], FLAGS.images)
+            photographs = Photographs(folder, SIZES[size], FLAGS.photographs)
             for store in dict.fromkeys(FLAGS.store):
                 if FLAGS.measure_memory:
                     rows += memory_rows(size, store, photographs)
@@ -124,7 +124,7 @@ def compare(size, store, photographs):
             "package": Reader(photographs.package_batches(store, task, FLAGS.batch_size)),
             "bare": Reader(photographs.bare_batches(store, task, FLAGS.batch_size)),
         }
-        times = take_turns(runs, FLAGS.rounds, measure=functools.partial(measure, FLAGS.steps))
+        times = take_turns(runs, FLAGS.rounds, measure=functools.partial(measure, FLAGS.batches))
         rates = {side: [1e3 / ms for ms in times[side]] for side in SIDES}
         ratios = [own / bare for own, bare in zip(rates["package"], rates["bare"])]
         row = {"photographs": size, "store": store, "task": task}
@@ -153,7 +153,7 @@ def memory_rows(size, store, photographs):
     for task in dict.fromkeys(FLAGS.task):
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
-            arguments = photographs.folder, store, task, FLAGS.batch_size, FLAGS.steps
+            arguments = photographs.folder, store, task, FLAGS.batch_size, FLAGS.batches
             grown = process.submit(grown_memory, *arguments).result()
         row = {"photographs": size, "store": store, "task": task, "batch_size": FLAGS.batch_size}
         rows.append({**row, "mebibytes": grown / 2**20})

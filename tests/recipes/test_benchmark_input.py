@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.long
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 PROGRAM = RECIPES / "benchmarks" / "benchmark_input.py"
-SMALL = ("--images=10", "--batch_size=4", "--steps=2", "--rounds=1", "--size=224x224")
+SMALL = ("--photographs=10", "--batch_size=4", "--batches=2", "--rounds=1", "--size=224x224")
 
 
 def run(workdir, *arguments):
@@ -32,7 +32,7 @@ def test_memory_of_a_large_batch_is_larger(tmp_path):
     small = ("--measure_memory", "--store=folder", "--task=evaluation")
     run(tmp_path, *small)
     (row,) = json.loads((tmp_path / "memory.json").read_text())
-    run(tmp_path, *small, "--images=80", "--batch_size=64")
+    run(tmp_path, *small, "--photographs=80", "--batch_size=64")
     (large,) = json.loads((tmp_path / "memory.json").read_text())
     # 60 images of 224x224 in float32 take 34 MiB.
     assert large["mebibytes"] - row["mebibytes"] > 34
