@@ -79,8 +79,8 @@ def check_flags():
     most = FLAGS.photographs * 9 // 10
     if FLAGS.batch_size > most:
         raise ValueError(
-            f"--batch_size must be at most {most}, nine tenths of --photographs={FLAGS.photographs}. "
-            f"Received: --batch_size={FLAGS.batch_size}"
+            f"--batch_size must be at most {most}, nine tenths of "
+            f"--photographs={FLAGS.photographs}. Received: --batch_size={FLAGS.batch_size}"
         )
 
 
