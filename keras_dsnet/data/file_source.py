@@ -164,14 +164,11 @@ class FileSource(ImageSource):
                 return tf.tensor_scatter_nd_update(filled, numbers[:, tf.newaxis], images)
 
         groups = tf.data.Dataset.range(start_step, tf.int64.max).map(examples)
+        if 4 * batch_size * math.prod(shape) >= _OVERLAPPED_BYTES:
+            # A parallel interleave would make further batches in advance.
+            return groups.flat_map(batch)
         # The next batch is begun while the last images of a batch are made.
-        is_small = 4 * batch_size * math.prod(shape) < _OVERLAPPED_BYTES
-        return groups.interleave(
-            batch,
-            cycle_length=2 if is_small else 1,
-            num_parallel_calls=2 if is_small else 1,
-            deterministic=True,
-        )
+        return groups.interleave(batch, cycle_length=2, num_parallel_calls=2, deterministic=True)
 
     def map_evaluation(self, function: Callable, batch_size: int) -> tf.data.Dataset:
         unreadable_paths: dict[bytes, bool] = {}

@@ -54,10 +54,12 @@ class MovingAverage:
         for average, variable in zip(self.averages, self.variables):
             rest = tf.cast(1.0 - momentum, average.dtype)
             difference = average - tf.cast(variable, average.dtype)
-            if num_replicas > 1:
+            if num_replicas > 1 and tf.distribute.in_cross_replica_context():
                 average.assign_sub(difference * rest)
             else:
-                # The fused operation does not write the product to memory.
+                # The fused operation does not write the product to memory. In a replica it changes
+                # only that replica's copy: all copies get equal values, and an assignment of Keras
+                # would send every average over the network.
                 tf.raw_ops.ResourceApplyGradientDescent(
                     var=average.value.handle, alpha=rest, delta=difference
                 )

@@ -1,4 +1,4 @@
-"""Compares the input pipelines with bare `tf.data` that does the same, on one core.
+r"""Compares the input pipelines with bare `tf.data` that does the same, on one core.
 
     python recipes/benchmarks/benchmark_input.py --workdir=runs/benchmark_input
 
@@ -13,9 +13,17 @@ alternate in one process that may use one core only. A turn counts the processor
 until the prefetched batches are replaced, so that other programs on the machine hardly matter. The
 program prints images per second of processor time, and the ratio of the package to the reference,
 and writes them as CSV, JSON and Markdown.
+
+With --measure_memory it measures instead by how much the peak of the resident memory of a new
+process grows while the package makes batches, on Linux:
+
+    python recipes/benchmarks/benchmark_input.py --workdir=runs/memory --measure_memory \
+        --batch_size=512 --photographs=640
 """
 
+import concurrent.futures
 import functools
+import multiprocessing
 import os
 import pathlib
 import shlex
@@ -52,9 +60,9 @@ FLAGS = flags.FLAGS
 shared.define_workdir("Folder that the figures are written into.")
 shared.define_batch_size(64, "Images per batch.")
 shared.define_rounds(7, "Number of rounds of the comparison.")
-flags.DEFINE_integer("images", 128, "Number of photographs of each size.", lower_bound=4)
+flags.DEFINE_integer("photographs", 128, "Number of photographs of each size.", lower_bound=4)
 # The package makes two batches at a time, so a turn of one would count none or two.
-flags.DEFINE_integer("steps", 4, "Number of batches of a turn, even.", lower_bound=2)
+flags.DEFINE_integer("batches", 4, "Number of batches of a turn, even.", lower_bound=2)
 flags.DEFINE_multi_enum(
     "size", list(SIZES), list(SIZES), "Width and height of the photographs. Can be repeated."
 )
@@ -62,16 +70,17 @@ flags.DEFINE_multi_enum(
     "store", list(STORES), list(STORES), "Where the photographs are read from. Can be repeated."
 )
 flags.DEFINE_multi_enum("task", list(TASKS), list(TASKS), "Task to run. Can be repeated.")
+flags.DEFINE_bool("measure_memory", False, "Measure the memory of the package, not the speed.")
 
 
 def check_flags():
     """Raises an error if the folder cannot be written or a batch needs more images."""
     checks.check_workdir(FLAGS.workdir)
-    most = FLAGS.images * 9 // 10
+    most = FLAGS.photographs * 9 // 10
     if FLAGS.batch_size > most:
         raise ValueError(
-            f"--batch_size must be at most {most}, nine tenths of --images={FLAGS.images}. "
-            f"Received: --batch_size={FLAGS.batch_size}"
+            f"--batch_size must be at most {most}, nine tenths of "
+            f"--photographs={FLAGS.photographs}. Received: --batch_size={FLAGS.batch_size}"
         )
 
 
@@ -83,15 +92,20 @@ def main(_):
     rows = []
     for size in dict.fromkeys(FLAGS.size):
         with tempfile.TemporaryDirectory() as folder:
-            photographs = Photographs(folder, SIZES[size], FLAGS.images)
+            photographs = Photographs(folder, SIZES[size], FLAGS.photographs)
             for store in dict.fromkeys(FLAGS.store):
-                rows += compare(size, store, photographs)
+                if FLAGS.measure_memory:
+                    rows += memory_rows(size, store, photographs)
+                else:
+                    rows += compare(size, store, photographs)
     from keras_dsnet.runs import write_table
     from keras_dsnet.utils.atomic_file import atomic_file
 
     workdir = pathlib.Path(FLAGS.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    print(write_table(rows, workdir, "input"))
+    print(write_table(rows, workdir, "memory" if FLAGS.measure_memory else "input"))
+    if FLAGS.measure_memory:
+        return
     with atomic_file(workdir / "table.md") as file:
         file.write(format_markdown(rows))
 
@@ -110,7 +124,7 @@ def compare(size, store, photographs):
             "package": Reader(photographs.package_batches(store, task, FLAGS.batch_size)),
             "bare": Reader(photographs.bare_batches(store, task, FLAGS.batch_size)),
         }
-        times = take_turns(runs, FLAGS.rounds, measure=functools.partial(measure, FLAGS.steps))
+        times = take_turns(runs, FLAGS.rounds, measure=functools.partial(measure, FLAGS.batches))
         rates = {side: [1e3 / ms for ms in times[side]] for side in SIDES}
         ratios = [own / bare for own, bare in zip(rates["package"], rates["bare"])]
         row = {"photographs": size, "store": store, "task": task}
@@ -131,6 +145,40 @@ def compare(size, store, photographs):
             flush=True,
         )
     return rows
+
+
+def memory_rows(size, store, photographs):
+    """Returns the peak memory of each pipeline of the package, each measured in a new process."""
+    rows = []
+    for task in dict.fromkeys(FLAGS.task):
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
+            arguments = photographs.folder, store, task, FLAGS.batch_size, FLAGS.batches
+            grown = process.submit(grown_memory, *arguments).result()
+        row = {"photographs": size, "store": store, "task": task, "batch_size": FLAGS.batch_size}
+        rows.append({**row, "mebibytes": grown / 2**20})
+        print(f"{size} {store}, {task}: {grown / 2**20:.0f} MiB", flush=True)
+    return rows
+
+
+def grown_memory(folder, store, task, batch_size, steps):
+    """Returns the bytes by which the peak memory grows while the package makes batches."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    batches = package_batches(open_source(folder, store), task, batch_size)
+    before = peak_memory()
+    for _ in batches.take(steps):
+        pass
+    return peak_memory() - before
+
+
+def peak_memory():
+    """Returns the peak of the resident memory of this process in bytes."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    # Unlike `ru_maxrss`, it does not start with the peak of the parent process.
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
 
 
 def measure(steps, reader, count):
@@ -174,9 +222,7 @@ class Photographs:
     def __init__(self, folder, shape, count):
         import tensorflow as tf
 
-        from keras_dsnet.data import load_source
-
-        folder = pathlib.Path(folder)
+        self.folder = folder = pathlib.Path(folder)
         generator = np.random.default_rng(0)
         encoded = [
             tf.io.encode_jpeg(make_photograph(generator, *shape), quality=QUALITY).numpy()
@@ -188,22 +234,12 @@ class Photographs:
             path.write_bytes(content)
         store_records(encoded, folder / "tfds")
         self._count = count
-        self.sources = {
-            "folder": load_source(str(folder / "photos")),
-            "tfrecords": load_source("photos", str(folder / "tfds")),
-        }
+        self.sources = {store: open_source(folder, store) for store in STORES}
         self._records = [str(path) for path in sorted((folder / "tfds").rglob("*.tfrecord*"))]
 
     def package_batches(self, store, task, batch_size):
-        """Returns the batches of the package; those of evaluation begin again after the last."""
-        from keras_dsnet.data import evaluation_pipeline, training_pipeline
-
-        settings = {"image_size": IMAGE_SIZE, "batch_size": batch_size, "preprocess": preprocess}
-        if TASKS[task] is None:
-            return evaluation_pipeline(self.sources[store], **settings).repeat()
-        return training_pipeline(
-            self.sources[store], augmentation="imagenet", seed=0, **settings, **TASKS[task]
-        )
+        """Returns the batches of the package."""
+        return package_batches(self.sources[store], task, batch_size)
 
     def bare_batches(self, store, task, batch_size):
         """Returns the batches of the reference."""
@@ -219,6 +255,25 @@ class Photographs:
             return bare.evaluation_pipeline(examples, IMAGE_SIZE, batch_size, preprocess)
         augment = bare_augmentation(**TASKS[task])
         return bare.training_pipeline(examples, IMAGE_SIZE, batch_size, preprocess, augment)
+
+
+def open_source(folder, store):
+    """Returns the source of the package that reads stored photographs."""
+    from keras_dsnet.data import load_source
+
+    if store == "folder":
+        return load_source(str(folder / "photos"))
+    return load_source("photos", str(folder / "tfds"))
+
+
+def package_batches(source, task, batch_size):
+    """Returns the batches of the package; those of evaluation begin again after the last."""
+    from keras_dsnet.data import evaluation_pipeline, training_pipeline
+
+    settings = {"image_size": IMAGE_SIZE, "batch_size": batch_size, "preprocess": preprocess}
+    if TASKS[task] is None:
+        return evaluation_pipeline(source, **settings).repeat()
+    return training_pipeline(source, augmentation="imagenet", seed=0, **settings, **TASKS[task])
 
 
 def bare_augmentation(color_jitter=0.0, random_erasing=0.0, auto_augment=None, randaugment=0):
