@@ -152,7 +152,6 @@ def recalibrate(detector, train, steps, paths):
 
 def main(_):
     from keras_dsnet.detection import evaluate_detection
-    from keras_dsnet.runs import TrainingRun
 
     run.open_workdir(check_only=True)
     if pathlib.Path(FLAGS.dataset).is_dir():
@@ -169,24 +168,18 @@ def main(_):
     paths = detection.chosen_paths(detector) if FLAGS.alone is None else [FLAGS.alone]
     ends = [0, detector.num_widths - 1] if FLAGS.alone is None else paths
     few = -(-FLAGS.validation_images // FLAGS.eval_batch_size)
-    training = TrainingRun(
+    training = run.make_training(
         trainer,
         workdir,
-        lambda step: detection.training_dataset(detector, train, step),
-        batch_size=FLAGS.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=FLAGS.epochs,
-        checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_detection(
+        lambda step, **shard: detection.training_dataset(detector, train, step, **shard),
+        train,
+        lambda: evaluate_detection(
             detector,
             detection.evaluation_dataset(detector, evaluation),
             ends,
             FLAGS.metric,
             num_batches=few,
         ),
-        evaluate_epochs=FLAGS.evaluate_epochs,
-        class_names=train.class_names,
-        num_images=train.num_examples,
     )
 
     def save():
@@ -194,7 +187,8 @@ def main(_):
         run.write_labels(detector, workdir.path)
         run.save_model(detector, workdir.path / "detector.keras")
 
-    run.fit(training, save)
+    if not run.fit(training, save):
+        return
     statistics = None if FLAGS.alone is None else paths
     recalibrate(detector, train, min(FLAGS.recalibration_steps, steps_per_epoch), statistics)
     run.save_model(detector, workdir.path / "detector.keras")

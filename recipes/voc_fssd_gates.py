@@ -101,7 +101,7 @@ def make_trainer(detector, steps_per_epoch):
 
 def main(_):
     from keras_dsnet.detection import evaluate_detection
-    from keras_dsnet.runs import TrainingRun, read_log
+    from keras_dsnet.runs import read_log
 
     run.open_workdir(check_only=True)
     scope = run.prepare_machine()
@@ -112,24 +112,18 @@ def main(_):
         detector = load_detector(train)
         trainer = make_trainer(detector, steps_per_epoch)
     few = -(-FLAGS.validation_images // FLAGS.eval_batch_size)
-    training = TrainingRun(
+    training = run.make_training(
         trainer,
         workdir,
-        lambda step: detection.training_dataset(detector, train, step),
-        batch_size=FLAGS.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=FLAGS.epochs,
-        checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_detection(
+        lambda step, **shard: detection.training_dataset(detector, train, step, **shard),
+        train,
+        lambda: evaluate_detection(
             detector,
             detection.evaluation_dataset(detector, evaluation),
             ["dynamic"],
             FLAGS.metric,
             num_batches=few,
         ),
-        evaluate_epochs=FLAGS.evaluate_epochs,
-        class_names=train.class_names,
-        num_images=train.num_examples,
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
 
@@ -137,7 +131,8 @@ def main(_):
         run.write_labels(detector, workdir.path)
         run.save_model(detector, workdir.path / "detector.keras")
 
-    run.fit(training, save)
+    if not run.fit(training, save):
+        return
     paths = detector.routes if FLAGS.paths is None else detection.chosen_paths(detector)
     detection.report(detector, evaluation, paths, workdir.path, workdir.log)
     # The log has this figure also if the run had ended before and has trained nothing now.
