@@ -324,6 +324,15 @@ _NOISE = (
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
     # The programs report images that do not decode themselves.
     rb".*Local rendezvous is aborting with status: INVALID_ARGUMENT: (Unknown image|jpeg::)",
+    rb".*Input of GeneratorDatasetOp::Dataset will not be optimized",
+    # The supervisor of a worker reports another one that was lost, in one line.
+    rb".*(ring_alg|collective_executor|coordination_service\w*)\.cc:\d+\] ",
+    rb".*Local rendezvous is aborting with status: (UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED)",
+    rb"(/job:worker/|The tasks have crashed|RPC: /tensorflow\.Coordination|\n)",
+    rb"Additional GRPC error information",
+    rb":UNKNOWN:Error received from peer",
+    rb"The error could be from a previous operation",
+    rb"\t \[\[\{\{node .*Collective",
 )
 # These lines are errors only on a machine with a GPU.
 _WITHOUT_GPU = (rb".*cuInit", rb".*CUDA_ERROR_NO_DEVICE", rb".*Cannot dlopen some GPU libraries")
