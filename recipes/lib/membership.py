@@ -19,7 +19,16 @@ _LONGEST_LINE = 2**20
 
 
 class LostError(Exception):
-    """A worker is missing or was lost. The message is the line for the user."""
+    """A worker is missing or was lost.
+
+    Args:
+        line: Str, the line for the user.
+        ended: Bool, whether the worker ended by itself, as others may do for the same reason.
+    """
+
+    def __init__(self, line, ended=False):
+        super().__init__(line)
+        self.ended = ended
 
 
 class Membership:
@@ -160,21 +169,22 @@ class Membership:
 
     def _take(self, index, line):
         if "lost" in line:
-            self.tell_lost(line["lost"], index)
+            self.tell_lost(line["lost"], line.get("ended", False), sender=index)
         if "done" in line:
             self._done.add(index)
 
-    def tell_lost(self, line, sender=None):
+    def tell_lost(self, line, ended=False, sender=None):
         """Tells the others that a worker was lost, and raises the error of it.
 
         Args:
             line: Str, names the worker.
+            ended: Bool, see `LostError`.
             sender: Int, the worker that has told this one. Optional.
         """
         for index, peer in self._peers.items():
             if index != sender:
-                peer.send({"lost": line})
-        raise LostError(line)
+                peer.send({"lost": line, "ended": ended})
+        raise LostError(line, ended)
 
     def tell_done(self):
         """Tells the others that this worker has ended without an error."""

@@ -156,11 +156,20 @@ def _check(check, remaining, takes_arguments):
         if check:
             check(*[remaining] if takes_arguments else [])
         if supervisor.is_wanted():
-            read_cluster()
+            _check_cluster()
     except (ValueError, OSError) as error:
         if FLAGS.debug:
             raise
         _exit_with(_one_line(error))
+
+
+def _check_cluster():
+    workers = len(read_cluster().workers)
+    if "batch_size" in FLAGS and FLAGS.batch_size % workers:
+        raise ValueError(
+            f"--batch_size must be a multiple of the {workers} workers. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
 
 
 def _set_up_logging():

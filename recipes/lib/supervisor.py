@@ -25,7 +25,10 @@ EXIT_LOST = 75
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1")
 # Codes with which a child ends by its own account, before or after it hears of another worker.
 _ABORTED = tuple(-getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGBUS"))
+# Time to hear of a lost worker after the child has noticed it.
 _SLACK_SECONDS = 15.0
+# Time for the own error or checkpoint of this worker, after another was lost or has ended itself.
+_LAST_SECONDS = {False: 3.0, True: 30.0}
 # The writing end of the pipe to the supervisor, in the child only.
 _to_supervisor = None
 
@@ -193,7 +196,7 @@ class _Watch:
             self._listen(self.membership.timeout + _SLACK_SECONDS)
         line = f"{self._own_name()} {_ending(code)}"
         with contextlib.suppress(LostError):
-            self.membership.tell_lost(line)
+            self.membership.tell_lost(line, ended=code > 0)
         if code == EXIT_LOST:
             print(f"error: {self._last_line()}", file=sys.stderr, flush=True)
             return 1
@@ -221,7 +224,7 @@ class _Watch:
 
     def _end_after(self, lost):
         """Ends this worker after another was lost; its own error or checkpoint comes first."""
-        end = time.monotonic() + _SLACK_SECONDS
+        end = time.monotonic() + _LAST_SECONDS[lost.ended]
         while self._child_runs() and time.monotonic() < end:
             time.sleep(0.1)
         if self._child_runs():
