@@ -8,8 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_NOT_CHIEF = "worker {index} has {name}={value!r}, and worker 0 has {name}={first!r}"
-
 
 def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether a strategy trains on several machines."""
@@ -40,7 +38,7 @@ class DistributedLoop:
         context = self._input_context()
         self.index = context.input_pipeline_id
         self.num_workers = context.num_input_pipelines
-        self._step = None
+        self._step: Callable | None = None
         self._is_asked_to_stop = False
 
     def _input_context(self):
@@ -86,8 +84,9 @@ class DistributedLoop:
                 pair = other.get(name), first.get(name)
                 if pair[0] != pair[1]:
                     raise ValueError(
-                        "All workers must train on the same data. Received: "
-                        + _NOT_CHIEF.format(index=index, name=name, value=pair[0], first=pair[1])
+                        "All workers must train on the same data. "
+                        f"Received: {name}={pair[1]!r} on worker 0, {name}={pair[0]!r} on worker "
+                        f"{index}"
                     )
 
     def _gathered(self, text):
@@ -186,7 +185,7 @@ class DistributedLoop:
         trainer = self.trainer
         trainer.stop_training = False
         batches = iter(self._batches(make_dataset, step))
-        self._step = self._step or trainer.replicated_step()
+        run_step = self._step = self._step or trainer.replicated_step()
         listed = keras.callbacks.CallbackList(callbacks, model=trainer, epochs=last_epoch)
         listed.set_params({"epochs": last_epoch, "steps": steps, "verbose": 0})
         listed.on_train_begin()
@@ -197,7 +196,7 @@ class DistributedLoop:
             listed.on_epoch_begin(epoch)
             for index in range(steps):
                 listed.on_train_batch_begin(index)
-                logs, stopped = self._step(batches, self._is_asked_to_stop)
+                logs, stopped = run_step(batches, self._is_asked_to_stop)
                 listed.on_train_batch_end(index, logs)
                 if stopped:
                     break

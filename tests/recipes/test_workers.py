@@ -10,6 +10,7 @@ import time
 
 import pytest
 from keras_dsnet_recipes.lib.cluster import read_cluster
+from light_programs import run_light_program
 from worker_processes import Workers, children_of, is_running, trainer_of
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
@@ -165,6 +166,25 @@ def test_launch_starts_workers_with_numbered_lines_and_ctrl_c_ends_them(workers,
         launch.send_signal(signal.SIGINT)
         assert launch.wait(timeout=30) == 130
     assert not any(map(is_running, processes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: The command of a worker is missing"),
+        (["nothing.py"], "error: There is no program nothing.py"),
+        (
+            [__file__, "--strategy=mirrored"],
+            "error: Workers need --strategy=multi_worker. Received",
+        ),
+    ],
+    ids=["nothing", "no program", "another strategy"],
+)
+def test_launch_refuses_what_is_no_command_in_one_line(arguments, message):
+    done = run_light_program(RECIPES / "launch.py", "--", *arguments)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(message)
 
 
 def config(worker=("a:1", "b:1"), kind="worker", index=0, **jobs):
