@@ -1,4 +1,4 @@
-"""The connections among the supervisors of the workers: who is there, and who was lost.
+"""The connections among the supervisors of the workers, which show who was lost.
 
 The supervisor of worker 0 listens on the address of worker 0, before TensorFlow does, until all
 others have come. It then closes the listener and keeps the connections. Messages are lines of JSON.

@@ -1,4 +1,4 @@
-"""The flags that describe a run: what ties it to its folder and its workers to one another."""
+"""The flags that describe a run, which its folder keeps."""
 
 import pathlib
 import sys

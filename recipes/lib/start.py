@@ -12,6 +12,7 @@ import re
 import runpy
 import signal
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -238,7 +239,9 @@ def _guard(main, argv):
         is_mistake = from_graph or isinstance(error, _mistakes())
         if supervisor.is_child() and not is_mistake and _is_tensorflows(error):
             # A collective fails in many ways when another worker is lost.
-            supervisor.report_failure(_one_line(error))
+            if FLAGS.debug:
+                traceback.print_exc()
+            supervisor.report_failure(f"{_one_line(error)} (--debug shows where)")
         if FLAGS.debug or not is_mistake:
             raise
         line = from_graph[1] if from_graph else _one_line(error)

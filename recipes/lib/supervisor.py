@@ -1,4 +1,4 @@
-"""The supervisor of a worker: it trains in a child process and watches the other workers.
+"""The supervisor of a worker, whose training runs in a child process.
 
 A lost worker can leave TensorFlow waiting in native code for ever, or make it abort the process.
 The supervisor never imports TensorFlow, so that it can always end its child and name the lost

@@ -168,7 +168,7 @@ def test_sigterm_saves_the_step_at_hand_and_another_number_of_workers_goes_on(
     workers, program, tmp_path, index
 ):
     folder = tmp_path / "two"
-    arguments = "--float64", "--steps=200", "--checkpoint_steps=1000"
+    arguments = "--float64", "--steps=80", "--checkpoint_steps=1000"
     workers.start_all(f"--workdir={folder}", *arguments)
     end = time.monotonic() + 120
     while not (folder / "tensorboard").exists():
@@ -203,7 +203,7 @@ def test_a_worker_that_is_killed_in_an_evaluation_ends_the_others(workers, tmp_p
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_stopped_worker_ends_the_others(workers, tmp_path, index):
     folder = tmp_path / "two"
-    workers.start_all(f"--workdir={folder}", "--steps=100000", "--worker_timeout=12")
+    workers.start_all(f"--workdir={folder}", "--steps=80", "--epochs=10000", "--worker_timeout=12")
     workers.wait_for("", 0)
     end = time.monotonic() + 120
     while not (folder / "tensorboard").exists():

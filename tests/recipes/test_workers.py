@@ -175,7 +175,7 @@ def test_launch_starts_workers_with_numbered_lines_and_ctrl_c_ends_them(workers,
         (["nothing.py"], "error: There is no program nothing.py"),
         (
             [__file__, "--strategy=mirrored"],
-            "error: Workers need --strategy=multi_worker. Received",
+            "error: Workers need --strategy=multi_worker",
         ),
     ],
     ids=["nothing", "no program", "another strategy"],
