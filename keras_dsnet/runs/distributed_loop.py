@@ -200,9 +200,11 @@ class DistributedLoop:
                 listed.on_train_batch_end(index, logs)
                 if stopped:
                     break
+            # An epoch that is complete has its evaluation, which a resumed run would leave out.
+            if index + 1 == steps:
+                listed.on_epoch_end(epoch, dict(logs))
             if stopped:
                 break
-            listed.on_epoch_end(epoch, dict(logs))
         listed.on_train_end(logs)
         if stopped:
             raise RunStoppedError("A worker asked the run to stop")
