@@ -321,7 +321,7 @@ def main(_):
     from keras_dsnet.training import evaluate_paths
 
     run.open_workdir(check_only=True)
-    if pathlib.Path(FLAGS.dataset).is_dir():
+    if run.checks_network_first():
         # A large folder takes minutes to read, so a mistake in the network's flags is found before.
         # The network has the classes of the weights here, so that nothing is logged about others.
         make_model(None)

@@ -154,7 +154,7 @@ def main(_):
     from keras_dsnet.detection import evaluate_detection
 
     run.open_workdir(check_only=True)
-    if pathlib.Path(FLAGS.dataset).is_dir():
+    if run.checks_network_first():
         # A large folder takes minutes to read, so a mistake in the network's flags is found before.
         detection.make_backbone()
     scope = run.prepare_machine()

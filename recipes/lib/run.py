@@ -48,6 +48,14 @@ def open_workdir(check_only=False):
         raise ValueError(error.describe("--{name}")) from None
 
 
+def checks_network_first():
+    """Returns whether to make the network once before a folder of images is read.
+
+    The strategy of several machines must be made before TensorFlow is used for anything else.
+    """
+    return pathlib.Path(FLAGS.dataset).is_dir() and not supervisor.is_wanted()
+
+
 def is_synchronized():
     """Returns whether the flags divide a batch among replicas, which need the norms of all."""
     return FLAGS.strategy != "default"
