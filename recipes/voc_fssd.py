@@ -33,8 +33,6 @@ and resumed therefore ends with the weights of an uninterrupted run, bit for bit
 the new total from then on.
 """
 
-import pathlib
-
 from absl import flags
 from keras_dsnet_recipes.lib import checks, detection, run, training_flags
 from keras_dsnet_recipes.lib import flags as shared
