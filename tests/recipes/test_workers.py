@@ -141,7 +141,7 @@ def test_workers_that_differ_in_a_flag_end_with_the_same_line(workers):
 
 def test_workers_of_different_clusters_end_with_the_same_line(workers):
     workers.start(0, "--workdir=run")
-    workers.start(1, "--workdir=run", addresses=[*workers.addresses, "127.0.0.1:9"])
+    workers.start(1, "--workdir=run", addresses=[workers.addresses[0], "127.0.0.1:9"])
     assert [workers.code(0), workers.code(1)] == [1, 1]
     assert "All workers must have the same cluster in TF_CONFIG" in workers.error(0)
     assert workers.error(0) == workers.error(1)
