@@ -231,7 +231,7 @@ def make_model(classes):
         front_alpha=FLAGS.front_alpha,
         strides=FLAGS.strides,
         dropout=FLAGS.dropout,
-        synchronized=FLAGS.strategy == "mirrored",
+        synchronized=run.is_synchronized(),
         **options,
     )
 
@@ -318,11 +318,10 @@ def print_end(workdir, model):
 
 
 def main(_):
-    from keras_dsnet.runs import TrainingRun
     from keras_dsnet.training import evaluate_paths
 
     run.open_workdir(check_only=True)
-    if pathlib.Path(FLAGS.dataset).is_dir():
+    if run.checks_network_first():
         # A large folder takes minutes to read, so a mistake in the network's flags is found before.
         # The network has the classes of the weights here, so that nothing is logged about others.
         make_model(None)
@@ -340,20 +339,14 @@ def main(_):
     # If one width is trained alone, the results of the others mean nothing.
     paths = None if FLAGS.alone is None else [FLAGS.alone]
     ends = paths or ["slimmest", "widest"]
-    training = TrainingRun(
+    training = run.make_training(
         trainer,
         workdir,
-        lambda step: data.training_dataset(model, train, step, size),
-        batch_size=FLAGS.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=FLAGS.epochs,
-        checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_paths(
+        lambda step, **shard: data.training_dataset(model, train, step, size, **shard),
+        train,
+        lambda: evaluate_paths(
             model, data.evaluation_dataset(model, evaluation, size), ends, False
         ),
-        evaluate_epochs=FLAGS.evaluate_epochs,
-        class_names=train.class_names,
-        num_images=train.num_examples,
     )
 
     def save():
@@ -361,7 +354,8 @@ def main(_):
         run.write_labels(model, workdir.path)
         run.save_model(model, workdir.path / "supernet.keras")
 
-    run.fit(training, save)
+    if not run.fit(training, save):
+        return
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
     run.save_model(model, workdir.path / "supernet.keras")
     batches = data.evaluation_dataset(model, evaluation, size)

@@ -259,7 +259,7 @@ def print_end(workdir, model):
 
 
 def main(_):
-    from keras_dsnet.runs import TrainingRun, read_log
+    from keras_dsnet.runs import read_log
     from keras_dsnet.training import describe_gates, evaluate_paths
 
     run.open_workdir(check_only=True)
@@ -281,20 +281,14 @@ def main(_):
         steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
         compile_trainer(trainer, steps_per_epoch)
         model.gates_trained = True
-    training = TrainingRun(
+    training = run.make_training(
         trainer,
         workdir,
-        lambda step: data.training_dataset(model, train, step, size),
-        batch_size=FLAGS.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=FLAGS.epochs,
-        checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=lambda: evaluate_paths(
+        lambda step, **shard: data.training_dataset(model, train, step, size, **shard),
+        train,
+        lambda: evaluate_paths(
             model, data.evaluation_dataset(model, evaluation, size), [], True, routings=()
         ),
-        evaluate_epochs=FLAGS.evaluate_epochs,
-        class_names=train.class_names,
-        num_images=train.num_examples,
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
 
@@ -302,7 +296,8 @@ def main(_):
         run.write_labels(model, workdir.path)
         run.save_model(model, workdir.path / "model.keras")
 
-    run.fit(training, save)
+    if not run.fit(training, save):
+        return
     batches = data.evaluation_dataset(model, evaluation, size)
     rows = evaluate_paths(model, batches, verbose=True)
     report.write_report(model, rows, evaluation, size, workdir.path, workdir.log)

@@ -33,8 +33,6 @@ and resumed therefore ends with the weights of an uninterrupted run, bit for bit
 the new total from then on.
 """
 
-import pathlib
-
 from absl import flags
 from keras_dsnet_recipes.lib import checks, detection, run, training_flags
 from keras_dsnet_recipes.lib import flags as shared
@@ -151,10 +149,8 @@ def recalibrate(detector, train, steps, paths):
 
 
 def main(_):
-    from keras_dsnet.runs import TrainingRun
-
     run.open_workdir(check_only=True)
-    if pathlib.Path(FLAGS.dataset).is_dir():
+    if run.checks_network_first():
         # A large folder takes minutes to read, so a mistake in the network's flags is found before.
         detection.make_detector()
     scope = run.prepare_machine()
@@ -167,18 +163,12 @@ def main(_):
     detection.print_detector(detector)
     paths = detection.chosen_paths(detector) if FLAGS.alone is None else [FLAGS.alone]
     ends = [0, detector.num_widths - 1] if FLAGS.alone is None else paths
-    training = TrainingRun(
+    training = run.make_training(
         trainer,
         workdir,
-        lambda step: detection.training_dataset(detector, train, step),
-        batch_size=FLAGS.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=FLAGS.epochs,
-        checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=detection.quick_evaluation(detector, evaluation, ends),
-        evaluate_epochs=FLAGS.evaluate_epochs,
-        class_names=train.class_names,
-        num_images=train.num_examples,
+        lambda step, **shard: detection.training_dataset(detector, train, step, **shard),
+        train,
+        detection.quick_evaluation(detector, evaluation, ends),
     )
 
     def save():
@@ -186,7 +176,8 @@ def main(_):
         run.write_labels(detector, workdir.path)
         run.save_model(detector, workdir.path / "detector.keras")
 
-    run.fit(training, save)
+    if not run.fit(training, save):
+        return
     statistics = None if FLAGS.alone is None else paths
     recalibrate(detector, train, min(FLAGS.recalibration_steps, steps_per_epoch), statistics)
     run.save_model(detector, workdir.path / "detector.keras")

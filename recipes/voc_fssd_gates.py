@@ -100,7 +100,7 @@ def make_trainer(detector, steps_per_epoch):
 
 
 def main(_):
-    from keras_dsnet.runs import TrainingRun, read_log
+    from keras_dsnet.runs import read_log
 
     run.open_workdir(check_only=True)
     scope = run.prepare_machine()
@@ -110,18 +110,12 @@ def main(_):
     with scope:
         detector = load_detector(train)
         trainer = make_trainer(detector, steps_per_epoch)
-    training = TrainingRun(
+    training = run.make_training(
         trainer,
         workdir,
-        lambda step: detection.training_dataset(detector, train, step),
-        batch_size=FLAGS.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=FLAGS.epochs,
-        checkpoint_steps=FLAGS.checkpoint_steps,
-        evaluate=detection.quick_evaluation(detector, evaluation, ["dynamic"]),
-        evaluate_epochs=FLAGS.evaluate_epochs,
-        class_names=train.class_names,
-        num_images=train.num_examples,
+        lambda step, **shard: detection.training_dataset(detector, train, step, **shard),
+        train,
+        detection.quick_evaluation(detector, evaluation, ["dynamic"]),
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
 
@@ -129,7 +123,8 @@ def main(_):
         run.write_labels(detector, workdir.path)
         run.save_model(detector, workdir.path / "detector.keras")
 
-    run.fit(training, save)
+    if not run.fit(training, save):
+        return
     paths = detector.routes if FLAGS.paths is None else detection.chosen_paths(detector)
     detection.report(detector, evaluation, paths, workdir.path, workdir.log)
     # The log has this figure also if the run had ended before and has trained nothing now.

@@ -18,6 +18,7 @@ from keras_dsnet.data.image_source import (
     count_labels,
     shuffled_indices,
 )
+from keras_dsnet.data.sharding import Shard
 from keras_dsnet.utils import UserError
 
 _FILES_AT_ONCE = 16
@@ -114,15 +115,18 @@ class FileSource(ImageSource):
         seed: int,
         batch_size: int,
         start_step: int = 0,
+        shard: Shard | None = None,
     ) -> tf.data.Dataset:
+        shard = shard or Shard(batch_size)
         epoch_size = self.steps_per_epoch(batch_size) * batch_size
+        batch_size = shard.rows
         example_at = self._example_function()
         unreadable_paths: dict[bytes, bool] = {}
         with tf.Graph().as_default():
             shape = tuple(replacement().shape)
 
         def examples(step):
-            positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+            positions = shard.positions(step)
             indices = shuffled_indices(positions, seed, epoch_size, self.num_examples)
             return positions, *example_at(indices)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.data.sharding import Shard
+
 _NAMES_SHOWN = 12
 
 
@@ -151,6 +153,7 @@ class ImageSource:
         seed: int,
         batch_size: int,
         start_step: int = 0,
+        shard: Shard | None = None,
     ) -> tf.data.Dataset:
         """Returns an endless stream of shuffled batches of prepared images.
 
@@ -160,26 +163,28 @@ class ImageSource:
             replacement: Function without arguments that returns the image, of the same shape, that
                 replaces an unreadable one. Only the files of a folder can become unreadable.
             seed: Int. The order of epoch `e` is a function of `(seed, e)`.
-            batch_size: Int, images per batch.
+            batch_size: Int, images per batch, over all workers.
             start_step: Int, index of the first batch. Defaults to 0.
+            shard: `Shard` of this worker. Defaults to whole batches.
 
         Returns:
             `tf.data.Dataset` of images `[batch, height, width, 3]` and int32 labels `[batch]`.
         """
         del replacement
+        shard = shard or Shard(batch_size)
         epoch_size = self.steps_per_epoch(batch_size) * batch_size
 
         def prepared(index, stored, label):
             return function(index, stored), label
 
         return (
-            self.training_examples(seed, epoch_size, start_step * batch_size)
+            shard.of_examples(self.training_examples(seed, epoch_size, start_step * batch_size))
             .map(
                 prepared,
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
-            .batch(batch_size, drop_remainder=True)
+            .batch(shard.rows, drop_remainder=True)
         )
 
     def map_evaluation(self, function: Callable, batch_size: int) -> tf.data.Dataset:

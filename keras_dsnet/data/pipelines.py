@@ -15,6 +15,7 @@ from keras_dsnet.data.augmentation import (
     pad_crop_flip_image,
 )
 from keras_dsnet.data.image_source import ArraySource, ImageSource
+from keras_dsnet.data.sharding import Shard
 
 _GRAY = 127.5  # replaces an unreadable image in training
 # Of larger batches only one is prefetched: 512 images of 224x224 take 308 MB.
@@ -36,6 +37,8 @@ def training_pipeline(
     auto_augment: str | None = None,
     color_jitter: float = 0.0,
     random_erasing: float = 0.0,
+    shard_index: int = 0,
+    num_shards: int = 1,
 ) -> tf.data.Dataset:
     """Returns an endless stream of shuffled and augmented batches.
 
@@ -50,7 +53,7 @@ def training_pipeline(
     Args:
         source: `ImageSource`.
         image_size: Int or `(height, width)`, in pixels.
-        batch_size: Int, images per batch.
+        batch_size: Int, images per batch, over all workers.
         seed: Int.
         preprocess: Function from images `[..., height, width, 3]`, RGB from 0 to 255, to inputs of
             the network.
@@ -65,6 +68,9 @@ def training_pipeline(
         color_jitter: Float in [0, 1], largest relative change of brightness, contrast and
             saturation. Defaults to 0.
         random_erasing: Float in [0, 1], probability of erasing a rectangle. Defaults to 0.
+        shard_index: Int, the number of this worker of several. Defaults to 0.
+        num_shards: Int, the number of workers. Each reads its rows of every batch, and all together
+            the batches of one worker. Defaults to 1.
 
     Returns:
         Endless `tf.data.Dataset` of float32 images `[batch, height, width, 3]` and int32 labels
@@ -97,6 +103,7 @@ def training_pipeline(
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more. Received: {start_step}")
     size = as_size(image_size)
+    shard = Shard(batch_size, shard_index, num_shards)
     if hflip is None:
         hflip = source.mirrorable and augmentation != "none"
     padding = CIFAR_PADDING if augmentation == "cifar" else 0
@@ -109,7 +116,8 @@ def training_pipeline(
     )
     fits = source.image_shape is not None and source.image_shape[:2] == size
     if isinstance(source, ArraySource) and fits and augmentation != "imagenet" and not policies:
-        batches = _gathered_batches(source, batch_size, seed, start_step, padding, hflip).map(
+        batches = _gathered_batches(source, batch_size, seed, start_step, padding, hflip)
+        batches = shard.of_batches(batches).map(
             lambda images, labels: (_as_input(preprocess, images), labels),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
@@ -127,8 +135,9 @@ def training_pipeline(
             seed=seed,
             batch_size=batch_size,
             start_step=start_step,
+            shard=shard,
         )
-    return _prefetched(batches, batch_size, size)
+    return _prefetched(batches, shard.rows, size)
 
 
 def _as_input(preprocess, images):

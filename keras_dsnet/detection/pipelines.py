@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_dsnet.data.image_source import ImageSource
 from keras_dsnet.data.pipelines import as_size
+from keras_dsnet.data.sharding import Shard
 from keras_dsnet.detection.augmentation import (
     boxes_in_window,
     flip,
@@ -41,6 +42,8 @@ def detection_training_pipeline(
     difficult: bool = True,
     max_boxes: int | None = None,
     bounding_box_format: str = BOX_FORMAT,
+    shard_index: int = 0,
+    num_shards: int = 1,
 ) -> tf.data.Dataset:
     """Returns an endless stream of shuffled and augmented batches with boxes.
 
@@ -65,6 +68,8 @@ def detection_training_pipeline(
             Defaults to the most boxes of an image in the batch, at least 1.
         bounding_box_format: String, the format of the boxes, such as `"rel_yxyx"` or `"xyxy"`, in
             pixels of `image_size` where it is not relative. Defaults to `"rel_yxyx"`.
+        shard_index: Int, the number of this worker of several. Defaults to 0.
+        num_shards: Int, the number of workers, as in `training_pipeline`. Defaults to 1.
 
     Returns:
         Endless `tf.data.Dataset` of `(images, {"boxes": boxes, "classes": classes})`: float32
@@ -86,13 +91,15 @@ def detection_training_pipeline(
     if max_boxes is not None and max_boxes < 1:
         raise ValueError(f"max_boxes must be 1 or more. Received: {max_boxes}")
     hflip = augmentation != "none" if hflip is None else hflip
+    shard = Shard(batch_size, shard_index, num_shards)
     steps = source.steps_per_epoch(batch_size)
     prepare = _training_function(source, size, seed, augmentation, hflip, difficult, max_boxes)
     examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
+    examples = shard.of_examples(examples)
     examples = source.map_examples(examples, prepare, (*size, 3), replace_unreadable=True)
     return _batches(
         examples.map(lambda image, target: (image, _chosen(target, ("boxes", "classes")))),
-        batch_size,
+        shard.rows,
         preprocess,
         bounding_box_format,
         max_boxes,

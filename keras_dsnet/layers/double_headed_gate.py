@@ -212,6 +212,7 @@ class DoubleHeadedGate(keras.layers.Layer):
         routes: Sequence[int],
         temperature: float = 1.0,
         seed: tf.Tensor | None = None,
+        share: tuple[tf.Tensor, int] | None = None,
     ) -> tf.Tensor:
         """Returns a differentiable choice: one-hot forwards, soft backwards (straight-through).
 
@@ -221,13 +222,15 @@ class DoubleHeadedGate(keras.layers.Layer):
             temperature: Float, temperature of the Gumbel-softmax.
             seed: int32 tensor `[2]`, seed of the Gumbel noise. Defaults to no noise. A scalar head
                 never has noise.
+            share: `(index, count)` where the scores are one of `count` equal shares of a batch,
+                such as that of a replica. The noise is then that of the whole batch. Optional.
 
         Returns:
             float32 `[batch, len(routes)]`. The value is exactly one-hot. The gradient is that of
             the Gumbel-softmax, or for a scalar head that of a linear interpolation between the
             neighbours of its ratio.
         """
-        soft, hard = self._soft_and_hard(scores, routes, temperature, seed)
+        soft, hard = self._soft_and_hard(scores, routes, temperature, seed, share)
         one_hot = tf.one_hot(tf.argmax(hard, axis=1), len(routes))
         return one_hot + soft - tf.stop_gradient(soft)
 
@@ -243,13 +246,16 @@ class DoubleHeadedGate(keras.layers.Layer):
         """
         return self._soft_and_hard(scores, routes, temperature, None)[0]
 
-    def _soft_and_hard(self, scores, routes, temperature, seed):
+    def _soft_and_hard(self, scores, routes, temperature, seed, share=None):
         """Returns the soft choice, and the noisy scores whose maximum is the hard choice."""
         hard = self.route_scores(scores, routes)
         if self.slimming_head == "scalar":
             return self._interpolated(scores, routes), hard
         if seed is not None:
-            uniform = tf.random.stateless_uniform(tf.shape(hard), seed, minval=1e-20)
+            index, count = (0, 1) if share is None else share
+            rows, width = tf.unstack(tf.shape(hard))
+            uniform = tf.random.stateless_uniform([count * rows, width], seed, minval=1e-20)
+            uniform = uniform[index * rows : (index + 1) * rows]
             hard -= tf.math.log(-tf.math.log(uniform))
         return tf.nn.softmax(hard / temperature), hard
 

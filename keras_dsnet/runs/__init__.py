@@ -2,6 +2,7 @@
 
 from keras_dsnet.runs.callbacks import ProgressBar
 from keras_dsnet.runs.csv_log import CsvLog, read_log
+from keras_dsnet.runs.distributed_loop import RunStoppedError
 from keras_dsnet.runs.plots import (
     plot_accuracy_against_madds,
     plot_confidence_curve,
@@ -21,6 +22,7 @@ __all__ = [
     "CsvLog",
     "ProgressBar",
     "RunCheckpoint",
+    "RunStoppedError",
     "SaveNetwork",
     "SaveRunCheckpoint",
     "TensorBoardLog",

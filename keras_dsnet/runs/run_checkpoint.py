@@ -30,6 +30,8 @@ class RunCheckpoint:
 
     Args:
         path: Path of the file, by convention `checkpoint.npz`. Its folder must exist.
+        is_reader: Boolean, whether to leave the incomplete files alone that a killed process has
+            left. Set it where another process may be writing. Defaults to `False`.
 
     Example:
 
@@ -47,9 +49,10 @@ class RunCheckpoint:
     ```
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, is_reader: bool = False):
         self.path = pathlib.Path(path)
-        remove_leftovers(self.path)
+        if not is_reader:
+            remove_leftovers(self.path)
 
     def save(
         self,

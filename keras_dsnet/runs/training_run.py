@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_dsnet.runs.callbacks import GlobalStepCallback, ProgressBar
 from keras_dsnet.runs.csv_log import CsvLog, evaluation_metrics
+from keras_dsnet.runs.distributed_loop import DistributedLoop, is_multi_worker
 from keras_dsnet.runs.run_checkpoint import RunCheckpoint, SaveRunCheckpoint
 from keras_dsnet.runs.workdir import WorkDir
 
@@ -24,11 +25,17 @@ class TrainingRun:
     The resumed run ends with the same values as a run that was never interrupted. The events of the
     run, such as a resume, go to the logger "keras_dsnet".
 
+    A trainer that was created in the scope of `tf.distribute.MultiWorkerMirroredStrategy` trains on
+    several machines, each of which makes the same `TrainingRun`. Only the chief, worker 0, reads
+    and writes the work directory and evaluates. All other workers begin with the chief's state, so
+    a run can be resumed on another number of machines.
+
     Args:
         trainer: Compiled `SupernetTrainer` or `GateTrainer`.
         workdir: `WorkDir` of the run.
         make_dataset: Function of a start step that returns an endless data set of batches from this
-            step on.
+            step on. On several machines it also takes the keyword arguments `shard_index` and
+            `num_shards` of `training_pipeline`, and returns this worker's rows of the batches.
         batch_size: Int, images per step, over all replicas.
         steps_per_epoch: Int, steps per epoch.
         epochs: Int, number of epochs.
@@ -73,7 +80,7 @@ class TrainingRun:
         self,
         trainer: keras.Model,
         workdir: WorkDir,
-        make_dataset: Callable[[int], tf.data.Dataset],
+        make_dataset: Callable[..., tf.data.Dataset],
         *,
         batch_size: int,
         steps_per_epoch: int,
@@ -100,7 +107,28 @@ class TrainingRun:
             "images": num_images,
             "steps_per_epoch": steps_per_epoch,
         }
-        self.checkpoint = RunCheckpoint(workdir.checkpoint)
+        self._loop = None
+        if is_multi_worker(trainer.distribute_strategy):
+            self._loop = DistributedLoop(trainer)
+            self._loop.check_batch_size(batch_size)
+        self.checkpoint = RunCheckpoint(workdir.checkpoint, is_reader=not self.is_chief)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the results. It is False on all machines except one."""
+        return self._loop is None or self._loop.index == 0
+
+    def stop(self) -> None:
+        """Asks a run on several machines to end after the step at hand, with a checkpoint.
+
+        Every worker can ask, also in a signal handler, and all of them end after the same step.
+
+        Raises:
+            RuntimeError: If the run is on one machine.
+        """
+        if self._loop is None:
+            raise RuntimeError("Only a run on several machines can be asked to stop")
+        self._loop.stop()
 
     def variables(self) -> dict[str, list[keras.Variable]]:
         """Returns the variables that make up the state of the run.
@@ -132,12 +160,20 @@ class TrainingRun:
 
         Raises:
             ValueError: If the run was started with other classes, or with another number of steps
-                per epoch.
+                per epoch, or if the workers have different data.
+            RunStoppedError: If a worker asked to stop. The state of the last step is in the
+                checkpoint.
             Exception: The error of `evaluate`, after the state of the epoch is in the checkpoint.
         """
-        self._check_data()
-        state = self.checkpoint.restore(self.variables())
+        if self._loop:
+            self._loop.agree({**self.data, "batch_size": self.batch_size, "epochs": self.epochs})
+        state = None
+        if self.is_chief:
+            self._check_data()
+            state = self.checkpoint.restore(self.variables())
         start = state["step"] if state else 0
+        if self._loop:
+            start = self._loop.broadcast(self.variables(), start)
         total = self.epochs * self.steps_per_epoch
         if state:
             before = state.get("epochs") or self.epochs
@@ -192,6 +228,16 @@ class TrainingRun:
             self._fit(step, epoch, self.epochs, self.steps_per_epoch, callbacks)
 
     def _fit(self, step, first_epoch, last_epoch, steps, callbacks):
+        if self._loop:
+            self._loop.fit(
+                self.make_dataset,
+                step,
+                first_epoch=first_epoch,
+                last_epoch=last_epoch,
+                steps=steps,
+                callbacks=callbacks,
+            )
+            return
         self.trainer.fit(
             self.make_dataset(step),
             initial_epoch=first_epoch,
@@ -210,6 +256,8 @@ class TrainingRun:
             epochs=self.epochs,
             names=self.progress_names,
         )
+        if not self.is_chief:
+            return progress, [TerminateOnNaN(start)]
         evaluation, raise_failure = [], []
         if self.evaluate:
             evaluation = [_Evaluation(self.evaluate, self.evaluate_epochs, self.epochs, start)]

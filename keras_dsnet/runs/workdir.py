@@ -97,6 +97,32 @@ class WorkDir:
         if (workdir.path / _CONFIG).exists() and not workdir._is_unused():
             workdir._compare(read_config(workdir.path), exempt, growing, paths)
 
+    @classmethod
+    def reader(
+        cls,
+        path: str | os.PathLike,
+        config: Mapping[str, Any],
+        exempt: Iterable[str] = (),
+        growing: Iterable[str] = (),
+        paths: Iterable[str] = (),
+    ) -> "WorkDir":
+        """Returns the folder for a process that writes nothing, while another trains in it.
+
+        Args:
+            path: Path of the folder, as in the constructor. It need not exist.
+            config: Dict, as in the constructor.
+            exempt: Names, as in the constructor.
+            growing: Names, as in the constructor.
+            paths: Names, as in the constructor.
+
+        Returns:
+            `WorkDir` without a lock.
+        """
+        del exempt, growing
+        workdir = cls.__new__(cls)
+        workdir._set(path, config, paths)
+        return workdir
+
     def _set(self, path, config, paths):
         self.path = pathlib.Path(path).expanduser()
         # Converted as the file will be: tuples become lists.

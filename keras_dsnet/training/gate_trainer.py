@@ -61,7 +61,7 @@ class GateTrainer(NetworkTrainer):
             of the sum of all `E_g`, and the reported loss is their mean. Defaults to
             `"straight_through"`.
         seed: Int, seed of the Gumbel noise. The noise is a function of the seed, the step and the
-            replica. Defaults to `0`.
+            place of the image in the batch. Defaults to `0`.
         soft_targets: Boolean, whether the SGS target is how sure the slimmest route is, instead of
             whether it is right. With the slimmest route's probabilities `p(X)`, and the one-hot
             vectors `e_1` and `e_n` of the first and the last route, the target of Eq. 10 is
@@ -208,12 +208,7 @@ class GateTrainer(NetworkTrainer):
         return self._report(*self.losses(images, labels, weights=weights))
 
     def _noise_seed(self):
-        seed = tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
-        if self.distribute_strategy.num_replicas_in_sync == 1:
-            return seed
-        # Each replica has other images, which need other noise.
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.random.fold_in(seed, replica)
+        return tf.stack([self.seed, tf.cast(self.optimizer.iterations, tf.int32)])
 
     def losses(
         self,
@@ -286,7 +281,14 @@ class GateTrainer(NetworkTrainer):
         if seed is not None:
             # The noise of a gate is independent of that of the others.
             seed = tf.stack([noise_seed[0] + 7919 * index, noise_seed[1]])
-        return gate.sample(scores, self.routes, self.temperature, seed)
+        return gate.sample(scores, self.routes, self.temperature, seed, self._share())
+
+    def _share(self):
+        """Returns this replica's share of a batch, so that its noise is that of one device."""
+        count = self.distribute_strategy.num_replicas_in_sync
+        if count == 1:
+            return None
+        return tf.distribute.get_replica_context().replica_id_in_sync_group, count
 
     def _run_gate_by_gate(self, images, labels, noise_seed):
         """Runs the chosen paths, and then every route of one gate with the others' choices."""

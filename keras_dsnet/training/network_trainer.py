@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -293,13 +294,13 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         """Wraps Keras's function of a step, so that a failed check of a batch is a ValueError.
 
         Args:
-            function: Function of an iterator, which runs a step.
+            function: Function that runs a step, such as Keras's function of an iterator.
             after: Function that is called after every step.
         """
 
-        def run(iterator):
+        def run(*arguments):
             try:
-                logs = function(iterator)
+                logs = function(*arguments)
             except tf.errors.OpError as error:
                 line = line_of_assertion(error)
                 if line is None:
@@ -308,6 +309,40 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             self._batches_done += 1
             after()
             return logs
+
+        return run
+
+    def replicated_step(self) -> Callable:
+        """Compiles a training step for a loop under a strategy of several machines.
+
+        Keras's `fit` fails there. The step is that of `train_step`, and a failed check of a batch
+        is a ValueError, as in `fit`.
+
+        Returns:
+            Function of an iterator of a distributed data set and of a Boolean, whether this worker
+            wants to stop. It runs a step and returns `(logs, stop)`: a dict of floats, the means
+            over all replicas, and whether any worker wants to stop.
+        """
+        strategy, names = self.distribute_strategy, []
+
+        def replica_step(batch, stop):
+            logs = self.train_step(batch)
+            names[:] = logs
+            # One collective for all of them.
+            values = [tf.cast(value, tf.float64) for value in (*logs.values(), stop)]
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce("MEAN", tf.stack(values))
+
+        @tf.function(autograph=False)
+        def step(iterator, stop):
+            return strategy.run(replica_step, args=(next(iterator), stop))
+
+        step = self._with_plain_errors(step, self._after_step)
+
+        def run(iterator, stop):
+            values = step(iterator, tf.constant(float(stop)))
+            *means, wishes = strategy.experimental_local_results(values)[0].numpy().tolist()
+            return dict(zip(names, means, strict=True)), wishes > 0
 
         return run
 

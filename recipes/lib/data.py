@@ -106,7 +106,7 @@ def print_source(purpose, source, known_notes=()):
             print(f"note: {note}", flush=True)
 
 
-def training_dataset(model, source, start_step, image_size):
+def training_dataset(model, source, start_step, image_size, **shard):
     """Returns the training batches of a network.
 
     Args:
@@ -114,6 +114,7 @@ def training_dataset(model, source, start_step, image_size):
         source: An `ImageSource`.
         start_step: Int, step of the first batch.
         image_size: Tuple `(height, width)` in pixels.
+        **shard: `shard_index` and `num_shards` of one of several workers.
     """
     from keras_dsnet.data import training_pipeline
 
@@ -130,6 +131,7 @@ def training_dataset(model, source, start_step, image_size):
         auto_augment=FLAGS.auto_augment,
         color_jitter=FLAGS.color_jitter,
         random_erasing=FLAGS.random_erasing,
+        **shard,
     )
 
 

@@ -224,7 +224,7 @@ def make_backbone():
 
     shape = (FLAGS.image_size, FLAGS.image_size, 3)
     output_stride = FLAGS.output_stride and int(FLAGS.output_stride)
-    synchronized = FLAGS.strategy == "mirrored"
+    synchronized = FLAGS.strategy != "default"
     if FLAGS.backbone is not None and FLAGS.backbone not in PRESETS:
         network = keras.models.load_model(find_backbone())
         network = as_backbone(network, shape, FLAGS.strides, output_stride, synchronized)
@@ -279,13 +279,14 @@ def chosen_paths(detector):
     return [path[0] if len(path) == 1 else path for path in FLAGS.paths]
 
 
-def training_dataset(detector, source, start_step):
+def training_dataset(detector, source, start_step, **shard):
     """Returns the training batches from a step on.
 
     Args:
         detector: `FSSD`, whose preprocessing is applied.
         source: An `ImageSource` with boxes.
         start_step: Int, step of the first batch.
+        **shard: `shard_index` and `num_shards` of one of several workers.
     """
     from keras_dsnet.detection import detection_training_pipeline
 
@@ -299,6 +300,7 @@ def training_dataset(detector, source, start_step):
         augmentation=FLAGS.box_augmentation,
         hflip=FLAGS.hflip,
         difficult=FLAGS.difficult,
+        **shard,
     )
 
 

@@ -3,10 +3,12 @@
 import contextlib
 import pathlib
 import shlex
+import signal
 import sys
 
 from absl import flags
-from keras_dsnet_recipes.lib import start
+from keras_dsnet_recipes.lib import run_flags, start, supervisor
+from keras_dsnet_recipes.lib.cluster import read_cluster
 
 FLAGS = flags.FLAGS
 COMMAND = "keras-dsnet"
@@ -20,28 +22,6 @@ PROGRAMS = {
     "benchmark": ("benchmarks/benchmark_mobile.py", "time TFLite files, write latency tables"),
     "demo": ("demo.py", "run all steps on handwritten digits, in minutes"),
 }
-# These flags do not change the training, so they can differ at every start of a run.
-EXEMPT = (
-    "checkpoint_steps",
-    "data_dir",
-    "eval_batch_size",
-    "eval_split",
-    "evaluate_epochs",
-    "paths",
-    "recalibration_steps",
-    "strict_images",
-    "validation_images",
-)
-# The values of these flags can be paths; another spelling of the same path is not a change.
-PATHS = (
-    "backbone",
-    "dataset",
-    "detector",
-    "gates_from",
-    "ranges",
-    "supernet",
-    "weights",
-)
 # True if the program was started as a sub-command of `keras-dsnet`.
 started_as_command = False
 
@@ -54,20 +34,36 @@ def open_workdir(check_only=False):
     """
     from keras_dsnet.runs import ConfigMismatchError, WorkDir
 
-    modules = FLAGS.flags_by_module_dict()
-    own = [name for name in start.own_modules() if name != start.__name__]
-    names = {flag.name for module in own for flag in modules[module]} - {"workdir"}
-    config = {name: _as_text(FLAGS[name].value) for name in sorted(names)}
-    make = WorkDir.check if check_only else WorkDir
+    make = WorkDir
+    if check_only:
+        make = WorkDir.check
+    elif not is_chief():
+        make = WorkDir.reader
+    config = run_flags.configuration()
     try:
-        return make(FLAGS.workdir, config, EXEMPT, growing=("epochs",), paths=PATHS)
+        return make(
+            FLAGS.workdir, config, run_flags.EXEMPT, growing=("epochs",), paths=run_flags.PATHS
+        )
     except ConfigMismatchError as error:
         raise ValueError(error.describe("--{name}")) from None
 
 
-def _as_text(value):
-    # Lists are stored like the lists of absl, whose items are strings.
-    return [str(item) for item in value] if isinstance(value, list) else value
+def checks_network_first():
+    """Returns whether to make the network once before a folder of images is read.
+
+    The strategy of several machines must be made before TensorFlow is used for anything else.
+    """
+    return pathlib.Path(FLAGS.dataset).is_dir() and not supervisor.is_wanted()
+
+
+def is_synchronized():
+    """Returns whether the flags divide a batch among replicas, which need the norms of all."""
+    return FLAGS.strategy != "default"
+
+
+def is_chief():
+    """Returns whether this process writes the results: one of several workers does."""
+    return not supervisor.is_wanted() or read_cluster().index == 0
 
 
 def prepare_machine():
@@ -86,7 +82,9 @@ def prepare_machine():
         keras.config.set_dtype_policy(f"mixed_{FLAGS.mixed_precision}")
     if FLAGS.strategy == "default":
         return contextlib.nullcontext()
-    strategy = tf.distribute.MirroredStrategy()
+    multi_worker = FLAGS.strategy == supervisor.STRATEGY
+    kind = tf.distribute.MultiWorkerMirroredStrategy if multi_worker else None
+    strategy = (kind or tf.distribute.MirroredStrategy)()
     replicas = strategy.num_replicas_in_sync
     if FLAGS.batch_size % replicas:
         raise ValueError(
@@ -111,21 +109,76 @@ def print_learning_rate(base, scaled, base_batch=512):
     )
 
 
+def make_training(trainer, workdir, make_dataset, source, evaluate, **options):
+    """Returns the `TrainingRun` that the flags describe.
+
+    Args:
+        trainer: Compiled trainer.
+        workdir: `WorkDir`.
+        make_dataset: Function of a start step and of the keyword arguments of a share.
+        source: `ImageSource` of the training images.
+        evaluate: Function without arguments that returns rows.
+        **options: Further arguments of `TrainingRun`.
+    """
+    from keras_dsnet.runs import TrainingRun
+
+    return TrainingRun(
+        trainer,
+        workdir,
+        make_dataset,
+        batch_size=FLAGS.batch_size,
+        steps_per_epoch=source.steps_per_epoch(FLAGS.batch_size),
+        epochs=FLAGS.epochs,
+        checkpoint_steps=FLAGS.checkpoint_steps,
+        evaluate=evaluate,
+        evaluate_epochs=FLAGS.evaluate_epochs,
+        class_names=source.class_names,
+        num_images=source.num_examples,
+        **options,
+    )
+
+
 def fit(training, save):
     """Trains to the last epoch and saves the network, even if the last evaluation failed.
 
     Args:
         training: A `TrainingRun`.
         save: Function without arguments that saves the network.
+
+    Returns:
+        Bool, whether this process goes on to write the results, as only one of several workers
+        does.
     """
     try:
-        training.fit()
+        with _checkpoint_at_end(training):
+            training.fit()
     except Exception:
-        if training.is_complete():
+        if training.is_chief and training.is_complete():
             save()
         raise
     # The network is saved before any later step can fail.
-    save()
+    if training.is_chief:
+        save()
+    return training.is_chief
+
+
+@contextlib.contextmanager
+def _checkpoint_at_end(training):
+    """Makes SIGTERM end a run on several machines after a step, with a checkpoint."""
+    from keras_dsnet.runs import RunStoppedError
+
+    if not supervisor.is_wanted():
+        yield
+        return
+    number = signal.SIGTERM
+    before = signal.signal(number, lambda *_: training.stop())
+    try:
+        yield
+    except RunStoppedError:
+        # On this worker or another one.
+        raise start.ended_by(number) from None
+    finally:
+        signal.signal(number, before)
 
 
 def save_model(model, filename):

@@ -12,12 +12,15 @@ import re
 import runpy
 import signal
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
+from keras_dsnet_recipes.lib import supervisor
+from keras_dsnet_recipes.lib.cluster import read_cluster
+from keras_dsnet_recipes.lib.run_flags import PACKAGE, own_modules, shared_configuration
 
 FLAGS = flags.FLAGS
-PACKAGE = "keras_dsnet_recipes"
 # Hides TensorFlow's notes about the machine; warnings and errors are still shown.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
@@ -84,6 +87,11 @@ def start(main, check=None, arguments=False):
     app.run(functools.partial(_run_guarded, main), argv=remaining, flags_parser=lambda argv: argv)
 
 
+def ended_by(number):
+    """Returns the exception that ends the program as the signal of this number does."""
+    return _Ended(number)
+
+
 def run_moved_program(path):
     """Runs the program of the same name in `benchmarks/` after a deprecation warning on stderr.
 
@@ -98,12 +106,6 @@ def run_moved_program(path):
     )
     sys.argv[0] = str(new)
     runpy.run_path(str(new), run_name="__main__")
-
-
-def own_modules():
-    """Returns the names of the modules that define the flags of the program."""
-    modules = FLAGS.flags_by_module_dict()
-    return [name for name in modules if name == sys.argv[0] or name.startswith(f"{PACKAGE}.")]
 
 
 def _show_own_flags_in_help():
@@ -154,10 +156,21 @@ def _check(check, remaining, takes_arguments):
     try:
         if check:
             check(*[remaining] if takes_arguments else [])
+        if supervisor.is_wanted():
+            _check_cluster()
     except (ValueError, OSError) as error:
         if FLAGS.debug:
             raise
         _exit_with(_one_line(error))
+
+
+def _check_cluster():
+    workers = len(read_cluster().workers)
+    if "batch_size" in FLAGS and FLAGS.batch_size % workers:
+        raise ValueError(
+            f"--batch_size must be a multiple of the {workers} workers. "
+            f"Received: --batch_size={FLAGS.batch_size}"
+        )
 
 
 def _set_up_logging():
@@ -202,6 +215,16 @@ def _run_guarded(main, argv):
         # A program that was started by `nohup` ignores SIGHUP and must keep ignoring it.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
+    if not supervisor.is_wanted():
+        return _guard(main, argv)
+    return _guard(lambda _: _supervise(main, argv), argv)
+
+
+def _supervise(main, argv):
+    return supervisor.supervise(lambda: _guard(main, argv), shared_configuration())
+
+
+def _guard(main, argv):
     try:
         return main(argv)
     except KeyboardInterrupt:
@@ -214,6 +237,11 @@ def _run_guarded(main, argv):
             return _stop("terminated" if inside[1] else "interrupted", 128 + number)
         from_graph = _FROM_GRAPH.search(str(error)) if _is_tensorflows(error) else None
         is_mistake = from_graph or isinstance(error, _mistakes())
+        if supervisor.is_child() and not is_mistake and _is_tensorflows(error):
+            # A collective fails in many ways when another worker is lost.
+            if FLAGS.debug:
+                traceback.print_exc()
+            supervisor.report_failure(f"{_one_line(error)} (--debug shows where)")
         if FLAGS.debug or not is_mistake:
             raise
         line = from_graph[1] if from_graph else _one_line(error)
@@ -308,6 +336,15 @@ _NOISE = (
     rb".*Local rendezvous is aborting with status: OUT_OF_RANGE",
     # The programs report images that do not decode themselves.
     rb".*Local rendezvous is aborting with status: INVALID_ARGUMENT: (Unknown image|jpeg::)",
+    rb".*Input of GeneratorDatasetOp::Dataset will not be optimized",
+    # The supervisor of a worker reports another one that was lost, in one line.
+    rb".*(ring_alg|collective_executor|coordination_service\w*)\.cc:\d+\] ",
+    rb".*Local rendezvous is aborting with status: (UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED)",
+    rb"(/job:worker/|The tasks have crashed|RPC: /tensorflow\.Coordination|\n)",
+    rb"Additional GRPC error information",
+    rb":UNKNOWN:Error received from peer",
+    rb"The error could be from a previous operation",
+    rb"\t \[\[\{\{node .*Collective",
 )
 # These lines are errors only on a machine with a GPU.
 _WITHOUT_GPU = (rb".*cuInit", rb".*CUDA_ERROR_NO_DEVICE", rb".*Cannot dlopen some GPU libraries")

@@ -144,7 +144,26 @@ def define_machine():
     flags.DEFINE_enum(
         "mixed_precision", "none", ["none", "bfloat16", "float16"], "Type of mixed precision."
     )
-    flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "tf.distribute strategy.")
+    flags.DEFINE_enum(
+        "strategy",
+        "default",
+        ["default", "mirrored", "multi_worker"],
+        "tf.distribute strategy: mirrored for the GPUs of one machine, multi_worker for several "
+        "machines, which TF_CONFIG or SLURM names.",
+    )
+    shared.define_number(
+        "start_timeout",
+        3600,
+        "Seconds that --strategy=multi_worker waits for all workers to start.",
+        above=0,
+    )
+    shared.define_number(
+        "worker_timeout",
+        30,
+        "Seconds without a sign of life after which --strategy=multi_worker counts a worker as "
+        "lost.",
+        low=3,
+    )
     shared.define_seed("Seed of weights, order of images, augmentation and random widths.")
     flags.DEFINE_integer(
         "checkpoint_steps", 500, "Number of steps between checkpoints.", lower_bound=1

@@ -86,6 +86,37 @@ def test_folders_resume_exactly(image_folder):
     _assert_equal(whole[3:], _batches(source, 2, start_step=3, **settings))
 
 
+def _assert_shards_make_whole_batches(source, **settings):
+    whole = _batches(source, 3, start_step=1, **settings)
+    shards = [
+        _batches(source, 3, start_step=1, shard_index=index, num_shards=2, **settings)
+        for index in range(2)
+    ]
+    for parts in zip(*shards, strict=True):
+        assert [len(labels) for _, labels in parts] == [settings.get("batch_size", 16) // 2] * 2
+    joined = [
+        tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
+        for parts in zip(*shards, strict=True)
+    ]
+    _assert_equal(joined, whole)
+
+
+@pytest.mark.parametrize("settings", [{"augmentation": "cifar"}, STRONG], ids=str)
+def test_the_rows_of_all_workers_are_the_batch_of_one(array_source, settings):
+    _assert_shards_make_whole_batches(array_source, **settings)
+
+
+def test_workers_read_their_rows_of_a_folder(image_folder):
+    settings = {"augmentation": "imagenet", "image_size": 16, "batch_size": 10}
+    _assert_shards_make_whole_batches(load_source(image_folder), **settings)
+
+
+@pytest.mark.needs_shared
+def test_workers_read_their_rows_of_records(shared_tfds):
+    source = load_source("cifar10", shared_tfds, eval_split="test[:64]", split="eval")
+    _assert_shards_make_whole_batches(source, augmentation="cifar", image_size=32)
+
+
 @pytest.mark.parametrize("settings", [{"augmentation": "cifar"}, STRONG], ids=str)
 def test_another_seed_gives_other_batches(array_source, settings):
     ((images, labels),) = _batches(array_source, 1, **settings)
@@ -146,6 +177,8 @@ def test_mirroring_follows_the_data_set_unless_told(array_source):
         ({"auto_augment": "v9"}, "'imagenet' or 'cifar10'"),
         ({"color_jitter": 2}, "color_jitter"),
         ({"random_erasing": -0.1}, "random_erasing"),
+        ({"num_shards": 3}, "multiple of `num_shards`. Received: batch_size=16, num_shards=3"),
+        ({"shard_index": 2, "num_shards": 2}, "Received: shard_index=2, num_shards=2"),
     ],
 )
 def test_arguments_out_of_range_are_named(array_source, settings, message):

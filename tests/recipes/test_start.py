@@ -16,6 +16,8 @@ PROGRAMS = sorted(
     for path in RECIPES.rglob("*.py")
     if "    start(main" in path.read_text()
 )
+# One writes a file, the other starts programs that have a folder.
+WITHOUT_WORKDIR = ("export_mobile.py", "launch.py")
 # The flag of a program that names a trained network.
 NETWORK_FLAGS = {
     "calibrate.py": "model",
@@ -177,7 +179,7 @@ def test_what_cannot_be_written_at_the_end_is_told_at_the_start(made, is_folder,
 def test_a_workdir_inside_a_file_is_refused_by_every_program_that_has_one(tmp_path):
     (tmp_path / "file").touch()
     network = saved_network.save(tmp_path / "trained")
-    for program in (name for name in PROGRAMS if name != "export_mobile.py"):
+    for program in (name for name in PROGRAMS if name not in WITHOUT_WORKDIR):
         flags = [f"--{NETWORK_FLAGS[program]}={network}"] if program in NETWORK_FLAGS else []
         done = run(program, f"--workdir={tmp_path}/file/run", *flags)
         (line,) = done.stderr.splitlines()

@@ -11,6 +11,7 @@ import pytest
 from detection_data import write_voc, xml
 from detection_squares import CLASSES, SIZE, make_classifier, scenes
 from programs import run_program, start_program
+from worker_processes import Workers
 
 from keras_dsnet.runs import read_log
 
@@ -134,6 +135,21 @@ def test_the_gate_of_a_detector_is_trained(command, trained, tmp_path):
     detector = keras.models.load_model(tmp_path / "detector.keras")
     assert detector.gates_trained
     assert detector.routes == (0, 2)
+
+
+def test_two_workers_train_a_detector_and_its_gate(command, trained, tmp_path):
+    gates = [f"--detector={trained}", "--routes=0,2", "--epochs=1", "--batch_size=8"]
+    gates += [argument for argument in command if argument.startswith("--dataset")]
+    for name, arguments in (("voc_fssd", command), ("voc_fssd_gates", gates)):
+        folder = tmp_path / name
+        folder.mkdir()
+        with Workers(RECIPES / f"{name}.py", folder) as workers:
+            workers.start_all(*arguments, f"--workdir={folder / 'run'}")
+            codes = [workers.code(index, seconds=300) for index in (0, 1)]
+            assert codes == [0, 0], workers.error(0) + workers.error(1)
+        assert (folder / "run" / "detector.keras").exists()
+        assert "written: " in workers.out(0)
+        assert "written: " not in workers.out(1)
 
 
 def test_one_width_is_trained_alone(command, tmp_path):
