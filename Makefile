@@ -21,8 +21,9 @@ endif
 VENV := .venv
 LOWEST_VENV := .venv-lowest
 BUILD_FILES := setup.cfg setup.py
-# A process per core; the tests of one file share networks, so they stay together.
-PYTEST_FLAGS ?= --numprocesses=auto --dist=loadfile
+# A process more than there are cores, since some tests wait for other processes. The tests of one
+# file share networks, so they stay together.
+PYTEST_FLAGS ?= --numprocesses=$(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist=loadfile
 
 help:
 	@echo "make demo         train, gate, calibrate, evaluate, export and time on digits (runs/demo)"

@@ -367,7 +367,9 @@ def test_released_weights_route_by_confidence(program, released, capsys):
     assert "routes by confidence, with the steps (0, 13)" in capsys.readouterr().out
     with flagsaver.as_parsed(weights="cifar10"):
         network, _ = program.load_network()
-    assert network.routing == "gate"
+    # Weights with a trained gate keep the routing and the thresholds that they were saved with.
+    assert (network.routing, network.confidence_steps) == ("confidence", (0, 13))
+    assert network.thresholds != (0.7,)
     assert capsys.readouterr().out == ""
 
 

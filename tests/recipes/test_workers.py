@@ -87,7 +87,7 @@ def test_a_worker_that_is_killed_ends_the_others_with_a_line_that_names_it(
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("process", ["trainer", "supervisor"])
+@pytest.mark.parametrize("process", ["trainer", pytest.param("supervisor", marks=pytest.mark.long)])
 def test_a_worker_that_is_stopped_is_lost_after_the_timeout(workers, process):
     begin(workers, "--worker_timeout=3")
     os.kill(getattr(workers, process)(0), signal.SIGSTOP)
@@ -96,6 +96,7 @@ def test_a_worker_that_is_stopped_is_lost_after_the_timeout(workers, process):
     assert workers.error(1).endswith("gave no sign of life for 3 seconds\n")
 
 
+@pytest.mark.long
 def test_an_error_of_one_worker_ends_the_others_with_a_line_that_names_it(workers):
     begin(workers, "--end=error")
     assert [workers.code(1), workers.code(0)] == [1, 75]
