@@ -22,8 +22,8 @@ VENV := .venv
 LOWEST_VENV := .venv-lowest
 BUILD_FILES := setup.cfg setup.py
 # A process more than there are cores, since some tests wait for other processes. The tests of one
-# file share networks, so they stay together.
-PYTEST_FLAGS ?= --numprocesses=$(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist=loadfile
+# file share networks, so they stay together; files with few tests are not the last, as some are slow.
+PYTEST_FLAGS ?= --numprocesses=$(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist=loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo         train, gate, calibrate, evaluate, export and time on digits (runs/demo)"

@@ -85,7 +85,11 @@ def test_commands_name_targets_that_exist(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _commands(PAGES[page], "python recip")])
 def test_commands_name_recipes_and_flags_that_exist(page):
-    for _, recipe, *arguments in _commands(PAGES[page], "python recipes/"):
+    commands = [command[1:] for command in _commands(PAGES[page], "python recipes/")]
+    # recipes/launch.py takes the command of another program after two hyphens.
+    launched = [command[command.index("--") + 1 :] for command in commands if "--" in command]
+    commands = [command[: [*command, "--"].index("--")] for command in commands]
+    for recipe, *arguments in commands + launched:
         source = _sources(REPOSITORY / recipe)
         for argument in arguments:
             name, _, value = argument.removeprefix("--").partition("=")

@@ -7,6 +7,7 @@ worker.
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -101,13 +102,20 @@ def _run_as_child(run, index, from_supervisor, to_supervisor):
     finished = threading.Event()
 
     def beat():
+        end = math.inf
         while True:
-            ended, _, _ = select.select([from_supervisor], [], [], BEAT_SECONDS)
+            told, _, _ = select.select([from_supervisor], [], [], BEAT_SECONDS)
+            # A byte says that worker 0 is done. Nothing is read after the supervisor was killed.
+            ended = bool(told) and not os.read(from_supervisor, 1)
+            if told:
+                end = time.monotonic() + FLAGS.worker_timeout
             try:
                 os.write(to_supervisor, b"\n")
             except OSError:
                 ended = True
-            if ended:
+            if finished.is_set() and end < math.inf:
+                os._exit(0)
+            if ended or time.monotonic() > end:
                 os._exit(0 if finished.is_set() else EXIT_LOST)
 
     threading.Thread(target=beat, daemon=True).start()
@@ -133,8 +141,9 @@ class _Watch:
         self.membership = membership
         self.child = child
         self.pipe = pipe
-        # The child ends when it is closed.
+        # The child ends when it is closed, as it is when this process is killed.
         self.lifeline = lifeline
+        self._child_is_told = False
         self._status = None
         self._heard = time.monotonic()
         self._received = b""
@@ -150,9 +159,11 @@ class _Watch:
                 self._wait(BEAT_SECONDS / 2)
                 self.membership.receive()
                 self._check_child()
-                if self.membership.is_chief_done() and self.lifeline is not None:
-                    os.close(self.lifeline)
-                    self.lifeline = None
+                if self.membership.is_chief_done() and not self._child_is_told:
+                    self._child_is_told = True
+                    # A child that has ended meanwhile reads nothing.
+                    with contextlib.suppress(BrokenPipeError):
+                        os.write(self.lifeline, b"\n")
             return self._end_of_child()
         except LostError as lost:
             return self._end_after(lost)

@@ -158,7 +158,12 @@ def test_launch_starts_workers_with_numbered_lines_and_ctrl_c_ends_them(workers,
     lines = [f"[worker {index}] {word}" for index in (0, 1) for word in ("trained", "training")]
     assert sorted(done.stdout.splitlines()) == lines
 
-    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE) as launch:
+    # What runs in the background inherits that SIGINT is ignored; Ctrl-C of a terminal is not.
+    def take_sigint():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    options = {"stdout": subprocess.PIPE, "preexec_fn": take_sigint}
+    with subprocess.Popen([*command, *arguments], **options) as launch:
         for _ in range(2):
             launch.stdout.readline()
         supervisors = [pid for pid in children_of(launch.pid) if children_of(pid)]
