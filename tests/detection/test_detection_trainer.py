@@ -151,6 +151,7 @@ def test_sample_weight_of_0_leaves_an_image_out():
     assert all_but_two["loss"] == pytest.approx(two["loss"] / 2, rel=1e-5)
 
 
+@pytest.mark.long
 def test_mixed_precision_trains():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

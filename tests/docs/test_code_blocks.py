@@ -80,6 +80,7 @@ LONG = (
     "docs/android.md",
     "docs/guides/first_steps.md",
     "docs/guides/to_the_phone.md",
+    "docs/guides/your_own_boxes.md",
     "docs/guides/your_own_images.md",
 )
 RUN_HERE = [

@@ -61,6 +61,7 @@ def test_a_forced_file_takes_one_route_for_every_image(network, routed, width):
         np.testing.assert_allclose(result["output"][0], row, atol=1e-4 * expected.max())
 
 
+@pytest.mark.long
 def test_a_named_file_is_compared_with_each_of_its_widths_alone(network, routed, tmp_path):
     # What stage I saves.
     network.save(tmp_path / "supernet.keras")

@@ -33,6 +33,7 @@ def workdir(tmp_path_factory):
     return save_run(network, tmp_path_factory.mktemp("gate"))
 
 
+@pytest.mark.long
 def test_every_file_of_every_path_has_a_row(workdir, tmp_path):
     options = ("--images=40", "--representative_images=20", "--confidence")
     result = run_program(PROGRAM, f"--model={workdir}", f"--workdir={tmp_path}", *options)

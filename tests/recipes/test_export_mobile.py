@@ -188,6 +188,7 @@ def test_a_flag_allows_as_many_representative_images_as_an_export_reads(program)
     assert program.shared.MOST_REPRESENTATIVE_IMAGES == MOST_IMAGES
 
 
+@pytest.mark.long
 def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
     network = tiny_network(TINY_RESNET)
     network.save(tmp_path / "model.keras")

@@ -39,6 +39,7 @@ def test_a_network_without_attention_has_no_attention_layers():
     assert any("gate" in layer.name for layer in small().subnetwork(0).layers)
 
 
+@pytest.mark.long
 def test_one_width_is_trained_saved_and_exported(tmp_path):
     model = small(**PLAIN)
     images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")

@@ -198,6 +198,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_fails_after_the_last_epoch_leaves_the_network_and_is_done_again(supernet, tmp_path):
     """A run that had ended trains longer, and its recalibration fails."""
@@ -265,6 +266,7 @@ def test_the_folder_of_the_supernet_is_no_folder_of_stage_2(small_supernet):
     assert "is the folder of --supernet, which keeps its own run" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_stage_2_on_two_replicas(supernet, tmp_path):
     (tmp_path / "on_two_replicas.py").write_text(ON_TWO_REPLICAS)

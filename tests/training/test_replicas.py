@@ -214,6 +214,7 @@ def test_replicas_draw_gumbel_noise_of_their_own_and_train_the_same_gate(tmp_pat
     assert figures["apart"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_replicas_weigh_images_as_one_device_and_stop_before_a_wrong_label(tmp_path):
     figures = run(tmp_path, "synchronized", DATA)
