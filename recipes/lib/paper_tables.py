@@ -220,7 +220,7 @@ _ALL = [
         "supernet of Tables 6, 7, 9",
         "",
         "",
-        (Arm("supernet", STAGE_1, "{data}_ds_resnet_supernet", hours=6.0),),
+        (Arm("supernet", STAGE_1, "{data}_ds_resnet_supernet", hours=1.2),),
     ),
     Table(
         "10",
@@ -329,7 +329,7 @@ _ALL = [
                 "supernet",
                 STAGE_1,
                 "{data}_ds_resnet_supernet",
-                hours=6.0,
+                hours=1.1,
                 data="tiny_imagenet",
             ),
             Arm(
@@ -349,11 +349,11 @@ _ALL = [
         "Gates that are transferred with the weights help on another data set.",
         "with the gates' transfer above without",
         (
-            _transfer_arm("supernet", hours=2.8),
-            _transfer_arm("from_scratch", pretrained=False, hours=2.8),
-            _transfer_arm("static_slimmest", "--alone=0", hours=0.8),
-            _transfer_arm("static_middle", "--alone=1", hours=1.0),
-            _transfer_arm("static_widest", "--alone=3", hours=1.4),
+            _transfer_arm("supernet", hours=0.6),
+            _transfer_arm("from_scratch", pretrained=False, hours=0.6),
+            _transfer_arm("static_slimmest", "--alone=0", hours=0.15),
+            _transfer_arm("static_middle", "--alone=1", hours=0.2),
+            _transfer_arm("static_widest", "--alone=3", hours=0.3),
             _transferred_gate("without_transfer", transfer=False),
             _transferred_gate("with_transfer"),
             # A rate of 0 leaves the gates as they came.
