@@ -210,6 +210,7 @@ def _record(folder, arguments, seconds):
 def write_results(table, runs, workdir):
     """Collects a table and writes its files; returns the folder and the name of the files."""
     from keras_dsnet_recipes.lib import collection, peer_latency
+    from keras_dsnet_recipes.lib.pictures import draw_pictures
     from keras_dsnet_recipes.lib.reproduction_page import section
 
     from keras_dsnet.runs import write_table
@@ -230,33 +231,23 @@ def write_results(table, runs, workdir):
     text = section(result)
     with atomic_file(folder / f"{name}.md") as file:
         file.write(f"# {result['title']}\n\n{text}\n")
-    if result["contrasts"]:
-        collection.plot_differences(result, folder / f"{name}_differences.png")
-    if result["curves"]:
-        collection.plot_curves(result, folder / f"{name}_curves.png")
-    if "lines" in result:
-        collection.plot_lines(result, folder / f"{name}_lines.png")
-    if latency:
-        collection.plot_lines(result, folder / f"{name}_latency.png", "ms")
+    draw_pictures(result, folder, name)
     print(f"\n{text}\n", flush=True)
     return folder, name
 
 
 def publish(written):
     """Copies the results into docs/results/reproduction/, and writes the page."""
+    from keras_dsnet_recipes.lib.pictures import PICTURES
     from keras_dsnet_recipes.lib.reproduction_page import write_page
 
     docs = RECIPES.parent / "docs" / "results"
     (docs / "reproduction").mkdir(parents=True, exist_ok=True)
+    endings = ("", *(f"_{ending}" for ending in PICTURES))
     for folder, name in written:
         for path in folder.glob(f"{name}*"):
-            if path.suffix in (".json", ".csv", ".png") and path.stem.removeprefix(name) in (
-                "",
-                "_differences",
-                "_curves",
-                "_lines",
-                "_latency",
-            ):
+            is_result = path.suffix in (".json", ".csv", ".png")
+            if is_result and path.stem.removeprefix(name) in endings:
                 shutil.copyfile(path, docs / "reproduction" / path.name)
     print(f"written: {write_page(docs / 'reproduction.md', docs / 'reproduction')}", flush=True)
 

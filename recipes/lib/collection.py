@@ -17,8 +17,6 @@ _FREE = ("seed", "data_dir", "supernet", "checkpoint_steps", "__paths__")
 _FREE += ("gates_from", "places", "weights")
 # The rows of routings, by the paths of contrasts that are measured above the line.
 _ROUTED = {"gate": "dynamic", "confidence": "confidence"}
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MS = "milliseconds of an image, LiteRT, one thread"
 
 
 def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
@@ -35,7 +33,7 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
 
     Returns:
         Dict that JSON can hold: "rows", "contrasts", "drops", "verdict", "record", and for a table
-        of peers "lines".
+        of peers "lines", for one of gates "shares" and "static".
 
     Raises:
         ValueError: If no run is finished, or the runs differ by more than the flags of their arms.
@@ -49,11 +47,11 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         )
     configs = {run.name: _read(workdir / run.name / "config.json") for run in done}
     _check_same(table, done, configs)
-    lines, refused = {}, {}
+    drawn, refused = {}, {}
     if table.peers:
         measured = peers.Peers(table, done, workdir, split, data_dir)
         rows = measured.rows(latency)
-        lines = {"lines": measured.curves(latency), "not_compared": measured.not_compared()}
+        drawn = {"lines": measured.curves(latency), "not_compared": measured.not_compared()}
         contrasts = [measured.contrast(contrast) for contrast in table.contrasts]
     else:
         measured = _Measured(workdir, split, data_dir)
@@ -62,6 +60,7 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         rows = [row for run in done for row in measured.rows(run)]
         judged = [run for run in done if run.name not in refused]
         contrasts = [_contrast(contrast, judged, measured) for contrast in table.contrasts]
+        drawn = _gates(judged, measured)
     contrasts = [contrast for contrast in contrasts if contrast]
     verdicts = [row["verdict"] for row in contrasts if row["verdict"] is not None]
     return {
@@ -75,7 +74,7 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         "contrasts": contrasts,
         "drops": _drops(done, workdir),
         "curves": _curves(done, workdir),
-        **lines,
+        **drawn,
         "record": {
             **versions(),
             "runs": [_record(run, workdir, configs[run.name]) for run in done],
@@ -159,6 +158,20 @@ class _Measured:
                     rows[-1]["easy"] = gate_rows.easy_share(self._workdir / run.name)
         return rows
 
+    def shares(self, run):
+        """Returns the share of each width at each gate, or None for a run without judged gates."""
+        found = self.hits(run, "saved")
+        if "dynamic" not in found or run.name in self._refused:
+            return None
+        return [{int(w): share for w, share in gate.items()} for gate in found["dynamic"]["shares"]]
+
+    def static_line(self, run):
+        """Returns the mean accuracy of every static width of a run, as dicts of a plot."""
+        return [
+            {"madds": row["madds"], "top1": float(row["hits"].mean())}
+            for row in hits.static_paths(self.hits(run, "saved"))
+        ]
+
     def top1(self, run, path, weights):
         """Returns float `[images]`: hits of a path, or those of a routing above the line."""
         found = self.hits(run, weights)
@@ -180,6 +193,17 @@ class _Measured:
             row = hits.static_paths(self.hits(run, "saved"))[-1]
             arms.setdefault(run.arm.name, {})[run.seed] = row
         return gate_rows.line_of_arms(list(arms.values()), float(np.mean(madds)))
+
+
+def _gates(runs, measured):
+    """Returns what the pictures of gates show: shares of widths, and the lines of supernets."""
+    shares = {run.name: found for run in runs if (found := measured.shares(run)) is not None}
+    if not shares:
+        return {}
+    routed = [run for run in runs if run.name in shares]
+    # Gates of one supernet have its static widths.
+    static = {run.supernet.name: measured.static_line(run) for run in routed}
+    return {"shares": shares, "static": static}
 
 
 def _has_teacher(run):
@@ -326,96 +350,3 @@ def _version(name):
 
 def _read(path):
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-
-
-def plot_differences(result, path):
-    """Draws the differences of a table with their intervals, and the figures of the paper.
-
-    Args:
-        result: Dict of `collect`.
-        path: Path of the image file.
-    """
-    rows = result["contrasts"]
-    figure, axes = _figure(1.2 + 0.45 * len(rows))
-    for number, row in enumerate(rows):
-        low, high = (row["low"], row["high"]) if row["low"] is not None else row["images"]
-        style = "-" if row["low"] is not None else ":"
-        axes.plot([100 * low, 100 * high], [number] * 2, style, color=_COLORS[0], linewidth=2)
-        axes.plot(100 * row["value"], number, "o", color=_COLORS[0])
-        if row["paper"] is not None:
-            axes.plot(100 * row["paper"], number, "D", color=_COLORS[1], markersize=5)
-    axes.axvline(0, color="#555555", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(
-        "difference of top-1 (points); circle: measured, diamond: the paper on ImageNet"
-    )
-    figure.savefig(path, dpi=160, bbox_inches="tight")
-
-
-def plot_curves(result, path):
-    """Draws the accuracy of the slimmest over the epochs of every arm, as Fig. 6.
-
-    Args:
-        result: Dict of `collect`.
-        path: Path of the image file.
-    """
-    figure, axes = _figure(4)
-    arms = []
-    for name, curve in result["curves"].items():
-        arm = name.partition("_")[2].rpartition("_s")[0]
-        label = None if arm in arms else arm.replace("_", " ")
-        arms += [] if arm in arms else [arm]
-        color = _COLORS[arms.index(arm) % len(_COLORS)]
-        axes.plot(
-            range(1, len(curve) + 1), [100 * top1 for top1 in curve], color=color, label=label
-        )
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 of the slimmest (%), validation images")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=160, bbox_inches="tight")
-
-
-def plot_lines(result, path, cost="madds"):
-    """Draws accuracy against a cost, one line for each peer and seed.
-
-    Args:
-        result: Dict of `collect` with "lines".
-        path: Path of the image file.
-        cost: "madds" or "ms".
-    """
-    figure, axes = _figure(4.5)
-    scale, label = {"madds": (1e-6, "multiply-adds of an image (M)"), "ms": (1, _MS)}[cost]
-    for number, (name, lines) in enumerate(result["lines"].items()):
-        color = _COLORS[number % len(_COLORS)]
-        for index, line in enumerate(lines):
-            points = [point for point in line if cost in point]
-            axes.plot(
-                [scale * point[cost] for point in points],
-                [100 * point["top1"] for point in points],
-                marker="o",
-                markersize=3,
-                color=color,
-                label=name.replace("_", " ") if index == 0 else None,
-            )
-    axes.set_xlabel(label)
-    axes.set_ylabel(f"top-1 (%), images {result['images']}")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=160, bbox_inches="tight")
-
-
-def _figure(height):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, height))
-    return figure, figure.subplots()
-
-
-def _label(row):
-    weights = ", online" if row["weights"] == "online" else ""
-    paths = row["path"]
-    if row.get("second_path", paths) != paths:
-        paths += f" - {row['second_path']}"
-    return f"{row['first']} - {row['second']}, {paths}{weights}".replace("_", " ")

@@ -5,6 +5,7 @@ import pathlib
 
 from keras_dsnet_recipes.lib.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
 from keras_dsnet_recipes.lib.paper_tables import ELSEWHERE, TABLES
+from keras_dsnet_recipes.lib.pictures import PICTURES
 from keras_dsnet_recipes.lib.reproduction import plan
 
 _INTRODUCTION = """\
@@ -247,11 +248,8 @@ def _record(record):
 
 
 def _pictures(name, folder):
-    pictures = [("differences", "differences"), ("curves", "the slimmest over the epochs")]
-    pictures += [("lines", "accuracy against multiply-adds")]
-    pictures += [("latency", "accuracy against milliseconds")]
     lines = []
-    for ending, about in pictures:
+    for ending, about in PICTURES.items():
         if (folder / f"{name}_{ending}.png").is_file():
             lines += [f"![{about}]({folder.name}/{name}_{ending}.png)", ""]
     return lines

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras_dsnet_recipes.lib import collection, gate_rows, hits
 from keras_dsnet_recipes.lib.paper_tables import TABLES, Arm, Contrast, Table
+from keras_dsnet_recipes.lib.pictures import draw_pictures
 from keras_dsnet_recipes.lib.reproduction import plan
 from keras_dsnet_recipes.lib.reproduction_page import section
 
@@ -17,10 +18,13 @@ def rows_of(slimmest, widest):
     counts = {"0": slimmest, "3": widest, "dynamic": (slimmest + widest) // 2 + 20}
     madds = {"0": 1e6, "3": 3e6, "dynamic": 2e6}
     place = np.arange(IMAGES)
-    return {
+    rows = {
         name: {"path": name, "hits": place < count, "madds": madds[name]}
         for name, count in counts.items()
     }
+    # JSON has no other keys than strings.
+    rows["dynamic"]["shares"] = [{"0": 0.25, "3": 0.75}, {"0": 1.0}]
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,18 @@ def test_easy_images_stand_beside_every_gate(collect):
     assert [row["easy"] for row in gates] == [0.625, 0.625]
     assert "62.5, 62.5 |" in section(result)
     assert result["verdict"] == "holds"
+
+
+def test_pictures_show_the_gates_that_are_judged(collect, tmp_path):
+    result = collect([(700, 860), (700, 790)])
+    assert result["shares"] == {"table6_all_three_s0": [{0: 0.25, 3: 0.75}, {0: 1.0}]}
+    assert result["static"] == {
+        "tableresnet_supernet_s0": [{"madds": 1e6, "top1": 0.7}, {"madds": 3e6, "top1": 0.86}]
+    }
+    draw_pictures(result, tmp_path, "table6")
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        f"table6_{ending}.png" for ending in ("differences", "gates", "shares")
+    }
 
 
 def test_confidence_is_compared_above_the_same_line(collect):

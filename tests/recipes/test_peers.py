@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib import collection, comparison, hits, peers, reproduction_page
+from keras_dsnet_recipes.lib import collection, comparison, hits, peers, pictures, reproduction_page
 from keras_dsnet_recipes.lib.paper_tables import EARLY_EXIT, STAGE_1, TABLES
 from keras_dsnet_recipes.lib.reproduction import plan
 
@@ -170,7 +170,7 @@ def test_latency_is_the_mean_over_what_images_run(saved):
 
 def test_pictures_have_a_line_for_each_peer(saved, tmp_path):
     result = collect(saved)
-    collection.plot_lines(result, tmp_path / "lines.png")
+    pictures.plot_lines(result, tmp_path / "lines.png")
     assert (tmp_path / "lines.png").stat().st_size
     madds = [point["madds"] for point in result["lines"]["early_exit"][0]]
     assert madds == sorted(madds)

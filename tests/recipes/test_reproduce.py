@@ -253,6 +253,8 @@ def test_quick_tables_of_gates(name, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "results" / f"table{name}_digits.json").read_text())
     assert {row["path"] for row in result["rows"]} == {"slimmest", "widest", "gate"}
+    for ending in ("differences", "gates", "shares"):
+        assert (tmp_path / "results" / f"table{name}_digits_{ending}.png").stat().st_size
 
 
 @pytest.mark.long
