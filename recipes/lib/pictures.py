@@ -147,7 +147,7 @@ def plot_gates(result, path):
         )
     axes.set_xlabel("multiply-adds of an image (M), the mean")
     axes.set_ylabel(f"top-1 (%), images {result['images']}")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=160, bbox_inches="tight")
 
