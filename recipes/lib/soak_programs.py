@@ -195,7 +195,6 @@ SUBJECTS = {
             "--epochs=2",
             "--evaluate_epochs=2",
             "--learning_rate=0.4",
-            "--paths=0,13",
             "--recalibration_steps=2",
             *_TRAINING,
         ),
