@@ -15,6 +15,7 @@ _IMAGES = 256
 # Outputs of the same batch are equal bit for bit on one thread of TensorFlow.
 _TOLERANCE = 1e-6
 _WARM_UP = 0.1
+_COPIES = 3
 # A leak keeps more than a page for each prediction, and more than allocators keep in all.
 _LEAK_BYTES = 4096.0
 _LEAK_MEBIBYTES = 32.0
@@ -33,6 +34,7 @@ def run_predictions(results, folder, network, count, num_threads, seed):
     """
     images = make_images(network, seed)
     run_of_network(results, network, images, count, num_threads, seed)
+    run_first_calls(results, network, images, num_threads, seed)
     run_of_files(results, folder, network, images, count, num_threads, seed)
 
 
@@ -46,6 +48,30 @@ def run_of_network(results, network, images, count, num_threads, seed):
             row = _compare(_Network(network), batches, count, num_threads, seed)
             traces = {"new_traces": row.pop("counter")}
             results.add(_row(subject, row, traces))
+
+
+def run_first_calls(results, network, images, num_threads, seed):
+    """Lets all threads call new copies of a network at once, which trace while others predict.
+
+    Two threads that need the same function at the same time may both trace it. The row counts the
+    traces that one thread would not have made.
+    """
+    subject = "network, first calls"
+    if results.find("predictions", subject, 0) is not None:
+        return
+    network.routing = "gate+confidence"
+    batches = _random_batches(images, LARGEST_BATCH, num_threads, [seed, len(ROUTINGS)])
+    copies = []
+    for _ in range(_COPIES):
+        copy = type(network).from_config(network.get_config())
+        copy.set_weights(network.get_weights())
+        row = _compare(_Network(copy), batches, 4 * num_threads, num_threads, seed, network)
+        row["counter"] -= network.trace_count
+        copies.append(row)
+    row = {name: max(copy[name] for copy in copies) for name in copies[0] if name != "failures"}
+    row["failures"] = [failure for copy in copies for failure in copy["failures"]]
+    extra = {"double_traces": max(0, row.pop("counter"))}
+    results.add(_row(subject, row, extra))
 
 
 def run_of_files(results, folder, network, images, count, num_threads, seed):
@@ -120,9 +146,13 @@ class _File:
         return 0
 
 
-def _compare(call, batches, count, num_threads, seed):
-    """Returns how the results of many threads differ from those of one, and what they cost."""
-    expected = [call(batch) for batch in batches]
+def _compare(call, batches, count, num_threads, seed, reference=None):
+    """Returns how the results of many threads differ from those of one, and what they cost.
+
+    The one thread calls the network `reference` where it is given.
+    """
+    alone = call if reference is None else _Network(reference)
+    expected = [alone(batch) for batch in batches]
     widths = np.unique(np.concatenate([np.ravel(paths) for _, paths in expected]))
     before = call.counter()
     memory = _Memory(count)

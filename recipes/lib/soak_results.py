@@ -48,7 +48,8 @@ class Results:
         with atomic_file(self.path) as file:
             json.dump({"settings": self.settings, "rows": self.rows}, file, indent=1)
         state = "; ".join(row["problems"]) or "as expected"
-        print(f"{row['part']}, {row['subject']}, round {row['round'] + 1}: {state}", flush=True)
+        which = f"round {row['round'] + 1}" if row["round"] >= 0 else "without a kill"
+        print(f"{row['part']}, {row['subject']}, {which}: {state}", flush=True)
 
 
 def summary(rows):
@@ -77,7 +78,7 @@ def summary(rows):
 
 COUNTS = ("kills", "in_write", "failed_writes")
 LARGEST = (
-    *("predictions", "difference", "other_paths", "new_traces"),
+    *("predictions", "difference", "other_paths", "new_traces", "double_traces"),
     *("bytes_per_prediction", "memory_growth", "seconds_to_end"),
 )
 _TITLES = {
@@ -86,6 +87,7 @@ _TITLES = {
     "difference": "largest difference",
     "other_paths": "other paths",
     "new_traces": "new traces",
+    "double_traces": "traces made twice",
     "bytes_per_prediction": "bytes kept per prediction",
     "memory_growth": "memory growth (MiB)",
     "seconds_to_end": "longest wait for the others (s)",

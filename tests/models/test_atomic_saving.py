@@ -82,7 +82,7 @@ def test_hdf5_never_writes_to_the_disk(network, tmp_path, monkeypatch):
 def test_the_errors_and_the_question_are_those_of_keras(network, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         network.save(tmp_path / "nowhere" / "model.keras")
-    with pytest.raises(ValueError, match="must end in `.weights.h5`"):
+    with pytest.raises(ValueError, match=r"must end in `\.weights\.h5`"):
         network.save_weights(tmp_path / "model.h5x")
     path = tmp_path / "model.keras"
     path.write_text("mine")

@@ -43,6 +43,8 @@ def test_eight_threads_predict_what_one_does(network, results):
     assert all(row["predictions"] == 40 for row in results.rows)
     # Wrong paths are found only if images have different ones.
     assert results.rows[1]["widths"] > 1
+    soak_predictions.run_first_calls(results, network, images, 8, seed=0)
+    assert results.rows[3]["problems"] == []
     again = Results(results.path, {"seed": 0})
     soak_predictions.run_of_network(again, None, images, 40, 8, seed=0)
     assert again.rows == results.rows
@@ -51,7 +53,7 @@ def test_eight_threads_predict_what_one_does(network, results):
 @pytest.mark.long
 def test_threads_share_an_interpreter_or_have_their_own(tmp_path):
     rows = run_part(tmp_path, "predictions", "--predictions=300")
-    assert len(rows) == 7
+    assert len(rows) == 8
 
 
 def test_a_wrong_prediction_a_new_trace_and_an_error_are_found(network, monkeypatch, results):
