@@ -267,7 +267,8 @@ def test_a_full_disk_of_the_chief_is_one_line_and_the_run_goes_on(workers, progr
         assert [workers.code(0), workers.code(1)] == [1, 75]
         line = workers.error(0)
         assert line.count("\n") == 1
-        assert line.startswith("error: No space left on device: The checkpoint of step ")
+        assert line.startswith("error: The checkpoint of step ")
+        assert line.endswith("No space left on device; the last checkpoint is unchanged\n")
         name = f"worker 0 ({workers.addresses[0]})"
         assert workers.error(1) == f"error: {name} ended with exit code 1, see its error\n"
         disk.clear()
