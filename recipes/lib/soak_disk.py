@@ -15,7 +15,7 @@ from keras_dsnet_recipes.lib.soak_writes import WRITES, Disk
 
 TOOLS = ("unshare", "mount")
 SUBJECTS = ("stage I", "stage II", "detection", "export")
-_LAST_SECONDS = 600.0
+_LAST_SECONDS = 1800.0
 _FULL_LINE = "No space left on device"
 _PAGE = 4096
 _ROOM = 64 * 2**20
@@ -98,7 +98,7 @@ def _limit_cluster(results, folder, subject, count, seed):
 
     def run(workdir):
         with Workers(subject, inputs, workdir, output) as workers:
-            return workers.wait_for_all(_LAST_SECONDS)
+            return workers.wait_for_all(_LAST_SECONDS)[0]
 
     for index in range(count):
         if results.find("disk", name, index) is not None:

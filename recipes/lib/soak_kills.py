@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-import time
 
 import numpy as np
 from keras_dsnet_recipes.lib import soak_save
@@ -11,17 +10,18 @@ from keras_dsnet_recipes.lib.soak_programs import SUBJECTS, Programs, command_of
 
 KILLED = -9
 # The kills of one run before it may go on to its end.
-_KILLS_OF_A_ROUND = 3
-# The share of the seconds of the whole run within which it is killed.
-_LATEST = 0.95
-_LOOK_SECONDS = 0.001
+KILLS_OF_A_ROUND = 5
+# The share of the processor time of a whole run within which it is killed, first and once it goes
+# on from a checkpoint.
+_LATEST, _LATEST_OF_REST = 0.95, 0.6
+_LOOK_SECONDS, _WRITE_LOOK_SECONDS = 0.02, 0.001
 
 
 def run_kills(results, folder, count, seed, subjects=None):
     """Kills each program several times, and compares how it ends with a run that was not killed.
 
     Half of the kills come at a random moment, and half at the next write of a file after a random
-    moment.
+    moment. Moments are processor times, which do not depend on what else the machine does.
 
     Args:
         results: `Results`, which keeps the rows.
@@ -35,37 +35,39 @@ def run_kills(results, folder, count, seed, subjects=None):
     subjects = list(subjects or SUBJECTS)
     shares = [count // len(subjects) + (i < count % len(subjects)) for i in range(len(subjects))]
     with Programs() as programs:
-        for subject, share in zip(subjects, shares, strict=True):
-            rounds = _Rounds(programs, subject, folder, results)
-            if share:
-                rounds.run(share, seed)
+        rounds = [
+            _Rounds(programs, subject, folder, results, share, seed)
+            for subject, share in zip(subjects, shares, strict=True)
+        ]
+        # A kill can come too late, so there may be more rounds.
+        for index in range(3 * max(shares)):
+            for each in rounds:
+                each.run(index)
 
 
 class _Rounds:
     """The rounds of one program."""
 
-    def __init__(self, programs, subject, folder, results):
+    def __init__(self, programs, subject, folder, results, share, seed):
         self.programs, self.subject, self.results = programs, subject, results
         self.inputs = folder / "inputs"
         self.folder = folder / subject.replace(" ", "_")
         self.expected = self.folder / "expected"
+        self.left, self.seed = share, seed
 
-    def run(self, share, seed):
-        """Runs rounds until the program was killed `share` times."""
-        whole = self._expect()
-        index, killed = 0, 0
-        # A kill can come too late.
-        while killed < share and index < 3 * share:
-            row = self.results.find("kills", self.subject, index)
-            if row is None:
-                generator = np.random.default_rng([seed, *self.subject.encode(), index])
-                row = self._round(index, min(share - killed, _KILLS_OF_A_ROUND), whole, generator)
-                self.results.add(row)
-            killed += row["kills"]
-            index += 1
+    def run(self, index):
+        """Runs a round, unless the program was killed often enough."""
+        if not self.left:
+            return
+        row = self.results.find("kills", self.subject, index)
+        if row is None:
+            generator = np.random.default_rng([self.seed, *self.subject.encode(), index])
+            row = self._round(index, min(self.left, KILLS_OF_A_ROUND), self._expect(), generator)
+            self.results.add(row)
+        self.left -= row["kills"]
 
     def _expect(self):
-        """Runs the program to its end without a kill, and returns its seconds."""
+        """Runs the program to its end without a kill, and returns its processor time."""
         row = self.results.find("kills", self.subject, -1)
         if row is None or not self.expected.exists():
             _clear(self.expected)
@@ -86,9 +88,9 @@ class _Rounds:
         workdir, output = self.folder / f"round{index}", self.folder / f"round{index}.txt"
         _clear(workdir)
         problems, killed, in_write = [], 0, 0
-        for _ in range(kills):
+        for number in range(kills):
             at_write = bool(generator.random() < 0.5)
-            moment = float(generator.uniform(0, _LATEST * whole))
+            moment = random_moment(generator, whole, number)
             running = self.programs.start(self._command(workdir), output)
             code, is_writing = kill_at(running, workdir, moment, at_write)
             if code == 0:
@@ -117,11 +119,22 @@ class _Rounds:
         }
 
 
-def kill_at(running, workdir, moment, at_write):
-    """Kills a program some time after its start.
+def random_moment(generator, whole, number):
+    """Returns the processor time of a kill, in seconds.
 
     Args:
-        running: Has `poll` and `kill`, as `Running` has.
+        generator: NumPy generator.
+        whole: Float, the processor time of a run that is not killed.
+        number: Int, the kills of this run so far.
+    """
+    return float(generator.uniform(0, whole * (_LATEST_OF_REST if number else _LATEST)))
+
+
+def kill_at(running, workdir, moment, at_write):
+    """Kills a program when it has taken some processor time.
+
+    Args:
+        running: Has `poll`, `processor_seconds` and `kill`, as `Running` has.
         workdir: Path of the folder that the program writes into.
         moment: Float, seconds.
         at_write: Bool, whether to wait then until a file is being written.
@@ -130,10 +143,11 @@ def kill_at(running, workdir, moment, at_write):
         `(code, is_writing)`: the exit code, and whether a file was being written when the program
         was killed.
     """
-    code = running.poll(moment)
+    code = running.poll()
+    while code is None and running.processor_seconds() < moment:
+        code = running.poll(_LOOK_SECONDS)
     while code is None and at_write and not temporary_files(workdir):
-        time.sleep(_LOOK_SECONDS)
-        code = running.poll()
+        code = running.poll(_WRITE_LOOK_SECONDS)
     if code is None:
         code = running.kill()
     return code, bool(temporary_files(workdir))

@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 RECIPES = pathlib.Path(__file__).resolve().parents[1]
 SIZE = 32
@@ -31,7 +30,8 @@ for line in sys.stdin:
         runpy.run_path(argv[0], run_name="__main__")
         sys.exit(0)
     print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    _, status, used = os.wait4(child, 0)
+    print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
 """
 
 
@@ -69,10 +69,9 @@ class Programs:
         return Running(self._server.stdout)
 
     def run(self, command, output):
-        """Runs a program to its end, and returns its exit code and the seconds that it took."""
-        began = time.monotonic()
-        code = self.start(command, output).wait()
-        return code, time.monotonic() - began
+        """Runs a program to its end, and returns its exit code and its processor time."""
+        running = self.start(command, output)
+        return running.wait(), running.processor_seconds()
 
 
 class Running:
@@ -84,12 +83,17 @@ class Running:
         if not line:
             raise OSError("The process that starts the programs has ended")
         self.pid = int(line)
-        self._code = None
+        self._code = self._seconds = None
+
+    def processor_seconds(self):
+        """Returns the processor time that the program has taken."""
+        return processor_seconds(self.pid) if self._seconds is None else self._seconds
 
     def poll(self, seconds=0.0):
         """Returns the exit code, negative for a signal, or None if the program still runs."""
         if self._code is None and select.select([self._answers], [], [], seconds)[0]:
-            self._code = int(self._answers.readline())
+            code, seconds = self._answers.readline().split()
+            self._code, self._seconds = int(code), float(seconds)
         return self._code
 
     def wait(self):
@@ -103,6 +107,15 @@ class Running:
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()
+
+
+def processor_seconds(pid):
+    """Returns the processor time of a process that runs, or 0.0."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def make_inputs(folder):

@@ -14,16 +14,15 @@ import numpy as np
 from keras_dsnet_recipes.lib import supervisor
 from keras_dsnet_recipes.lib.cluster import free_addresses
 from keras_dsnet_recipes.lib.soak_files import damaged_files, differences
-from keras_dsnet_recipes.lib.soak_kills import kill_at
-from keras_dsnet_recipes.lib.soak_programs import command_of, make_inputs
+from keras_dsnet_recipes.lib.soak_kills import KILLS_OF_A_ROUND, kill_at, random_moment
+from keras_dsnet_recipes.lib.soak_programs import command_of, make_inputs, processor_seconds
 
 SUBJECTS = ("stage I", "stage II")
 WORKERS = 2
 # The others must end within a minute.
 _LIMIT = 60.0
-_LAST_SECONDS = 600.0
-_KILLS_OF_A_ROUND = 3
-_LATEST = 0.95
+_LAST_SECONDS = 1800.0
+_LOOK_SECONDS = 0.05
 # A worker is slow to give a sign of life on a machine that does other work.
 _FLAGS = ("--strategy=multi_worker", "--worker_timeout=150", "--start_timeout=45")
 
@@ -53,19 +52,21 @@ def _run_rounds(results, inputs, folder, subject, share, seed):
     if row is None or not expected.exists():
         _clear(expected)
         with Workers(subject, inputs, expected, folder / "expected") as workers:
-            began = time.monotonic()
-            codes = workers.wait_for_all(_LAST_SECONDS)
+            whole, trainer = 0.0, Victim(workers, 0, "trainer")
+            while trainer.poll(_LOOK_SECONDS) is None:
+                whole = max(whole, trainer.processor_seconds())
+            codes, _ = workers.wait_for_all(_LAST_SECONDS)
         if any(codes):
             raise ValueError(f"{subject} failed without a kill, see {folder}/expected.*.txt")
         row = {"part": "workers", "subject": subject, "round": -1, "kills": 0, "problems": []}
-        row["seconds"] = time.monotonic() - began
+        row["seconds"] = whole
         results.add(row)
     whole, index, killed = row["seconds"], 0, 0
     while killed < share and index < 3 * share:
         row = results.find("workers", subject, index)
         if row is None:
             generator = np.random.default_rng([seed, *subject.encode(), index])
-            kills = min(share - killed, _KILLS_OF_A_ROUND)
+            kills = min(share - killed, KILLS_OF_A_ROUND)
             row = _round(subject, inputs, folder, index, kills, whole, generator)
             results.add(row)
         killed += row["kills"]
@@ -77,18 +78,17 @@ def _round(subject, inputs, folder, index, kills, whole, generator):
     workdir, output = folder / f"round{index}", folder / f"round{index}"
     _clear(workdir)
     problems, killed, in_write, longest = [], 0, 0, 0.0
-    for _ in range(kills):
+    for number in range(kills):
         victim, of_trainer = int(generator.integers(WORKERS)), bool(generator.integers(2))
         # Only the chief writes files.
         at_write = victim == 0 and bool(generator.integers(2))
-        moment = float(generator.uniform(0, _LATEST * whole))
+        moment = random_moment(generator, whole, number)
         with Workers(subject, inputs, workdir, output) as workers:
             kind = "trainer" if of_trainer else "supervisor"
             process = Victim(workers, victim, kind)
             code, is_writing = kill_at(process, workdir, moment, at_write)
-            began = time.monotonic()
-            codes = workers.wait_for_all(_LIMIT)
-            seconds = time.monotonic() - began
+            codes, seconds = workers.wait_for_all(_LIMIT)
+            left = workers.processes_left(_LIMIT)
         if not process.was_killed or 0 in codes:
             # It had ended, or the others had, so there was nothing to lose.
             problems += [f"worker {victim} ended with {code}"] * (code not in (0, None))
@@ -96,12 +96,13 @@ def _round(subject, inputs, folder, index, kills, whole, generator):
         killed += 1
         in_write += is_writing
         longest = max(longest, seconds)
+        problems += [f"after the end of worker {index} a process of it ran on" for index in left]
         other = codes[1 - victim]
         if other != supervisor.EXIT_LOST:
             problems.append(f"after the end of the {kind} of {victim} the other ended with {other}")
         problems += damaged_files(workdir)
     with Workers(subject, inputs, workdir, output) as workers:
-        codes = workers.wait_for_all(_LAST_SECONDS)
+        codes, _ = workers.wait_for_all(_LAST_SECONDS)
     if any(codes):
         problems.append(f"the same command ended with {codes}, see {output}.*.txt")
     else:
@@ -156,12 +157,37 @@ class Workers:
             process.wait()
 
     def wait_for_all(self, seconds):
-        """Returns the exit codes; None stands for a worker that still runs after the seconds."""
-        end = time.monotonic() + seconds
-        for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, end - time.monotonic()))
-        return [process.poll() for process in self.processes]
+        """Waits for the workers; returns their exit codes, and the seconds until the last end.
+
+        The code of a worker that still runs after the seconds is None. Time in which this process
+        was stopped, as by a debugger, is not counted.
+        """
+        waited = _wait_until(lambda: None not in [each.poll() for each in self.processes], seconds)
+        return [process.poll() for process in self.processes], waited
+
+    def processes_left(self, seconds):
+        """Returns the numbers of the workers of which a process still runs after some seconds."""
+        _wait_until(lambda: not any(map(is_group, self.processes)), seconds)
+        return [index for index, process in enumerate(self.processes) if is_group(process)]
+
+
+def is_group(process):
+    """Returns whether a process of the group of a started process runs."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait_until(is_over, seconds):
+    """Waits until a function returns True, for some seconds at most; returns the seconds."""
+    waited = 0.0
+    while not is_over() and waited < seconds:
+        began = time.monotonic()
+        time.sleep(_LOOK_SECONDS)
+        waited += min(time.monotonic() - began, 10 * _LOOK_SECONDS)
+    return waited
 
 
 class Victim:
@@ -177,12 +203,17 @@ class Victim:
             self._supervisor.wait(seconds)
         return self._supervisor.poll()
 
+    def processor_seconds(self):
+        """Returns the processor time of the trainer."""
+        children = children_of(self._supervisor.pid)
+        # The first child filters the lines of native libraries.
+        return processor_seconds(children[-1]) if len(children) > 1 else 0.0
+
     def kill(self):
         """Kills the process, or the supervisor before it has a trainer."""
         pid = self._supervisor.pid
         children = children_of(pid)
         if self._kind == "trainer" and len(children) > 1:
-            # The first child filters the lines of native libraries.
             pid = children[-1]
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
