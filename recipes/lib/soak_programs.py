@@ -11,7 +11,7 @@ import sys
 RECIPES = pathlib.Path(__file__).resolve().parents[1]
 SIZE = 32
 _CLASSES = ("green", "red")
-_SCENES = 24
+_SCENES = 40
 _DIGITS = ("--dataset=digits", "--train_split=train[:256]", "--eval_split=test[:100]")
 # Imports TensorFlow once, and forks a process for each program: a start then takes no seconds.
 _SERVER = """
