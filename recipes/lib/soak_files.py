@@ -1,4 +1,4 @@
-"""The files of a run: whether they are complete, and whether those of two runs are equal."""
+"""The files of a run: what is damaged, what differs from those of another run."""
 
 import csv
 import io
@@ -111,7 +111,7 @@ def _content(path):
             with zipfile.ZipFile(path) as archive:
                 config = json.loads(archive.read("config.json"))
                 weights = archive.read("model.weights.h5")
-            return _without_names(config), _arrays(io.BytesIO(weights))
+            return _without_numbers(config), _arrays(io.BytesIO(weights))
         case ".h5":
             return _arrays(path)
         case ".json":
@@ -147,7 +147,10 @@ def _bits(array):
     return array.dtype.str, array.shape, array.tobytes()
 
 
-def _without_names(config):
-    """Returns a config without the number that Keras appends to the name of a model."""
-    inner = config.get("config", {})
-    return {**inner, "name": None} if isinstance(inner, dict) else inner
+def _without_numbers(value):
+    """Returns a config without what Keras numbers anew in each process."""
+    if isinstance(value, dict):
+        return {
+            key: _without_numbers(item) for key, item in value.items() if key != "shared_object_id"
+        }
+    return [_without_numbers(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Programs that are killed at random moments, and started again until they end."""
+"""Programs that are killed at random moments until they end."""
 
 import pathlib
 import shutil

@@ -53,8 +53,7 @@ def run_of_network(results, network, images, count, num_threads, seed):
 def run_first_calls(results, network, images, num_threads, seed):
     """Lets all threads call new copies of a network at once, which trace while others predict.
 
-    Two threads that need the same function at the same time may both trace it. The row counts the
-    traces that one thread would not have made.
+    A function that several threads need at the same time must be traced once.
     """
     subject = "network, first calls"
     if results.find("predictions", subject, 0) is not None:
@@ -68,7 +67,9 @@ def run_first_calls(results, network, images, num_threads, seed):
         row = _compare(_Network(copy), batches, 4 * num_threads, num_threads, seed, network)
         row["counter"] -= network.trace_count
         copies.append(row)
-    row = {name: max(copy[name] for copy in copies) for name in copies[0] if name != "failures"}
+    # Traces take memory, which is not kept per prediction.
+    left_out = "failures", "memory_growth", "bytes_per_prediction"
+    row = {name: max(copy[name] for copy in copies) for name in copies[0] if name not in left_out}
     row["failures"] = [failure for copy in copies for failure in copy["failures"]]
     extra = {"double_traces": max(0, row.pop("counter"))}
     results.add(_row(subject, row, extra))
@@ -246,9 +247,11 @@ def _row(subject, row, counts):
         problems.append(f"{row['other_paths']} widths differ from those of one thread")
     if row["difference"] > _TOLERANCE:
         problems.append(f"outputs differ by {row['difference']:.2g} from those of one thread")
-    if counts.get("new_traces"):
-        problems.append(f"{counts['new_traces']} new traces")
-    if row["bytes_per_prediction"] > _LEAK_BYTES and row["memory_growth"] > _LEAK_MEBIBYTES:
-        problems.append(f"each prediction keeps {row['bytes_per_prediction']:.0f} bytes")
+    for name, text in (("new_traces", "new traces"), ("double_traces", "traces made twice")):
+        if counts.get(name):
+            problems.append(f"{counts[name]} {text}")
+    kept, grown = row.get("bytes_per_prediction", 0.0), row.get("memory_growth", 0.0)
+    if kept > _LEAK_BYTES and grown > _LEAK_MEBIBYTES:
+        problems.append(f"each prediction keeps {kept:.0f} bytes")
     base = {"part": "predictions", "subject": subject, "round": 0}
     return {**base, **row, **counts, "problems": problems}

@@ -1,4 +1,4 @@
-"""The rows of a soak: one file that a killed soak goes on from, and their summary."""
+"""The rows of a soak, from which a soak that was stopped goes on."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""A program that saves a network again and again, for a soak to kill it.
+"""A program that saves a network many times, for a soak to kill it.
 
 Each time all variables of the network have the same value, the number of the save, so a file with
 parts of two saves is found.

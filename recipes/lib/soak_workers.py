@@ -1,4 +1,4 @@
-"""Two workers of this machine that are killed at random moments, and started again."""
+"""Two workers of this machine that are killed at random moments."""
 
 import contextlib
 import json
