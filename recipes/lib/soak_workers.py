@@ -90,8 +90,10 @@ def _round(subject, inputs, folder, index, kills, whole, generator):
             codes, seconds = workers.wait_for_all(_LIMIT)
             left = workers.processes_left(_LIMIT)
         if not process.was_killed or 0 in codes:
-            # It had ended, or the others had, so there was nothing to lose.
-            problems += [f"worker {victim} ended with {code}"] * (code not in (0, None))
+            # It had ended, or the others had, so there was nothing to lose. TensorFlow ends all
+            # workers when one stands still, as on a machine that does much else.
+            early = code not in (0, None, supervisor.EXIT_LOST)
+            problems += [f"worker {victim} ended with {code}"] * early
             continue
         killed += 1
         in_write += is_writing
