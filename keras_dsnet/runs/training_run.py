@@ -378,12 +378,13 @@ class TensorBoardLog(GlobalStepCallback):
             self._writer.flush()
 
     def on_train_end(self, logs=None):
-        self._writer.close()
+        with _os_error_of_a_full_disk(self.folder):
+            self._writer.close()
         self._writer = None
 
     def _write(self, logs):
         self._written_step = self.step
-        with self._writer.as_default(step=self.step), _os_error_of_a_full_disk(self.folder):
+        with _os_error_of_a_full_disk(self.folder), self._writer.as_default(step=self.step):
             for name, value in logs.items():
                 tf.summary.scalar(_tag(name), float(value))
 
