@@ -25,7 +25,7 @@ for line in sys.stdin:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number in (1, 2):
-            os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+            os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
         sys.argv = argv
         runpy.run_path(argv[0], run_name="__main__")
         sys.exit(0)
