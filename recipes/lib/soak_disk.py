@@ -104,7 +104,7 @@ def _limit_cluster(results, folder, subject, count, seed):
         if results.find("disk", name, index) is not None:
             continue
         if not _is_complete(expected):
-            _run_unlimited(expected, lambda workdir: max(run(workdir)))
+            _run_unlimited(expected, lambda workdir: int(any(code != 0 for code in run(workdir))))
         generator = np.random.default_rng([seed, *name.encode(), index])
         size = int(generator.uniform(0.02, 0.98) * size_of(expected))
         lines = pathlib.Path(f"{output}.0.txt")
