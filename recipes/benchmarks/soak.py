@@ -114,8 +114,8 @@ def run_predictions(results, folder):
 
 def enter_namespace():
     """Runs the part of the disk again where it may mount file systems."""
-    rest = [word for word in sys.argv[1:] if not word.startswith("--parts")]
-    program = [sys.executable, __file__, *rest, "--parts=disk", "--in_namespace"]
+    given = [f"--{name}={FLAGS[name].value}" for name in ("workdir", "disks", "seed", "debug")]
+    program = [sys.executable, __file__, *given, "--parts=disk", "--in_namespace"]
     code = subprocess.run([*soak_disk.namespace(), *program], check=False).returncode
     if code:
         raise ValueError(f"the part of the disk ended with exit code {code}; its error is above")
