@@ -19,7 +19,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ import time
 
 from absl import flags
 from keras_dsnet_recipes.lib import supervisor
+from keras_dsnet_recipes.lib.cluster import free_addresses
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
@@ -47,15 +47,6 @@ def check_arguments(arguments):
         name, _, value = argument.lstrip("-").partition("=")
         if name == "strategy" and value != supervisor.STRATEGY:
             raise ValueError(f"Workers need --strategy={supervisor.STRATEGY}. Received: {argument}")
-
-
-def free_addresses(count):
-    """Returns addresses of this machine that no process listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 def start_worker(command, addresses, index):

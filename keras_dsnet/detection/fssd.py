@@ -21,6 +21,7 @@ from keras_dsnet.detection.fssd_arguments import (
 from keras_dsnet.detection.fssd_head import HEADS, FSSDHead
 from keras_dsnet.detection.multibox import BACKGROUND, decode_boxes
 from keras_dsnet.models import DynamicSlimmableNetwork, arguments
+from keras_dsnet.models.atomic_saving import AtomicSaving
 from keras_dsnet.models.costs import CostCounter, dynamic_madds
 from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import level_shapes, sections_up_to
@@ -35,7 +36,7 @@ _PYRAMID_CHANNELS = 256
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class FSSD(DetectorRouting, DetectorExport, EagerPrediction, keras.Model):
+class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, keras.Model):
     """Feature fusion single shot detector (arXiv 1712.00960) on a dynamic slimmable backbone.
 
     A 1x1 convolution gives each source level of the backbone the same number of channels. The

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_dsnet.models import arguments, serialization
+from keras_dsnet.models.atomic_saving import AtomicSaving
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
 from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import LevelFeatures
@@ -29,7 +30,9 @@ from keras_dsnet.utils.argument_checks import check_bool
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class DynamicSlimmableNetwork(RoutingSettings, LevelFeatures, EagerPrediction, keras.Model):
+class DynamicSlimmableNetwork(
+    RoutingSettings, LevelFeatures, EagerPrediction, AtomicSaving, keras.Model
+):
     """A network that chooses for each image how many of its filters to run.
 
     Args:

@@ -1,6 +1,7 @@
 """Batched dynamic inference: each image runs only the sub-networks that it is routed to."""
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class SectionRunner:
         self.trace_count = 0
         self._image_shape = image_shape
         self._functions: dict[tuple, Callable] = {}
+        self._lock = threading.RLock()
         self._any_width_functions: dict[int, Callable] = {}
         # Of the same network up to some levels; see `LevelFeatures`.
         self.level_runners: dict[tuple, SectionRunner] = {}
@@ -275,7 +277,10 @@ class SectionRunner:
             return self._run_sliced(section, after, x, with_scores)
         key = (section, before, after, with_scores)
         if key not in self._functions:
-            self._functions[key] = self._trace(section, after, x, with_scores)
+            # Threads that call a new network at once must not trace a function each.
+            with self._lock:
+                if key not in self._functions:
+                    self._functions[key] = self._trace(section, after, x, with_scores)
         return self._functions[key](x)
 
     def _trace(self, section, after, x, with_scores):

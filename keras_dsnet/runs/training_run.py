@@ -1,5 +1,7 @@
 """A training run that survives a kill: it resumes from its checkpoint."""
 
+import contextlib
+import errno
 import itertools
 import logging
 import math
@@ -372,17 +374,28 @@ class TensorBoardLog(GlobalStepCallback):
             # The last step wrote the other metrics already.
             logs = {name: value for name, value in logs.items() if name.startswith("val_")}
         self._write(logs)
-        self._writer.flush()
+        with _os_error_of_a_full_disk(self.folder):
+            self._writer.flush()
 
     def on_train_end(self, logs=None):
-        self._writer.close()
+        with _os_error_of_a_full_disk(self.folder):
+            self._writer.close()
         self._writer = None
 
     def _write(self, logs):
         self._written_step = self.step
-        with self._writer.as_default(step=self.step):
+        with _os_error_of_a_full_disk(self.folder), self._writer.as_default(step=self.step):
             for name, value in logs.items():
                 tf.summary.scalar(_tag(name), float(value))
+
+
+@contextlib.contextmanager
+def _os_error_of_a_full_disk(folder):
+    """Raises an OSError where TensorFlow raises an error of several lines, which names no code."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from error
 
 
 def _tag(name):

@@ -84,6 +84,11 @@ def temporary_path(path: str | os.PathLike) -> pathlib.Path:
     return path.with_name(f"partial-{os.getpid()}@{platform.node()}-{path.name}")
 
 
+def is_temporary(path: str | os.PathLike) -> bool:
+    """Returns whether a path is that of a temporary file of this process."""
+    return pathlib.Path(path).name.startswith(f"partial-{os.getpid()}@{platform.node()}-")
+
+
 def remove_leftovers(path: str | os.PathLike) -> None:
     """Removes the temporary files of killed writes of `path`, and keeps those of running ones."""
     path = pathlib.Path(path)

@@ -1,6 +1,7 @@
 """Weights files, which record the network that they were made for."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -226,8 +227,11 @@ def save_compact_weights(model: DynamicSlimmableNetwork, path: str | os.PathLike
     with tempfile.TemporaryDirectory() as folder, atomic_path(path) as compact:
         full = pathlib.Path(folder) / f"full{_KERAS_ENDING}"
         model.save_weights(full)
-        with h5py.File(full) as source, h5py.File(compact, "w") as target:
+        # HDF5 can end the process with a segmentation fault when its disk is full.
+        content = io.BytesIO()
+        with h5py.File(full) as source, h5py.File(content, "w") as target:
             source.visititems(lambda name, item: _copy_compact(name, item, target))
+        compact.write_bytes(content.getbuffer())
 
 
 def _checked_target(path):

@@ -3,8 +3,10 @@
 Nothing here imports TensorFlow into this process.
 """
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from typing import NamedTuple
@@ -96,6 +98,15 @@ def split_address(address):
     """Returns host and port of `host:port`; the port is 0 if there is none."""
     host, _, port = str(address).rpartition(":")
     return host.strip("[]"), int(port) if host and port.isdecimal() else 0
+
+
+def free_addresses(count):
+    """Returns addresses of this machine that no process listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 def _of_slurm():

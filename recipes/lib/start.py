@@ -337,6 +337,10 @@ _NOISE = (
     # The programs report images that do not decode themselves.
     rb".*Local rendezvous is aborting with status: INVALID_ARGUMENT: (Unknown image|jpeg::)",
     rb".*Input of GeneratorDatasetOp::Dataset will not be optimized",
+    # The error of TensorBoard's files on a full disk, which a program reports in one line.
+    rb".*OP_REQUIRES failed at summary_kernels",
+    rb".*Local rendezvous is aborting with status: RESOURCE_EXHAUSTED: .*events\.out\.",
+    rb"\t(Failed to flush \d+ events to|Could not flush events file)",
     # The supervisor of a worker reports another one that was lost, in one line.
     rb".*(ring_alg|collective_executor|coordination_service\w*)\.cc:\d+\] ",
     rb".*Local rendezvous is aborting with status: (UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED)",

@@ -26,6 +26,8 @@ EXIT_LOST = 75
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1")
 # Codes with which a child ends by its own account, before or after it hears of another worker.
 _ABORTED = tuple(-getattr(signal, name) for name in ("SIGABRT", "SIGSEGV", "SIGBUS"))
+# TensorFlow's error after one worker has heard nothing of another for some seconds.
+_BROKEN_CONNECTION = "Collective ops is aborted by: "
 # Time to hear of a lost worker after the child has noticed it.
 _SLACK_SECONDS = 15.0
 # Time for the own error or checkpoint of this worker, after another was lost or has ended itself.
@@ -205,11 +207,18 @@ class _Watch:
         if code == EXIT_LOST or code in _ABORTED:
             # Another worker's end may have caused it: that one is named as soon as it is known.
             self._listen(self.membership.timeout + _SLACK_SECONDS)
-        line = f"{self._own_name()} {_ending(code)}"
+        failure = self._last_line() if code == EXIT_LOST else ""
+        if failure.startswith(_BROKEN_CONNECTION):
+            # All workers live, so the machine or its network stood still for a while.
+            line = f"{self._own_name()} lost its connection to the others for a while"
+        else:
+            line = f"{self._own_name()} {_ending(1 if failure else code)}"
         with contextlib.suppress(LostError):
             self.membership.tell_lost(line, ended=code > 0)
-        if code == EXIT_LOST:
-            print(f"error: {self._last_line()}", file=sys.stderr, flush=True)
+        if failure.startswith(_BROKEN_CONNECTION):
+            return _end_as_lost(line)
+        if failure:
+            print(f"error: {failure}", file=sys.stderr, flush=True)
             return 1
         if code < 0:
             print(f"error: {line}", file=sys.stderr, flush=True)

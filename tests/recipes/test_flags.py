@@ -26,6 +26,7 @@ PROGRAMS = (
     "benchmarks/cross_fit.py",
     "benchmarks/measure_all_reduce.py",
     "benchmarks/plan_scale.py",
+    "benchmarks/soak.py",
     *(f"benchmarks/benchmark_{name}.py" for name in BENCHMARKS),
 )
 RUN, MOBILE, ROUTING, SLICING, TRAINING = "--workdir={tmp}/run", *PROGRAMS[-4:]
@@ -37,6 +38,7 @@ VALID = {
     "benchmarks/cross_fit.py": (RUN,),
     "benchmarks/measure_all_reduce.py": (RUN, "--part=worker"),
     "benchmarks/plan_scale.py": (RUN,),
+    "benchmarks/soak.py": (RUN, "--parts=predictions"),
     "evaluate.py": (RUN, "--model={tmp}/trained"),
     "evaluate_int8.py": (RUN, "--model={tmp}/trained"),
     "export_mobile.py": ("--output={tmp}/m.tflite", "--model={tmp}/trained"),
@@ -168,6 +170,9 @@ MISTAKES = [
     ("benchmarks/plan_scale.py", "--gpus=8,1", "must be ascending numbers such as 1,8,64"),
     ("benchmarks/plan_scale.py", "--utilization=1.5", "--utilization must be at most 1"),
     ("benchmarks/plan_scale.py", "--network_gbit=0", "--network_gbit=0"),
+    ("benchmarks/soak.py", "--parts=threads", "should be one of <predictions|kills|workers|disk>"),
+    ("benchmarks/soak.py", "--kills=-1", "--kills=-1"),
+    ("benchmarks/soak.py", "--model=nowhere", "--model=nowhere is no .keras file"),
     (SLICING, "--image_size=31", "--image_size=31"),
     (SLICING, "--engine=onnx", "--engine=onnx"),
     (TRAINING, "--setting=64x64", "--setting=64x64"),

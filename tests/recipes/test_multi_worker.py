@@ -8,7 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from keras_dsnet_recipes.lib.soak_disk import mounted, why_not
 from worker_processes import Workers
+
+from keras_dsnet.runs import RunCheckpoint
 
 PROGRAM = """
 import hashlib
@@ -214,6 +217,64 @@ def test_a_stopped_worker_ends_the_others(workers, tmp_path, index):
     name = f"worker {index} ({workers.addresses[index]})"
     line = "its training process gave no sign of life for 12 seconds"
     assert workers.error(1 - index) == f"error: {name} was lost: {line}\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_worker_that_is_stopped_in_an_evaluation_ends_the_others(workers, tmp_path, index):
+    arguments = "--epochs=2", "--evaluation_seconds=120", "--worker_timeout=12"
+    workers.start_all(f"--workdir={tmp_path / 'two'}", *arguments)
+    workers.wait_for("evaluating", 0)
+    os.kill(workers.trainer(index), signal.SIGSTOP)
+    assert workers.code(1 - index) == 75
+    name = f"worker {index} ({workers.addresses[index]})"
+    line = "its training process gave no sign of life for 12 seconds"
+    assert workers.error(1 - index) == f"error: {name} was lost: {line}\n"
+
+
+@pytest.mark.long
+def test_a_chief_that_is_killed_while_it_writes_leaves_the_last_checkpoint(
+    workers, program, tmp_path
+):
+    folder = tmp_path / "two"
+    arguments = "--float64", "--steps=50", "--checkpoint_steps=1"
+    workers.start_all(f"--workdir={folder}", *arguments)
+    wait_for_checkpoint(workers, folder)
+    end = time.monotonic() + 120
+    while not list(folder.glob("partial-*-checkpoint.npz")):
+        assert time.monotonic() < end
+    os.kill(workers.trainer(0), signal.SIGKILL)
+    assert [workers.code(0), workers.code(1)] == [137, 75]
+    before = step_of(folder)
+    workers.start_all(f"--workdir={folder}", *arguments)
+    check_equal(workers, folder, train_on_one(program, *arguments), 1e-9)
+    assert f"resuming {folder} at step {before} of 50" in workers.out(0)
+
+
+def step_of(folder):
+    return RunCheckpoint(folder / "checkpoint.npz", is_reader=True).read_meta()["step"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(why_not() is not None, reason="a file system of a limited size needs root")
+def test_a_full_disk_of_the_chief_is_one_line_and_the_run_goes_on(workers, program, tmp_path):
+    arguments = "--float64", "--steps=50", "--checkpoint_steps=10"
+    with mounted(tmp_path / "disk", 2**20) as disk:
+        folder = disk.path / "two"
+        workers.start_all(f"--workdir={folder}", *arguments)
+        wait_for_checkpoint(workers, folder)
+        disk.fill(0)
+        assert [workers.code(0), workers.code(1)] == [1, 75]
+        line = workers.error(0)
+        assert line.count("\n") == 1
+        assert line.startswith("error: The checkpoint of step ")
+        assert line.endswith("No space left on device; the last checkpoint is unchanged\n")
+        name = f"worker 0 ({workers.addresses[0]})"
+        assert workers.error(1) == f"error: {name} ended with exit code 1, see its error\n"
+        disk.clear()
+        workers.start_all(f"--workdir={folder}", *arguments)
+        check_equal(workers, folder, train_on_one(program, *arguments), 1e-9)
+        assert "resuming" in workers.out(0)
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 from keras_dsnet_recipes.lib import flags as shared
-from keras_dsnet_recipes.lib import training_flags
+from keras_dsnet_recipes.lib import supervisor, training_flags
 from keras_dsnet_recipes.lib.cluster import read_cluster
 from keras_dsnet_recipes.lib.start import start
 
@@ -30,7 +30,7 @@ training_flags.define_machine()
 shared.define_workdir()
 shared.define_batch_size(2, "Images per step.")
 flags.DEFINE_float("seconds", 60, "Seconds that the training takes.")
-flags.DEFINE_string("end", "", "The end of worker 1: error or abort.")
+flags.DEFINE_string("end", "", "The end of worker 1.")
 
 
 def main(_):
@@ -39,6 +39,9 @@ def main(_):
     time.sleep(0.2 if end else FLAGS.seconds)
     if end == "error":
         raise OSError(28, "No space left on device", "checkpoint.npz")
+    if end in ("connection", "bug"):
+        line = "Collective ops is aborted by: heartbeats" if end == "connection" else "a bug"
+        supervisor.report_failure(line)
     if end == "abort":
         os.abort()
     print("trained", flush=True)
@@ -103,6 +106,23 @@ def test_an_error_of_one_worker_ends_the_others_with_a_line_that_names_it(worker
     assert workers.error(1) == "error: No space left on device: checkpoint.npz\n"
     name = f"worker 1 ({workers.addresses[1]})"
     assert workers.error(0) == f"error: {name} ended with exit code 1, see its error\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("end", "codes", "own", "told"),
+    [
+        ("connection", [75, 75], "lost its connection to the others for a while", None),
+        ("bug", [75, 1], "a bug", "ended with exit code 1, see its error"),
+    ],
+)
+def test_a_failure_of_tensorflow_is_told_by_its_reason(workers, end, codes, own, told):
+    begin(workers, f"--end={end}", "--worker_timeout=3")
+    assert [workers.code(0), workers.code(1)] == codes
+    name = f"worker 1 ({workers.addresses[1]})"
+    prefix = f"{name} " if end == "connection" else ""
+    assert workers.error(1) == f"error: {prefix}{own}\n"
+    assert workers.error(0) == f"error: {name} {told or own}\n"
 
 
 def test_a_worker_that_native_code_aborts_names_the_one_that_was_lost(workers):

@@ -251,6 +251,20 @@ def test_a_resumed_run_goes_on_at_its_step(tmp_path):
     assert read(tmp_path)["losses/loss"] == [2, 4, 5, 6, 8, 10]
 
 
+@pytest.mark.parametrize("call", ["scalar", "flush"])
+def test_a_full_disk_is_an_error_of_one_line_that_names_the_folder(tmp_path, monkeypatch, call):
+    def fail(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left\n\tFailed to flush")
+
+    log = TensorBoardLog(tmp_path)
+    log.on_train_begin()
+    monkeypatch.setattr(tf.summary if call == "scalar" else log._writer, call, fail)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        log.on_epoch_end(0, {"val_top1_3": 1.0})
+    assert caught.value.filename == str(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_wrong_number_of_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"every_steps.*1 or more. Received: 0"):
         TensorBoardLog(tmp_path, every_steps=0)

@@ -1,5 +1,7 @@
 """Weights files in float16."""
 
+import io
+
 import h5py
 import numpy as np
 import pytest
@@ -43,6 +45,21 @@ def test_values_that_float16_cannot_hold(network, tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="must end with"):
         save_compact_weights(network, tmp_path / "half.h5")
+
+
+def test_hdf5_never_writes_to_the_disk(network, tmp_path, monkeypatch):
+    """It ends the process with a segmentation fault when the disk is full."""
+    written = []
+    open_file = h5py.File.__init__
+
+    def record(self, name, mode="r", **kwargs):
+        written.append(name) if mode != "r" else None
+        open_file(self, name, mode, **kwargs)
+
+    monkeypatch.setattr(h5py.File, "__init__", record)
+    save_compact_weights(network, tmp_path / "half.weights.h5")
+    assert len(written) == 2
+    assert all(isinstance(name, io.BytesIO) for name in written)
 
 
 def test_half_precision_files_say_so(network, tmp_path):

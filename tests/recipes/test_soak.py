@@ -1,0 +1,139 @@
+"""The soak: short forms of its parts, and that it finds what is wrong."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from keras_dsnet_recipes.lib import soak_disk, soak_predictions
+from keras_dsnet_recipes.lib.soak_files import damaged_files, differences
+from keras_dsnet_recipes.lib.soak_results import Results, summary
+from programs import run_program
+from routed_networks import SHORT_SPEC, small_network
+
+from keras_dsnet.utils.atomic_file import temporary_path
+
+PROGRAM = pathlib.Path(__file__).resolve().parents[2] / "recipes" / "benchmarks" / "soak.py"
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_network(spec=SHORT_SPEC)
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "rounds.json", {"seed": 0})
+
+
+def run_part(folder, part, *arguments):
+    """Runs a part of the soak; returns its rows after those of the runs without a kill."""
+    done = run_program(PROGRAM, f"--workdir={folder}", f"--parts={part}", *arguments)
+    rows = json.loads((folder / "soak.json").read_text())
+    assert done.returncode == 0, (done.stdout, done.stderr, rows)
+    assert f"## {part}" in (folder / "soak.md").read_text()
+    return [row for row in rows if row["round"] >= 0]
+
+
+def test_eight_threads_predict_what_one_does(network, results):
+    images = soak_predictions.make_images(network, seed=0)
+    soak_predictions.run_of_network(results, network, images, 40, 8, seed=0)
+    assert [row["problems"] for row in results.rows] == [[]] * 3
+    assert all(row["predictions"] == 40 for row in results.rows)
+    # Wrong paths are found only if images have different ones.
+    assert results.rows[1]["widths"] > 1
+    soak_predictions.run_first_calls(results, network, images, 8, seed=0)
+    assert results.rows[3]["problems"] == []
+    again = Results(results.path, {"seed": 0})
+    soak_predictions.run_of_network(again, None, images, 40, 8, seed=0)
+    assert again.rows == results.rows
+
+
+@pytest.mark.long
+def test_threads_share_an_interpreter_or_have_their_own(tmp_path):
+    rows = run_part(tmp_path, "predictions", "--predictions=300")
+    assert len(rows) == 8
+
+
+def test_a_wrong_prediction_a_new_trace_and_an_error_are_found(network, monkeypatch, results):
+    call = soak_predictions._Network(network)
+    batches = [np.zeros((1, 16, 16, 3), "float32"), np.ones((2, 16, 16, 3), "float32")]
+    right = [call(batch) for batch in batches]
+    calls = []
+
+    def wrong(batch):
+        calls.append(batch)
+        outputs, paths = right[len(batch) - 1]
+        if len(calls) == 10:
+            raise RuntimeError("a broken thread")
+        late = len(calls) > 5
+        return outputs + late, paths + late
+
+    wrong.counter = lambda: len(calls)
+    row = soak_predictions._compare(wrong, batches, 40, 2, seed=0)
+    problems = soak_predictions._row("network", row, {"new_traces": row.pop("counter")})["problems"]
+    assert len(problems) == 4
+    assert "a broken thread" in problems[0]
+    assert problems[2].startswith("outputs differ by 1 ")
+
+
+def test_files_that_are_cut_or_differ_are_found(network, tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.mkdir()
+    network.save(first / "model.keras")
+    network.save_weights(first / "model.weights.h5")
+    np.savez(first / "checkpoint.npz", **{"model/0": np.arange(3.0)})
+    (first / "log.csv").write_text("epoch,loss,val_top1_0\n1,2,0.5\n")
+    (first / "rows.json").write_text("[1]")
+    shutil.copytree(first, other)
+    # The means of an interrupted epoch are others.
+    (other / "log.csv").write_text("epoch,loss,val_top1_0\n1,3,0.5\n")
+    assert damaged_files(other) == differences(first, other) == []
+    np.savez(other / "checkpoint.npz", **{"model/0": np.arange(3.0) + 1e-9})
+    (other / "log.csv").write_text("epoch,loss,val_top1_0\n1,2,0.4\n")
+    temporary_path(other / "labels.txt").touch()
+    (other / "rows.json").unlink()
+    found = differences(first, other)
+    assert found[:3] == ["rows.json is missing", "checkpoint.npz differs", "log.csv differs"]
+    assert found[3].endswith("-labels.txt was left")
+    for path in first.iterdir():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(damaged_files(first)) == 5
+
+
+def test_results_of_another_seed_are_not_mixed(results):
+    row = {"part": "kills", "subject": "save", "round": 0, "kills": 2, "problems": ["a"]}
+    results.add(row)
+    results.add({**row, "round": 1})
+    with pytest.raises(ValueError, match=r"made with --seed=0: .* Received: --seed=1"):
+        Results(results.path, {"seed": 1})
+    assert Results(results.path, {"seed": 0}).find("kills", "save", 0) == row
+    assert summary(results.rows)[0] == {
+        "part": "kills",
+        "subject": "save",
+        "rounds": 2,
+        "kills": 4,
+        "problems": 2,
+    }
+
+
+@pytest.mark.long
+def test_programs_that_are_killed_end_as_those_that_are_not(tmp_path):
+    rows = run_part(tmp_path, "kills", "--kills=5")
+    assert sum(row["kills"] for row in rows) == 5
+    assert len({row["subject"] for row in rows}) == 5
+
+
+@pytest.mark.long
+def test_workers_that_are_killed_end_as_those_that_are_not(tmp_path):
+    rows = run_part(tmp_path, "workers", "--worker_kills=2")
+    assert sum(row["kills"] for row in rows) == 2
+    assert all(row["seconds_to_end"] < 60 for row in rows)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(soak_disk.why_not() is not None, reason="a disk cannot be limited here")
+def test_a_full_disk_ends_each_write_and_each_program_in_one_line(tmp_path):
+    rows = run_part(tmp_path, "disk", "--disks=1")
+    assert len(rows) == 2 * len(soak_disk.WRITES) + len(soak_disk.SUBJECTS) + 1
