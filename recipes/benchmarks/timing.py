@@ -100,7 +100,7 @@ class TimedProcess:
         RuntimeError: If the process ended.
     """
 
-    def __init__(self, path, huge_pages=False, **options):
+    def __init__(self, path, /, huge_pages=False, **options):
         self._path = path
         self._process = subprocess.Popen(
             [sys.executable, _PROGRAM, "serve", str(path), json.dumps(options)],
@@ -177,7 +177,7 @@ def time_in_turns(files, options, loads, rounds, huge_pages=False, group=None):
     return times, min(shares)
 
 
-def loading_cost(path, **options):
+def loading_cost(path, /, **options):
     """Measures time and memory to load and run a file once, in a separate process.
 
     Args:
