@@ -185,7 +185,8 @@ def load(filename, options):
     signatures = {name: _zero_inputs(filename, name) for name in options.signatures}
     before, start = _resident(), time.perf_counter()
     if signatures:
-        _run_signatures(_Opener(options)(filename), signatures)
+        opened = _Opener(options)(filename)
+        _run_signatures(opened, signatures)
         rss = _resident() - before
         took = time.perf_counter() - start
     else:

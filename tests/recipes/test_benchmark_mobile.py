@@ -12,7 +12,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet_recipes.benchmarks import timed_file
 from keras_dsnet_recipes.benchmarks.mobile_files import MobileFiles, randomise
-from keras_dsnet_recipes.benchmarks.timing import TimedProcess, time_in_turns
+from keras_dsnet_recipes.benchmarks.timing import TimedProcess, loading_cost, time_in_turns
 from programs import run_program
 from routed_networks import random_images, small_network
 
@@ -158,6 +158,16 @@ def test_staged_files_are_compared_with_static_files_on_both_runtimes(network, t
         assert ("CompiledModel" in text) == (runtime == "compiled")
         table = LatencyTable.load(workdir / "latency_float32_split.json")
         assert (table.layout, table.runtime) == ("staged", "LiteRT")
+
+
+def test_the_memory_of_signatures_is_that_of_a_file_that_is_still_open(tmp_path):
+    # 32 MiB, which XNNPACK packs again.
+    kernel = np.ones((2048, 4096), "float32")
+    content = convert(lambda x: {"y": x @ kernel}, {"x": tf.TensorSpec((1, 2048))}, None, None)
+    (tmp_path / "m.tflite").write_bytes(content)
+    cost = loading_cost(tmp_path / "m.tflite", signatures=["serving_default"])
+    assert cost["rss_mib"] > 32
+    assert loading_cost(tmp_path / "m.tflite")["rss_mib"] > 32
 
 
 @pytest.mark.parametrize("runtime", ["interpreter", "compiled"])
