@@ -7,10 +7,13 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from page_driver import PageDriver, reason_to_skip, served
 from routed_networks import SHORT_SPEC, random_images, small_network
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
+from keras_dsnet.data import evaluation_pipeline, load_source
 from keras_dsnet.export import DynamicInterpreter, LatencyTable, best_path
 
 reason = reason_to_skip()
@@ -147,6 +150,40 @@ def test_sliders_are_the_thresholds_of_python(
         browser.slide(0, 1)
         paths = assert_same(browser, interpreter, pixels, thresholds=(1, 1), max_width=1)
         assert set(paths) == {(1,) * gates}
+
+
+@pytest.mark.parametrize(("layout", "quantize"), [("shared", None), ("staged", "int8")])
+def test_photographs_of_a_test_set_are_classified_as_by_python(
+    browser, shared_dir, tmp_path, layout, quantize
+):
+    splits = {"train_split": "train[:32]", "eval_split": f"test[:{IMAGES}]"}
+    pixels, labels, ranges = None, None, None
+    for split in ("train", "eval"):
+        source = load_source("cifar10", str(shared_dir / "tfds"), split, **splits)
+        options = {"image_size": 32, "batch_size": IMAGES, "preprocess": lambda images: images}
+        images, labels = next(iter(evaluation_pipeline(source, **options)))
+        pixels = np.rint(images).astype("uint8")
+        ranges = pixels if ranges is None else ranges
+    network = DSMobileNet(weights="cifar10")
+    options = {"layout": layout, "quantize": quantize, "routing": "confidence", "steps": (0, 6, 13)}
+    if quantize:
+        options["representative_data"] = preprocess_input(ranges)
+    filename = tmp_path / "m.tflite"
+    network.export(filename, format="litert", verbose=False, **options)
+    files = [tmp_path / f"{index}.png" for index in range(IMAGES)]
+    for file, image in zip(files, pixels):
+        file.write_bytes(tf.io.encode_png(image).numpy())
+    with served(filename) as url:
+        browser.open(url)
+        browser.files("#image-input", [str(file) for file in files])
+        interpreter = DynamicInterpreter(filename)
+        paths = assert_same(browser, interpreter, pixels)
+        assert len(set(paths)) > 1
+        right = [np.argmax(each["output"]) for each in browser.results()] == labels.numpy()
+        assert right.mean() > 0.8
+        first = "document.querySelector('.photograph .labels span').textContent"
+        expected = np.argmax(browser.results()[0]["output"])
+        assert browser.evaluate(first) == interpreter.metadata["class_names"][expected]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
