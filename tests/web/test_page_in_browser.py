@@ -165,7 +165,8 @@ def test_photographs_of_a_test_set_are_classified_as_by_python(
         pixels = np.rint(images).astype("uint8")
         ranges = pixels if ranges is None else ranges
     network = DSMobileNet(weights="cifar10")
-    options = {"layout": layout, "quantize": quantize, "routing": "confidence", "steps": (0, 6, 13)}
+    options = {"layout": layout, "quantize": quantize, "routing": "confidence"}
+    options |= {"steps": (0, 6, 13), "thresholds": (0.97, 0.97)}
     if quantize:
         options["representative_data"] = preprocess_input(ranges)
     filename = tmp_path / "m.tflite"
