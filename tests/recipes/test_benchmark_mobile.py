@@ -158,6 +158,11 @@ def test_staged_files_are_compared_with_static_files_on_both_runtimes(network, t
         assert ("CompiledModel" in text) == (runtime == "compiled")
         table = LatencyTable.load(workdir / "latency_float32_split.json")
         assert (table.layout, table.runtime) == ("staged", "LiteRT")
+    options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={tmp_path / 'alone'}")
+    result = run_program(PROGRAM, *files, *options)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "alone/mobile.json").read_text())
+    assert [row["file"] for row in rows] == ["m", "m", "split", "split"]
 
 
 def test_the_memory_of_signatures_is_that_of_a_file_that_is_still_open(tmp_path):
