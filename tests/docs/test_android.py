@@ -177,9 +177,12 @@ def test_the_page_names_the_files_that_the_class_needs():
     sources = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.kt")}
     assert named[0] == "RoutedClassifier.kt"
     text = "".join(sources[name] for name in named)
+    # Calls, and names of classes and constants.
+    words = set(re.findall(r"\b(\w+)(?=\()|\b([A-Z]\w+)", text))
+    words = {word for pair in words for word in pair}
     declared = r"^(?:internal )?(?:fun|class|const val|interface|object) (\w+)"
     for name, source in sources.items():
-        used = set(re.findall(declared, source, re.MULTILINE)) & set(re.findall(r"\w+", text))
+        used = set(re.findall(declared, source, re.MULTILINE)) & words
         assert name in named or not used, (name, used)
 
 
