@@ -69,6 +69,10 @@ shared.define_routes(
     "Widths of the files to make. Defaults to four widths for a network with random variables, "
     "else to the routes of the network."
 )
+shared.define_paths(
+    "Paths to time, of the widths of the file: 0,13, or of several gates 0-0-0-0,0-1-2-3. Defaults "
+    "to every width and, with several gates, one path of different widths."
+)
 flags.DEFINE_bool(
     "all_widths",
     False,
@@ -130,6 +134,8 @@ def check_flags(arguments):
             raise FileNotFoundError(f"{error}, and none of {', '.join(ROUTES)}") from None
     if FLAGS.all_widths and arguments and not FLAGS.model:
         raise ValueError("--all_widths makes files of the widths of --model: give --model")
+    if FLAGS.paths and arguments and not FLAGS.model:
+        raise ValueError("--paths makes files of the paths of --model: give --model")
     if not FLAGS.device.strip():
         raise ValueError("--device must name this device. Received: --device=")
     checks.check_workdir(FLAGS.workdir, folders=["files"])
@@ -148,6 +154,17 @@ def check_routes(name):
             f"--routes must be widths from 0 to {most} of --model={name}. "
             f"Received: --routes={','.join(map(str, FLAGS.routes))}"
         )
+
+
+def check_paths(network):
+    """Raises a ValueError for a path of --paths that a network or its routes do not have."""
+    for path in FLAGS.paths or ():
+        network.resolve_path(as_written(path))
+        if not set(path) <= set(network.routes):
+            raise ValueError(
+                f"--paths must have widths of the routes {network.routes}. Received: "
+                f"--paths={'-'.join(map(str, path))}"
+            )
 
 
 def find_saved(name):
@@ -273,7 +290,12 @@ def network_of(filename, shape):
 
 
 def static_paths(network, paths):
-    """Returns the paths that get a static file; --all_widths adds every width."""
+    """Returns the paths that get a static file: those of --paths, else the given ones.
+
+    --all_widths adds every width.
+    """
+    if FLAGS.paths and network is not None:
+        paths = FLAGS.paths
     if FLAGS.all_widths and network is not None:
         paths = [*paths, *((width,) * network.num_gates for width in range(network.num_widths))]
     return list(dict.fromkeys(paths))
@@ -378,6 +400,7 @@ def main(argv):
     # Mistakes in the files are found before a network is loaded.
     named_files(paths)
     network = None if paths and not FLAGS.model else make_network()
+    check_paths(network)
     rows, sizes, shares, metadata = [], [], [], {}
     for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):
         for name, filename in routed.items():

@@ -121,6 +121,26 @@ def test_files_of_one_type_with_images_of_two_shapes_are_refused(network, routed
     assert line.startswith("error: Files of one type must take images of one shape: ")
 
 
+def test_paths_need_a_network(routed, tmp_path):
+    result = run_program(PROGRAM, routed, "--paths=0", f"--workdir={tmp_path / 'benchmark'}")
+    line = "error: --paths makes files of the paths of --model: give --model\n"
+    assert (result.returncode, result.stderr) == (1, line)
+
+
+@pytest.mark.long
+def test_only_the_named_paths_are_timed(network, routed, tmp_path):
+    network.save(tmp_path / "model.keras")
+    options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={tmp_path / 'benchmark'}")
+    result = run_program(PROGRAM, routed, *options, f"--model={tmp_path}", "--paths=3")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "benchmark/mobile.json").read_text())
+    assert [(row["file"], row["path"]) for row in rows] == [("m", 3), ("static", 3)]
+    result = run_program(PROGRAM, routed, *options, f"--model={tmp_path}", "--paths=1")
+    assert result.returncode == 1
+    line = "error: --paths must have widths of the routes (0, 3). Received: --paths=1\n"
+    assert result.stderr.endswith(line)
+
+
 @pytest.mark.long
 def test_a_named_file_is_timed_without_its_network(routed, tmp_path):
     options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={tmp_path}")
