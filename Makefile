@@ -79,9 +79,9 @@ kotlin:
 	@mkdir -p build/kotlin
 	npm install --prefix build/kotlin --no-audit --no-fund --no-save kotlin-compiler@2.4.20
 
-# Each runtime is installed into build/runtimes.
+# Each runtime is installed into build/runtimes. NEWEST=1 runs only the newest releases there are.
 test-runtimes: $(VENV)/installed
-	PYTHONPATH=tests TF_CPP_MIN_LOG_LEVEL=2 $(VENV)/bin/python -m runtimes
+	PYTHONPATH=tests TF_CPP_MIN_LOG_LEVEL=2 $(VENV)/bin/python -m runtimes $(if $(NEWEST),--newest)
 
 parity: $(VENV)/installed
 	$(VENV)/bin/python -m pytest tests/parity $(PYTEST_FLAGS)

@@ -28,11 +28,15 @@ def reason_to_skip():
 
 
 class PageDriver:
-    """Sends commands to web/drive_page.mjs and returns their results."""
+    """Sends commands to web/drive_page.mjs and returns their results.
 
-    def __init__(self):
+    Args:
+        *options: Options of the browser.
+    """
+
+    def __init__(self, *options):
         browser = next(filter(None, map(shutil.which, BROWSERS)))
-        command = ["node", str(WEB / "drive_page.mjs"), browser]
+        command = ["node", str(WEB / "drive_page.mjs"), browser, *options]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 

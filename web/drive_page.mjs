@@ -8,9 +8,9 @@
 import readline from "node:readline";
 import { chromium } from "playwright-core";
 
-const [executablePath] = process.argv.slice(2);
+const [executablePath, ...options] = process.argv.slice(2);
 // Chromium's own sandbox does not work for root in a container. The page is our own.
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", ...options] });
 const context = await browser.newContext({ acceptDownloads: true });
 // Tests may share their cores with other work.
 context.setDefaultTimeout(120_000);
@@ -47,15 +47,14 @@ const commands = {
     await page.locator("#sliders input").nth(index).evaluate(change, value);
     await commands.settle();
   },
-  async drop(paths) {
-    const transfer = await page.evaluateHandle(async (files) => {
-      const data = new DataTransfer();
-      for (const { name, type, bytes } of files) {
-        data.items.add(new File([new Uint8Array(bytes)], name, { type }));
-      }
-      return data;
-    }, paths);
-    await page.dispatchEvent("#drop", "drop", { dataTransfer: transfer });
+  async drop(files) {
+    await page.dispatchEvent("#drop", "drop", { dataTransfer: await transferOf(files) });
+    await commands.settle();
+  },
+  async paste(files) {
+    const send = (data) =>
+      document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+    await (await transferOf(files)).evaluate(send);
     await commands.settle();
   },
   evaluate: (expression) => page.evaluate(expression),
@@ -76,6 +75,17 @@ const commands = {
   requests: () => requests,
   messages: () => messages,
 };
+
+/** Returns the data of a drop or a paste; files are {name, type, bytes}. */
+function transferOf(files) {
+  return page.evaluateHandle((given) => {
+    const data = new DataTransfer();
+    for (const { name, type, bytes } of given) {
+      data.items.add(new File([new Uint8Array(bytes)], name, { type }));
+    }
+    return data;
+  }, files);
+}
 
 for await (const line of readline.createInterface({ input: process.stdin })) {
   const [command, ...rest] = JSON.parse(line);

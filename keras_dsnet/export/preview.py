@@ -20,9 +20,9 @@ from absl import flags
 
 from keras_dsnet.export.dynamic_interpreter import read_metadata
 from keras_dsnet.utils import UserError
+from keras_dsnet.utils.command_line import command_flags, run_command
 
 _USAGE = "python -m keras_dsnet.export.preview MODEL.tflite"
-_EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _MOST_PORT = 65535
 _HOST = "127.0.0.1"
 # The page of a checkout. An installed wheel has none, since LiteRT.js is larger than the package.
@@ -42,8 +42,7 @@ _POLICY = (
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 
-# A separate set of flags: programs that import this module keep their own.
-FLAGS = flags.FlagValues()
+FLAGS = command_flags()
 flags.DEFINE_integer(
     "port", 8000, "Port on 127.0.0.1. With 0 the system chooses a free one.", flag_values=FLAGS
 )
@@ -53,8 +52,6 @@ flags.DEFINE_string(
     "Folder of the built page. Defaults to web/dist of the checkout, which `make web` builds.",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=FLAGS)
-flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=FLAGS)
 
 
 def main() -> int:
@@ -62,25 +59,15 @@ def main() -> int:
 
     A mistake of the user ends it with one line `error: ...` on stderr and exit code 1.
     """
-    try:
-        files = FLAGS(sys.argv)[1:]
-        if FLAGS.help:
-            print(f"{__doc__}\n{FLAGS.get_help(include_special_flags=False)}")
-            return 0
-        if len(files) != 1:
-            raise UserError(f"expected one file name; usage: {_USAGE}. Received: {len(files)}")
-        with make_server(files[0], FLAGS.port, FLAGS.web_dir) as server:
-            print(f"{files[0]}: http://{_HOST}:{server.server_port}/ (Ctrl+C ends)", flush=True)
-            server.serve_forever()
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return _EXIT_INTERRUPTED
-    except (flags.Error, ValueError, OSError) as error:
-        if FLAGS.is_parsed() and FLAGS.debug:
-            raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return _EXIT_ERROR
-    return 0
+    return run_command(FLAGS, str(__doc__), _serve)
+
+
+def _serve(files):
+    if len(files) != 1:
+        raise UserError(f"expected one file name; usage: {_USAGE}. Received: {len(files)}")
+    with make_server(files[0], FLAGS.port, FLAGS.web_dir) as server:
+        print(f"{files[0]}: http://{_HOST}:{server.server_port}/ (Ctrl+C ends)", flush=True)
+        server.serve_forever()
 
 
 def make_server(
@@ -199,14 +186,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             content = content.replace(b"<head>", b"<head>" + tag.encode(), 1)
         guessed = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return content, _TYPES.get(path.suffix.lower(), guessed)
-
-
-def _one_line(error):
-    """Returns the first line of an error's message, or the system's reason with the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

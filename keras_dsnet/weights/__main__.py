@@ -13,13 +13,12 @@ import keras
 from absl import flags
 
 from keras_dsnet.utils import UserError
+from keras_dsnet.utils.command_line import command_flags, run_command
 from keras_dsnet.weights.weights_file import convert_checkpoint, save_compact_weights
 
 _USAGE = "python -m keras_dsnet.weights SOURCE.pth.tar|SOURCE.keras TARGET.weights.h5"
-_EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 
-# A separate set of flags: programs that import this module keep their own.
-FLAGS = flags.FlagValues()
+FLAGS = command_flags()
 flags.DEFINE_bool(
     "ema",
     None,
@@ -36,8 +35,6 @@ flags.DEFINE_bool(
     "Store the weights of a .keras file in half precision, at half the size.",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=FLAGS)
-flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=FLAGS)
 
 
 def main() -> int:
@@ -50,21 +47,7 @@ def main() -> int:
         number = getattr(signal, name)
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
-        files = FLAGS(sys.argv)[1:]
-        if FLAGS.help:
-            print(f"{__doc__}\n{FLAGS.get_help(include_special_flags=False)}")
-            return 0
-        print(write_weights(files))
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return _EXIT_INTERRUPTED
-    except (flags.Error, ValueError, OSError) as error:
-        if FLAGS.is_parsed() and FLAGS.debug:
-            raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return _EXIT_ERROR
-    return 0
+    return run_command(FLAGS, str(__doc__), lambda files: print(write_weights(files)))
 
 
 def write_weights(files: list[str]) -> str:
@@ -97,14 +80,6 @@ def write_weights(files: list[str]) -> str:
         f"{target}: {model.name}, {model.num_widths} widths, {model.classes} classes, "
         f"routes {model.routes}"
     )
-
-
-def _one_line(error):
-    """Returns the first line of an error's message, or the system's reason with the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -71,15 +71,15 @@ def measure(files, folder):
     from keras_dsnet.export.assembly import force_route
 
     timed = {"trunk": files.trunk()} | {step: files.static((step,)) for step in steps()}
-    widths, routed = {}, {}
+    options, routed = {name: {"threads": FLAGS.threads} for name in timed}, {}
     for layout in FLAGS.layout:
         routed[layout] = files.routed(layout)
         stopping = pathlib.Path(folder) / f"{layout}_stops.tflite"
         stopping.write_bytes(force_route(routed[layout].read_bytes(), steps()[0]))
         timed |= {(layout, "stops"): stopping, (layout, "goes on"): routed[layout]}
-        widths |= dict.fromkeys([(layout, "stops"), (layout, "goes on")], FLAGS.routes)
-    options = FLAGS.loads, FLAGS.rounds, FLAGS.threads, FLAGS.huge_pages
-    times, _ = time_in_turns(timed, widths, *options)
+        all_widths = {"threads": FLAGS.threads, "widths": FLAGS.routes}
+        options |= dict.fromkeys([(layout, "stops"), (layout, "goes on")], all_widths)
+    times, _ = time_in_turns(timed, options, FLAGS.loads, FLAGS.rounds, FLAGS.huge_pages)
     first, last, trunk = (times[name] for name in (*steps(), "trunk"))
     static = {"stops": first, "goes on": [a + b - c for a, b, c in zip(first, last, trunk)]}
     rows = []

@@ -21,6 +21,10 @@ faster for its whole life. A routed file runs every pair of widths before it is 
 timed by the signature serving_default with bounds that allow only this route, so gate and branch
 run as usual.
 
+--layout=staged adds a staged file and --layout=split the same in several files. An app calls the
+signatures of these files in turn and hands the features over. In a comparison with such a file, and
+with --runtime=compiled, every run of every file copies the image in and the outputs out.
+
 The program writes mobile.json, mobile.csv, table.md, latency.png and, for
 `keras_dsnet.export.best_path`, a latency table of each file. Making the files takes minutes;
 --reuse takes them from an earlier run in the same --workdir. The results are in
@@ -65,6 +69,10 @@ shared.define_routes(
     "Widths of the files to make. Defaults to four widths for a network with random variables, "
     "else to the routes of the network."
 )
+shared.define_paths(
+    "Paths to time, of the widths of the file: 0,13, or of several gates 0-0-0-0,0-1-2-3. Defaults "
+    "to every width and, with several gates, one path of different widths."
+)
 flags.DEFINE_bool(
     "all_widths",
     False,
@@ -77,7 +85,13 @@ flags.DEFINE_enum(
     ["full", "light"],
     "Make a detector, FSSD with this head, of a network with random variables. Defaults to none.",
 )
-shared.define_quantize(several=True)
+shared.define_quantize(several=True, other_layouts=("staged", "split"))
+flags.DEFINE_enum(
+    "runtime",
+    "interpreter",
+    ["interpreter", "compiled"],
+    "LiteRT's Interpreter, or its CompiledModel on the CPU.",
+)
 flags.DEFINE_bool(
     "naive", True, "Also compare with the file that the converter makes of one graph per route."
 )
@@ -120,6 +134,8 @@ def check_flags(arguments):
             raise FileNotFoundError(f"{error}, and none of {', '.join(ROUTES)}") from None
     if FLAGS.all_widths and arguments and not FLAGS.model:
         raise ValueError("--all_widths makes files of the widths of --model: give --model")
+    if FLAGS.paths and arguments and not FLAGS.model:
+        raise ValueError("--paths makes files of the paths of --model: give --model")
     if not FLAGS.device.strip():
         raise ValueError("--device must name this device. Received: --device=")
     checks.check_workdir(FLAGS.workdir, folders=["files"])
@@ -138,6 +154,17 @@ def check_routes(name):
             f"--routes must be widths from 0 to {most} of --model={name}. "
             f"Received: --routes={','.join(map(str, FLAGS.routes))}"
         )
+
+
+def check_paths(network):
+    """Raises a ValueError for a path of --paths that a network or its routes do not have."""
+    for path in FLAGS.paths or ():
+        network.resolve_path(as_written(path))
+        if not set(path) <= set(network.routes):
+            raise ValueError(
+                f"--paths must have widths of the routes {network.routes}. Received: "
+                f"--paths={'-'.join(map(str, path))}"
+            )
 
 
 def find_saved(name):
@@ -251,15 +278,24 @@ def network_of(filename, shape):
     import types
 
     from ai_edge_litert.interpreter import Interpreter
+    from keras_dsnet_recipes.benchmarks.mobile_files import staged_parts
 
-    runner = Interpreter(str(filename)).get_signature_runner("serving_default")
-    outputs = runner.get_output_details()
+    # The last signature of a staged file has the outputs.
+    *_, (name, part) = {"": filename, **staged_parts(filename)}.items()
+    signatures = Interpreter(str(part)).get_signature_list()
+    name = "serving_default" if "serving_default" in signatures else list(signatures)[-1]
+    outputs = Interpreter(str(part)).get_signature_runner(name).get_output_details()
     classes = int(outputs["scores" if "boxes" in outputs else "output"]["shape"][-1])
     return types.SimpleNamespace(classes=classes, input_shape=(None, *shape), num_gates=1)
 
 
 def static_paths(network, paths):
-    """Returns the paths that get a static file; --all_widths adds every width."""
+    """Returns the paths that get a static file: those of --paths, else the given ones.
+
+    --all_widths adds every width.
+    """
+    if FLAGS.paths and network is not None:
+        paths = FLAGS.paths
     if FLAGS.all_widths and network is not None:
         paths = [*paths, *((width,) * network.num_gates for width in range(network.num_widths))]
     return list(dict.fromkeys(paths))
@@ -271,7 +307,7 @@ def as_written(path):
 
 
 def timed_files(network, routed, static, others, folder):
-    """Returns the files to time, with a row and the widths of each.
+    """Returns the files to time, with a row and the options of each.
 
     Args:
         network: Network of the static files, or None if there are none.
@@ -281,23 +317,25 @@ def timed_files(network, routed, static, others, folder):
         folder: Folder for the files that are forced onto one route.
 
     Returns:
-        Three dicts by name and path: filenames, rows with "path" and "madds", and the widths of
-        routed files.
+        Three dicts by name and path: filenames, rows with "path" and "madds", and the options of
+        `TimedProcess`.
     """
     from keras_dsnet.export.assembly import force_route
     from keras_dsnet.export.dynamic_interpreter import read_metadata, routes_of
 
-    files, rows, widths = {}, {}, {}
+    files, rows, options = {}, {}, {}
     for name, filename in routed.items():
         content = filename.read_bytes()
         metadata = read_metadata(content)
         madds = {tuple(row["path"]): row["madds"] for row in metadata["routes"]}
         routes = routes_of(metadata)
         for path in [p for p in static if set(p) <= set(routes)] or madds:
-            forced = pathlib.Path(folder) / f"{name}_{'_'.join(map(str, path))}.tflite"
-            forced.write_bytes(force_route(content, path))
-            files[name, path] = forced
-            widths[name, path] = routes
+            if metadata.get("layout") == "staged":
+                files[name, path], options[name, path] = filename, {"path": path}
+            else:
+                forced = pathlib.Path(folder) / f"{name}_{'_'.join(map(str, path))}.tflite"
+                forced.write_bytes(force_route(content, path))
+                files[name, path], options[name, path] = forced, {"widths": routes}
             rows[name, path] = {"path": as_written(path)}
             rows[name, path]["madds"] = madds.get(path) or network.madds(path)
     for path, filename in static.items():
@@ -305,7 +343,7 @@ def timed_files(network, routed, static, others, folder):
         rows["static", path] = {"path": as_written(path), "madds": network.madds(path)}
     for name, filename in others.items():
         files[name, None], rows[name, None] = filename, {}
-    return files, rows, widths
+    return files, rows, options
 
 
 def measure(network, quantize, routed, static, others):
@@ -315,20 +353,28 @@ def measure(network, quantize, routed, static, others):
         Tuple of the rows, one for each path of each file and one for each other file, and the
         smallest share of a process's memory that was in huge pages.
     """
-    options = FLAGS.loads, FLAGS.rounds, FLAGS.threads, FLAGS.huge_pages
+    from keras_dsnet_recipes.benchmarks.mobile_files import is_staged, size_of
+
+    staged = {name for name, path in routed.items() if is_staged(path)}
+    by_signature = staged or FLAGS.runtime == "compiled"
+    common = {"threads": FLAGS.threads, "runtime": FLAGS.runtime if by_signature else None}
     with tempfile.TemporaryDirectory(dir=FLAGS.workdir) as folder:
-        files, rows, widths = timed_files(network, routed, static, others, folder)
+        files, rows, options = timed_files(network, routed, static, others, folder)
+        options = {key: {**common, **options.get(key, {})} for key in files}
         # The files of a path run next to each other, so that a slow machine slows all of them.
-        times, huge_share = time_in_turns(files, widths, *options, group=lambda key: key[1])
+        times, huge_share = time_in_turns(
+            files, options, FLAGS.loads, FLAGS.rounds, FLAGS.huge_pages, group=lambda key: key[1]
+        )
     sources = routed | others | {f"static {path}": static[path] for path in static}
-    costs = {name: loading_cost(path, FLAGS.threads) for name, path in sources.items()}
+    costs = {
+        name: loading_cost(path, **common) for name, path in sources.items() if name not in staged
+    }
     for (name, path), row in rows.items():
         file_times = times[name, path]
         source = f"static {path}" if name == "static" else name
-        row.update(
-            quantize=quantize or "float32", file=name, mb=sources[source].stat().st_size / 1e6
-        )
-        row.update(costs[source])
+        row.update(quantize=quantize or "float32", file=name, mb=size_of(sources[source]) / 1e6)
+        row["runtime"] = common["runtime"]
+        row.update(costs.get(source) or loading_cost(sources[source], **options[name, path]))
         row["min_ms"], row["median_ms"] = low_and_middle(file_times)
         for other, key in (("static", ("static", path)), (FASTEST, (FASTEST, None))):
             if key in times and key != (name, path):
@@ -354,6 +400,7 @@ def main(argv):
     # Mistakes in the files are found before a network is loaded.
     named_files(paths)
     network = None if paths and not FLAGS.model else make_network()
+    check_paths(network)
     rows, sizes, shares, metadata = [], [], [], {}
     for quantize, routed, static, others in compared_files(network, paths, workdir / "files"):
         for name, filename in routed.items():

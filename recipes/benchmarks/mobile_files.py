@@ -10,7 +10,14 @@ from absl import flags
 from keras_dsnet_recipes.benchmarks.timing import loading_cost
 
 FLAGS = flags.FLAGS
-COLORS = {"static": "#555555", "shared": "#0072B2", "fast": "#D55E00", "naive": "#CC79A7"}
+COLORS = {
+    "static": "#555555",
+    "shared": "#0072B2",
+    "fast": "#D55E00",
+    "staged": "#E69F00",
+    "split": "#56B4E9",
+    "naive": "#CC79A7",
+}
 BASELINE_COLOR = "#009E73"
 
 MOBILENETS = {f"mobilenet_v1_{alpha}": alpha for alpha in (0.5, 0.75, 1.0)}
@@ -60,10 +67,16 @@ class MobileFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def routed(self, layout):
-        """Returns the path of the routed file of a layout."""
+        """Returns the path of the routed file of a layout.
+
+        Args:
+            layout: As for `model.export`, or "split" for a staged file in several files, of which
+                the path is that of the trunk.
+        """
+        kind = {"layout": "staged", "split": True} if layout == "split" else {"layout": layout}
 
         def make(path):
-            options = {"routes": self.routes, "layout": layout, **self._options}
+            options = {"routes": self.routes, **kind, **self._options}
             self.network.export(path, format="litert", **options)
 
         return self._file(f"{layout}_{'_'.join(map(str, self.routes))}", make)
@@ -159,8 +172,34 @@ class MobileFiles:
         return generator.normal(size=shape).astype("float32")
 
 
+def size_of(path):
+    """Returns the bytes of a file, together with the other files if it is split."""
+    parts = staged_parts(path)
+    return sum(each.stat().st_size for each in (path, *parts.values()))
+
+
+def staged_parts(path):
+    """Returns the files of a split file's segments by signature: none for other files."""
+    from keras_dsnet.export.dynamic_interpreter import read_metadata
+
+    try:
+        files = read_metadata(path.read_bytes()).get("staged", {}).get("files", {})
+    except ValueError:  # It has no routes.
+        return {}
+    return {name: path.with_name(file["name"]) for name, file in files.items()}
+
+
+def is_staged(path):
+    """Returns whether a routed file has the layout "staged"."""
+    from keras_dsnet.export.dynamic_interpreter import read_metadata
+
+    return read_metadata(path.read_bytes(), path).get("layout") == "staged"
+
+
 def describe_sizes(routed, static):
     """Yields a line for each routed file with its size and the memory of its signatures.
+
+    The table has the memory of staged files, whose signatures are other ones.
 
     Args:
         routed: Dict of filenames by name.
@@ -168,12 +207,18 @@ def describe_sizes(routed, static):
     """
     widest = static[max(static)].stat().st_size if static else None
     for name, path in routed.items():
-        size = path.stat().st_size
+        size = size_of(path)
         line = f"{name}: {size / 1e6:.2f} MB"
         if widest:
             line += f", {size / widest:.3f} of the widest width alone"
-        one = loading_cost(path, FLAGS.threads, ["serving_default"])["rss_mib"]
-        both = loading_cost(path, FLAGS.threads, ["serving_default", "bounded"])["rss_mib"]
+        if is_staged(path):
+            parts = len(staged_parts(path))
+            yield f"{line}; {parts + 1} files" if parts else line
+            continue
+        one, both = (
+            loading_cost(path, threads=FLAGS.threads, signatures=signatures)["rss_mib"]
+            for signatures in (["serving_default"], ["serving_default", "bounded"])
+        )
         yield f"{line}; one signature takes {one:.1f} MiB, both {both:.1f} MiB"
 
 
@@ -194,10 +239,12 @@ def write_markdown(rows, sizes, huge_share, path):
     titles = ["type", "file", "path", "M MAdds", "MB", "init ms", "RSS MiB", "ms, min / median"]
     titles += [f"to {other}, min / median" for other in others]
     pages = f"; in huge pages: {huge_share:.0%} or more of each" if FLAGS.huge_pages else ""
+    copies = any(row["runtime"] for row in rows)
+    calls = "; every run copies the image in and the outputs out" if copies else ""
     lines = [
         f"```\n{command}\n```\n",
         f"{_engine()}; threads: {FLAGS.threads}; turns: {FLAGS.rounds} of each of {FLAGS.loads} "
-        f"processes{pages}.\n",
+        f"processes{pages}{calls}.\n",
     ]
     lines += [f"- {line}" for line in sizes]
     lines += ["", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
@@ -252,7 +299,8 @@ def save_latency_tables(rows, metadata, folder):
 
 
 def _engine():
-    return f"LiteRT {importlib.metadata.version('ai-edge-litert')}, XNNPACK"
+    compiled = ", CompiledModel" if FLAGS.runtime == "compiled" else ""
+    return f"LiteRT {importlib.metadata.version('ai-edge-litert')}, XNNPACK{compiled}"
 
 
 def plot_latency(rows, path):

@@ -1,6 +1,6 @@
 """The timing of functions or TFLite files that take turns.
 
-As in an app, a TFLite file runs in a separate process, which runs this file as a program. A process
+As in an app, a TFLite file runs in a separate process, whose program is `timed_file.py`. A process
 of that kind also measures the cost of loading a file. Nothing here imports TensorFlow.
 """
 
@@ -10,23 +10,17 @@ import json
 import os
 import pathlib
 import random
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
 SECONDS_PER_TURN = 0.15
-# Number of runs at the beginning of every turn that are not timed.
-UNTIMED = 2
 # With this setting malloc of the GNU C library asks for huge pages and takes all memory from one
 # heap. A kernel or feature with a separate mapping would be too small for a huge page. Other C
 # libraries ignore the setting.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"}
-_MEMORY = pathlib.Path("/proc/self/smaps_rollup")
-_KINDS = "Anonymous", "AnonHugePages"
-_MEBIBYTE = 2.0**20
+_PROGRAM = pathlib.Path(__file__).with_name("timed_file.py")
 
 
 def milliseconds(run, count):
@@ -85,20 +79,19 @@ def ratios(times, base):
 
 
 class TimedProcess:
-    """An interpreter of a TFLite file in a separate process, which runs on request.
+    """A TFLite file in a separate process, which runs it on request.
 
     Interpreters in one process share a heap, and a file with many graphs is a few percent slower on
     a fragmented heap. The placement of a process's pages in memory changes the time as much, so a
     comparison starts each file several times.
 
     Args:
-        path: Path of the file. The process runs the subgraph that runs without a signature name.
-        threads: Int, threads of the interpreter.
+        path: Path of the file.
         huge_pages: Bool, whether to load the file into huge pages, which reduce the effect of the
             placement. They need Linux and the GNU C library. Defaults to False.
-        widths: Widths of a routed file, of which every pair runs before the timing. LiteRT prepares
-            a graph that has not run yet whenever it can be reached. In an app this ends with the
-            first images.
+        **options: As for `RunOptions` of `timed_file.py`. Pairs of `widths` run before the timing,
+            because LiteRT prepares a graph that has not run yet whenever it can be reached. In an
+            app this ends with the first images.
 
     Attributes:
         huge_share: Float from 0 to 1, share in huge pages of the memory that loading took.
@@ -107,10 +100,10 @@ class TimedProcess:
         RuntimeError: If the process ended.
     """
 
-    def __init__(self, path, threads, huge_pages=False, widths=()):
+    def __init__(self, path, /, huge_pages=False, **options):
         self._path = path
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "serve", str(path), str(threads), *map(str, widths)],
+            [sys.executable, _PROGRAM, "serve", str(path), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -144,15 +137,15 @@ class TimedProcess:
         return line
 
 
-def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False, group=None):
+def time_in_turns(files, options, loads, rounds, huge_pages=False, group=None):
     """Times files that take turns, each in separate processes.
 
     Args:
         files: Dict of filenames.
-        widths: Dict by the same keys of the widths of routed files.
+        options: Dict by the same keys of dicts as for `RunOptions` of `timed_file.py`. A file
+            without an entry has the defaults.
         loads: Int, number of times that each file is loaded, one after another.
         rounds: Int, turns of each process.
-        threads: Int, threads of the interpreters. Defaults to 1.
         huge_pages: Bool, as in `TimedProcess`.
         group: Function of a key, as in `take_turns`.
 
@@ -167,9 +160,7 @@ def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False, gro
     for _ in range(loads):
         with contextlib.ExitStack() as stack:
             processes = {
-                key: stack.enter_context(
-                    TimedProcess(path, threads, huge_pages, widths.get(key, ()))
-                )
+                key: stack.enter_context(TimedProcess(path, huge_pages, **options.get(key, {})))
                 for key, path in files.items()
             }
             shares += [process.huge_share for process in processes.values()]
@@ -186,107 +177,17 @@ def time_in_turns(files, widths, loads, rounds, threads=1, huge_pages=False, gro
     return times, min(shares)
 
 
-def _load(path, threads, widths):
-    """Returns an interpreter that has run on random inputs."""
-    import numpy as np
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=path, num_threads=threads)
-    interpreter.allocate_tensors()
-    generator = np.random.default_rng(0)
-    for details in interpreter.get_input_details():
-        values = generator.normal(size=details["shape"])
-        if details["dtype"] == np.uint8:
-            values = generator.integers(0, 256, details["shape"])
-        interpreter.set_tensor(details["index"], values.astype(details["dtype"]))
-    if widths:
-        _run_pairs(interpreter, widths)
-    interpreter.invoke()
-    return interpreter
-
-
-def _run_pairs(interpreter, widths):
-    """Runs every width after every width at every gate, also where earlier gates were narrow."""
-    import numpy as np
-
-    runner = interpreter.get_signature_runner("bounded")
-    details = runner.get_input_details()
-    image = np.zeros(details["image"]["shape"], details["image"]["dtype"])
-    (gates,) = details["min_width"]["shape"]
-    for first, then in itertools.product(widths, widths):
-        # Paths that alternate between two widths, and paths that change the width at one gate.
-        paths = [np.resize([first, then], gates)]
-        paths += [np.repeat([first, then], [gate, gates - gate]) for gate in range(1, gates)]
-        for path in np.array(paths, "int32"):
-            runner(image=image, min_width=path, max_width=path)
-
-
-def _memory():
-    """Returns the kilobytes of this process outside files, and those of them in huge pages."""
-    if not _MEMORY.is_file():
-        return 0, 0
-    text = _MEMORY.read_text(encoding="utf-8")
-    return tuple(int(re.search(rf"^{name}: +(\d+)", text, re.M)[1]) for name in _KINDS)
-
-
-def _serve(path, threads, *widths):
-    # The memory of imported modules does not count for the file.
-    import ai_edge_litert.interpreter  # noqa: F401
-
-    before = _memory()
-    interpreter = _load(path, int(threads), [int(width) for width in widths])
-    loaded, huge = (now - then for now, then in zip(_memory(), before))
-    print(min(1.0, huge / loaded) if loaded > 0 else 0.0, flush=True)
-    for line in sys.stdin:
-        # The process of the turn before has left its data in the caches.
-        milliseconds(interpreter.invoke, UNTIMED)
-        print(milliseconds(interpreter.invoke, int(line)), flush=True)
-
-
-def loading_cost(path, threads, signatures=()):
+def loading_cost(path, /, **options):
     """Measures time and memory to load and run a file once, in a separate process.
 
     Args:
         path: Path of the file.
-        threads: Int, threads of the interpreter.
-        signatures: Names of the signatures to run. Defaults to the subgraph that runs without a
-            signature name.
+        **options: As for `RunOptions` of `timed_file.py`.
 
     Returns:
-        Dict with "init_ms", the milliseconds to the end of the allocation, and "rss_mib", the
-        resident memory in MiB that the process has gained after the first run.
+        Dict with "init_ms", the milliseconds that the first run takes more than another one, and
+        "rss_mib", the resident memory in MiB that the process has gained after the first run.
     """
-    command = [sys.executable, __file__, "load", str(path), str(threads), *signatures]
+    command = [sys.executable, _PROGRAM, "load", str(path), json.dumps(options)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1])
-
-
-def _measure_loading(path, threads, *signatures):
-    import numpy as np
-    from ai_edge_litert.interpreter import Interpreter
-
-    before, start = _resident(), time.perf_counter()
-    interpreter = Interpreter(model_path=path, num_threads=int(threads))
-    if not signatures:
-        interpreter.allocate_tensors()
-        took = time.perf_counter() - start
-        interpreter.invoke()
-    arrays = {}
-    for signature in signatures:
-        runner = interpreter.get_signature_runner(signature)
-        took = time.perf_counter() - start
-        details = runner.get_input_details()
-        for name, tensor in details.items():
-            # Signatures share one image, so that a second image is not counted.
-            arrays.setdefault(name, np.zeros(tensor["shape"], tensor["dtype"]))
-        runner(**{name: arrays[name] for name in details})
-    print(json.dumps({"init_ms": took * 1e3, "rss_mib": (_resident() - before) / _MEBIBYTE}))
-
-
-def _resident():
-    pages = pathlib.Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
-    return int(pages) * resource.getpagesize()
-
-
-if __name__ == "__main__":
-    {"serve": _serve, "load": _measure_loading}[sys.argv[1]](*sys.argv[2:])

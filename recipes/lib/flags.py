@@ -204,19 +204,19 @@ def define_paths(help):
     _define(parser, "paths", None, help)
 
 
-def define_quantize(several=False):
+def define_quantize(several=False, other_layouts=()):
     """Defines --quantize and --layout of an exported file.
 
     Args:
         several: Bool, whether both flags can be repeated for one file of each combination.
+        other_layouts: Layouts that can be named besides the defaults of a repeated flag.
     """
     if several:
         flags.DEFINE_multi_enum(
             "quantize", ["none", "int8"], QUANTIZE, "Type of the files to make. Can be repeated."
         )
-        flags.DEFINE_multi_enum(
-            "layout", LAYOUTS, LAYOUTS, "Layout of the files to make. Can be repeated."
-        )
+        help = "Layout of the files to make. Can be repeated."
+        flags.DEFINE_multi_enum("layout", LAYOUTS, [*LAYOUTS, *other_layouts], help)
         return
     flags.DEFINE_enum(
         "quantize",

@@ -14,7 +14,7 @@ APP = REPOSITORY / "examples/android/app/src/main/kotlin"
 # `make kotlin` installs it there.
 COMPILER = REPOSITORY / "build/kotlin/node_modules/kotlin-compiler"
 # The files that need nothing of Android.
-PLAIN = ("RoutedFile", "ImageTensor", "Signatures", "RoutedModel", "StagedModel")
+PLAIN = ("RoutedFile", "Pixels", "ImageTensor", "Signatures", "RoutedModel", "StagedModel")
 _TYPES = {"f": ">f4", "i": ">i4", "b": "u1"}
 
 

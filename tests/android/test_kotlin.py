@@ -54,20 +54,18 @@ def jar(tmp_path_factory):
 
 
 def kotlin_of_the_page():
-    """Returns the class of docs/android.md, and the code that uses it in functions around it."""
+    """Returns the code of docs/android.md, which uses a class of the app, in functions."""
     blocks = re.findall(r"```kotlin\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (file,) = (block for block in blocks if block.startswith("package "))
     (use,) = (block for block in blocks if block.startswith("// Off the main thread"))
     (functions,) = (block for block in blocks if block.startswith("fun best"))
     imports = "import android.content.Context\nimport android.graphics.Bitmap\n"
-    header = f"package com.example.vision\n{imports}import android.util.Log\n"
-    return file, f"{header}{functions}\nfun use(context: Context, bitmap: Bitmap) {{\n{use}}}\n"
+    header = f"package com.example.routing\n{imports}import android.util.Log\n"
+    return f"{header}{functions}\nfun use(context: Context, bitmap: Bitmap) {{\n{use}}}\n"
 
 
-def test_the_app_and_the_class_of_the_page_compile_against_declarations(tmp_path):
+def test_the_app_and_the_code_of_the_page_compile_against_declarations(tmp_path):
     write_java_stubs(tmp_path / "java")
-    for number, text in enumerate(kotlin_of_the_page()):
-        (tmp_path / f"Page{number}.kt").write_text(text, encoding="utf-8")
+    (tmp_path / "Page.kt").write_text(kotlin_of_the_page(), encoding="utf-8")
     output = tmp_path / "app.jar"
     printed = compile_kotlin(output, APP, HERE / "stubs", *tmp_path.glob("*.kt"), tmp_path / "java")
     assert output.exists(), printed

@@ -227,7 +227,7 @@ def test_the_app_reads_the_fields_of_tflites_schema():
 
 def test_colours_come_in_order_and_are_normalised_as_in_training(files):
     text = SOURCES["ImageTensor.kt"]
-    shift = re.search(r"fun valueOf\(.*\) = (.+)", text)[1]
+    shift = re.search(r"fun valueOf\(.*\) = (.+)", SOURCES["Pixels.kt"])[1]
     shift = shift.replace("shr", ">>").replace("and", "&")
     assert [eval(shift, {"pixel": 0xFF123456, "channel": c}) for c in range(3)] == [18, 52, 86]
     formula = re.search(r"FloatArray\(256\) \{ (.+?) \}", text)[1].replace("file.", "")
@@ -242,7 +242,8 @@ def test_colours_come_in_order_and_are_normalised_as_in_training(files):
 
 def test_the_crop_is_that_of_evaluation():
     text = SOURCES["CentreCrop.kt"]
-    fraction = float(re.search(r"fraction: Float = ([\d.]+)f", text)[1])
+    assert "fraction: Float = CROP_FRACTION" in text
+    fraction = float(re.search(r"const val CROP_FRACTION = ([\d.]+)f", text)[1])
     assert fraction == inspect.signature(evaluation_pipeline).parameters["crop_fraction"].default
     scale = re.search(r"fun scaleOf\(.*\): Float =\s+(.+)", text)[1].replace("source.", "source_")
     names = {"fraction": fraction, "max": max, "width": 224, "height": 224}

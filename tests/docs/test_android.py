@@ -1,8 +1,7 @@
-"""The Kotlin of docs/android.md against freshly exported files: names, types, shapes, pixels."""
+"""docs/android.md and its Kotlin against freshly exported files: names, types, shapes, pixels."""
 
 import ast
 import inspect
-import math
 import pathlib
 import re
 import warnings
@@ -13,12 +12,14 @@ from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SHORT_SPEC, small_network
 
-from keras_dsnet.data import evaluation_pipeline
 from keras_dsnet.export import best_path, export_routed, export_subnetwork
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES
 
-TEXT = (pathlib.Path(__file__).parents[2] / "docs/android.md").read_text(encoding="utf-8")
-(KOTLIN,) = re.findall(r"```kotlin\n(package .*?)```", TEXT, re.DOTALL)
+REPOSITORY = pathlib.Path(__file__).parents[2]
+TEXT = (REPOSITORY / "docs/android.md").read_text(encoding="utf-8")
+# The page links to the class.
+(LINK,) = re.findall(r"^\[RoutedClassifier\.kt\]\((.+?)\)", TEXT, re.MULTILINE)
+KOTLIN = (REPOSITORY / "docs" / LINK).read_text(encoding="utf-8")
 # What each value of the class is made of, as it stands there.
 VALUES = dict(re.findall(r"\bval (\w+) =\s+(.+)", KOTLIN))
 # Height and width differ, so that they cannot be taken for one another.
@@ -149,11 +150,9 @@ def test_the_table_of_tensors_is_that_of_the_file(exported):
 
 
 def test_colours_come_in_order_and_are_normalised_as_in_training():
-    shift = re.search(r"fun valueOf\(.*\) = (.+)", KOTLIN)[1]
-    shift = shift.replace("shr", ">>").replace("and", "&")
-    pixel = {"pixel": 0xFF123456}
-    assert [eval(shift, {**pixel, "channel": c}) for c in range(3)] == [0x12, 0x34, 0x56]
-
+    # Tests of the example cover `valueOf`, which gives red, green and blue as channels 0, 1 and 2.
+    assert "valueOf(pixels[i / 3], i % 3).toByte()" in KOTLIN
+    assert "normalised[i % 3][valueOf(pixels[i / 3], i % 3)]" in KOTLIN
     formula = re.search(r"c -> FloatArray\(256\) \{ ([^}]+) \}", KOTLIN)[1].replace("255f", "255.0")
     mean, std = (
         [float(value) for value in re.findall(r"([\d.]+)f", VALUES[name])]
@@ -165,15 +164,26 @@ def test_colours_come_in_order_and_are_normalised_as_in_training():
     np.testing.assert_allclose(normalised, preprocess_input(pixels)[:, 0], atol=1e-6)
 
 
-def test_the_crop_is_that_of_evaluation():
-    fraction = float(re.search(r"cropFraction: Float = ([\d.]+)f", KOTLIN)[1])
-    assert fraction == inspect.signature(evaluation_pipeline).parameters["crop_fraction"].default
-    scale = re.search(r"fun scaleOf\(.*\): Float =\s+(.+)", KOTLIN)[1].replace("source.", "source_")
-    names = {"cropFraction": fraction, "max": max, "width": 224, "height": 224}
-    # The short side is resized to 224 / 0.875 = 256.
-    for size in ((640, 480), (300, 900)):
-        found = eval(scale, {**names, "source_width": size[0], "source_height": size[1]})
-        assert math.isclose(found * min(size), 256)
+def test_the_class_crops_as_the_example_does():
+    # tests/android compares `CentreCrop` with the evaluation.
+    assert "cropFraction: Float = CROP_FRACTION" in KOTLIN
+    assert "val crop = CentreCrop(width, height, cropFraction)" in KOTLIN
+    assert "val pixels = crop.pixelsOf(bitmap)" in KOTLIN
+
+
+def test_the_page_names_the_files_that_the_class_needs():
+    folder = (REPOSITORY / "docs" / LINK).parent
+    named = re.findall(r"^\| `(\w+\.kt)` \|", TEXT, re.MULTILINE)
+    sources = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.kt")}
+    assert named[0] == "RoutedClassifier.kt"
+    text = "".join(sources[name] for name in named)
+    # Calls, and names of classes and constants.
+    words = set(re.findall(r"\b(\w+)(?=\()|\b([A-Z]\w+)", text))
+    words = {word for pair in words for word in pair}
+    declared = r"^(?:internal )?(?:fun|class|const val|interface|object) (\w+)"
+    for name, source in sources.items():
+        used = set(re.findall(declared, source, re.MULTILINE)) & words
+        assert name in named or not used, (name, used)
 
 
 def test_the_export_has_arguments_that_exist():

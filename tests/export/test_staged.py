@@ -1,5 +1,6 @@
 """Tests staged files: their signatures, paths and outputs, in one file or split into several."""
 
+import dataclasses
 import functools
 import itertools
 import subprocess
@@ -14,8 +15,9 @@ from ai_edge_litert.options import CpuOptions
 from exported import kind_of, largest_difference
 from gpu_rules import violations
 from routed_networks import SHORT_SPEC, random_images, small_network
-from tiny_families import TINY_RESNET, tiny_images, tiny_network
+from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
+import keras_dsnet
 from keras_dsnet.export import DynamicInterpreter, compiled_signatures
 from keras_dsnet.export.assembly import force_route
 from keras_dsnet.export.confidence import ConfidencePlan
@@ -202,6 +204,49 @@ def test_every_float_signature_is_compatible_with_gpu_delegates(kind, request, c
     for _, fast in others:
         faults = violations(parse(fast.read_bytes()))
         assert "serving_default: IF is not supported" in faults
+
+
+SCALAR = {"slimming_head": "scalar", "attention": "sigmoid", "share_encoder": False}
+GPU_NETWORKS = {
+    "mobilenet": lambda: small_network(spec=SHORT_SPEC),
+    "mobilenet, scalar head": lambda: small_network(spec=dataclasses.replace(SHORT_SPEC, **SCALAR)),
+    "resnet": lambda: tiny_network(TINY_RESNET),
+    "efficientnet": lambda: tiny_network(TINY_EFFICIENTNET),
+}
+
+
+def assert_signatures_suit_gpu_delegates(filename):
+    assert violations(parse(filename.read_bytes())) == []
+    assert all(not name.startswith("serving") for name in signatures(filename))
+
+
+def test_a_network_of_another_family_suits_gpu_delegates(tmp_path):
+    _, filename = export(
+        with_routes(GPU_NETWORKS["efficientnet"]()), tmp_path / "m.tflite", layout="staged"
+    )
+    assert_signatures_suit_gpu_delegates(filename)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", GPU_NETWORKS)
+@pytest.mark.parametrize("routing", ["gate", "confidence", "gate+confidence"])
+def test_every_family_and_routing_suits_gpu_delegates(tmp_path, family, routing):
+    network = with_routes(GPU_NETWORKS[family]())
+    options = {} if routing == "gate" else {"steps": STEPS, "thresholds": THRESHOLDS}
+    for split in (False, True):
+        filename = tmp_path / f"{split}.tflite"
+        export(network, filename, layout="staged", routing=routing, split=split, **options)
+    for filename in tmp_path.iterdir():
+        assert_signatures_suit_gpu_delegates(filename)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("application", ["DSMobileNet", "DSResNet50", "DSEfficientNetB0"])
+def test_the_networks_of_the_package_suit_gpu_delegates(tmp_path, application):
+    network = getattr(keras_dsnet.applications, application)(input_shape=(64, 64, 3))
+    network.gates_trained = True
+    _, filename = export(network, tmp_path / "m.tflite", layout="staged", routes=ROUTES)
+    assert_signatures_suit_gpu_delegates(filename)
 
 
 def test_thresholds_and_budgets_are_those_of_the_fast_layout(confident):

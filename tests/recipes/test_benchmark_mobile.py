@@ -5,15 +5,14 @@ import itertools
 import json
 import pathlib
 import platform
-import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from keras_dsnet_recipes.benchmarks import timing
+from keras_dsnet_recipes.benchmarks import timed_file
 from keras_dsnet_recipes.benchmarks.mobile_files import MobileFiles, randomise
-from keras_dsnet_recipes.benchmarks.timing import TimedProcess, time_in_turns
+from keras_dsnet_recipes.benchmarks.timing import TimedProcess, loading_cost, time_in_turns
 from programs import run_program
 from routed_networks import random_images, small_network
 
@@ -122,6 +121,26 @@ def test_files_of_one_type_with_images_of_two_shapes_are_refused(network, routed
     assert line.startswith("error: Files of one type must take images of one shape: ")
 
 
+def test_paths_need_a_network(routed, tmp_path):
+    result = run_program(PROGRAM, routed, "--paths=0", f"--workdir={tmp_path / 'benchmark'}")
+    line = "error: --paths makes files of the paths of --model: give --model\n"
+    assert (result.returncode, result.stderr) == (1, line)
+
+
+@pytest.mark.long
+def test_only_the_named_paths_are_timed(network, routed, tmp_path):
+    network.save(tmp_path / "model.keras")
+    options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={tmp_path / 'benchmark'}")
+    result = run_program(PROGRAM, routed, *options, f"--model={tmp_path}", "--paths=3")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "benchmark/mobile.json").read_text())
+    assert [(row["file"], row["path"]) for row in rows] == [("m", 3), ("static", 3)]
+    result = run_program(PROGRAM, routed, *options, f"--model={tmp_path}", "--paths=1")
+    assert result.returncode == 1
+    line = "error: --paths must have widths of the routes (0, 3). Received: --paths=1\n"
+    assert result.stderr.endswith(line)
+
+
 @pytest.mark.long
 def test_a_named_file_is_timed_without_its_network(routed, tmp_path):
     options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={tmp_path}")
@@ -131,8 +150,65 @@ def test_a_named_file_is_timed_without_its_network(routed, tmp_path):
     assert [(row["file"], row["path"]) for row in rows] == [("m", width) for width in ROUTES]
 
 
+@pytest.mark.long
+def test_staged_files_are_compared_with_static_files_on_both_runtimes(network, tmp_path):
+    network.save(tmp_path / "model.keras")
+    for name, split in (("m", False), ("split", True)):
+        filename, options = tmp_path / f"{name}.tflite", {"layout": "staged", "split": split}
+        network.export(filename, format="litert", verbose=False, **options)
+    files = tmp_path / "m.tflite", tmp_path / "split.tflite"
+    for runtime in ("interpreter", "compiled"):
+        workdir = tmp_path / runtime
+        options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={workdir}")
+        result = run_program(
+            PROGRAM, *files, *options, f"--model={tmp_path}", f"--runtime={runtime}"
+        )
+        assert result.returncode == 0, result.stderr
+        rows = json.loads((workdir / "mobile.json").read_text())
+        assert [(row["file"], row["path"]) for row in rows] == [
+            (name, width) for name in ("m", "split", "static") for width in ROUTES
+        ]
+        assert all(row["runtime"] == runtime for row in rows)
+        assert all("to_static_min" in row for row in rows if row["file"] != "static")
+        sizes = {row["file"]: row["mb"] for row in rows}
+        assert sizes["m"] == files[0].stat().st_size / 1e6
+        assert sizes["split"] == sum(x.stat().st_size for x in tmp_path.glob("split*")) / 1e6
+        text = (workdir / "table.md").read_text()
+        assert "every run copies the image in and the outputs out" in text
+        assert ("CompiledModel" in text) == (runtime == "compiled")
+        table = LatencyTable.load(workdir / "latency_float32_split.json")
+        assert (table.layout, table.runtime) == ("staged", "LiteRT")
+    options = ("--baseline=none", "--rounds=1", "--loads=1", f"--workdir={tmp_path / 'alone'}")
+    result = run_program(PROGRAM, *files, *options)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "alone/mobile.json").read_text())
+    assert [row["file"] for row in rows] == ["m", "m", "split", "split"]
+
+
+def test_the_memory_of_signatures_is_that_of_a_file_that_is_still_open(tmp_path):
+    # 8 MiB, which XNNPACK packs again.
+    kernel = np.ones((1024, 2048), "float32")
+    content = convert(lambda x: {"y": x @ kernel}, {"x": tf.TensorSpec((1, 1024))}, None, None)
+    (tmp_path / "m.tflite").write_bytes(content)
+    cost = loading_cost(tmp_path / "m.tflite", signatures=["serving_default"])
+    assert cost["rss_mib"] > 8
+    assert loading_cost(tmp_path / "m.tflite")["rss_mib"] > 8
+
+
+def test_a_staged_file_is_run_along_one_path(network, tmp_path):
+    filename = tmp_path / "m.tflite"
+    network.export(filename, format="litert", layout="staged", verbose=False)
+    for runtime in ("interpreter", "compiled"):
+        options = timed_file.RunOptions(runtime=runtime, path=(3,))
+        inputs = timed_file.random_inputs(filename, options)
+        result = timed_file.open_run(filename, options, inputs)()
+        assert result["path"].tolist() == [3]
+        expected = network(inputs["image"], path=3).numpy()
+        np.testing.assert_allclose(result["output"], expected, atol=1e-4 * expected.max())
+
+
 def test_a_file_is_timed_in_a_process_of_its_own(routed):
-    with TimedProcess(routed, threads=1, widths=ROUTES) as process:
+    with TimedProcess(routed, widths=ROUTES) as process:
         assert all(0 < process.milliseconds(2) < 1000 for _ in range(3))
         assert 0 <= process.huge_share <= 1
 
@@ -141,19 +217,15 @@ def test_every_graph_of_a_routed_file_has_run_before_it_is_timed():
     # At each gate the graph is one of the width there and the width before, or of narrow images.
     taken = set()
 
-    class Runner:
-        def get_input_details(self):
-            shapes = {"image": (1, 2, 2, 3), "min_width": (4,)}
-            return {key: {"shape": value, "dtype": np.float32} for key, value in shapes.items()}
+    def run(image, min_width, max_width):
+        np.testing.assert_array_equal(min_width, max_width)
+        for gate in range(1, 4):
+            narrow = not min_width[:gate].any()
+            taken.add((gate, narrow, int(min_width[gate - 1]), int(min_width[gate])))
 
-        def __call__(self, image, min_width, max_width):
-            np.testing.assert_array_equal(min_width, max_width)
-            for gate in range(1, 4):
-                narrow = not min_width[:gate].any()
-                taken.add((gate, narrow, int(min_width[gate - 1]), int(min_width[gate])))
-
-    interpreter = types.SimpleNamespace(get_signature_runner=lambda name: Runner())
-    timing._run_pairs(interpreter, (0, 1, 2))
+    shapes = {"image": (1, 2, 2, 3), "min_width": (4,)}
+    details = {name: {"shape": shape, "dtype": np.float32} for name, shape in shapes.items()}
+    timed_file._run_pairs(run, details, (0, 1, 2))
     usual = {
         (gate, False, *pair) for gate in (1, 2, 3) for pair in itertools.product(range(3), range(3))
     }
@@ -187,7 +259,7 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path):
     broken = tmp_path / "broken.tflite"
     broken.write_bytes(b"no file of TFLite")
     with pytest.raises(RuntimeError, match=r"broken\.tflite could not be run: ValueError"):
-        TimedProcess(broken, threads=1)
+        TimedProcess(broken)
 
 
 def test_naive_export_gives_the_outputs_of_the_route_that_the_gate_chooses(network, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import pathlib
 import shutil
 import subprocess
@@ -29,13 +30,16 @@ class Runtime:
     emulated: bool = False
 
 
-NEWEST = "2.3.0"
+# The newest releases of which the table was written.
+NEWEST, NEWEST_TENSORFLOW = "2.3.0", "2.21.0"
 RUNTIMES = (
     Runtime("LiteRT 1.1.2", "ai-edge-litert", "1.1.2"),
     Runtime("LiteRT 1.4.0", "ai-edge-litert", "1.4.0"),
     Runtime("LiteRT 2.1.6", "ai-edge-litert", "2.1.6"),
     Runtime(f"LiteRT {NEWEST}", "ai-edge-litert", NEWEST),
-    Runtime("TensorFlow 2.21.0, `tf.lite`", "tensorflow", "2.21.0", "tensorflow"),
+    Runtime(
+        f"TensorFlow {NEWEST_TENSORFLOW}, `tf.lite`", "tensorflow", NEWEST_TENSORFLOW, "tensorflow"
+    ),
     Runtime(f"LiteRT {NEWEST}, `CompiledModel`", "ai-edge-litert", NEWEST, "compiled"),
     Runtime(
         f"LiteRT {NEWEST}, `CompiledModel` with XNNPACK's weight cache",
@@ -50,6 +54,33 @@ RUNTIMES = (
 
 class NotAvailableError(Exception):
     """A runtime that cannot be had here; the message is the reason."""
+
+
+def newest_runtimes():
+    """Returns the newest runtimes of the table, at the newest releases that pip finds.
+
+    Raises:
+        NotAvailableError: If pip finds no release of a package.
+    """
+    pinned = {"ai-edge-litert": NEWEST, "tensorflow": NEWEST_TENSORFLOW}
+    found = {package: _newest_release(package) for package in pinned}
+    return tuple(
+        dataclasses.replace(
+            each,
+            name=each.name.replace(each.version, found[each.package]),
+            version=found[each.package],
+        )
+        for each in RUNTIMES
+        if each.version == pinned[each.package]
+    )
+
+
+def _newest_release(package):
+    """Returns the newest release of a package for this Python, which is not installed."""
+    options = ["--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report=-"]
+    report = _run([sys.executable, "-m", "pip", "install", *options, package])
+    (chosen,) = json.loads(report)["install"]
+    return chosen["metadata"]["version"]
 
 
 def command_of(runtime, folder):

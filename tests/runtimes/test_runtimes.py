@@ -1,13 +1,16 @@
 """The comparison of runtimes: it finds wrong files and survives crashes."""
 
+import json
 import pathlib
 import re
 import sys
 
 import numpy as np
 import pytest
+from runtimes import __main__ as program_of_runtimes
+from runtimes import environments
 from runtimes.arm_python import arm_python
-from runtimes.environments import RUNTIMES, NotAvailableError, command_of
+from runtimes.environments import NEWEST, RUNTIMES, NotAvailableError, command_of, newest_runtimes
 from runtimes.files import NAMES, make_files
 from runtimes.processes import run_all
 from runtimes.table import END, HEADER, START, TOLERANCES, is_right, row_of, write_table
@@ -103,6 +106,33 @@ def test_without_an_emulator_its_row_says_so(monkeypatch, tmp_path):
     with pytest.raises(NotAvailableError, match="not run: qemu-aarch64-static is not installed"):
         command_of(emulated, tmp_path)
     assert "| - | - | not run: none |" in row_of(emulated, "not run: none")
+
+
+def test_the_newest_releases_are_those_that_pip_finds(monkeypatch):
+    def run(command):
+        version = {"tensorflow": "2.30.1"}.get(command[-1], "3.0.0")
+        return json.dumps({"install": [{"metadata": {"version": version}}]})
+
+    monkeypatch.setattr(environments, "_run", run)
+    names = [runtime.name for runtime in newest_runtimes()]
+    assert names == [
+        "LiteRT 3.0.0",
+        "TensorFlow 2.30.1, `tf.lite`",
+        "LiteRT 3.0.0, `CompiledModel`",
+        "LiteRT 3.0.0, `CompiledModel` with XNNPACK's weight cache",
+    ]
+    assert {runtime.version for runtime in newest_runtimes()} == {"3.0.0", "2.30.1"}
+    assert NEWEST in {runtime.version for runtime in RUNTIMES}
+
+
+def test_without_a_registry_the_newest_releases_are_one_line(monkeypatch, capsys):
+    def run(command):
+        raise NotAvailableError("not run: no network")
+
+    monkeypatch.setattr(environments, "_run", run)
+    assert program_of_runtimes.main(["--newest"]) == 1
+    line = "error: the newest releases were not found: not run: no network\n"
+    assert capsys.readouterr().err == line
 
 
 def test_packages_of_another_processor_are_unpacked_without_installing_them(tmp_path):

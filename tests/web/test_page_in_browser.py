@@ -2,14 +2,18 @@
 
 import json
 import pathlib
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from page_driver import PageDriver, reason_to_skip, served
 from routed_networks import SHORT_SPEC, random_images, small_network
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
+from keras_dsnet.data import evaluation_pipeline, load_source
 from keras_dsnet.export import DynamicInterpreter, LatencyTable, best_path
 
 reason = reason_to_skip()
@@ -113,21 +117,24 @@ def test_images_take_the_paths_of_python(
         browser.files("#image-input", files)
         paths = assert_same(browser, interpreter, pixels)
         assert len(set(paths)) > 1
-        # The first position of the slider is the narrowest route.
-        browser.slide(0, 0)
-        narrow = interpreter.routes[0]
-        assert set(assert_same(browser, interpreter, pixels, max_width=narrow)) == {
-            (narrow,) * gates
-        }
+        # The positions of the slider are the routes.
+        for position, width in enumerate(interpreter.routes[:-1]):
+            browser.slide(0, position)
+            bounded = assert_same(browser, interpreter, pixels, max_width=width)
+            assert max(map(max, bounded)) <= width
+            assert position or set(bounded) == {(width,) * gates}
         browser.click("#reset")
         assert assert_same(browser, interpreter, pixels) == paths
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("quantize", [None, "int8"])
-def test_sliders_are_the_thresholds_of_python(browser, exported, photographs, layout, quantize):
-    filename = exported(layout, quantize, "confidence", 1)
-    interpreter, (pixels, files) = DynamicInterpreter(filename), photographs[1]
+@pytest.mark.parametrize(
+    ("layout", "quantize", "routing", "gates"), [kind for kind in KINDS if kind[2] != "gate"]
+)
+def test_sliders_are_the_thresholds_of_python(
+    browser, exported, photographs, layout, quantize, routing, gates
+):
+    filename = exported(layout, quantize, routing, gates)
+    interpreter, (pixels, files) = DynamicInterpreter(filename), photographs[gates]
     with served(filename) as url:
         browser.open(url)
         browser.files("#image-input", files)
@@ -138,9 +145,63 @@ def test_sliders_are_the_thresholds_of_python(browser, exported, photographs, la
             for index, threshold in enumerate(thresholds):
                 browser.slide(1 + index, threshold)
             assert_same(browser, interpreter, pixels, thresholds=thresholds)
+        if routing != "confidence":
+            return
         browser.slide(0, 1)
         paths = assert_same(browser, interpreter, pixels, thresholds=(1, 1), max_width=1)
-        assert set(paths) == {(1,)}
+        assert set(paths) == {(1,) * gates}
+
+
+@pytest.mark.parametrize(("layout", "quantize"), [("shared", None), ("staged", "int8")])
+def test_photographs_of_a_test_set_are_classified_as_by_python(
+    browser, shared_dir, tmp_path, layout, quantize
+):
+    splits = {"train_split": "train[:32]", "eval_split": f"test[:{IMAGES}]"}
+    pixels, labels, ranges = None, None, None
+    for split in ("train", "eval"):
+        source = load_source("cifar10", str(shared_dir / "tfds"), split, **splits)
+        options = {"image_size": 32, "batch_size": IMAGES, "preprocess": lambda images: images}
+        images, labels = next(iter(evaluation_pipeline(source, **options)))
+        pixels = np.rint(images).astype("uint8")
+        ranges = pixels if ranges is None else ranges
+    network = DSMobileNet(weights="cifar10")
+    options = {"layout": layout, "quantize": quantize, "routing": "confidence"}
+    options |= {"steps": (0, 6, 13), "thresholds": (0.97, 0.97)}
+    if quantize:
+        options["representative_data"] = preprocess_input(ranges)
+    filename = tmp_path / "m.tflite"
+    network.export(filename, format="litert", verbose=False, **options)
+    files = [tmp_path / f"{index}.png" for index in range(IMAGES)]
+    for file, image in zip(files, pixels):
+        file.write_bytes(tf.io.encode_png(image).numpy())
+    with served(filename) as url:
+        browser.open(url)
+        browser.files("#image-input", [str(file) for file in files])
+        interpreter = DynamicInterpreter(filename)
+        paths = assert_same(browser, interpreter, pixels)
+        assert len(set(paths)) > 1
+        right = [np.argmax(each["output"]) for each in browser.results()] == labels.numpy()
+        assert right.mean() > 0.8
+        first = "document.querySelector('.photograph .labels span').textContent"
+        expected = np.argmax(browser.results()[0]["output"])
+        assert browser.evaluate(first) == interpreter.metadata["class_names"][expected]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("routing", "sliders", "note"),
+    [
+        ("gate", 1, "This file routes only by its gates, so it has no thresholds."),
+        ("confidence", 3, ""),
+        ("gate+confidence", 3, "A largest width needs the thresholds of the file, since its "),
+    ],
+)
+def test_a_line_says_which_sliders_are_missing(browser, exported, layout, routing, sliders, note):
+    with served(exported(layout, None, routing, 1)) as url:
+        browser.open(url)
+        assert browser.evaluate("document.querySelectorAll('#sliders input').length") == sliders
+        text = browser.evaluate("document.getElementById('routing-note').textContent")
+    assert text.startswith(note) if note else text == ""
 
 
 def test_a_measured_table_loads_in_python(browser, exported, networks, tmp_path):
@@ -210,6 +271,71 @@ def test_photographs_and_files_can_be_dropped(browser, exported, photographs):
         assert_same(browser, DynamicInterpreter(other), pixels[:3])
         browser.click("#clear")
         assert browser.results() == []
+
+
+def test_a_photograph_can_be_pasted(browser, exported, photographs):
+    filename = exported("shared", None, "gate", 1)
+    pixels, files = photographs[1]
+    # What browsers make of a copied image.
+    image = dropped(pathlib.Path(files[0]), "image/png") | {"name": "image.png"}
+    with served(filename) as url:
+        browser.open(url)
+        browser.paste([image])
+        assert_same(browser, DynamicInterpreter(filename), pixels[:1])
+        # A paste of text changes nothing.
+        browser.paste([])
+        assert_same(browser, DynamicInterpreter(filename), pixels[:1])
+        browser.paste([image | {"name": "", "bytes": [1, 2, 3]}])
+        assert browser.error.startswith("pasted image is not an image that this browser can decode")
+
+
+def one_colour(width, height, rows=None):
+    """Returns a PNG file of a black image. `rows` are those that the file holds, by default all."""
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + check
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    packer = zlib.compressobj(1)
+    row = bytes(width + 1)
+    data = b"".join(packer.compress(row) for _ in range(rows or height)) + packer.flush()
+    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_an_image_that_is_too_large_is_one_line(browser, exported, photographs, tmp_path):
+    filename = exported("shared", None, "gate", 1)
+    (tmp_path / "huge.png").write_bytes(one_colour(8200, 8200))
+    (tmp_path / "vast.png").write_bytes(one_colour(60_000, 60_000, rows=1))
+    files = photographs[1][1]
+    lines = {
+        "huge.png": "huge.png has 8200 x 8200 pixels; the page takes up to 67 million",
+        "vast.png": "vast.png is not an image that this browser can decode, or it is too large",
+    }
+    with served(filename) as url:
+        for name, line in lines.items():
+            browser.open(url)
+            browser.files("#image-input", [files[0], str(tmp_path / name), files[1]])
+            assert browser.results()[0]["path"]
+            assert browser.error == line
+            assert len(browser.results()) == 2
+
+
+def test_a_browser_without_simd_is_told_so(exported):
+    filename = exported("shared", None, "gate", 1)
+    browser = PageDriver("--js-flags=--no-enable-sse4-1 --no-enable-ssse3")
+    try:
+        with served(filename) as url:
+            browser.open(url)
+            line = browser.error
+            status = browser.evaluate("document.getElementById('status').textContent")
+    finally:
+        browser.close()
+    start = "LiteRT.js cannot start in this browser, which needs WebAssembly with SIMD: "
+    assert line.startswith(start)
+    assert "\n" not in line
+    assert status == "No file is open."
 
 
 def test_each_mistake_is_one_line(browser, exported, tmp_path):

@@ -34,16 +34,18 @@ export class Gallery {
       const name = blob.name || "pasted image";
       try {
         const bitmap = await decodePhotograph(blob, name);
-        const entry = { name, bitmap, item: document.createElement("li"), input: null };
+        const entry = { name, blob, item: document.createElement("li"), file, input: null };
         entry.item.className = "photograph";
         entry.item.append(thumbnail(bitmap, name), line("name", name));
+        entry.input = file && inputOf(bitmap, file.metadata);
+        bitmap.close();
         entry.result = document.createElement("div");
         entry.item.append(entry.result);
         this.#list.append(entry.item);
         this.#entries.push(entry);
         this.#clear.hidden = false;
         if (file) {
-          this.#runEntry(entry, file, options);
+          await this.#runEntry(entry, file, options);
         }
       } catch (error) {
         this.#showError(lineOf(error));
@@ -60,7 +62,7 @@ export class Gallery {
       if (pass !== this.#pass) {
         return;
       }
-      this.#runEntry(entry, file, options);
+      await this.#runEntry(entry, file, options);
       await nextFrame();
     }
     this.#summarise(file);
@@ -74,17 +76,19 @@ export class Gallery {
   /** Removes all photographs. */
   clear() {
     this.#pass++;
-    this.#entries.forEach(({ bitmap }) => bitmap.close());
     this.#entries = [];
     this.#list.replaceChildren();
     this.#clear.hidden = true;
     this.#summarise(null);
   }
 
-  #runEntry(entry, file, options) {
+  async #runEntry(entry, file, options) {
     if (entry.file !== file) {
+      // Decoded anew for another file: the pixels of many photographs would fill the memory.
+      const bitmap = await decodePhotograph(entry.blob, entry.name);
+      entry.input = inputOf(bitmap, file.metadata);
       entry.file = file;
-      entry.input = inputOf(entry.bitmap, file.metadata);
+      bitmap.close();
     }
     const result = file.run(entry.input, options);
     // The first run of a route allocates memory, so the second one is timed.

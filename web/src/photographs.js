@@ -21,7 +21,7 @@ export async function decodePhotograph(blob, name) {
     const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
     bitmap = await createImageBitmap(blob, { ...options, imageOrientation: "from-image" });
   } catch {
-    throw new PageError(`${name} is not an image that this browser can decode`);
+    throw new PageError(`${name} is not an image that this browser can decode, or it is too large`);
   }
   if (bitmap.width * bitmap.height > MOST_PIXELS) {
     const { width, height } = bitmap;

@@ -8,7 +8,8 @@ export class RoutingControls {
   #thresholds = undefined;
 
   /**
-   * @param {HTMLElement} section The section of the page with `#sliders` and `#reset`.
+   * @param {HTMLElement} section The section of the page with `#sliders`, `#routing-note` and
+   *     `#reset`.
    * @param {function()} onChange Is called when a value changed.
    */
   constructor(section, onChange) {
@@ -56,8 +57,22 @@ export class RoutingControls {
       sliders.push(made);
     });
     this.#section.querySelector("#sliders").replaceChildren(...sliders);
-    this.#section.hidden = sliders.length === 0;
+    this.#section.querySelector("#routing-note").textContent = noteOn(file);
+    this.#section.querySelector("#reset").hidden = sliders.length === 0;
+    this.#section.hidden = false;
   }
+}
+
+/** Returns why a slider is missing or two cannot be combined, in one line. */
+function noteOn({ metadata, routes, steps }) {
+  if (metadata.routing === "gate+confidence") {
+    return "A largest width needs the thresholds of the file, since its gates choose where an image starts.";
+  }
+  if (steps.length) {
+    return "";
+  }
+  const thresholds = "This file routes only by its gates, so it has no thresholds.";
+  return routes.length > 1 ? thresholds : "This file has one route, so there is nothing to choose.";
 }
 
 function widthText(file, width) {

@@ -44,6 +44,9 @@ export function readMetadata(bytes, name) {
   if (!isComplete || metadata.format !== FORMAT) {
     throw new PageError(`${name} is of another version of keras_dsnet; export it again`);
   }
+  if (metadata.outputs?.includes("boxes")) {
+    throw new PageError(`${name} is the file of a detector; this page runs classifiers`);
+  }
   return metadata;
 }
 

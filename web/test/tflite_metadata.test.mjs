@@ -23,6 +23,56 @@ test("a damaged file is refused in one line", () => {
   }
 });
 
+/** Returns a flatbuffer with nothing but the metadata of a routed file. */
+function fileWith(metadata) {
+  const text = new TextEncoder().encode(JSON.stringify(metadata));
+  const name = new TextEncoder().encode("keras_dsnet");
+  const bytes = new Uint8Array(144 + text.length);
+  const view = new DataView(bytes.buffer);
+  const put = (place, value) => view.setUint32(place, value, true);
+  bytes.set([..."TFL3"].map((letter) => letter.charCodeAt(0)), 4);
+  put(0, 32); // The model at 32 has its slots at 8: buffers in 4, metadata in 6.
+  view.setUint16(8, 18, true);
+  view.setUint16(8 + 4 + 8, 4, true);
+  view.setUint16(8 + 4 + 12, 8, true);
+  view.setInt32(32, 24, true);
+  put(36, 48 - 36); // Buffers: one table, at 68.
+  put(48, 1);
+  put(52, 68 - 52);
+  put(40, 56 - 40); // Metadata: one entry, at 92.
+  put(56, 1);
+  put(60, 92 - 60);
+  view.setUint16(64, 6, true); // Slots of the buffer: data in 0.
+  view.setUint16(64 + 4, 4, true);
+  bytes.copyWithin(76, 64, 70);
+  view.setInt32(68, 68 - 76, true);
+  put(72, 140 - 72);
+  view.setUint16(84, 8, true); // Slots of the entry: name in 0, buffer in 1.
+  view.setUint16(84 + 4, 4, true);
+  view.setUint16(84 + 6, 8, true);
+  view.setInt32(92, 92 - 84, true);
+  put(96, 108 - 96);
+  put(100, 0);
+  put(108, name.length);
+  bytes.set(name, 112);
+  put(140, text.length);
+  bytes.set(text, 144);
+  return bytes;
+}
+
+test("the file of a detector or of another version is refused in one line", () => {
+  const fields = { input_shape: [8, 8, 3], input_type: "float32", preprocessing: {}, num_widths: 2 };
+  const metadata = { ...fields, format: 1, routes: [{ path: [0] }] };
+  assert.deepEqual(readMetadata(fileWith(metadata), "x.tflite"), metadata);
+  const outputs = ["boxes", "scores"];
+  assert.throws(() => readMetadata(fileWith({ ...metadata, outputs }), "x.tflite"), {
+    message: "x.tflite is the file of a detector; this page runs classifiers",
+  });
+  assert.throws(() => readMetadata(fileWith({ ...metadata, format: 2 }), "x.tflite"), {
+    message: "x.tflite is of another version of keras_dsnet; export it again",
+  });
+});
+
 test("an error becomes its first line", () => {
   assert.equal(lineOf(new Error("\n  first \nsecond")), "first");
   assert.equal(lineOf(7), "7");

@@ -7,16 +7,19 @@ import android.graphics.Matrix
 import android.graphics.Paint
 import kotlin.math.max
 
+/** The share of the image's short side with which the recipes evaluate. */
+const val CROP_FRACTION = 0.875f
+
 /**
  * Cuts the centre out of a bitmap and resizes it.
  *
- * @param fraction the share of the image's short side that the network sees. The recipes evaluate
- *   with 0.875; networks whose training images had the size of the network take 1.
+ * @param fraction the share of the image's short side that the network sees. Networks whose
+ *   training images had the size of the network take 1.
  */
 class CentreCrop(
     private val width: Int,
     private val height: Int,
-    private val fraction: Float = 0.875f,
+    private val fraction: Float = CROP_FRACTION,
 ) {
     private val centre = Bitmap.createBitmap(width, height, Bitmap.Config.ARGB_8888)
     private val canvas = Canvas(centre)
@@ -26,7 +29,7 @@ class CentreCrop(
 
     /** Returns the ARGB pixels of the centre. The next call overwrites them. */
     fun pixelsOf(bitmap: Bitmap): IntArray {
-        var source = bitmap
+        var source = inMemory(bitmap)
         // A bilinear filter reads four pixels; shrinking by more than two would skip some.
         while (scaleOf(source) <= 0.5f) {
             val half = Bitmap.createScaledBitmap(source, source.width / 2, source.height / 2, true)

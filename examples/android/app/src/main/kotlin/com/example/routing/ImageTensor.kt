@@ -19,7 +19,4 @@ class ImageTensor(private val file: RoutedFile) {
         if (file.raw) return ByteArray(size) { valueOf(pixels[it / 3], it % 3).toByte() }
         return FloatArray(size) { normalised[it % 3][valueOf(pixels[it / 3], it % 3)] }
     }
-
-    /** Channel 0, 1, 2 of an ARGB pixel: red, green, blue, 0 to 255. */
-    private fun valueOf(pixel: Int, channel: Int) = (pixel shr (16 - 8 * channel)) and 0xff
 }

@@ -1,7 +1,6 @@
 package com.example.routing
 
 import java.nio.ByteBuffer
-import java.nio.ByteOrder
 import org.tensorflow.lite.DataType
 import org.tensorflow.lite.Interpreter
 
@@ -58,8 +57,4 @@ class InterpreterSignatures(
             else -> error("Output $name has the type $type")
         }
     }
-
-    /** The interpreter copies direct buffers of native order in one go. */
-    private fun newBuffer(bytes: Int): ByteBuffer =
-        ByteBuffer.allocateDirect(bytes).order(ByteOrder.nativeOrder())
 }

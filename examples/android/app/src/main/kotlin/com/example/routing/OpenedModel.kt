@@ -3,10 +3,6 @@ package com.example.routing
 import android.content.Context
 import android.graphics.Bitmap
 import com.google.ai.edge.litert.Accelerator
-import java.io.FileInputStream
-import java.io.FileNotFoundException
-import java.nio.ByteBuffer
-import java.nio.channels.FileChannel
 
 /** The name of the model in app/src/main/assets. */
 const val MODEL = "model.tflite"
@@ -58,18 +54,4 @@ class OpenedModel(context: Context, engine: Engine, threads: Int = 1) : AutoClos
 
     @Synchronized
     override fun close() = signatures.close()
-}
-
-/** Maps the file: its pages are read when they are needed, and take none of the heap. */
-private fun mapAsset(context: Context, name: String): ByteBuffer {
-    val asset = try {
-        context.assets.openFd(name)
-    } catch (error: FileNotFoundException) {
-        throw IllegalArgumentException("There is no $name in app/src/main/assets", error)
-    }
-    return asset.use {
-        FileInputStream(it.fileDescriptor).use { stream ->
-            stream.channel.map(FileChannel.MapMode.READ_ONLY, it.startOffset, it.declaredLength)
-        }
-    }
 }
