@@ -1,4 +1,4 @@
-r"""Chooses what a detector's routing by confidence reads, and its threshold for a budget.
+r"""Chooses the confidence by which a detector routes images, for a budget of multiply-adds.
 
     python recipes/voc_fssd_confidence.py --detector=runs/pets --dataset=pets/ --eval_split=val \
         --max_madds=200e6 --workdir=runs/pets_confidence
