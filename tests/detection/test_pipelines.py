@@ -161,12 +161,12 @@ def test_a_file_that_becomes_unreadable_is_replaced_without_its_boxes(voc_folder
 
 def test_one_unreadable_file_changes_nothing_else_of_its_batch(voc_folder, caplog):
     source = load_detection_source(voc_folder)
-    ((images, target),) = _batches(source, 1, batch_size=8)
+    ((images, target),) = _batches(source, 1, batch_size=9)
     (broken,) = source.paths[4:5]
     with open(broken, "r+b") as file:  # noqa: PTH123
         file.truncate(700)
     with caplog.at_level(logging.WARNING):
-        ((others, changed),) = _batches(source, 1, batch_size=8)
+        ((others, changed),) = _batches(source, 1, batch_size=9)
         evaluated = [len(images) for images, _ in evaluation(source, batch_size=3, every=4)]
     lost = (others == 127.5).all(axis=(1, 2, 3))
     assert lost.sum() == 1
