@@ -252,7 +252,7 @@ class _Chosen:
     """The matched anchors of each image and, with `logits`, its hardest negatives.
 
     Few anchors of an image have a loss. The losses of these are computed and differentiated, which
-    takes a quarter of the time of computing those of all anchors and masking them.
+    takes a fifth of the time of computing those of all anchors and masking them.
 
     Args:
         positive: Bool tensor `[batch, anchors]`, whether an anchor is matched.
