@@ -105,8 +105,7 @@ def detection_training_pipeline(
 
     def make(position, stored, objects):
         image, objects = prepare(position, stored, objects)
-        target = detection_target(objects, [0, 0])
-        target = {name: target[name][:max_boxes] for name in _TRAINED}
+        target = {name: tf.cast(objects[name], tf.float32)[:max_boxes] for name in _TRAINED}
         return as_input(preprocess, image), padded(target)
 
     def replace(objects):
@@ -133,7 +132,7 @@ def _training_function(source, image_size, seed, augmentation, hflip, difficult)
         used = ~objects["crowd"]
         if not difficult:
             used &= ~objects["difficult"]
-        objects = _masked(objects, used)
+        objects = _masked({name: objects[name] for name in _TRAINED}, used)
         boxes = objects["boxes"]
         if augmentation == "ssd":
             window = ssd_window(boxes, window_seed)
