@@ -14,8 +14,6 @@ epoch. The program writes into the work directory the files that voc_fssd.py wri
 "dynamic" of the table of paths is the routed detector.
 """
 
-import pathlib
-
 from absl import flags
 from keras_dsnet_recipes.lib import checks, detection, run, training_flags
 from keras_dsnet_recipes.lib import flags as shared
@@ -47,33 +45,13 @@ def check_flags():
     detection.check_data()
     checks.check_plots()
     saved = detection.check_saved_detector()
-    if detection.find_detector().parent.resolve() == pathlib.Path(FLAGS.workdir).resolve():
-        raise ValueError(
-            f"--workdir={FLAGS.workdir} is the folder of --detector, which keeps its own run: "
-            "name another folder"
-        )
+    detection.check_other_folder()
     if saved.num_gates > 1:
         raise ValueError(
             f"--detector={FLAGS.detector} must have one gate. Received: {saved.num_gates} gates"
         )
     if FLAGS.loss_weights is not None and not any(FLAGS.loss_weights):
         raise ValueError("--loss_weights must not all be 0. Received: --loss_weights=0,0,0")
-
-
-def load_detector(source):
-    """Returns the saved detector, whose classes must be those of a data set."""
-    import keras
-
-    from keras_dsnet.detection import FSSD
-
-    detector = keras.models.load_model(detection.find_detector(), custom_objects={"FSSD": FSSD})
-    names, given = detector.class_names, source.class_names
-    if source.num_classes != detector.classes or (names and given and tuple(given) != names):
-        raise ValueError(
-            f"{source.name} has the classes {', '.join(given)}, and --detector={FLAGS.detector} "
-            f"has {', '.join(names or [str(detector.classes)])}"
-        )
-    return detector
 
 
 def make_trainer(detector, steps_per_epoch):
@@ -108,7 +86,7 @@ def main(_):
     workdir = run.open_workdir()
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
     with scope:
-        detector = load_detector(train)
+        detector = detection.load_detector(train)
         trainer = make_trainer(detector, steps_per_epoch)
     training = run.make_training(
         trainer,

@@ -2,10 +2,10 @@
 
 import functools
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,17 +14,15 @@ from keras_dsnet.data.class_folders import readable_name, some_names
 from keras_dsnet.data.encoded_image import decode_image
 from keras_dsnet.data.image_source import (
     ImageSource,
+    batched,
     check_labels,
     count_labels,
+    in_parallel,
+    is_large_batch,
     shuffled_indices,
 )
 from keras_dsnet.data.sharding import Shard
 from keras_dsnet.utils import UserError
-
-_FILES_AT_ONCE = 16
-_GRAY = 127.5  # replaces an unreadable image in training
-# Two smaller batches are made at a time. Two larger ones would take too much memory.
-_OVERLAPPED_BYTES = 2**27
 
 _log = logging.getLogger(__name__)
 
@@ -110,159 +108,95 @@ class FileSource(ImageSource):
     def map_training(
         self,
         function: Callable,
-        replacement: Callable[[], tf.Tensor],
+        replacement: Callable,
         *,
         seed: int,
         batch_size: int,
         start_step: int = 0,
         shard: Shard | None = None,
+        padding: Any = None,
     ) -> tf.data.Dataset:
         shard = shard or Shard(batch_size)
         epoch_size = self.steps_per_epoch(batch_size) * batch_size
-        batch_size = shard.rows
         example_at = self._example_function()
         unreadable_paths: dict[bytes, bool] = {}
-        with tf.Graph().as_default():
-            shape = tuple(replacement().shape)
+        report = functools.partial(self._report, unreadable_paths=unreadable_paths)
 
-        def examples(step):
+        @tf.function
+        def make(position, index):
+            # Traced once for both data sets below.
+            return function(position, *example_at(index))
+
+        def replace(_, index):
+            stored, label = example_at(index)
+            path = stored[0] if isinstance(stored, tuple) else stored
+            is_reported = tf.numpy_function(report, [path], tf.bool)
+            with tf.control_dependencies([is_reported]):
+                return tf.nest.map_structure(tf.identity, replacement(label))
+
+        def make_or_replace(*example):
+            example = tf.data.Dataset.from_tensors(example)
+            # The replacement is made only if the image raised an error, which is ignored here.
+            return example.map(make).ignore_errors().concatenate(example.map(replace)).take(1)
+
+        def batch(step):
             positions = shard.positions(step)
             indices = shuffled_indices(positions, seed, epoch_size, self.num_examples)
-            return positions, *example_at(indices)
+            examples = tf.data.Dataset.from_tensor_slices((positions, indices))
+            # One data set for each batch, because only a data set can ignore errors. It is empty
+            # if an image is unreadable, and only then each image gets a data set of its own.
+            complete = batched(in_parallel(examples, make).ignore_errors(), shard.rows, padding)
+            mended = batched(examples.flat_map(make_or_replace), shard.rows, padding)
+            return complete.concatenate(mended).take(1)
 
-        def numbered(number, position, stored):
-            return number, function(position, stored)
-
-        # One data set for each batch, because only a data set can ignore errors.
-        def batch(positions, stored, labels):
-            indexed = tf.data.Dataset.from_tensor_slices((tf.range(batch_size), positions, stored))
-            readable = indexed.map(
-                numbered,
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            ).ignore_errors()
-            none = tf.data.Dataset.from_tensors((tf.zeros([0], tf.int32), tf.zeros([0, *shape])))
-            return (
-                readable.batch(batch_size)
-                .concatenate(none)
-                .take(1)
-                .map(lambda numbers, images: (complete(numbers, images, stored), labels))
-            )
-
-        def complete(numbers, images, stored):
-            images = tf.cond(
-                tf.size(numbers) == batch_size,
-                lambda: images,
-                lambda: replaced(numbers, images, stored),
-            )
-            return tf.ensure_shape(images, (batch_size, *shape))
-
-        def replaced(numbers, images, stored):
-            paths = stored[0] if isinstance(stored, tuple) else stored
-            is_there = tf.scatter_nd(numbers[:, tf.newaxis], tf.ones_like(numbers), [batch_size])
-            is_lost = is_there == 0
-            report = functools.partial(self._report_all, unreadable_paths)
-            is_reported = tf.numpy_function(report, [tf.boolean_mask(paths, is_lost)], tf.bool)
-            with tf.control_dependencies([is_reported]):
-                filled = tf.repeat(replacement()[tf.newaxis], batch_size, axis=0)
-                return tf.tensor_scatter_nd_update(filled, numbers[:, tf.newaxis], images)
-
-        groups = tf.data.Dataset.range(start_step, tf.int64.max).map(examples)
-        if 4 * batch_size * math.prod(shape) >= _OVERLAPPED_BYTES:
+        steps = tf.data.Dataset.range(start_step, tf.int64.max)
+        image, _ = steps.map(lambda step: replacement(example_at(step)[1])).element_spec
+        if is_large_batch(shard.rows, image.shape):
             # A parallel interleave would make further batches in advance.
-            return groups.flat_map(batch)
+            return steps.flat_map(batch)
         # The next batch is begun while the last images of a batch are made.
-        return groups.interleave(batch, cycle_length=2, num_parallel_calls=2, deterministic=True)
+        return steps.interleave(batch, cycle_length=2, num_parallel_calls=2, deterministic=True)
 
-    def map_evaluation(self, function: Callable, batch_size: int) -> tf.data.Dataset:
+    def map_evaluation(
+        self, function: Callable, batch_size: int, every: int = 1, padding: Any = None
+    ) -> tf.data.Dataset:
         unreadable_paths: dict[bytes, bool] = {}
+        count = -(-self.num_examples // every)
 
         def numbered(number, example):
-            stored, label = example
-            return number, function(stored), label
+            return number, function(*example)
 
         def report(first, numbers):
             lost = sorted(set(range(first, numbers[-1])) - set(numbers.tolist()))
-            self._report_all(unreadable_paths, [os.fsencode(self.paths[index]) for index in lost])
-            if numbers[-1] == self.num_examples:
-                self._log_unreadable(unreadable_paths)
+            for number in lost:
+                self._report(os.fsencode(self.paths[number * every]), unreadable_paths)
+            if numbers[-1] == count:
+                self._log_unreadable(unreadable_paths, count)
             return np.True_
 
         # Gaps in the numbers show which images were left out.
         def check(first, batch):
-            numbers, images, labels = batch
-            is_end = numbers[-1] == self.num_examples
+            numbers, example = batch
+            is_end = numbers[-1] == count
             is_reported = tf.cond(
                 is_end | (numbers[-1] - first + 1 != tf.size(numbers, tf.int64)),
                 lambda: tf.ensure_shape(tf.numpy_function(report, [first, numbers], tf.bool), []),
                 lambda: True,
             )
             with tf.control_dependencies([is_reported]):
-                return numbers[-1] + 1, (tf.identity(images), labels)
+                return numbers[-1] + 1, tf.nest.map_structure(tf.identity, example)
 
-        batches = (
-            self.ordered_examples()
-            .enumerate()
-            .map(numbered, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .ignore_errors()
-            .batch(batch_size)
+        examples = self.ordered_examples().shard(every, 0).enumerate()
+        batches = batched(
+            in_parallel(examples, numbered).ignore_errors(),
+            batch_size,
+            None if padding is None else (tf.constant(0, tf.int64), padding),
+            drop_remainder=False,
         )
-        shape = batches.element_spec[1].shape[1:]
-        end = tf.data.Dataset.from_tensors(
-            (
-                tf.constant([self.num_examples], tf.int64),
-                tf.zeros([0, *shape]),
-                tf.zeros([0], tf.int32),
-            )
-        )
+        nothing = tf.nest.map_structure(_zeros, batches.element_spec[1])
+        end = tf.data.Dataset.from_tensors((tf.constant([count], tf.int64), nothing))
         batches = batches.concatenate(end).scan(tf.constant(0, tf.int64), check)
-        return batches.filter(lambda images, labels: tf.size(labels) > 0)
-
-    def map_examples(
-        self,
-        dataset: tf.data.Dataset,
-        function: Callable,
-        image_shape: tuple[int, ...],
-        replace_unreadable: bool,
-    ) -> tf.data.Dataset:
-        unreadable_paths: dict[bytes, bool] = {}
-
-        def report(path):
-            return self._report(path, unreadable_paths)
-
-        def replacement(*example):
-            stored, label = example[-2:]
-            path = stored[0] if isinstance(stored, tuple) else stored
-            is_reported = tf.numpy_function(report, [path], tf.bool)
-            with tf.control_dependencies([is_reported]):
-                return tf.fill(image_shape, _GRAY), self._replacement_label(label)
-
-        def image_or_replacement(*example):
-            # The second image is made only if the first raised an error, which is ignored here.
-            example = tf.data.Dataset.from_tensors(example)
-            second = example.map(replacement)
-            if not replace_unreadable:
-                second = second.filter(lambda *_: False)
-            return example.map(function).ignore_errors().concatenate(second).take(1)
-
-        images = dataset.interleave(
-            image_or_replacement,
-            cycle_length=_FILES_AT_ONCE,
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        if replace_unreadable:
-            return images
-        return images.concatenate(self._summary(images.element_spec, unreadable_paths))
-
-    def _replacement_label(self, label):
-        """Returns the label of the gray image in the place of an unreadable one."""
-        return label
-
-    def _report_all(self, unreadable_paths, paths):
-        for path in paths:
-            self._report(path, unreadable_paths)
-        return np.True_
+        return batches.filter(lambda images, _: tf.shape(images)[0] > 0)
 
     def _report(self, path, unreadable_paths):
         """Logs an unreadable file once, or raises the error for it."""
@@ -280,32 +214,16 @@ class FileSource(ImageSource):
             f"image {readable_name(os.fsdecode(path))} can be read, but preparing it failed"
         )
 
-    def _summary(self, element_spec, unreadable_paths):
-        """Returns a dataset without examples that logs the files left out when it is reached."""
-
-        def summarize(_):
-            self._log_unreadable(unreadable_paths)
-            return np.False_
-
-        def is_example(number):
-            return tf.ensure_shape(tf.numpy_function(summarize, [number], tf.bool), [])
-
-        return (
-            tf.data.Dataset.range(1)
-            .filter(is_example)
-            .map(lambda _: tf.nest.map_structure(_zeros, element_spec))
-        )
-
-    def _log_unreadable(self, unreadable_paths):
+    def _log_unreadable(self, unreadable_paths, count):
         paths = [os.fsdecode(path) for path in unreadable_paths]
         unreadable_paths.clear()
-        if len(paths) == self.num_examples:
+        if len(paths) == count:
             raise UserError(f"none of the {len(paths)} images in {self.name} can be read any more")
         if paths:
             _log.warning(
                 "evaluation left out %d of %d images, which cannot be read: %s",
                 len(paths),
-                self.num_examples,
+                count,
                 some_names(paths),
             )
 

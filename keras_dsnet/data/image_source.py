@@ -1,6 +1,8 @@
 """Image sources, the form in which the input pipelines read a labelled data set."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +10,8 @@ import tensorflow as tf
 from keras_dsnet.data.sharding import Shard
 
 _NAMES_SHOWN = 12
+# 512 images of 224x224 take 308 MB.
+_LARGE_BYTES = 2**27
 
 
 class ImageSource:
@@ -148,92 +152,69 @@ class ImageSource:
     def map_training(
         self,
         function: Callable,
-        replacement: Callable[[], tf.Tensor],
+        replacement: Callable,
         *,
         seed: int,
         batch_size: int,
         start_step: int = 0,
         shard: Shard | None = None,
+        padding: Any = None,
     ) -> tf.data.Dataset:
         """Returns an endless stream of shuffled batches of prepared images.
 
         Args:
-            function: Function from an index and a stored image, as `training_examples` returns
-                them, to a float32 image.
-            replacement: Function without arguments that returns the image, of the same shape, that
-                replaces an unreadable one. Only the files of a folder can become unreadable.
+            function: Function from an index, a stored image and a label, as `training_examples`
+                returns them, to `(image, target)`: a float32 image, and a label or a dict of
+                tensors.
+            replacement: Function from the label to `(image, target)`, which replace those of an
+                unreadable image. Only the files of a folder can become unreadable.
             seed: Int. The order of epoch `e` is a function of `(seed, e)`.
             batch_size: Int, images per batch, over all workers.
             start_step: Int, index of the first batch. Defaults to 0.
             shard: `Shard` of this worker. Defaults to whole batches.
+            padding: Values of the structure of `(image, target)`, which make parts of different
+                sizes alike. Defaults to parts of one size.
 
         Returns:
-            `tf.data.Dataset` of images `[batch, height, width, 3]` and int32 labels `[batch]`.
+            `tf.data.Dataset` of `(images, targets)`, such as float32 `[batch, height, width, 3]`
+            and int32 `[batch]`.
         """
         del replacement
         shard = shard or Shard(batch_size)
         epoch_size = self.steps_per_epoch(batch_size) * batch_size
+        examples = self.training_examples(seed, epoch_size, start_step * batch_size)
+        return batched(in_parallel(shard.of_examples(examples), function), shard.rows, padding)
 
-        def prepared(index, stored, label):
-            return function(index, stored), label
-
-        return (
-            shard.of_examples(self.training_examples(seed, epoch_size, start_step * batch_size))
-            .map(
-                prepared,
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            .batch(shard.rows, drop_remainder=True)
-        )
-
-    def map_evaluation(self, function: Callable, batch_size: int) -> tf.data.Dataset:
+    def map_evaluation(
+        self, function: Callable, batch_size: int, every: int = 1, padding: Any = None
+    ) -> tf.data.Dataset:
         """Returns batches of all prepared images, once and in order.
 
         Args:
-            function: Function from a stored image to a float32 image.
+            function: Function from a stored image and a label to `(image, target)`, as in
+                `map_training`.
             batch_size: Int, images per batch. The last batch may be smaller.
+            every: Int, 10 for every tenth image. Defaults to 1, all images.
+            padding: As in `map_training`.
 
         Returns:
-            `tf.data.Dataset` of images `[batch, height, width, 3]` and int32 labels `[batch]`.
-            Files of a folder that have become unreadable are left out.
+            `tf.data.Dataset` of `(images, targets)`. Files of a folder that have become unreadable
+            are left out.
         """
+        examples = in_parallel(self.ordered_examples().shard(every, 0), function)
+        return batched(examples, batch_size, padding, drop_remainder=False)
 
-        def prepared(stored, label):
-            return function(stored), label
 
-        return (
-            self.ordered_examples()
-            .map(
-                prepared,
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            .batch(batch_size)
-        )
+def in_parallel(examples, function):
+    """Applies a function to every example of a data set, in parallel, keeping the order."""
+    return examples.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    def map_examples(
-        self,
-        dataset: tf.data.Dataset,
-        function: Callable,
-        image_shape: tuple[int, ...],
-        replace_unreadable: bool,
-    ) -> tf.data.Dataset:
-        """Applies a function to every example of a dataset, in parallel, keeping the order.
 
-        Args:
-            dataset: `tf.data.Dataset` of examples of this source.
-            function: Function that takes the parts of an example, decodes the stored image and
-                returns `(image, label)`.
-            image_shape: Tuple `(height, width, 3)` of the float32 images that `function` returns.
-            replace_unreadable: Bool, whether to replace an unreadable image by a gray one instead
-                of leaving it out. Only the files of a folder can become unreadable.
-
-        Returns:
-            `tf.data.Dataset` of `(image, label)`.
-        """
-        del image_shape, replace_unreadable
-        return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def batched(examples, batch_size, padding, drop_remainder=True):
+    """Returns batches of examples, with parts of different sizes padded by the values `padding`."""
+    if padding is None:
+        return examples.batch(batch_size, drop_remainder)
+    return examples.padded_batch(batch_size, padding_values=padding, drop_remainder=drop_remainder)
 
 
 class ArraySource(ImageSource):
@@ -331,6 +312,16 @@ class ArraySource(ImageSource):
 
     def _gather(self, indices):
         return tf.gather(self.images, indices), tf.gather(self.labels, indices)
+
+
+def is_large_batch(batch_size, image_shape):
+    """Returns whether a float32 batch takes too much memory to make several in advance.
+
+    Args:
+        batch_size: Int, images per batch.
+        image_shape: Tuple `(height, width, 3)`.
+    """
+    return 4 * batch_size * math.prod(image_shape) >= _LARGE_BYTES
 
 
 def shuffled_indices(positions, seed, epoch_size, num_examples):

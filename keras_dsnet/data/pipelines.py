@@ -1,7 +1,6 @@
 """Input pipelines, from an image source to batches."""
 
 import functools
-import math
 import numbers
 from collections.abc import Callable
 
@@ -14,12 +13,10 @@ from keras_dsnet.data.augmentation import (
     pad_crop_flip,
     pad_crop_flip_image,
 )
-from keras_dsnet.data.image_source import ArraySource, ImageSource
+from keras_dsnet.data.image_source import ArraySource, ImageSource, is_large_batch
 from keras_dsnet.data.sharding import Shard
 
 _GRAY = 127.5  # replaces an unreadable image in training
-# Of larger batches only one is prefetched: 512 images of 224x224 take 308 MB.
-_LARGE_BYTES = 2**27
 
 
 def training_pipeline(
@@ -118,7 +115,7 @@ def training_pipeline(
     if isinstance(source, ArraySource) and fits and augmentation != "imagenet" and not policies:
         batches = _gathered_batches(source, batch_size, seed, start_step, padding, hflip)
         batches = shard.of_batches(batches).map(
-            lambda images, labels: (_as_input(preprocess, images), labels),
+            lambda images, labels: (as_input(preprocess, images), labels),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -126,27 +123,34 @@ def training_pipeline(
         crop = _inception_crop if augmentation == "imagenet" else _no_crop
         prepare = _example_function(source, size, seed, crop, padding, hflip, policies)
 
-        def make_input(position, stored):
-            return _as_input(preprocess, prepare(position, stored))
+        def make_input(position, stored, label):
+            return as_input(preprocess, prepare(position, stored)), label
 
         batches = source.map_training(
             make_input,
-            lambda: _as_input(preprocess, tf.fill((*size, 3), _GRAY)),
+            lambda label: (gray_input(preprocess, size), label),
             seed=seed,
             batch_size=batch_size,
             start_step=start_step,
             shard=shard,
         )
-    return _prefetched(batches, shard.rows, size)
+    return prefetched(batches, shard.rows, size)
 
 
-def _as_input(preprocess, images):
+def as_input(preprocess, images):
+    """Returns images from 0 to 255 as float32 inputs of a network."""
     return tf.cast(preprocess(images), tf.float32)
 
 
-def _prefetched(batches, batch_size, image_size):
-    num_bytes = 12 * batch_size * math.prod(image_size)
-    return batches.prefetch(tf.data.AUTOTUNE if num_bytes < _LARGE_BYTES else 1)
+def gray_input(preprocess, image_size):
+    """Returns the input that replaces an unreadable image in training."""
+    return as_input(preprocess, tf.fill((*image_size, 3), _GRAY))
+
+
+def prefetched(batches, batch_size, image_size):
+    """Makes batches in advance, only one of them if they are large."""
+    large = is_large_batch(batch_size, (*image_size, 3))
+    return batches.prefetch(1 if large else tf.data.AUTOTUNE)
 
 
 def _gathered_batches(source, batch_size, seed, start_step, padding, hflip):
@@ -236,11 +240,11 @@ def evaluation_pipeline(
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1]. Received: {crop_fraction}")
 
-    def make_input(stored):
-        return _as_input(preprocess, whole_image(source, stored, size, crop_fraction))
+    def make_input(stored, label):
+        return as_input(preprocess, whole_image(source, stored, size, crop_fraction)), label
 
     batches = source.map_evaluation(make_input, batch_size)
-    return _prefetched(batches, batch_size, size)
+    return prefetched(batches, batch_size, size)
 
 
 def whole_image(source, stored, image_size, crop_fraction=1.0):

@@ -97,9 +97,6 @@ class BoxFileSource(FileSource):
 
         return example
 
-    def _replacement_label(self, label):
-        return detection_target({name: column[:0] for name, column in label.items()}, [0, 0])
-
 
 def detection_target(objects, image_size):
     """Returns what the pipelines hand on of the objects of an image.

@@ -11,7 +11,6 @@ from keras_dsnet.detection.detection_trainer import BoxTargets
 from keras_dsnet.detection.multibox import MultiboxLoss, match_anchors
 from keras_dsnet.models.executors import SlicedExecutor
 from keras_dsnet.training.gate_trainer import GateTrainer
-from keras_dsnet.training.losses import gate_cross_entropy, weighted_mean
 from keras_dsnet.utils.argument_checks import check_number
 
 _FOUND_IOU = 0.5
@@ -80,24 +79,9 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
         self.model.backbone.replace_routes(self.routes)
         self.choice_madds = _RouteMAdds(self.model, self.routes)
 
-    def losses(
-        self,
-        images: tf.Tensor,
-        labels: tuple[tf.Tensor, tf.Tensor],
-        noise_seed: tf.Tensor | None = None,
-        weights: tf.Tensor | None = None,
-    ) -> tuple[dict[str, tf.Tensor], dict[str, Any]]:
-        """Computes the three losses of a batch (Eq. 12).
-
-        Args:
-            images: Tensor `[batch, height, width, 3]`.
-            labels: `(boxes, classes)`, as `unpack` returns them.
-            noise_seed: Not used: the expectations have no noise.
-            weights: float32 tensor `[batch]`, weights of the losses of each image.
-
-        Returns:
-            `(losses, results)`, as `GateTrainer.losses`.
-        """
+    def _run(self, images, labels, noise_seed):
+        # The losses are expectations, which have no noise.
+        del noise_seed
         (gate,) = self.model.slimming_gates
         front = SlicedExecutor(self.model.resolve_path("slimmest"))
         features = self.model.run_sections(images, None, last=0, executor=front)
@@ -105,31 +89,26 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
         (scores,) = front.scores
         soft = gate.soft_choice(scores, self.routes, self.temperature)
         choice = gate.sample(scores, self.routes)
-        each_loss, each_found = self._run_routes(features, labels)
-        found = tf.stack(each_found, axis=1)
+        losses, found = (tf.stack(each, axis=1) for each in self._run_routes(features, labels))
+        costs = self.choice_madds.relative([tf.eye(len(self.routes))]) ** 2
+        return {
+            "scores": [scores],
+            "choices": [choice],
+            "classification_losses": tf.reduce_sum(soft * losses, axis=1),
+            "complexity_losses": tf.linalg.matvec(soft, costs),
+            "right": tf.reduce_sum(tf.cast(found, tf.float32) * choice, axis=1) > 0.5,
+            "found": found,
+        }
+
+    def _targets(self, run, labels):
+        del labels
+        found = run["found"]
         easy = found[:, 0]
         wide = ~easy
         if self.strategy == "give_up":
             # Images of which the widest route misses a box too do not justify its cost.
             wide &= found[:, -1]
-        costs = self.choice_madds.relative([tf.eye(len(self.routes))]) ** 2
-        losses = {
-            "classification_loss": weighted_mean(
-                tf.reduce_sum(soft * tf.stack(each_loss, axis=1), axis=1), weights
-            ),
-            "complexity_loss": weighted_mean(tf.linalg.matvec(soft, costs), weights),
-            "sgs_loss": gate_cross_entropy(gate, scores, self.routes, wide, weights),
-        }
-        terms = zip(self.loss_weights, losses.values(), strict=True)
-        losses["loss"] = tf.add_n([weight * loss for weight, loss in terms if weight])
-        chosen = tf.reduce_sum(tf.cast(found, tf.float32) * choice, axis=1) > 0.5
-        results = {
-            "right": chosen,
-            "easy": easy,
-            "choices": [choice],
-            "gate_right": self._gate_right([scores], wide),
-        }
-        return losses, results
+        return easy, wide, wide
 
     def _run_routes(self, features, target):
         """Returns the loss of each image and whether every box of it was found, for each route."""

@@ -9,8 +9,6 @@ import tensorflow as tf
 from keras_dsnet.detection.fssd import FSSD
 from keras_dsnet.detection.multibox import Matches, MultiboxLoss, count_matched, match_anchors
 from keras_dsnet.detection.target_checks import check_target
-from keras_dsnet.layers.slicing import SliceTape, add_slices, whole_gradient
-from keras_dsnet.models.topology import walk
 from keras_dsnet.training.network_trainer import NetworkTrainer
 from keras_dsnet.training.optimizers import L2SGD
 from keras_dsnet.training.supernet_trainer import SupernetTrainer
@@ -182,23 +180,6 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
         names += ["slimmest_loss"] * self.sandwich + ["random_loss"] * bool(self.num_random)
         self._trackers = {name: keras.metrics.Mean(name) for name in [*names, "matched"]}
 
-    @property
-    def optimized_variables(self) -> list[keras.Variable]:
-        """The variables that stage I trains: all trainable ones except the slimming heads."""
-        gates = self.model.slimming_gates
-        slimming = {id(variable) for gate in gates for variable in gate.slimming_variables}
-        layers = self.model.supernet_layers
-        return [v for x in layers for v in x.trainable_variables if id(v) not in slimming]
-
-    def _undecayed_variables(self):
-        steps = [step for steps in self.model.backbone.sections for step in walk(steps)]
-        gates = [step.layer for step in steps if step.kind == "gate"]
-        undecayed = [variable for gate in gates for variable in gate.variables]
-        if not self.decay_norms_and_biases:
-            names = ("gamma", "beta", "bias")
-            undecayed += [v for v in self.optimized_variables if v.name in names]
-        return undecayed
-
     def compile(self, optimizer: keras.Optimizer | str | None = None, **kwargs: Any) -> None:
         """Sets the optimizer.
 
@@ -214,60 +195,27 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
             optimizer = L2SGD(0.004, nesterov=False, weight_decay=5e-4)
         super().compile(optimizer, **kwargs)
 
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Runs one step: all sub-networks forward and backward, and one update of the weights.
-
-        Args:
-            data: `(images, target)` or `(images, target, sample_weight)`.
-
-        Returns:
-            Dict from metric names to scalar tensors.
-        """
-        images, target, weights = self.unpack(data, "a training batch", training=True)
-        matches = match_anchors(*target, self.model.anchors)
-        subnetworks = self._subnetworks(self.draw_widths())
-        batch = _Batch(images, matches, weights, count_matched(matches))
-        losses, gradients = self._detection_gradients(batch, subnetworks)
-        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        self._average.update(self.optimizer.iterations, replicas)
-        logs = self._report(self._detection_values(losses, batch), images)
-        return {**logs, "learning_rate": self.optimizer.learning_rate}
-
-    def _detection_gradients(self, batch, subnetworks):
+    def _gradients(self, images, labels, subnetworks, weights=None):
         """Runs the sub-networks forward and backward, and sums their gradients.
 
-        The layers before the first gate run once, as in `SupernetTrainer`.
-
         Returns:
-            `(losses, gradients)`: a pair of the loss of classes and of boxes for each path, and the
-            gradients of the sum of all, one for each of `optimized_variables`.
+            `(losses, batch, gradients)`: a pair of the loss of classes and of boxes for each path;
+            the `_Batch`; and the gradients of the sum of all losses, one for each of
+            `optimized_variables`.
         """
-        paths = subnetworks.paths
-        teacher = self._teacher_outputs(batch.images, paths[0])
-        fronts = self._run_fronts(batch.images, paths)
-        front_gradients = dict.fromkeys(fronts)
-        losses = [None] * len(paths)
-        total, reads = {}, {}
-        for index in subnetworks.order:
-            path, front = paths[index], paths[index].widths[0]
-            # The gradient of a sub-network ends at these features; the front gets it below.
-            features = tf.nest.map_structure(tf.identity, fronts[front][1])
-            flat = tf.nest.flatten(features)
-            with SliceTape(reads) as tape:
-                for each in flat:
-                    tape.watch(each)
-                outputs = self.model.run_sections(features, path, first=1, training=True)
-                losses[index] = self._path_losses(batch, outputs, teacher if index else None)
-                scaled = self.optimizer.scale_loss(self._weighted(losses[index]))
-            gradients, slices = tape.gradient(scaled, flat)
-            add_slices(total, slices, ascending=subnetworks.ascending)
-            front_gradients[front] = _sum(front_gradients[front], gradients)
-        for front, (tape, features) in fronts.items():
-            used = zip(tf.nest.flatten(features), front_gradients[front], strict=True)
-            targets, gradients = zip(*[pair for pair in used if pair[1] is not None], strict=True)
-            add_slices(total, tape.gradient([*targets], (), [*gradients])[1])
-        return losses, [whole_gradient(total, variable) for variable in self.optimized_variables]
+        batch = self._batch(images, labels, weights)
+        teacher = self._teacher_outputs(images, subnetworks.paths[0])
+        losses = [None] * len(subnetworks.paths)
+
+        def loss_of(index, outputs):
+            losses[index] = self._path_losses(batch, outputs, teacher if index else None)
+            return self._weighted(losses[index])
+
+        return losses, batch, self._summed_gradients(images, subnetworks, loss_of)
+
+    def _batch(self, images, target, weights):
+        matches = match_anchors(*target, self.model.anchors)
+        return _Batch(images, matches, weights, count_matched(matches))
 
     def _teacher_outputs(self, images, path):
         if self.target == "boxes" or not self.sandwich:
@@ -289,7 +237,8 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
     def _weighted(self, losses):
         return losses[0] + self.multibox_loss.box_weight * losses[1]
 
-    def _detection_values(self, losses, batch):
+    def _training_values(self, losses, batch, labels=None):
+        del labels
         totals = [self._weighted(pair) for pair in losses]
         values = {"loss": tf.add_n(totals), f"{self._label_name}_loss": totals[0]}
         values[f"{self._label_name}_class_loss"] = losses[0][0]
@@ -314,13 +263,12 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
             Dict from metric names to scalar tensors.
         """
         images, target, weights = self.unpack(data, "an evaluation batch")
-        matches = match_anchors(*target, self.model.anchors)
-        batch = _Batch(images, matches, weights, count_matched(matches))
+        batch = self._batch(images, target, weights)
         paths = [self.label_path, "slimmest"] if self.sandwich else [self.label_path]
         paths = [self.model.resolve_path(path) for path in paths]
         outputs = [self.model.run_sections(images, path) for path in paths]
         losses = [self._path_losses(batch, each) for each in outputs]
-        return self._report(self._detection_values(losses, batch), images)
+        return self._report(self._training_values(losses, batch), images)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -349,14 +297,6 @@ class _Batch(NamedTuple):
     matches: Matches
     weights: tf.Tensor | None
     matched: tf.Tensor
-
-
-def _sum(total, gradients):
-    """Adds gradients to their sum so far. None is the gradient of what a path does not use."""
-    if total is None:
-        return gradients
-    pairs = zip(total, gradients, strict=True)
-    return [b if a is None else a if b is None else a + b for a, b in pairs]
 
 
 def _described(data):

@@ -62,37 +62,39 @@ def match_anchors(boxes: tf.Tensor, classes: tf.Tensor, anchors: Any) -> Matches
     classes = tf.pad(classes, [[0, 0], [0, 1]], constant_values=PADDING)
     is_object = classes >= 0
     repeated = tf.tile(anchors[tf.newaxis], [tf.shape(boxes)[0], 1, 1])
-    overlaps = tf.where(is_object[:, tf.newaxis], box_iou(repeated, boxes), float(PADDING))
-    nearest = tf.argmax(overlaps, axis=2, output_type=tf.int32)
-    matched = tf.reduce_max(overlaps, axis=2) >= _MATCHED_IOU
+    # The anchors come last, because TensorFlow is slow where the last axis is short.
+    overlaps = tf.where(is_object[..., tf.newaxis], box_iou(boxes, repeated), float(PADDING))
+    nearest = tf.argmax(overlaps, axis=1, output_type=tf.int32)
+    matched = tf.reduce_max(overlaps, axis=1) >= _MATCHED_IOU
     chosen = _anchor_of_each_box(overlaps)
-    count = tf.shape(anchors)[0]
     # Anchors that a box has chosen go to that box, also from a box that they overlap more.
-    owners = tf.one_hot(chosen, count, on_value=1, off_value=0, axis=-1, dtype=tf.int32)
-    is_chosen = tf.reduce_max(owners, axis=1) > 0
-    nearest = tf.where(is_chosen, tf.argmax(owners, axis=1, output_type=tf.int32), nearest)
-    matched |= is_chosen
-    offsets = encode_boxes(tf.gather(boxes, nearest, batch_dims=1), anchors)
-    labels = tf.gather(classes, nearest, batch_dims=1) + 1
-    return Matches(
-        tf.where(matched[..., tf.newaxis], offsets, 0.0), tf.where(matched, labels, BACKGROUND)
-    )
+    owners = tf.where(chosen >= 0)
+    taken = tf.stack([tf.cast(owners[:, 0], tf.int32), tf.gather_nd(chosen, owners)], axis=1)
+    nearest = tf.tensor_scatter_nd_update(nearest, taken, tf.cast(owners[:, 1], tf.int32))
+    matched = tf.tensor_scatter_nd_update(matched, taken, tf.ones_like(owners[:, 0], tf.bool))
+    labels = tf.where(matched, tf.gather(classes, nearest, batch_dims=1) + 1, BACKGROUND)
+    # Few anchors are matched, so the offsets of the others are not computed.
+    places = tf.where(matched)
+    pairs = tf.stack([places[:, 0], tf.cast(tf.gather_nd(nearest, places), tf.int64)], axis=1)
+    offsets = encode_boxes(tf.gather_nd(boxes, pairs), tf.gather(anchors, places[:, 1]))
+    shape = tf.concat([tf.shape(matched), [4]], axis=0)
+    return Matches(tf.scatter_nd(places, offsets, tf.cast(shape, tf.int64)), labels)
 
 
 def _anchor_of_each_box(overlaps):
     """Returns the anchor that each box is matched with first, -1 for none.
 
     Args:
-        overlaps: float32 tensor `[batch, anchors, n]`, -1 for padding.
+        overlaps: float32 tensor `[batch, n, anchors]`, -1 for padding.
 
     Returns:
         int32 tensor `[batch, n]`, of distinct anchors in an image.
     """
     shape = tf.shape(overlaps)
-    batch, number = shape[0], shape[2]
+    batch, number = shape[0], shape[1]
     # At most `n - 1` anchors of a box are lost to other boxes, so its `n` best ones are enough.
-    kept = tf.minimum(number, shape[1])
-    values, anchors = tf.math.top_k(tf.transpose(overlaps, [0, 2, 1]), k=kept)
+    kept = tf.minimum(number, shape[2])
+    values, anchors = tf.math.top_k(overlaps, k=kept)
     anchors = tf.reshape(anchors, [batch, -1])
     boxes = tf.repeat(tf.range(number), kept)[tf.newaxis]
 
@@ -213,37 +215,79 @@ class MultiboxLoss:
             `(classification, boxes)`, float32 `[batch]` each. Their weighted sum is the loss.
         """
         logits = tf.cast(outputs["scores"], tf.float32)
-        positive = tf.cast(matches.positive, tf.float32)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(matches.labels, logits)
         if self.classification == "focal":
-            # KerasCV's focal loss takes the sigmoid of each class, and these scores are a softmax.
-            weights = (1.0 - tf.exp(-losses)) ** _FOCUS
+            chosen = _Chosen(matches.positive)
+            classification = self._focal(matches, logits, teacher)
         else:
-            weights = positive + tf.cast(self._hard_negatives(losses, matches), tf.float32)
+            chosen = _Chosen(matches.positive, logits, self.negative_ratio)
+            losses = _cross_entropies(
+                chosen.of(matches.labels),
+                chosen.of(logits),
+                None if teacher is None else chosen.of(tf.cast(teacher["scores"], tf.float32)),
+            )
+            classification = tf.reduce_sum(tf.where(chosen.is_used, losses, 0.0), axis=1)
+        found = chosen.of(tf.cast(outputs["boxes"], tf.float32))
+        errors = 4.0 * self._smooth_l1(chosen.of(matches.offsets), found)
+        return classification, tf.reduce_sum(tf.where(chosen.is_positive, errors, 0.0), axis=1)
+
+    def _focal(self, matches, logits, teacher):
+        losses = _cross_entropies(matches.labels, logits)
+        # KerasCV's focal loss takes the sigmoid of each class, and these scores are a softmax.
+        weights = (1.0 - tf.exp(-losses)) ** _FOCUS
         if teacher is not None:
-            probabilities = tf.nn.softmax(tf.cast(teacher["scores"], tf.float32))
-            losses = tf.nn.softmax_cross_entropy_with_logits(probabilities, logits)
+            losses = _cross_entropies(None, logits, tf.cast(teacher["scores"], tf.float32))
             # The gradient of the weights would favour anchors on which the student disagrees.
             weights = tf.stop_gradient(weights)
-        errors = 4.0 * self._smooth_l1(matches.offsets, tf.cast(outputs["boxes"], tf.float32))
-        return tf.reduce_sum(losses * weights, axis=1), tf.reduce_sum(errors * positive, axis=1)
+        return tf.reduce_sum(losses * weights, axis=1)
 
-    def _hard_negatives(self, losses, matches):
-        """Returns the negatives to train on, bool `[batch, anchors]`: those of the largest loss."""
-        positives = tf.reduce_sum(tf.cast(matches.positive, tf.float32), axis=1)
-        positives = tf.maximum(positives, float(_LEAST_POSITIVES))
-        count = tf.cast(tf.round(positives * self.negative_ratio), tf.int32)
-        # A matched anchor comes after all others.
-        losses = tf.where(matches.positive, float(PADDING), tf.stop_gradient(losses))
-        # The largest losses of each image, as many as the image with the most negatives needs: a
-        # sort of all anchors takes ten times as long. Of equal losses, `top_k` takes the first.
-        most = tf.minimum(tf.reduce_max(count), tf.shape(losses)[1])
-        _, anchors = tf.math.top_k(losses, most)
-        is_taken = tf.cast(tf.range(most) < count[:, tf.newaxis], tf.int32)
-        images = tf.broadcast_to(tf.range(tf.shape(losses)[0])[:, tf.newaxis], tf.shape(anchors))
-        places = tf.stack([images, anchors], axis=-1)
-        mask = tf.scatter_nd(places, is_taken, tf.shape(losses))
-        return (mask > 0) & ~matches.positive
+
+def _cross_entropies(labels, logits, teacher_logits=None):
+    """Returns the cross entropies with the labels, or with the probabilities of a teacher."""
+    if teacher_logits is None:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    return tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(teacher_logits), logits)
+
+
+class _Chosen:
+    """The matched anchors of each image and, with `logits`, its hardest negatives.
+
+    Few anchors of an image have a loss. The losses of these are computed and differentiated, which
+    takes a fifth of the time of computing those of all anchors and masking them.
+
+    Args:
+        positive: Bool tensor `[batch, anchors]`, whether an anchor is matched.
+        logits: float32 tensor `[batch, anchors, classes + 1]`. Defaults to no negatives.
+        negative_ratio: Float, the number of negatives for each matched anchor.
+
+    Attributes:
+        is_used: Bool tensor `[batch, n]`, False for padding, where images have fewer anchors.
+        is_positive: Bool tensor `[batch, n]`, whether an anchor is matched.
+    """
+
+    def __init__(self, positive, logits=None, negative_ratio=0.0):
+        matched = tf.reduce_sum(tf.cast(positive, tf.int32), axis=1)
+        if logits is None:
+            rank = tf.cast(positive, tf.float32)
+            count = matched
+        else:
+            # The loss of a negative falls as the probability of the background grows. A matched
+            # anchor comes before all negatives. Of equal ones, `top_k` takes the first.
+            background = tf.stop_gradient(tf.nn.softmax(logits)[..., BACKGROUND])
+            rank = tf.where(positive, 1.0, -background)
+            least = tf.maximum(matched, _LEAST_POSITIVES)
+            count = matched + tf.cast(
+                tf.round(tf.cast(least, tf.float32) * negative_ratio), tf.int32
+            )
+        most = tf.minimum(tf.reduce_max(count), tf.shape(positive)[1])
+        # As many as the image with the most needs: a sort of all anchors takes ten times as long.
+        _, self._anchors = tf.math.top_k(rank, most)
+        places = tf.range(most)
+        self.is_used = places < count[:, tf.newaxis]
+        self.is_positive = places < matched[:, tf.newaxis]
+
+    def of(self, values):
+        """Returns the rows of the chosen anchors, `[batch, n, ...]`."""
+        return tf.gather(values, self._anchors, batch_dims=1)
 
 
 def count_matched(matches: Matches) -> tf.Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_dsnet.data.image_source import ImageSource
-from keras_dsnet.data.pipelines import as_size
+from keras_dsnet.data.pipelines import as_input, as_size, gray_input, prefetched
 from keras_dsnet.data.sharding import Shard
 from keras_dsnet.detection.augmentation import (
     boxes_in_window,
@@ -26,6 +26,8 @@ from keras_dsnet.detection.boxes import (
 from keras_dsnet.utils.argument_checks import check_int
 
 AUGMENTATIONS = ("none", "flip", "ssd")
+_TRAINED = ("boxes", "classes")
+# The values of rows without a box.
 _PADDINGS = {"boxes": float(PADDING), "classes": float(PADDING), "difficult": False, "areas": 0.0}
 
 
@@ -92,29 +94,45 @@ def detection_training_pipeline(
         raise ValueError(f"max_boxes must be 1 or more. Received: {max_boxes}")
     hflip = augmentation != "none" if hflip is None else hflip
     shard = Shard(batch_size, shard_index, num_shards)
-    steps = source.steps_per_epoch(batch_size)
-    prepare = _training_function(source, size, seed, augmentation, hflip, difficult, max_boxes)
-    examples = source.training_examples(seed, steps * batch_size, start_step * batch_size)
-    examples = shard.of_examples(examples)
-    examples = source.map_examples(examples, prepare, (*size, 3), replace_unreadable=True)
-    return _batches(
-        examples.map(lambda image, target: (image, _chosen(target, ("boxes", "classes")))),
-        shard.rows,
-        preprocess,
-        bounding_box_format,
-        max_boxes,
-        drop_remainder=True,
+    prepare = _training_function(source, size, seed, augmentation, hflip, difficult)
+
+    def padded(target):
+        target = _padded(target, max_boxes or 1)
+        return {
+            name: tf.ensure_shape(column, [max_boxes, *column.shape[1:]])
+            for name, column in target.items()
+        }
+
+    def make(position, stored, objects):
+        image, objects = prepare(position, stored, objects)
+        target = {name: tf.cast(objects[name], tf.float32)[:max_boxes] for name in _TRAINED}
+        return as_input(preprocess, image), padded(target)
+
+    def replace(objects):
+        del objects
+        target = {"boxes": tf.zeros([0, 4]), "classes": tf.zeros([0])}
+        return gray_input(preprocess, size), padded(target)
+
+    batches = source.map_training(
+        make,
+        replace,
+        seed=seed,
+        batch_size=batch_size,
+        start_step=start_step,
+        shard=shard,
+        padding=(0.0, {name: _PADDINGS[name] for name in _TRAINED}),
     )
+    return _finished(batches, shard.rows, size, bounding_box_format)
 
 
-def _training_function(source, image_size, seed, augmentation, hflip, difficult, max_boxes):
+def _training_function(source, image_size, seed, augmentation, hflip, difficult):
     def prepare(position, stored, objects):
         key = tf.stack([tf.constant(seed, tf.int64), position])
         window_seed, color_seed, flip_seed = tf.unstack(tf.random.split(key, 3))
         used = ~objects["crowd"]
         if not difficult:
             used &= ~objects["difficult"]
-        objects = _masked(objects, used)
+        objects = _masked({name: objects[name] for name in _TRAINED}, used)
         boxes = objects["boxes"]
         if augmentation == "ssd":
             window = ssd_window(boxes, window_seed)
@@ -126,19 +144,13 @@ def _training_function(source, image_size, seed, augmentation, hflip, difficult,
         if hflip:
             image, boxes = flip(image, objects["boxes"], flip_seed)
             objects = {**objects, "boxes": boxes}
-        if max_boxes is not None:
-            objects = {name: column[:max_boxes] for name, column in objects.items()}
-        return tf.ensure_shape(image, (*image_size, 3)), detection_target(objects, [0, 0])
+        return tf.ensure_shape(image, (*image_size, 3)), objects
 
     return prepare
 
 
 def _masked(objects, kept):
     return {name: tf.boolean_mask(column, kept) for name, column in objects.items()}
-
-
-def _chosen(target, names):
-    return {name: target[name] for name in names}
 
 
 def _seen(source, stored, window, image_size, seed):
@@ -198,49 +210,40 @@ def detection_evaluation_pipeline(
     size = as_size(image_size)
     check_box_format(bounding_box_format)
 
-    def prepare(stored, objects):
+    def make(stored, objects):
         image, shape = _whole(source, stored, size)
         pixels = tf.cast(tf.reduce_prod(shape), tf.float32)
-        return image, detection_target({**objects, "areas": objects["areas"] * pixels}, shape)
+        target = detection_target({**objects, "areas": objects["areas"] * pixels}, shape)
+        return as_input(preprocess, image), _padded(target, 1)
 
-    examples = source.map_examples(
-        source.ordered_examples().shard(every, 0), prepare, (*size, 3), replace_unreadable=False
-    )
-    return _batches(examples, batch_size, preprocess, bounding_box_format, None, False)
-
-
-def _batches(examples, batch_size, preprocess, bounding_box_format, max_boxes, drop_remainder):
-    shapes, paddings = _padding(examples.element_spec, max_boxes)
-
-    def finish(images, target):
-        boxes = convert_boxes(target["boxes"], BOX_FORMAT, bounding_box_format, images.shape[1:])
-        return tf.cast(preprocess(images), tf.float32), {**target, "boxes": boxes}
-
-    batches = examples.map(_with_one_row).padded_batch(
-        batch_size, shapes, paddings, drop_remainder=drop_remainder
-    )
-    batches = batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    padding = 0.0, {**_PADDINGS, "image_size": 0}
+    batches = source.map_evaluation(make, batch_size, every, padding)
+    return _finished(batches, batch_size, size, bounding_box_format)
 
 
-def _with_one_row(image, target):
-    """Adds a row of padding to a target without boxes, so that no batch is empty."""
-    is_empty = tf.equal(tf.shape(target["boxes"])[0], 0)
-    count = tf.cast(is_empty, tf.int32)
+def _padded(target, rows):
+    """Adds rows without a box to the target of an image, up to a number of them.
+
+    Every image has a row at least, so that no batch is empty.
+    """
+    missing = tf.maximum(rows - tf.shape(target["boxes"])[0], 0)
     padded = dict(target)
     for name, value in _PADDINGS.items():
         if name in target:
             column = target[name]
-            rows = tf.fill(tf.concat([[count], tf.shape(column)[1:]], 0), value)
-            padded[name] = tf.concat([column, tf.cast(rows, column.dtype)], axis=0)
-    return image, padded
+            paddings = [[0, missing]] + [[0, 0]] * (column.shape.rank - 1)
+            padded[name] = tf.pad(column, paddings, constant_values=value)
+    return padded
 
 
-def _padding(element_spec, max_boxes):
-    image, target = element_spec
-    shapes, paddings = {}, {}
-    for name, spec in target.items():
-        is_column = name in _PADDINGS
-        shapes[name] = [max_boxes, *spec.shape[1:]] if is_column else spec.shape
-        paddings[name] = tf.cast(_PADDINGS.get(name, 0), spec.dtype)
-    return (image.shape, shapes), (tf.constant(0.0), paddings)
+def _finished(batches, batch_size, image_size, bounding_box_format):
+    """Converts the boxes of batches, and makes batches in advance."""
+    if bounding_box_format != BOX_FORMAT:
+
+        def convert(images, target):
+            boxes = target["boxes"]
+            boxes = convert_boxes(boxes, BOX_FORMAT, bounding_box_format, images.shape[1:])
+            return images, {**target, "boxes": boxes}
+
+        batches = batches.map(convert)
+    return prefetched(batches, batch_size, image_size)

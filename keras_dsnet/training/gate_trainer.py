@@ -232,13 +232,8 @@ class GateTrainer(NetworkTrainer):
             a list of a one-hot tensor `[batch, len(routes)]` for each gate; and "gate_right",
             float32 `[batch]`, the share of the gates that choose the SGS target.
         """
-        if self.estimator == "exact" and self.model.num_gates > 1:
-            run = self._run_gate_by_gate(images, labels, noise_seed)
-        elif self.estimator == "exact":
-            run = self._run_every_route(images, labels)
-        else:
-            run = self._run_masked(images, labels, noise_seed)
-        easy, wide, targets = self._targets(run["route_logits"], labels)
+        run = self._run(images, labels, noise_seed)
+        easy, wide, targets = self._targets(run, labels)
         sgs = [
             gate_cross_entropy(gate, scores, self.routes, targets, weights)
             for gate, scores in zip(self.model.slimming_gates, run["scores"])
@@ -257,6 +252,20 @@ class GateTrainer(NetworkTrainer):
             "gate_right": self._gate_right(run["scores"], wide),
         }
         return losses, results
+
+    def _run(self, images, labels, noise_seed):
+        """Runs the network as the estimator of the gradients needs it.
+
+        Returns:
+            Dict of the gates' "scores" and "choices", a list of a tensor for each gate;
+            "classification_losses" and "complexity_losses", float32 `[batch]`; "right", bool
+            `[batch]`; and "route_logits", a function of a width.
+        """
+        if self.estimator == "straight_through":
+            return self._run_masked(images, labels, noise_seed)
+        if self.model.num_gates > 1:
+            return self._run_gate_by_gate(images, labels, noise_seed)
+        return self._run_every_route(images, labels)
 
     def _run_masked(self, images, labels, noise_seed):
         """Runs the widest route with the channel masks of each image's choices."""
@@ -352,13 +361,14 @@ class GateTrainer(NetworkTrainer):
             "right": is_right(labels, tf.reduce_sum(logits * choice[:, :, None], axis=1)),
         }
 
-    def _targets(self, route_logits, labels):
+    def _targets(self, run, labels):
         """Returns the easy images, those for the widest route, and the SGS targets (Eq. 10).
 
         Args:
-            route_logits: Function of a width that returns the logits of its route.
+            run: Dict of `_run`.
             labels: Int tensor `[batch]`, or probabilities `[batch, classes]`.
         """
+        route_logits = run["route_logits"]
         logits = route_logits(self.routes[0])
         easy = is_right(labels, logits)
         wide = tf.logical_not(easy)

@@ -14,6 +14,10 @@ until the prefetched batches are replaced, so that other programs on the machine
 program prints images per second of processor time, and the ratio of the package to the reference,
 and writes them as CSV, JSON and Markdown.
 
+With --boxes it measures the pipelines of `keras_dsnet.detection` instead, on photographs of 300x300
+pixels with one or two boxes in a folder in the form of PASCAL VOC: training with the augmentation
+of SSD, and evaluation, against `reference/bare_boxes.py`.
+
 With --measure_memory it measures instead by how much the peak of the resident memory of a new
 process grows while the package makes batches, on Linux:
 
@@ -47,6 +51,8 @@ TASKS = {
     "RandAugment": {"randaugment": 2},
     "evaluation": None,
 }
+BOX_TASKS = ("SSD", "evaluation")
+BOX_SIZE = 300
 STORES = ("folder", "tfrecords")
 SIDES = ("package", "bare")
 IMAGE_SIZE = 224
@@ -70,6 +76,7 @@ flags.DEFINE_multi_enum(
     "store", list(STORES), list(STORES), "Where the photographs are read from. Can be repeated."
 )
 flags.DEFINE_multi_enum("task", list(TASKS), list(TASKS), "Task to run. Can be repeated.")
+flags.DEFINE_bool("boxes", False, "Measure images with boxes, of 300x300 pixels.")
 flags.DEFINE_bool("measure_memory", False, "Measure the memory of the package, not the speed.")
 
 
@@ -82,6 +89,8 @@ def check_flags():
             f"--batch_size must be at most {most}, nine tenths of "
             f"--photographs={FLAGS.photographs}. Received: --batch_size={FLAGS.batch_size}"
         )
+    if FLAGS.boxes and FLAGS.measure_memory:
+        raise ValueError("--boxes and --measure_memory exclude each other: give one of them")
 
 
 def main(_):
@@ -89,15 +98,15 @@ def main(_):
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
-    rows = []
-    for size in dict.fromkeys(FLAGS.size):
+    rows = compare_boxes() if FLAGS.boxes else []
+    for size in () if FLAGS.boxes else dict.fromkeys(FLAGS.size):
         with tempfile.TemporaryDirectory() as folder:
             photographs = Photographs(folder, SIZES[size], FLAGS.photographs)
             for store in dict.fromkeys(FLAGS.store):
                 if FLAGS.measure_memory:
                     rows += memory_rows(size, store, photographs)
                 else:
-                    rows += compare(size, store, photographs)
+                    rows += compare(size, store, photographs, dict.fromkeys(FLAGS.task))
     from keras_dsnet.runs import write_table
     from keras_dsnet.utils.atomic_file import atomic_file
 
@@ -116,10 +125,17 @@ def use_one_core():
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def compare(size, store, photographs):
+def compare_boxes():
+    """Returns the rows of the table for photographs with boxes."""
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = BoxPhotographs(pathlib.Path(folder), FLAGS.photographs)
+        return compare(f"{BOX_SIZE}x{BOX_SIZE}", "folder", photographs, BOX_TASKS)
+
+
+def compare(size, store, photographs, tasks):
     """Returns the rows of the table for photographs of one size in one store."""
     rows, plain = [], {}
-    for task in dict.fromkeys(FLAGS.task):
+    for task in tasks:
         runs = {
             "package": Reader(photographs.package_batches(store, task, FLAGS.batch_size)),
             "bare": Reader(photographs.bare_batches(store, task, FLAGS.batch_size)),
@@ -196,7 +212,7 @@ class Reader:
         """Returns the processor time of an image, the replacement of prefetched ones included."""
         start, images = time.process_time(), 0
         for _ in range(count):
-            images += len(next(self._batches)[1])
+            images += len(next(self._batches)[0])
         wait_until_idle()
         return 1e3 * (time.process_time() - start) / images
 
@@ -255,6 +271,62 @@ class Photographs:
             return bare.evaluation_pipeline(examples, IMAGE_SIZE, batch_size, preprocess)
         augment = bare_augmentation(**TASKS[task])
         return bare.training_pipeline(examples, IMAGE_SIZE, batch_size, preprocess, augment)
+
+
+class BoxPhotographs:
+    """JPEG images with one or two boxes each, in a folder in the form of PASCAL VOC.
+
+    Args:
+        folder: Path of an empty folder.
+        count: Int, number of images, of which a tenth is held out.
+    """
+
+    _XML = "<annotation><size><width>{0}</width><height>{0}</height></size>{1}</annotation>"
+    _OBJECT = (
+        "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>"
+        "<ymax>{}</ymax></bndbox></object>"
+    )
+
+    def __init__(self, folder, count):
+        import tensorflow as tf
+
+        from keras_dsnet.detection import load_detection_source
+
+        generator = np.random.default_rng(0)
+        for name in ("JPEGImages", "Annotations"):
+            (folder / name).mkdir()
+        for index in range(count):
+            pixels = make_photograph(generator, BOX_SIZE, BOX_SIZE)
+            encoded = tf.io.encode_jpeg(pixels, quality=QUALITY).numpy()
+            (folder / "JPEGImages" / f"{index}.jpg").write_bytes(encoded)
+            objects = []
+            for label in CLASSES[: 1 + index % 2]:
+                begin = generator.integers(1, BOX_SIZE // 2, 2)
+                end = begin + generator.integers(BOX_SIZE // 10, BOX_SIZE // 2, 2)
+                objects.append(self._OBJECT.format(label, *begin, *end))
+            text = self._XML.format(BOX_SIZE, "".join(objects))
+            (folder / "Annotations" / f"{index}.xml").write_text(text)
+        self._source = load_detection_source(folder)
+
+    def package_batches(self, store, task, batch_size):
+        """Returns the batches of the package; those of evaluation begin again after the last."""
+        from keras_dsnet.detection import detection_evaluation_pipeline, detection_training_pipeline
+
+        del store
+        settings = {"image_size": BOX_SIZE, "batch_size": batch_size, "preprocess": preprocess}
+        if task == "evaluation":
+            return detection_evaluation_pipeline(self._source, **settings).repeat()
+        return detection_training_pipeline(self._source, seed=0, **settings)
+
+    def bare_batches(self, store, task, batch_size):
+        """Returns the batches of the reference."""
+        from keras_dsnet_recipes.benchmarks.reference import bare_boxes as bare
+
+        del store
+        arguments = self._source, BOX_SIZE, batch_size, preprocess
+        if task == "evaluation":
+            return bare.evaluation_pipeline(*arguments).repeat()
+        return bare.training_pipeline(*arguments)
 
 
 def open_source(folder, store):

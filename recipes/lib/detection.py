@@ -164,8 +164,11 @@ def find_detector():
     return path
 
 
-def check_saved_detector():
-    """Raises an error unless --detector has the widths of --routes and --paths.
+def check_saved_detector(widths="routes"):
+    """Raises an error unless --detector has the widths of --paths and of another flag.
+
+    Args:
+        widths: Str, the name of that flag.
 
     Returns:
         `checks.SavedNetwork` of the backbone.
@@ -180,10 +183,58 @@ def check_saved_detector():
     if saved != "FSSD":
         raise ValueError(f"--detector: {path} holds a {saved}, not an FSSD")
     network = checks.SavedNetwork(backbone, "detector")
-    network.check_widths(FLAGS.routes, "routes")
+    network.check_widths(FLAGS[widths].value, widths)
     for each in FLAGS.paths or ():
         network.check_path(each, "paths")
     return network
+
+
+def check_other_folder():
+    """Raises an error if --workdir is the folder of --detector."""
+    if find_detector().parent.resolve() == pathlib.Path(FLAGS.workdir).resolve():
+        raise ValueError(
+            f"--workdir={FLAGS.workdir} is the folder of --detector, which keeps its own run: "
+            "name another folder"
+        )
+
+
+def load_detector(source=None):
+    """Returns the detector of --detector.
+
+    Args:
+        source: An `ImageSource` with boxes, whose classes the detector must have. Defaults to no
+            check.
+    """
+    import keras
+
+    from keras_dsnet.detection import FSSD
+
+    detector = keras.models.load_model(find_detector(), custom_objects={"FSSD": FSSD})
+    if source is None:
+        return detector
+    names, given = detector.class_names, source.class_names
+    if source.num_classes != detector.classes or (names and given and tuple(given) != names):
+        raise ValueError(
+            f"{source.name} has the classes {', '.join(given)}, and --detector={FLAGS.detector} "
+            f"has {', '.join(names or [str(detector.classes)])}"
+        )
+    return detector
+
+
+def load_evaluation_source(detector):
+    """Returns the source of the evaluation images, with the classes of a detector."""
+    from keras_dsnet.detection import load_detection_source
+
+    is_file = pathlib.Path(FLAGS.dataset).expanduser().exists()
+    return load_detection_source(
+        FLAGS.dataset,
+        FLAGS.data_dir,
+        "eval",
+        eval_split=FLAGS.eval_split,
+        ranges=FLAGS.ranges,
+        # The images may lack a class, whose index must stay that of the detector.
+        class_names=detector.class_names if is_file else None,
+    )
 
 
 def load_sources():

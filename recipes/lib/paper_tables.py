@@ -464,7 +464,6 @@ ELSEWHERE = (
         "Slicing is as fast as a network that was built narrow, masking and copying are not.",
         "[benchmark_slicing](mobile.md)",
     ),
-    ("Table 4", "DS-Net transfers to detection.", "not run yet"),
     (
         "Fig. 2",
         "The best effort for each image is above the best effort for all, in a simulation.",

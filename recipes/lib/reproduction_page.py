@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from keras_dsnet_recipes.lib.detection_row import detection_row
 from keras_dsnet_recipes.lib.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
 from keras_dsnet_recipes.lib.paper_tables import ELSEWHERE, TABLES
 from keras_dsnet_recipes.lib.pictures import PICTURES
@@ -73,7 +74,8 @@ def write_page(page, folder):
     results = []
     for path in sorted(folder.glob("table*.json")):
         results.append((path.stem, json.loads(path.read_text(encoding="utf-8"))))
-    text = [_INTRODUCTION, "## All tables and figures", "", _overview(results)]
+    text = [_INTRODUCTION, "## All tables and figures", ""]
+    text += [_overview(results, page.parent / "detection")]
     for name, result in results:
         text += ["", f"## {_heading(result)}", "", section(result), "", *_pictures(name, folder)]
     page.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
@@ -124,7 +126,7 @@ def _not_tested(result):
     )
 
 
-def _overview(results):
+def _overview(results, detection):
     titles = ("paper", "claim", "the paper's figures", "ours", "verdict", "data")
     rows = []
     for table in TABLES.values():
@@ -136,7 +138,8 @@ def _overview(results):
             state = _EMPTY[2] if result is None else f"**{result['verdict']}**"
             data = _EMPTY[1] if result is None else f"{result['data']} `{result['images']}`"
             rows.append((table.title, table.claim, table.paper, ours, state, data))
-    rows += [(name, claim, "-", where, "-", "-") for name, claim, where in ELSEWHERE]
+    others = [(name, claim, "-", where, "-", "-") for name, claim, where in ELSEWHERE]
+    rows += sorted([*others, detection_row(detection)], key=lambda row: row[0].startswith("Fig"))
     lines = [_markdown(titles, rows), "", "Commands and flag files:", "", *_commands()]
     missing = [f"- {table.title}: {table.missing}." for table in TABLES.values() if table.missing]
     return "\n".join([*lines, *(["", "Not built yet:", "", *missing] if missing else [])])

@@ -8,9 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from keras_dsnet.applications import DSMobileNet
 from routed_networks import SHORT_SPEC
 from tiny_detectors import SIZE, detector_images, tiny_detector
 
+from keras_dsnet.detection import FSSD
 from keras_dsnet.detection.boxes import suppress
 from keras_dsnet.export import DynamicInterpreter, detection_runtime, quantize_aware
 from keras_dsnet.export.detection_runtime import select_boxes
@@ -311,3 +313,38 @@ def _check_file(detector, folder, layout, routing):
         found = interpreter.detect(IMAGES[0], max_detections=MOST, min_width=width, max_width=width)
         expected = detector.detect(IMAGES[:1], path=width, max_detections=MOST)
         check_detections(found, expected[0])
+
+
+@pytest.fixture(scope="module", params=[(300, 6), (512, 7)], ids=["300", "512"])
+def papers_detector(request):
+    """The paper's head, on a backbone of half the channels."""
+    size, levels = request.param
+    backbone = DSMobileNet(
+        include_top=False, input_shape=(size, size, 3), alpha=0.5, output_stride=32
+    )
+    detector = FSSD(backbone, classes=20)
+    assert len(detector.pyramid) == levels
+    detector.replace_routes((0, 13))
+    for layer in detector.head_layers:
+        if layer.name.startswith(("scores", "boxes")) and layer.name.endswith("conv"):
+            layer.kernel.assign(0.2 * layer.kernel)
+    return detector
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("layout", ["shared", "fast", "staged"])
+def test_the_papers_head_runs_on_both_engines(papers_detector, layout, quantize, tmp_path):
+    detector = papers_detector
+    image = detector_images(1, size=detector.input_shape[1])
+    options = {"representative_data": [image]} if quantize else {}
+    with pytest.warns(UserWarning, match="not trained"):
+        filename, _ = export(detector, tmp_path, layout=layout, quantize=quantize, **options)
+    for runtime in ("interpreter", "compiled"):
+        interpreter = DynamicInterpreter(filename, runtime=runtime)
+        for width in (0, 13):
+            bounds = {"min_width": width, "max_width": width}
+            results, _ = interpreter._run_image(image[0], **bounds)
+            for name, values in decoded(detector, image, width).items():
+                error = np.abs(results[name] - values).max() / np.abs(values).max()
+                assert error < (0.02 if quantize else 1e-4)

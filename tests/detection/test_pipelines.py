@@ -159,6 +159,27 @@ def test_a_file_that_becomes_unreadable_is_replaced_without_its_boxes(voc_folder
     assert "im 1.jpg cannot be read" in caplog.text
 
 
+def test_one_unreadable_file_changes_nothing_else_of_its_batch(voc_folder, caplog):
+    source = load_detection_source(voc_folder)
+    ((images, target),) = _batches(source, 1, batch_size=9)
+    (broken,) = source.paths[4:5]
+    with open(broken, "r+b") as file:  # noqa: PTH123
+        file.truncate(700)
+    with caplog.at_level(logging.WARNING):
+        ((others, changed),) = _batches(source, 1, batch_size=9)
+        evaluated = [len(images) for images, _ in evaluation(source, batch_size=3, every=4)]
+    lost = (others == 127.5).all(axis=(1, 2, 3))
+    assert lost.sum() == 1
+    np.testing.assert_array_equal(others[~lost], images[~lost])
+    for name, values in changed.items():
+        assert (values[lost] == -1).all()
+        np.testing.assert_array_equal(values[~lost], target[name][~lost][:, : values.shape[1]])
+    # Images 0, 4 and 8 are evaluated.
+    assert evaluated == [2]
+    assert broken in caplog.text
+    assert "evaluation left out 1 of 3 images" in caplog.text
+
+
 def test_evaluation_leaves_out_a_file_that_becomes_unreadable(voc_folder, caplog):
     source = load_detection_source(voc_folder)
     with open(source.paths[0], "r+b") as file:  # noqa: PTH123

@@ -25,6 +25,7 @@ NETWORK_FLAGS = {
     "evaluate_int8.py": "model",
     "imagenet_stage2.py": "supernet",
     "export_mobile.py": "model",
+    "voc_fssd_confidence.py": "detector",
     "voc_fssd_gates.py": "detector",
 }
 

@@ -137,6 +137,21 @@ def test_the_gate_of_a_detector_is_trained(command, trained, tmp_path):
     assert detector.routes == (0, 2)
 
 
+def test_the_confidence_of_a_detector_is_chosen(command, trained, tmp_path):
+    output = run(
+        "voc_fssd_confidence.py",
+        command[0],
+        f"--detector={trained}",
+        f"--workdir={tmp_path}",
+        "--max_madds=1e9",
+    )
+    rows = json.loads((tmp_path / "tables" / "confidences.json").read_text())
+    assert {row["confidence"] for row in rows} == {"largest_score", "clear_scores", "low_entropy"}
+    assert "of the images go on from width 0" in output
+    detector = keras.models.load_model(tmp_path / "detector.keras")
+    assert (detector.routing, detector.confidence) == ("confidence", rows[0]["confidence"])
+
+
 def test_two_workers_train_a_detector_and_its_gate(command, trained, tmp_path):
     gates = [f"--detector={trained}", "--routes=0,2", "--epochs=1", "--batch_size=8"]
     gates += [argument for argument in command if argument.startswith("--dataset")]

@@ -154,7 +154,8 @@ def test_try_best_sends_hard_images_wide_and_give_up_sends_them_slim():
     assert np.any(~easy & ~solvable)
     for strategy, wide in (("try_best", ~easy), ("give_up", ~easy & solvable)):
         trainer = make_trainer(network, strategy=strategy)
-        _, target, _ = trainer._targets(lambda width: network(images, path=width), labels)
+        run = {"route_logits": lambda width: network(images, path=width)}
+        _, target, _ = trainer._targets(run, labels)
         np.testing.assert_array_equal(target, wide)
 
 
