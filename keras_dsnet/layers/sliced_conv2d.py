@@ -113,7 +113,7 @@ class SlicedConv2D(keras.layers.Layer):
         if self.kernel_size == self.strides == 1:
             outputs = pointwise(inputs, kernel)
         else:
-            inputs, padding = with_padding(inputs, self.padding, self.kernel_size, self.strides)
+            padding = tf_padding(self.padding, self.kernel_size, self.strides)
             outputs = tf.nn.conv2d(inputs, kernel, self.strides, padding)
         if self.bias is not None:
             outputs += variable_slice(self.bias, out_channels)
@@ -158,30 +158,6 @@ def tf_padding(padding: str, kernel_size: int, strides: int) -> Any:
         return "SAME"
     pad = [kernel_size // 2] * 2
     return [[0, 0], pad, pad, [0, 0]]
-
-
-def with_padding(inputs: tf.Tensor, padding: str, kernel_size: int, strides: int) -> tuple:
-    """Returns the inputs and the `padding` argument with which a convolution trains fastest.
-
-    oneDNN has no gradients of convolutions with explicit padding. So symmetric padding at stride 2
-    becomes "SAME" where both agree, as at odd sizes, and otherwise zeros around the inputs.
-
-    Args:
-        inputs: Tensor `[batch, height, width, channels]`.
-        padding: "symmetric", "same" or "valid".
-        kernel_size: Int.
-        strides: Int.
-    """
-    chosen = tf_padding(padding, kernel_size, strides)
-    sizes = inputs.shape[1:3]
-    if isinstance(chosen, str) or any(size is not None and size < kernel_size for size in sizes):
-        return inputs, chosen
-    total = 2 * (kernel_size // 2)
-    if None not in sizes and all(
-        (-(-size // strides) - 1) * strides + kernel_size - size == total for size in sizes
-    ):
-        return inputs, "SAME"
-    return tf.pad(inputs, chosen), "VALID"
 
 
 def pointwise(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, with_padding
+from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, tf_padding
 from keras_dsnet.layers.slicing import (
     as_options,
     channels_at,
@@ -99,22 +99,22 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
                 f"Received: inputs.shape={tuple(inputs.shape)}"
             )
         kernel = variable_slice(self.kernel, channels, 1)
-        inputs, padding = self._with_padding(inputs)
+        padding = self._padding(inputs.shape)
         strides = (1, self.strides, self.strides, 1)
         outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, padding)
         if self.bias is not None:
             outputs += variable_slice(self.bias, channels)
         return outputs
 
-    def _with_padding(self, inputs):
-        sizes = inputs.shape[1:3]
-        small = None not in sizes and max(sizes) < self.kernel_size
-        if self.padding != "valid" and self.strides == 1 and self.kernel_size % 2 and small:
+    def _padding(self, shape):
+        padding = tf_padding(self.padding, self.kernel_size, self.strides)
+        small = None not in shape[1:3] and max(shape[1:3]) < self.kernel_size
+        if padding == "SAME" and self.strides == 1 and self.kernel_size % 2 and small:
             # If the features are smaller than the kernel, the filter gradient of oneDNN is many
             # times slower than TensorFlow's, which explicit padding selects.
             pad = [self.kernel_size // 2] * 2
-            return inputs, [[0, 0], pad, pad, [0, 0]]
-        return with_padding(inputs, self.padding, self.kernel_size, self.strides)
+            return [[0, 0], pad, pad, [0, 0]]
+        return padding
 
     def compute_output_spec(self, inputs, width=None):
         resolve_width(width, len(self.channels), self.name)
