@@ -7,7 +7,7 @@ The slimmest of --steps runs on every image, and the images of which it is unsur
 too. The program measures for each confidence (the largest score, the number of scores that are
 neither clear nor absent, the entropy) how well it tells the images of which the slimmest misses a
 box: the area under the curve, where 0.5 is chance. With --max_madds it sets the best one, or that
-of --confidence, and the threshold that sends on as many images as the budget allows.
+of --measure, and the threshold that sends on as many images as the budget allows.
 
 The images must not have trained the detector, and the choice fits them: measure it on others.
 
@@ -34,7 +34,7 @@ shared.define_number(
     "max_madds", None, "Maximum of the mean MAdds of an image. Defaults to no choice.", above=0
 )
 flags.DEFINE_enum(
-    "confidence", None, CONFIDENCES, "What routing reads. Defaults to the best of the table."
+    "measure", None, CONFIDENCES, "What routing reads. Defaults to the best of the table."
 )
 shared.define_number(
     "score_threshold", 0.3, "Lowest probability of a box that counts as found.", above=0, below=1
@@ -52,8 +52,8 @@ def check_flags():
             "--steps must be two widths, of which the second is the last. "
             f"Received: --steps={','.join(map(str, FLAGS.steps))}"
         )
-    if FLAGS.confidence and FLAGS.max_madds is None:
-        raise ValueError("--confidence needs --max_madds, for which a threshold is chosen")
+    if FLAGS.measure and FLAGS.max_madds is None:
+        raise ValueError("--measure needs --max_madds, for which a threshold is chosen")
 
 
 def main(_):
@@ -75,7 +75,7 @@ def main(_):
         print(f"width {first} misses a box of {missed}: there is nothing to tell apart", flush=True)
     if FLAGS.max_madds is None:
         return
-    detector.confidence = FLAGS.confidence or rows[0]["confidence"]
+    detector.confidence = FLAGS.measure or rows[0]["confidence"]
     row = calibrate_detector(detector, batches, FLAGS.max_madds)
     detector.routing = "confidence"
     run.write_labels(detector, workdir)

@@ -151,7 +151,7 @@ MISTAKES = [
     ("voc_fssd_confidence.py", "--workdir={tmp}/detector", "is the folder of --detector"),
     ("voc_fssd_confidence.py", "--steps=0,4", "--steps must be widths from 0 to 3 of --detector="),
     ("voc_fssd_confidence.py", "--steps=0,1,3", "--steps must be two widths"),
-    ("voc_fssd_confidence.py", "--confidence=low_entropy", "--confidence needs --max_madds"),
+    ("voc_fssd_confidence.py", "--measure=low_entropy", "--measure needs --max_madds"),
     ("voc_fssd_gates.py", "--detector={tmp}/trained", "no work directory with detector.keras"),
     ("voc_fssd_gates.py", "--detector={tmp}/trained/model.keras", "model.keras holds no detector"),
     ("voc_fssd_gates.py", "--detector={tmp}/gates_detector", "must have one gate. Received: 2"),
