@@ -202,6 +202,14 @@ def test_a_worker_that_is_killed_in_an_evaluation_ends_the_others(workers, tmp_p
     assert workers.error(1 - index) == f"error: {name} was lost: its connection has ended\n"
 
 
+def _stop_and_expect_the_other_to_end(workers, index):
+    os.kill(workers.trainer(index), signal.SIGSTOP)
+    assert workers.code(1 - index) == 75
+    name = f"worker {index} ({workers.addresses[index]})"
+    line = "its training process gave no sign of life for 12 seconds"
+    assert workers.error(1 - index) == f"error: {name} was lost: {line}\n"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_stopped_worker_ends_the_others(workers, tmp_path, index):
@@ -212,11 +220,7 @@ def test_a_stopped_worker_ends_the_others(workers, tmp_path, index):
     while not (folder / "tensorboard").exists():
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.kill(workers.trainer(index), signal.SIGSTOP)
-    assert workers.code(1 - index) == 75
-    name = f"worker {index} ({workers.addresses[index]})"
-    line = "its training process gave no sign of life for 12 seconds"
-    assert workers.error(1 - index) == f"error: {name} was lost: {line}\n"
+    _stop_and_expect_the_other_to_end(workers, index)
 
 
 @pytest.mark.long
@@ -225,11 +229,7 @@ def test_a_worker_that_is_stopped_in_an_evaluation_ends_the_others(workers, tmp_
     arguments = "--epochs=2", "--evaluation_seconds=120", "--worker_timeout=12"
     workers.start_all(f"--workdir={tmp_path / 'two'}", *arguments)
     workers.wait_for("evaluating", 0)
-    os.kill(workers.trainer(index), signal.SIGSTOP)
-    assert workers.code(1 - index) == 75
-    name = f"worker {index} ({workers.addresses[index]})"
-    line = "its training process gave no sign of life for 12 seconds"
-    assert workers.error(1 - index) == f"error: {name} was lost: {line}\n"
+    _stop_and_expect_the_other_to_end(workers, index)
 
 
 @pytest.mark.long
