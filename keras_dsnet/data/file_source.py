@@ -144,8 +144,10 @@ class FileSource(ImageSource):
             indices = shuffled_indices(positions, seed, epoch_size, self.num_examples)
             examples = tf.data.Dataset.from_tensor_slices((positions, indices))
             # One data set for each batch, because only a data set can ignore errors. It is empty
-            # if an image is unreadable, and only then each image gets a data set of its own.
-            complete = batched(in_parallel(examples, make).ignore_errors(), shard.rows, padding)
+            # if an image is unreadable, and only then each image gets a data set of its own. The
+            # error is ignored after `batch`, since TensorFlow can then write the images into the
+            # batch as they are made, which takes half of the memory.
+            complete = batched(in_parallel(examples, make), shard.rows, padding).ignore_errors()
             mended = batched(examples.flat_map(make_or_replace), shard.rows, padding)
             return complete.concatenate(mended).take(1)
 
