@@ -120,9 +120,10 @@ def make_trainer(detector, steps_per_epoch):
     rate = scaled_learning_rate(FLAGS.learning_rate, FLAGS.batch_size, BASE_BATCH)
     run.print_learning_rate(FLAGS.learning_rate, rate, BASE_BATCH)
     epochs = FLAGS.decay_epochs or (FLAGS.epochs * 2 / 3, FLAGS.epochs * 5 / 6)
+    first, second = (round(epoch * steps_per_epoch) for epoch in epochs)
     schedule = step_schedule(
         rate,
-        [round(epoch * steps_per_epoch) for epoch in epochs],
+        [first, max(second, first + 1)],  # both are the same step if there are only a few steps
         warmup_steps=round(FLAGS.warmup_epochs * steps_per_epoch),
     )
     optimizer = L2SGD(
