@@ -36,8 +36,8 @@ import time
 from absl import flags
 from keras_dsnet_recipes.lib import checks
 from keras_dsnet_recipes.lib import flags as shared
-from keras_dsnet_recipes.lib.paper_tables import TABLES
-from keras_dsnet_recipes.lib.reproduction import TEST_SPLITS, is_finished, plan
+from keras_dsnet_recipes.lib.reproduction.paper_tables import TABLES
+from keras_dsnet_recipes.lib.reproduction.planned_runs import TEST_SPLITS, is_finished, plan
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
@@ -192,7 +192,7 @@ def train(run, workdir):
 
 def _record(folder, arguments, seconds):
     """Adds a start of a run to the record in its folder."""
-    from keras_dsnet_recipes.lib.collection import RECORD, versions
+    from keras_dsnet_recipes.lib.reproduction.collection import RECORD, versions
 
     if not folder.is_dir():
         return
@@ -209,9 +209,9 @@ def _record(folder, arguments, seconds):
 
 def write_results(table, runs, workdir):
     """Collects a table and writes its files; returns the folder and the name of the files."""
-    from keras_dsnet_recipes.lib import collection, peer_latency
-    from keras_dsnet_recipes.lib.pictures import draw_pictures
-    from keras_dsnet_recipes.lib.reproduction_page import section
+    from keras_dsnet_recipes.lib.reproduction import collection, peer_latency
+    from keras_dsnet_recipes.lib.reproduction.pictures import draw_pictures
+    from keras_dsnet_recipes.lib.reproduction.result_page import section
 
     from keras_dsnet.runs import write_table
     from keras_dsnet.utils.atomic_file import atomic_file
@@ -238,8 +238,8 @@ def write_results(table, runs, workdir):
 
 def publish(written):
     """Copies the results into docs/results/reproduction/, and writes the page."""
-    from keras_dsnet_recipes.lib.pictures import PICTURES
-    from keras_dsnet_recipes.lib.reproduction_page import write_page
+    from keras_dsnet_recipes.lib.reproduction.pictures import PICTURES
+    from keras_dsnet_recipes.lib.reproduction.result_page import write_page
 
     docs = RECIPES.parent / "docs" / "results"
     (docs / "reproduction").mkdir(parents=True, exist_ok=True)

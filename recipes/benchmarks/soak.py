@@ -28,9 +28,10 @@ import subprocess
 import sys
 
 from absl import flags
-from keras_dsnet_recipes.lib import checks, soak_disk
+from keras_dsnet_recipes.lib import checks
 from keras_dsnet_recipes.lib import flags as shared
-from keras_dsnet_recipes.lib.soak_results import Results, format_markdown, summary
+from keras_dsnet_recipes.lib.soak import disk
+from keras_dsnet_recipes.lib.soak.results import Results, format_markdown, summary
 from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
@@ -57,7 +58,7 @@ def check_flags():
     if FLAGS.model is not None:
         checks.check_model(checks.find_model(FLAGS.model))
     if "disk" in FLAGS.parts and not FLAGS.in_namespace:
-        reason = soak_disk.why_not()
+        reason = disk.why_not()
         if reason is not None:
             others = " ".join(f"--parts={part}" for part in PARTS if part != "disk")
             raise ValueError(
@@ -74,15 +75,15 @@ def main(_):
         if part == "predictions":
             run_predictions(results, workdir / part)
         elif part == "kills":
-            from keras_dsnet_recipes.lib.soak_kills import run_kills
+            from keras_dsnet_recipes.lib.soak.kills import run_kills
 
             run_kills(results, workdir / part, FLAGS.kills, FLAGS.seed)
         elif part == "workers":
-            from keras_dsnet_recipes.lib.soak_workers import run_worker_kills
+            from keras_dsnet_recipes.lib.soak.workers import run_worker_kills
 
             run_worker_kills(results, workdir / part, FLAGS.worker_kills, FLAGS.seed)
         elif FLAGS.in_namespace:
-            soak_disk.run_full_disks(results, workdir / part, FLAGS.disks, FLAGS.seed)
+            disk.run_full_disks(results, workdir / part, FLAGS.disks, FLAGS.seed)
         else:
             enter_namespace()
     return 0 if FLAGS.in_namespace else write_summary(workdir)
@@ -101,13 +102,13 @@ def run_predictions(results, folder):
     """Runs the predictions with the network of --model."""
     import keras
     from keras_dsnet.applications import DSMobileNet
-    from keras_dsnet_recipes.lib import soak_predictions
+    from keras_dsnet_recipes.lib.soak import predictions
 
     if FLAGS.model is None:
         network = DSMobileNet(weights="cifar10")
     else:
         network = keras.models.load_model(checks.find_model(FLAGS.model), compile=False)
-    soak_predictions.run_predictions(
+    predictions.run_predictions(
         results, folder, network, FLAGS.predictions, FLAGS.callers, FLAGS.seed
     )
 
@@ -116,7 +117,7 @@ def enter_namespace():
     """Runs the part of the disk again where it may mount file systems."""
     given = [f"--{name}={FLAGS[name].value}" for name in ("workdir", "disks", "seed", "debug")]
     program = [sys.executable, __file__, *given, "--parts=disk", "--in_namespace"]
-    code = subprocess.run([*soak_disk.namespace(), *program], check=False).returncode
+    code = subprocess.run([*disk.namespace(), *program], check=False).returncode
     if code:
         raise ValueError(f"the part of the disk ended with exit code {code}; its error is above")
 

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib import comparison
-from keras_dsnet_recipes.lib.comparison import Difference
+from keras_dsnet_recipes.lib.reproduction import comparison
+from keras_dsnet_recipes.lib.reproduction.comparison import Difference
 
 
 def make_hits(seed, accuracy, seeds=3, images=400):

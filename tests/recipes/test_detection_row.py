@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from keras_dsnet_recipes.lib.detection_row import detection_row
+from keras_dsnet_recipes.lib.reproduction.detection_row import detection_row
 
 STATIC = [{"path": 0, "map": 0.5, "madds": 2e8}, {"path": 13, "map": 0.6, "madds": 4e8}]
 

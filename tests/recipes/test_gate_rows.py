@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib import collection, gate_rows, hits
-from keras_dsnet_recipes.lib.paper_tables import TABLES, Arm, Contrast, Table
-from keras_dsnet_recipes.lib.pictures import draw_pictures
-from keras_dsnet_recipes.lib.reproduction import plan
-from keras_dsnet_recipes.lib.reproduction_page import section
+from keras_dsnet_recipes.lib.reproduction import collection, gate_rows, hits
+from keras_dsnet_recipes.lib.reproduction.paper_tables import TABLES, Arm, Contrast, Table
+from keras_dsnet_recipes.lib.reproduction.pictures import draw_pictures
+from keras_dsnet_recipes.lib.reproduction.planned_runs import plan
+from keras_dsnet_recipes.lib.reproduction.result_page import section
 
 IMAGES = 1000
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib.soak_disk import mounted, why_not
+from keras_dsnet_recipes.lib.soak.disk import mounted, why_not
 from worker_processes import Workers
 
 from keras_dsnet.runs import RunCheckpoint

@@ -4,9 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib import collection, comparison, hits, peers, pictures, reproduction_page
-from keras_dsnet_recipes.lib.paper_tables import EARLY_EXIT, STAGE_1, TABLES
-from keras_dsnet_recipes.lib.reproduction import plan
+from keras_dsnet_recipes.lib.reproduction import (
+    collection,
+    comparison,
+    hits,
+    peers,
+    pictures,
+    result_page,
+)
+from keras_dsnet_recipes.lib.reproduction.paper_tables import EARLY_EXIT, STAGE_1, TABLES
+from keras_dsnet_recipes.lib.reproduction.planned_runs import plan
 
 from keras_dsnet.training.confidence import StepResults
 
@@ -121,7 +128,7 @@ def test_multiply_adds_that_a_peer_lacks_are_named(saved, monkeypatch):
     assert result["not_compared"] == [
         f"ds_mbnet - mobilenet_v1, within {share} of the widest" for share in (0.5, 0.75)
     ]
-    assert "Not compared" in reproduction_page.section({**result, "read_test": True})
+    assert "Not compared" in result_page.section({**result, "read_test": True})
 
 
 def test_a_claim_without_a_figure_has_a_verdict(saved):

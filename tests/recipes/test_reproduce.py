@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib import collection, hits, reproduction_page
-from keras_dsnet_recipes.lib.paper_tables import STAGE_1, STAGE_2, TABLES
-from keras_dsnet_recipes.lib.reproduction import plan
+from keras_dsnet_recipes.lib.reproduction import collection, hits, result_page
+from keras_dsnet_recipes.lib.reproduction.paper_tables import STAGE_1, STAGE_2, TABLES
+from keras_dsnet_recipes.lib.reproduction.planned_runs import plan
 from light_programs import run_light_program
 from programs import run_program
 
@@ -178,7 +178,7 @@ def test_page_has_every_table_and_says_what_was_not_run(saved):
     folder = workdir / "reproduction"
     folder.mkdir()
     (folder / "table5.json").write_text(json.dumps(result))
-    page = reproduction_page.write_page(workdir / "reproduction.md", folder)
+    page = result_page.write_page(workdir / "reproduction.md", folder)
     text = page.read_text()
     assert "No ImageNet figure was measured here" in text.splitlines()[4]
     for table in TABLES.values():
@@ -191,7 +191,7 @@ def test_page_has_every_table_and_says_what_was_not_run(saved):
 
 def test_published_page_is_the_one_that_the_program_writes(tmp_path):
     docs = RECIPES.parent / "docs" / "results"
-    page = reproduction_page.write_page(tmp_path / "page.md", docs / "reproduction")
+    page = result_page.write_page(tmp_path / "page.md", docs / "reproduction")
     assert page.read_text() == (docs / "reproduction.md").read_text()
 
 

@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from keras_dsnet_recipes.lib import soak_disk, soak_predictions
-from keras_dsnet_recipes.lib.soak_files import damaged_files, differences
-from keras_dsnet_recipes.lib.soak_results import Results, summary
+from keras_dsnet_recipes.lib.soak import disk, predictions
+from keras_dsnet_recipes.lib.soak.files import damaged_files, differences
+from keras_dsnet_recipes.lib.soak.results import Results, summary
 from programs import run_program
 from routed_networks import SHORT_SPEC, small_network
 
@@ -37,16 +37,16 @@ def run_part(folder, part, *arguments):
 
 
 def test_eight_threads_predict_what_one_does(network, results):
-    images = soak_predictions.make_images(network, seed=0)
-    soak_predictions.run_of_network(results, network, images, 40, 8, seed=0)
+    images = predictions.make_images(network, seed=0)
+    predictions.run_of_network(results, network, images, 40, 8, seed=0)
     assert [row["problems"] for row in results.rows] == [[]] * 3
     assert all(row["predictions"] == 40 for row in results.rows)
     # Wrong paths are found only if images have different ones.
     assert results.rows[1]["widths"] > 1
-    soak_predictions.run_first_calls(results, network, images, 8, seed=0)
+    predictions.run_first_calls(results, network, images, 8, seed=0)
     assert results.rows[3]["problems"] == []
     again = Results(results.path, {"seed": 0})
-    soak_predictions.run_of_network(again, None, images, 40, 8, seed=0)
+    predictions.run_of_network(again, None, images, 40, 8, seed=0)
     assert again.rows == results.rows
 
 
@@ -57,7 +57,7 @@ def test_threads_share_an_interpreter_or_have_their_own(tmp_path):
 
 
 def test_a_wrong_prediction_a_new_trace_and_an_error_are_found(network, monkeypatch, results):
-    call = soak_predictions._Network(network)
+    call = predictions._Network(network)
     batches = [np.zeros((1, 16, 16, 3), "float32"), np.ones((2, 16, 16, 3), "float32")]
     right = [call(batch) for batch in batches]
     calls = []
@@ -71,8 +71,8 @@ def test_a_wrong_prediction_a_new_trace_and_an_error_are_found(network, monkeypa
         return outputs + late, paths + late
 
     wrong.counter = lambda: len(calls)
-    row = soak_predictions._compare(wrong, batches, 40, 2, seed=0)
-    problems = soak_predictions._row("network", row, {"new_traces": row.pop("counter")})["problems"]
+    row = predictions._compare(wrong, batches, 40, 2, seed=0)
+    problems = predictions._row("network", row, {"new_traces": row.pop("counter")})["problems"]
     assert len(problems) == 4
     assert "a broken thread" in problems[0]
     assert problems[2].startswith("outputs differ by 1 ")
@@ -133,7 +133,7 @@ def test_workers_that_are_killed_end_as_those_that_are_not(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(soak_disk.why_not() is not None, reason="a disk cannot be limited here")
+@pytest.mark.skipif(disk.why_not() is not None, reason="a disk cannot be limited here")
 def test_a_full_disk_ends_each_write_and_each_program_in_one_line(tmp_path):
     rows = run_part(tmp_path, "disk", "--disks=1")
-    assert len(rows) == 2 * len(soak_disk.WRITES) + len(soak_disk.SUBJECTS) + 1
+    assert len(rows) == 2 * len(disk.WRITES) + len(disk.SUBJECTS) + 1

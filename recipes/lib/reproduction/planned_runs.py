@@ -6,9 +6,15 @@ Nothing here imports TensorFlow.
 import dataclasses
 import pathlib
 
-from keras_dsnet_recipes.lib.paper_tables import EARLY_EXIT, STAGE_1, STAGE_2, TABLES, Arm
+from keras_dsnet_recipes.lib.reproduction.paper_tables import (
+    EARLY_EXIT,
+    STAGE_1,
+    STAGE_2,
+    TABLES,
+    Arm,
+)
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # The images that the final collection reads once, by the name of the data.
 TEST_SPLITS = {"cifar10": "test", "tiny_imagenet": "val", "digits": "test"}
 # Flags that make every arm a run of seconds on the digits of scikit-learn, and the pretraining of

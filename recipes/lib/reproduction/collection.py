@@ -7,9 +7,9 @@ import platform
 import subprocess
 
 import numpy as np
-from keras_dsnet_recipes.lib import comparison, gate_rows, hits, peers, reproduction
-from keras_dsnet_recipes.lib.paper_tables import STAGE_1
-from keras_dsnet_recipes.lib.reproduction import is_finished
+from keras_dsnet_recipes.lib.reproduction import comparison, gate_rows, hits, peers, planned_runs
+from keras_dsnet_recipes.lib.reproduction.paper_tables import STAGE_1
+from keras_dsnet_recipes.lib.reproduction.planned_runs import is_finished
 
 RECORD = "reproduce.json"
 # Flags that may differ between the runs of a table, beside those of the arms.
@@ -23,8 +23,8 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
     """Collects the finished runs of a table.
 
     Args:
-        table: A `reproduction.Table`.
-        runs: List of `reproduction.Run`.
+        table: A `paper_tables.Table`.
+        runs: List of `planned_runs.Run`.
         workdir: Path of the folder with the folders of the runs.
         data: Str, the name of the data.
         split: Str, TFDS slice of the images that are read, or None for validation images.
@@ -276,7 +276,7 @@ def _check_same(table, runs, configs):
         allowed.add("alone")
     for config in {run.arm.config for run in runs}:
         same = [configs[run.name] for run in runs if run.arm.config == config]
-        different = reproduction.differing_flags(same, allowed)
+        different = planned_runs.differing_flags(same, allowed)
         if different:
             name = different[0]
             values = sorted({str(config.get(name)) for config in same})
@@ -325,7 +325,7 @@ def _record(run, workdir, config):
 
 def versions():
     """Returns the commit of the checkout, and the versions of what computes."""
-    root = pathlib.Path(__file__).resolve().parents[2]
+    root = pathlib.Path(__file__).resolve().parents[3]
     command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

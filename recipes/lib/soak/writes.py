@@ -127,7 +127,7 @@ def _tensorboard(folder):
 
 def _network(method, filename):
     def prepare(folder):
-        from keras_dsnet_recipes.lib.soak_programs import small_network
+        from keras_dsnet_recipes.lib.soak.programs import small_network
 
         network = small_network(10)
 

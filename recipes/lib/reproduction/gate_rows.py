@@ -7,7 +7,7 @@ supernet that is not trained yet mean little. `refusal` finds both on the images
 import json
 import pathlib
 
-from keras_dsnet_recipes.lib import comparison, hits
+from keras_dsnet_recipes.lib.reproduction import comparison, hits
 
 NOT_TESTED = "not tested"
 # What a DS-ResNet must reach on the images of every choice, so that its gates are reported: top-1
@@ -20,7 +20,7 @@ def refusal(run, found, data):
     """Returns why the gates of a run cannot be judged, or None.
 
     Args:
-        run: `reproduction.Run`.
+        run: `planned_runs.Run`.
         found: Dict of `hits.load_hits` on the images of every choice.
         data: Str, the name of the data. The digits of `--quick` have no limits.
 
@@ -42,7 +42,7 @@ def refusals(runs, load, data):
     """Returns the refusals of the gates among some runs.
 
     Args:
-        runs: List of `reproduction.Run`.
+        runs: List of `planned_runs.Run`.
         load: Function of a run that returns its hits on the images of every choice.
         data: Str, the name of the data.
 

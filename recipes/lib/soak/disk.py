@@ -7,11 +7,12 @@ import shutil
 import subprocess
 
 import numpy as np
-from keras_dsnet_recipes.lib import soak_writes, supervisor
-from keras_dsnet_recipes.lib.soak_files import damaged_files, differences
-from keras_dsnet_recipes.lib.soak_programs import Programs, command_of, make_inputs
-from keras_dsnet_recipes.lib.soak_workers import Workers
-from keras_dsnet_recipes.lib.soak_writes import WRITES, Disk
+from keras_dsnet_recipes.lib import supervisor
+from keras_dsnet_recipes.lib.soak import writes
+from keras_dsnet_recipes.lib.soak.files import damaged_files, differences
+from keras_dsnet_recipes.lib.soak.programs import Programs, command_of, make_inputs
+from keras_dsnet_recipes.lib.soak.workers import Workers
+from keras_dsnet_recipes.lib.soak.writes import WRITES, Disk
 
 TOOLS = ("unshare", "mount")
 SUBJECTS = ("stage I", "stage II", "detection", "export")
@@ -51,7 +52,7 @@ def _check_write(results, programs, folder, name):
         output = folder / f"write_{name.replace(' ', '_')}_{index}.txt"
         output.unlink(missing_ok=True)
         with mounted(folder / "disk", _ROOM) as disk:
-            command = [soak_writes.__file__, name, disk.path, share]
+            command = [writes.__file__, name, disk.path, share]
             code, _ = programs.run(command, output)
         lines = output.read_text(errors="replace").splitlines()
         problems = [line for line in lines if line.startswith("problem: ")]

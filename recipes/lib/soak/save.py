@@ -16,7 +16,7 @@ def main(folder):
     Args:
         folder: Path of an existing folder.
     """
-    from keras_dsnet_recipes.lib.soak_programs import small_network
+    from keras_dsnet_recipes.lib.soak.programs import small_network
 
     network = small_network(10)
     for number in range(SAVES):
@@ -37,7 +37,7 @@ def mixed_files(folder):
     """
     import keras
     import numpy as np
-    from keras_dsnet_recipes.lib.soak_programs import small_network
+    from keras_dsnet_recipes.lib.soak.programs import small_network
 
     problems = []
     for path in sorted(pathlib.Path(folder).glob("model.*")):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-RECIPES = pathlib.Path(__file__).resolve().parents[1]
+RECIPES = pathlib.Path(__file__).resolve().parents[2]
 SIZE = 32
 _CLASSES = ("green", "red")
 _SCENES = 40
@@ -244,5 +244,5 @@ SUBJECTS = {
         "export_mobile.py",
         ("--model={inputs}/model.keras", "--output={workdir}/m.tflite"),
     ),
-    "save": ("lib/soak_save.py", ("{workdir}",)),
+    "save": ("lib/soak/save.py", ("{workdir}",)),
 }

@@ -13,9 +13,9 @@ import time
 import numpy as np
 from keras_dsnet_recipes.lib import supervisor
 from keras_dsnet_recipes.lib.cluster import free_addresses
-from keras_dsnet_recipes.lib.soak_files import damaged_files, differences
-from keras_dsnet_recipes.lib.soak_kills import KILLS_OF_A_ROUND, kill_at, random_moment
-from keras_dsnet_recipes.lib.soak_programs import command_of, make_inputs, processor_seconds
+from keras_dsnet_recipes.lib.soak.files import damaged_files, differences
+from keras_dsnet_recipes.lib.soak.kills import KILLS_OF_A_ROUND, kill_at, random_moment
+from keras_dsnet_recipes.lib.soak.programs import command_of, make_inputs, processor_seconds
 
 SUBJECTS = ("stage I", "stage II")
 WORKERS = 2

@@ -3,11 +3,11 @@
 import json
 import pathlib
 
-from keras_dsnet_recipes.lib.detection_row import detection_row
-from keras_dsnet_recipes.lib.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
-from keras_dsnet_recipes.lib.paper_tables import ELSEWHERE, TABLES
-from keras_dsnet_recipes.lib.pictures import PICTURES
-from keras_dsnet_recipes.lib.reproduction import plan
+from keras_dsnet_recipes.lib.reproduction.detection_row import detection_row
+from keras_dsnet_recipes.lib.reproduction.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
+from keras_dsnet_recipes.lib.reproduction.paper_tables import ELSEWHERE, TABLES
+from keras_dsnet_recipes.lib.reproduction.pictures import PICTURES
+from keras_dsnet_recipes.lib.reproduction.planned_runs import plan
 
 _INTRODUCTION = """\
 # The paper's tables on small photographs

@@ -3,8 +3,8 @@
 import json
 import pathlib
 
-from keras_dsnet_recipes.lib.paper_tables import EARLY_EXIT
-from keras_dsnet_recipes.lib.peers import finished
+from keras_dsnet_recipes.lib.reproduction.paper_tables import EARLY_EXIT
+from keras_dsnet_recipes.lib.reproduction.peers import finished
 
 # Processes of each file, and turns of each process.
 _LOADS, _ROUNDS = 4, 3

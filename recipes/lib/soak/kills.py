@@ -4,9 +4,9 @@ import pathlib
 import shutil
 
 import numpy as np
-from keras_dsnet_recipes.lib import soak_save
-from keras_dsnet_recipes.lib.soak_files import damaged_files, differences, temporary_files
-from keras_dsnet_recipes.lib.soak_programs import SUBJECTS, Programs, command_of, make_inputs
+from keras_dsnet_recipes.lib.soak import save
+from keras_dsnet_recipes.lib.soak.files import damaged_files, differences, temporary_files
+from keras_dsnet_recipes.lib.soak.programs import SUBJECTS, Programs, command_of, make_inputs
 
 KILLED = -9
 # The kills of one run before it may go on to its end.
@@ -101,7 +101,7 @@ class _Rounds:
                 problems.append(f"ended with exit code {code}, see {output}")
             problems += damaged_files(workdir)
             if self.subject == "save":
-                problems += soak_save.mixed_files(workdir)
+                problems += save.mixed_files(workdir)
         code, _ = self.programs.run(self._command(workdir), output)
         if code:
             problems.append(f"the same command ended with exit code {code}, see {output}")

@@ -10,8 +10,8 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from keras_dsnet_recipes.lib import comparison, hits
-from keras_dsnet_recipes.lib.reproduction import is_finished
+from keras_dsnet_recipes.lib.reproduction import comparison, hits
+from keras_dsnet_recipes.lib.reproduction.planned_runs import is_finished
 
 # Points of the line of a routed peer, beside those of the contrasts.
 _LIMITS = 9
