@@ -22,6 +22,12 @@ class GlobalStepCallback(keras.callbacks.Callback):
         self.epoch = 0
         self._last_batch = -1
 
+    @property
+    def is_end_of_epoch(self) -> bool:
+        """Whether the epoch has no further step. False if Keras does not know its steps."""
+        steps = (self.params or {}).get("steps")
+        return steps is not None and self._last_batch + 1 >= steps
+
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
         self._last_batch = -1

@@ -238,7 +238,8 @@ class SaveRunCheckpoint(GlobalStepCallback):
     """Saves the checkpoint every `every_steps` steps, and at the end of each epoch and of the run.
 
     It should be the last of the callbacks. The results that the others write of an epoch are then
-    on the disk before the state, after which no resumed run would write them again.
+    on the disk before the state, after which no resumed run would write them again. For the same
+    reason the last step of an epoch is saved when the epoch ends, after its evaluation.
 
     Args:
         checkpoint: `RunCheckpoint`.
@@ -269,7 +270,8 @@ class SaveRunCheckpoint(GlobalStepCallback):
 
     def on_step_end(self, logs):
         every = self.every_steps
-        if every and self.step // every > self._saved_step // every:
+        is_due = every and self.step // every > self._saved_step // every
+        if is_due and not self.is_end_of_epoch:
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
