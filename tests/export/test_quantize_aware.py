@@ -318,4 +318,5 @@ def test_on_cifar10_it_is_no_worse_than_post_training_int8(shared_dir, tmp_path)
     # that is within chance, and changes sign with the processor that trains.
     chance = 2 * np.sqrt(np.sum(correct(aware) != correct(post)))
     assert correct(aware).sum() >= correct(post).sum() - chance
-    assert np.abs(aware - exact).mean() <= np.abs(post - exact).mean()
+    farther = np.abs(aware - exact).mean(1) - np.abs(post - exact).mean(1)
+    assert farther.mean() <= 2 * farther.std() / np.sqrt(len(farther))

@@ -47,15 +47,15 @@ def classes(network, images):
 
 @pytest.fixture(scope="module")
 def static_agreement(network, images, classes, options, tmp_path_factory):
-    """Share of the images on which the int8 file of a width alone agrees with the network."""
-    shares = {}
+    """The images on which the int8 file of a width alone agrees with the network."""
+    agrees = {}
     for width in ROUTES:
         path = tmp_path_factory.mktemp("static") / "m.tflite"
         export_subnetwork(network, width, path, **options)
         runner = Interpreter(str(path)).get_signature_runner("serving_default")
         outputs = np.concatenate([runner(image=image[None])["output"] for image in images])
-        shares[width] = np.mean(np.argmax(outputs, 1) == classes[width])
-    return shares
+        agrees[width] = np.argmax(outputs, 1) == classes[width]
+    return agrees
 
 
 @pytest.mark.parametrize("layout", ["shared", "fast"])
@@ -67,5 +67,7 @@ def test_int8_agrees_as_often_as_files_of_each_width_alone(
     interpreter = DynamicInterpreter(path)
     for width in ROUTES:
         outputs = np.stack([interpreter.run(image, width, width)[0] for image in images])
-        share = np.mean(np.argmax(outputs, 1) == classes[width])
-        assert share >= static_agreement[width] - 0.005, (width, share, static_agreement[width])
+        agrees, alone = np.argmax(outputs, 1) == classes[width], static_agreement[width]
+        # Of the images that only one of the files gets right, each has about half.
+        chance = 2 * np.sqrt(np.sum(agrees != alone))
+        assert agrees.sum() >= alone.sum() - chance, (width, agrees.sum(), alone.sum(), chance)

@@ -76,7 +76,8 @@ def test_one_gpu_is_fully_efficient_and_more_are_faster(tmp_path):
 )
 def test_two_workers_send_the_predicted_bytes(tmp_path):
     program = BENCHMARKS / "measure_all_reduce.py"
-    command = [sys.executable, program, f"--workdir={tmp_path}", "--reduced_steps=2"]
+    # What is on its way at the first and at the last step counts little among eight.
+    command = [sys.executable, program, f"--workdir={tmp_path}", "--reduced_steps=8"]
     subprocess.run(command, check=True, capture_output=True)
     row = json.loads((tmp_path / "all_reduce.json").read_text())
     assert row["measured_bytes"] == pytest.approx(row["predicted_bytes"], rel=0.05)
