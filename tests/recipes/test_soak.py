@@ -36,6 +36,7 @@ def run_part(folder, part, *arguments):
     return [row for row in rows if row["round"] >= 0]
 
 
+@pytest.mark.long
 def test_eight_threads_predict_what_one_does(network, results):
     images = predictions.make_images(network, seed=0)
     predictions.run_of_network(results, network, images, 40, 8, seed=0)
