@@ -6,7 +6,8 @@ r"""Reproduces the tables of the paper on small photographs: trains, collects, c
 
 Each arm of a table is a run of another program with a flag file of recipes/configs/, once for each
 seed. The program prints the command of a run before it starts it. A run that is finished is not
-started again, and a run that was killed goes on. Runs that several tables need are made once.
+started again, and a run that was killed goes on. Runs that several tables need are made once, and
+networks that come with the package are loaded.
 
 Then the program reads the images of every choice, or with --read_test the test images, and writes
 into the work directory:
@@ -156,6 +157,9 @@ def print_list():
         runs = plan(table)
         for arm in dict.fromkeys(run.arm for run in runs):
             seeds = sum(run.arm == arm for run in runs)
+            if arm.ships:
+                print(f"    {arm.name}: comes with the package")
+                continue
             print(
                 f"    {arm.name}: {seeds} seeds, {arm.hours:g} core-hours each ("
                 f"{'measured' if arm.measured else 'estimated'}): {arm.program} "
@@ -169,6 +173,11 @@ def print_list():
 def train(run, workdir):
     """Runs the program of an arm, or lets it go on, and records what it took."""
     folder = workdir / run.name
+    if run.arm.ships and not FLAGS.quick:
+        from keras_dsnet_recipes.lib.reproduction.shipped import save_shipped
+
+        print(f"{run.name} comes with the package: {save_shipped(run.data, folder)}", flush=True)
+        return
     if is_finished(folder):
         print(f"{run.name} is finished", flush=True)
         return
