@@ -84,19 +84,20 @@ class SwitchableBatchNormalization(keras.layers.Layer):
 
     def build(self, input_shape):
         vector, table = (self.channels[-1],), (self.num_statistics, self.channels[-1])
-        self.gamma = self._add("gamma", vector, self.gamma_initializer, trainable=True)
-        self.beta = self._add("beta", vector, "zeros", trainable=True)
-        self.moving_mean = self._add("moving_mean", table, "zeros", trainable=False)
-        self.moving_variance = self._add("moving_variance", table, "ones", trainable=False)
+        self.gamma = self._add("gamma", vector, self.gamma_initializer)
+        self.beta = self._add("beta", vector, "zeros")
+        self.moving_mean = self._add("moving_mean", table, "zeros", moving=True)
+        self.moving_variance = self._add("moving_variance", table, "ones", moving=True)
 
-    def _add(self, name, shape, initializer, trainable):
-        # Without aggregation="mean" the moving statistics of replicas drift apart.
+    def _add(self, name, shape, initializer, moving=False):
         return self.add_weight(
             name=name,
             shape=shape,
             initializer=initializer,
-            trainable=trainable,
-            aggregation="mean",
+            trainable=not moving,
+            # "mean" would send the statistics of all widths in every update, a table at a time.
+            # `_update_statistics` keeps those of the replicas equal by sending a row, or nothing.
+            aggregation="none" if moving else "mean",
             autocast=False,
         )
 
@@ -126,8 +127,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
             outputs, *new = self._normalize_by_sums(inputs, gamma, beta, old, momentum)
         else:
             outputs, *new = self._batch_normalize(inputs, gamma, beta, old, momentum)
-        for table, moving in zip((self.moving_mean, self.moving_variance), new):
-            self._assign(table, row, channels, tf.stop_gradient(moving))
+        self._update_statistics(row, channels, [tf.stop_gradient(moving) for moving in new])
         return outputs
 
     def scale_and_offset(self, channels: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -186,14 +186,20 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         values = tf.cast(inputs, gamma.dtype)
         count = tf.cast(tf.size(values[..., 0]), gamma.dtype)
         sums = tf.reduce_sum(values, (0, 1, 2)), tf.reduce_sum(values**2, (0, 1, 2))
-        replicas = tf.distribute.get_replica_context()
-        if self.synchronized and replicas is not None and replicas.num_replicas_in_sync > 1:
-            count, *sums = replicas.all_reduce("SUM", [count, *sums])
+        if self.synchronized:
+            count, *sums = _over_replicas("SUM", [count, *sums])
         mean = sums[0] / count
         variance = tf.maximum(sums[1] / count - mean**2, 0.0)
         outputs = tf.nn.batch_normalization(values, mean, variance, beta, gamma, self.epsilon)
         unbiased = variance * count / tf.maximum(count - 1.0, 1.0)
         return tf.cast(outputs, inputs.dtype), *_average(moving, (mean, unbiased), momentum)
+
+    def _update_statistics(self, row, channels, new):
+        if not self.synchronized:
+            # Synchronized, every replica has computed the same.
+            new = _over_replicas("MEAN", new)
+        for table, moving in zip((self.moving_mean, self.moving_variance), new, strict=True):
+            self._assign(table, row, channels, moving)
 
     def _assign(self, table, row, channels, moving):
         if isinstance(table.value, tf.Variable) and not _has_replicas(table.value):
@@ -226,6 +232,14 @@ class SwitchableBatchNormalization(keras.layers.Layer):
 
 def _average(moving, batch, momentum):
     return [old * momentum + new * (1.0 - momentum) for old, new in zip(moving, batch)]
+
+
+def _over_replicas(operation, tensors):
+    """Returns the sums or means of tensors over the replicas, in one message for all of them."""
+    replicas = tf.distribute.get_replica_context()
+    if replicas is None or replicas.num_replicas_in_sync == 1:
+        return tensors
+    return replicas.all_reduce(operation, tensors)
 
 
 def _has_replicas(variable):

@@ -87,7 +87,9 @@ def stage_one_costs(trainer):
     taught = {"in_place": [], "ema": trained[:1], "ensemble": [trained[0], *trained[2:]]}
     taught = taught[trainer.target]
     norms = total("norms", trained)
-    synchronization = total("synchronization", trained) if model.spec.synchronized else 0.0
+    # Synchronized, all replicas compute the same moving statistics and send none.
+    sent = "synchronization" if model.spec.synchronized else "statistics"
+    sent = {"synchronization": 0.0, "statistics": 0.0, sent: total(sent, trained)}
     weights = sum(math.prod(v.shape) for v in trainer.optimized_variables)
     return StepCosts(
         student_madds=total("madds", trained),
@@ -97,9 +99,9 @@ def stage_one_costs(trainer):
         weights=weights,
         variables=sum(math.prod(variable.shape) for variable in model.variables),
         gradients=weights,
-        statistics=total("statistics", trained),
-        synchronization=synchronization,
-        collectives=1 + 2 * norms * (1 + bool(synchronization)),
+        **sent,
+        # The batch statistics are summed forward and backward.
+        collectives=1 + norms * (1 + model.spec.synchronized),
     )
 
 
@@ -129,10 +131,8 @@ class _PathCosts:
         ]
         parts = norms[0], list(itertools.chain(*norms[1:]))
         self.norms = tuple(map(len, parts))
-        # Keras assigns the statistics of all widths, though only one row changes.
         self.statistics = tuple(
-            sum(2 * layer.num_statistics * layer.channels[-1] for layer, _ in part)
-            for part in parts
+            sum(2 * option_at(layer.channels, width) for layer, width in part) for part in parts
         )
         # The number of values, their sum and the sum of their squares, forward and backward.
         self.synchronization = tuple(
