@@ -11,6 +11,7 @@ import sys
 import pytest
 from keras_dsnet_recipes.benchmarks.step_costs import stage_one_costs
 
+from keras_dsnet.layers import SwitchableBatchNormalization
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
 from keras_dsnet.training import L2SGD, SupernetTrainer
 
@@ -51,11 +52,29 @@ def test_gradients_are_counted_once_for_every_trained_variable():
     assert costs.reduced_bytes == 4 * (costs.gradients + costs.statistics)
 
 
+def test_replicas_send_a_row_of_each_norm_they_trained():
+    trainer = make_trainer()
+    costs = stage_one_costs(trainer)
+    norms = [
+        layer
+        for layer in trainer.model.supernet_layers
+        if isinstance(layer, SwitchableBatchNormalization)
+    ]
+    # All but the last are before the gate and run once. The last runs along the widest, the
+    # slimmest and two random paths, and only width 1 lies between the ends.
+    *front, last = norms
+    assert costs.collectives == 1 + len(front) + 4
+    sent = [norm.channels[0] for norm in front] + [last.channels[at] for at in (0, 1, 1, 2)]
+    assert costs.statistics == 2 * sum(sent)
+
+
 def test_synchronized_statistics_are_counted():
     costs = stage_one_costs(make_trainer(synchronized=True))
     # At least the stem's norm: a number of values, and 8 sums and sums of squares, both ways.
     assert costs.synchronization > 2 * (1 + 2 * 8)
-    assert costs.collectives > stage_one_costs(make_trainer()).collectives
+    # In place of the moving statistics, which all replicas then compute alike.
+    assert costs.statistics == 0
+    assert costs.collectives == 2 * stage_one_costs(make_trainer()).collectives - 1
 
 
 @pytest.mark.long
