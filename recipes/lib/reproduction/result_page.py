@@ -33,7 +33,8 @@ python recipes/reproduce.py --list
 - An interval is of 95 % over seeds and images: Student's t over seeds, with a deviation that is
   pooled over the arms of the table, and a paired bootstrap over images; the variances add up.
 - The gates of a DS-ResNet are reported only if its widest has 80 % or more on the images of every
-  choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*.
+  choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*. Those of
+  the DS-MBNet start from the one supernet that [comes with the package](cifar10.md).
 - *Holds*: the interval lies on the paper's side of 0. *Does not hold*: it lies on the other side,
   or it contains 0 and excludes half of the paper's difference. *Undecided*: otherwise. A claim with
   several differences holds if all of them do, and does not hold if one does not. Where the paper
