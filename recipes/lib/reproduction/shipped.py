@@ -17,8 +17,8 @@ def save_shipped(weights, folder):
         Path of the saved network. It is not written again if it is there.
     """
     import keras
-
     from keras_dsnet.applications import DSMobileNet
+
     from keras_dsnet.models import with_slimming_head
 
     path = pathlib.Path(folder) / "supernet.keras"

@@ -1,0 +1,21 @@
+"""Networks that come with the package, as supernets of gates."""
+
+import keras
+import numpy as np
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet_recipes.lib.reproduction.shipped import save_shipped
+
+
+def test_gates_start_untrained_on_the_trained_widths(tmp_path):
+    path = save_shipped("cifar10", tmp_path / "run")
+    model, trained = keras.models.load_model(path), DSMobileNet(weights="cifar10")
+    assert (model.gates_trained, model.routing, model.spec.gate_encoder) == (
+        False,
+        "gate",
+        "global",
+    )
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    for end in ("slimmest", "widest"):
+        np.testing.assert_array_equal(model(images, path=end), trained(images, path=end))
+    written = path.stat().st_mtime_ns
+    assert save_shipped("cifar10", tmp_path / "run").stat().st_mtime_ns == written
