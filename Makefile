@@ -45,7 +45,7 @@ $(VENV)/installed: $(BUILD_FILES)
 	@echo "Installing into $(VENV) (TensorFlow is large: this takes minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --editable '.[detection,digits,test]'
+	@PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --editable '.[detection,digits,jax,test]'
 	@touch $@
 
 # What only the documentation needs.

@@ -28,6 +28,9 @@ The program writes into the work directory:
 - supernet.keras, the teacher with recalibrated batch norm;
 - tables/ and plots/.
 
+On a machine with a GPU, JAX trains the same run without TensorFlow (recipes/jax_stage1.py). Then
+--jax_task=FOLDER writes the run as a task, and the same command takes its result over.
+
 If a step after the last epoch fails, the trained network is already saved, and the same command
 repeats only the steps after the training.
 
@@ -47,6 +50,7 @@ import pathlib
 from absl import flags
 from keras_dsnet_recipes.lib import checks, data, report, run, training_flags
 from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.jax_training import task
 from keras_dsnet_recipes.lib.model_settings import (
     MODELS,
     PAPER_WIDTHS,
@@ -135,6 +139,12 @@ shared.define_number(
     below=1,
 )
 training_flags.define_recalibration()
+shared.define_path(
+    "jax_task",
+    None,
+    "Folder of the run as a task for recipes/jax_stage1.py. Without a result in it, the task is "
+    "written; with a result, the run goes on from there.",
+)
 
 
 def check_flags():
@@ -159,6 +169,8 @@ def check_flags():
         check_variant(settings.variants, FLAGS.variant)
     checks.check_strides(FLAGS.model, settings.strides)
     checks.check_warmup()
+    if FLAGS.jax_task is not None:
+        task.check_flags()
 
 
 def check_topology():
@@ -297,6 +309,22 @@ def recalibrate(model, train, steps, paths):
         raise
 
 
+def train_by_jax(training, source):
+    """Takes the result of --jax_task over, or writes the task. Returns whether it is trained."""
+    if training.is_complete():
+        return True
+    if task.is_trained(FLAGS.jax_task):
+        task.take_result(FLAGS.jax_task, training, source, task.chosen_augmentation())
+        return True
+    task.write_task(FLAGS.jax_task, training, source, task.chosen_augmentation())
+    print(
+        f"\nwritten: {FLAGS.jax_task}\nnext, to train it where JAX has an accelerator, and then "
+        f"this command again:\n    python recipes/jax_stage1.py --tasks={FLAGS.jax_task}",
+        flush=True,
+    )
+    return False
+
+
 def print_end(workdir, model):
     """Prints the files that were written and the next command."""
     gates = f"{FLAGS.workdir.rstrip('/')}_gates"
@@ -354,6 +382,8 @@ def main(_):
         run.write_labels(model, workdir.path)
         run.save_model(model, workdir.path / "supernet.keras")
 
+    if FLAGS.jax_task is not None and not train_by_jax(training, train):
+        return
     if not run.fit(training, save):
         return
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)

@@ -21,6 +21,9 @@ into the work directory:
 --publish copies these to docs/results/reproduction/ and writes docs/results/reproduction.md, which
 explains the protocol and the verdicts.
 
+--jax_tasks=FOLDER writes the supernets as tasks for recipes/jax_stage1.py, which trains them on a
+GPU. The same command takes them over, and goes on with the runs that need them.
+
 --quick trains for seconds on the digits of scikit-learn, to see that every step works. --list
 prints the arms and what they cost. A cost is marked as estimated until a run has recorded its wall
 time.
@@ -37,7 +40,7 @@ import time
 from absl import flags
 from keras_dsnet_recipes.lib import checks
 from keras_dsnet_recipes.lib import flags as shared
-from keras_dsnet_recipes.lib.reproduction.paper_tables import TABLES
+from keras_dsnet_recipes.lib.reproduction.paper_tables import STAGE_1, TABLES
 from keras_dsnet_recipes.lib.reproduction.planned_runs import TEST_SPLITS, is_finished, plan
 from keras_dsnet_recipes.lib.start import start
 
@@ -71,6 +74,12 @@ flags.DEFINE_bool(
     "latency",
     False,
     "Time the networks of tables 2 and 8 on LiteRT too, with one thread, on a quiet machine.",
+)
+shared.define_path(
+    "jax_tasks",
+    None,
+    "Folder of tasks for recipes/jax_stage1.py, which trains the supernets on a GPU. They are "
+    "written first; once they are trained, the same command takes them over.",
 )
 flags.DEFINE_bool("publish", False, "Write the results into docs/results/ too.")
 
@@ -171,7 +180,10 @@ def print_list():
 
 
 def train(run, workdir):
-    """Runs the program of an arm, or lets it go on, and records what it took."""
+    """Runs the program of an arm, or lets it go on, and records what it took.
+
+    With --jax_tasks a supernet only becomes a task, and a run that needs it has to wait.
+    """
     folder = workdir / run.name
     if run.arm.ships and not FLAGS.quick:
         from keras_dsnet_recipes.lib.reproduction.shipped import save_shipped
@@ -181,7 +193,15 @@ def train(run, workdir):
     if is_finished(folder):
         print(f"{run.name} is finished", flush=True)
         return
+    needed = [run.supernet] if run.supernet else []
+    needed += [other for _, other in run.needs]
+    waits_for = [other.name for other in needed if not is_ready(other, workdir)]
+    if waits_for:
+        print(f"{run.name} waits for {', '.join(waits_for)}", flush=True)
+        return
     arguments = [*run.arguments, f"--workdir={folder}"]
+    if FLAGS.jax_tasks and run.arm.program == STAGE_1:
+        arguments.append(f"--jax_task={pathlib.Path(FLAGS.jax_tasks, run.name)}")
     if run.supernet:
         arguments.append(f"--supernet={workdir / run.supernet.name}")
     arguments += [f"--{name}={workdir / needed.name}" for name, needed in run.needs]
@@ -197,6 +217,12 @@ def train(run, workdir):
     _record(folder, arguments, time.monotonic() - begin)
     if code:
         sys.exit(code)
+
+
+def is_ready(run, workdir):
+    """Returns whether a run has ended, or its network comes with the package and is there."""
+    folder = workdir / run.name
+    return is_finished(folder) or (run.arm.ships and (folder / "supernet.keras").is_file())
 
 
 def _record(folder, arguments, seconds):
@@ -271,6 +297,13 @@ def main(_):
         if not FLAGS.collect_only:
             for run in runs:
                 train(run, workdir)
+            if not all(is_ready(run, workdir) for run in runs):
+                print(
+                    f"--table={table.name} is collected when its tasks are trained: python "
+                    f"recipes/jax_stage1.py --tasks={FLAGS.jax_tasks}",
+                    flush=True,
+                )
+                continue
         written.append(write_results(table, runs, workdir))
     if FLAGS.publish:
         publish(written)

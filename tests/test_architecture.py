@@ -34,6 +34,7 @@ DISTRIBUTIONS = {
     "ai_edge_litert": "ai-edge-litert",
     "flatbuffers": "flatbuffers",
     "h5py": "h5py",
+    "jax": "jax",
     "keras": "keras",
     "keras_cv": "keras-cv",
     "matplotlib": "matplotlib",

@@ -16,6 +16,7 @@ EXEMPT = (
     "eval_batch_size",
     "eval_split",
     "evaluate_epochs",
+    "jax_task",
     "paths",
     "recalibration_steps",
     "start_timeout",
