@@ -270,6 +270,19 @@ def test_flags_without_an_equivalent_in_jax_are_told_first(flag, told, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_table_waits_for_its_tasks(tmp_path):
+    arguments = ["--table=beyond", "--arms=hard_targets", "--seeds=0", "--quick"]
+    arguments += [f"--workdir={tmp_path / 'runs'}", f"--jax_tasks={tmp_path / 'tasks'}"]
+    done = run_program(RECIPES / "reproduce.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "tablebeyond_hard_targets_s0 waits for tableresnet_supernet_s0" in done.stdout
+    assert f"jax_stage1.py --tasks={tmp_path / 'tasks'}" in done.stdout
+    found = side_by_side.find_tasks([tmp_path / "tasks"])
+    assert [folder.name for folder in found] == ["tableresnet_supernet_s0"]
+    assert not (tmp_path / "runs" / "results").exists()
+
+
 def test_the_training_needs_no_tensorflow():
     code = "import sys, keras_dsnet_recipes.lib.jax_training.side_by_side as _\n"
     code += "print('tensorflow' in sys.modules)"

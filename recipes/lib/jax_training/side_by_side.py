@@ -32,8 +32,8 @@ def find_tasks(names):
         folders = [name] if (name / files.TASK).is_file() else inside
         if not folders:
             raise FileNotFoundError(
-                f"--tasks={name}: there is no {files.TASK} in it. imagenet_stage1.py writes it with "
-                "--jax_task"
+                f"--tasks={name}: there is no {files.TASK} in it. imagenet_stage1.py --jax_task "
+                "writes it"
             )
         found += folders
     return [folder for folder in found if not (folder / files.RESULT).is_file()]
