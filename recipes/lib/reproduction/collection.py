@@ -246,24 +246,7 @@ def _contrast(contrast, runs, measured):
     pooled = not paired and second_path == contrast.path and "+" not in contrast.second
     others = [array for array in map(arm, names) if array is not None] if pooled else []
     found = comparison.difference(first, second, others, paired=paired)
-    claim = comparison.verdict_of_sign(found) if contrast.sign else None
-    if contrast.paper is not None:
-        claim = comparison.verdict(found, contrast.paper)
-    return {
-        "first": contrast.first,
-        "second": contrast.second,
-        "path": contrast.path,
-        "second_path": second_path,
-        "weights": contrast.weights,
-        "paper": contrast.paper,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
-        "seeds": found.seeds,
-        "images": found.images,
-        "num_seeds": found.num_seeds,
-        "verdict": claim,
-    }
+    return comparison.contrast_row(contrast, found, second_path=second_path)
 
 
 def _check_same(table, runs, configs):

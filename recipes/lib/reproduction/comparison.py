@@ -16,6 +16,7 @@ interval is too wide rather than too narrow.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -130,6 +131,29 @@ def verdict_of_sign(measured: Difference) -> str:
     if measured.low is None or measured.high is None or measured.low <= 0 <= measured.high:
         return "undecided"
     return "holds" if measured.low > 0 else "does not hold"
+
+
+def contrast_row(contrast, measured: Difference, **more: Any) -> dict[str, Any]:
+    """Returns the row of a contrast in the results of its table.
+
+    Args:
+        contrast: A `paper_tables.Contrast`.
+        measured: A `Difference` of its arms.
+        **more: Further fields of the row, such as the multiply-adds of the comparison.
+    """
+    claim = verdict_of_sign(measured) if contrast.sign else None
+    if contrast.paper is not None:
+        claim = verdict(measured, contrast.paper)
+    return {
+        "first": contrast.first,
+        "second": contrast.second,
+        "path": contrast.path,
+        **more,
+        "weights": contrast.weights,
+        "paper": contrast.paper,
+        **dataclasses.asdict(measured),
+        "verdict": claim,
+    }
 
 
 def joint_verdict(verdicts: Sequence[str]) -> str:

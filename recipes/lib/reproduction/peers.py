@@ -7,7 +7,6 @@ line. Between two points the hits of an image are interpolated.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from keras_dsnet_recipes.lib.reproduction import comparison, hits
@@ -226,7 +225,8 @@ class Peers:
         # A routed network and the static widths of the same network have the same seeds.
         paired = peers[contrast.first].arms == peers[contrast.second].arms
         others = [] if paired else self._others(contrast, at)
-        return _row(contrast, at, np.stack(left), np.stack(right), others, paired)
+        found = comparison.difference(np.stack(left), np.stack(right), others, paired)
+        return comparison.contrast_row(contrast, found, madds=at)
 
     def _others(self, contrast, at):
         """Returns the hits of peers of other runs, which tell of the deviation between seeds."""
@@ -297,22 +297,3 @@ def _drawn(point, latency):
     if latency and all(name in latency for name in point.ends):
         drawn["ms"] = sum(share * latency[name] for name, share in point.ends.items())
     return drawn
-
-
-def _row(contrast, at, first, second, others, paired) -> dict[str, Any]:
-    found = comparison.difference(first, second, others, paired=paired)
-    return {
-        "first": contrast.first,
-        "second": contrast.second,
-        "path": contrast.path,
-        "weights": contrast.weights,
-        "madds": at,
-        "paper": contrast.paper,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
-        "seeds": found.seeds,
-        "images": found.images,
-        "num_seeds": found.num_seeds,
-        "verdict": comparison.verdict_of_sign(found) if contrast.sign else None,
-    }
