@@ -98,38 +98,38 @@ def confidence_row(run, folder, split, max_madds, data_dir=None):
     split = split or config["eval_split"]
 
     def measure():
-        return _measure(run, config, split, max_madds, data_dir)
+        return _measure(run, folder, config, split, max_madds, data_dir)
 
     return hits.stored_hits(run, folder, f"confidence_{split or 'eval'}", measure)["confidence"]
 
 
-def _measure(run, config, split, max_madds, data_dir):
+def _measure(run, folder, config, split, max_madds, data_dir):
     import keras
 
-    from keras_dsnet.data import evaluation_pipeline, load_source
-    from keras_dsnet.training import calibrate_confidence, evaluate_paths
+    from keras_dsnet.training import evaluate_paths
+    from keras_dsnet.training.confidence import choose_row, confidence_curve
 
     model = keras.models.load_model(run / "model.keras", compile=False)
+    steps = model.confidence_steps
 
     def load(kind, name):
-        options = {f"{kind}_split": name}
-        source = load_source(config["dataset"], data_dir or config["data_dir"], kind, **options)
-        batches = evaluation_pipeline(
-            source,
-            image_size=model.input_shape[1:3],
-            batch_size=config["eval_batch_size"],
-            preprocess=model.normalization,
-        )
-        return source, batches
+        shape, normalization = model.input_shape, model.normalization
+        return hits.load_images(config, name, data_dir, shape, normalization, kind)
 
-    least = model.madds(model.confidence_steps[0])
-    learned = load("train", config["train_split"])[1]
-    calibrate_confidence(model, learned, max_madds=max(max_madds, least))
-    source, batches = load("eval", split)
-    rows = evaluate_paths(model, batches, [], routings=("confidence",), per_image=True)
-    (row,) = [row for row in rows if row["path"] == "confidence"]
-    kept = {name: row[name] for name in ("path", "madds", "top1", "hits")}
-    return [{**kept, "images": source.num_examples, "thresholds": list(model.thresholds)}]
+    learned = hits.shared_steps(folder, model, steps, load("train", config["train_split"]))
+    limit = max(max_madds, model.madds(steps[0]))
+    model.thresholds = choose_row(confidence_curve(learned), learned, limit, None)["thresholds"]
+    images = load("eval", split)
+
+    def measure():
+        routed = {"dynamic": False, "routings": ("confidence",), "per_image": True}
+        (row,) = evaluate_paths(model, images.batches, [], **routed)
+        kept = {name: row[name] for name in ("path", "madds", "top1", "hits")}
+        return [{**kept, "images": images.count, "thresholds": list(model.thresholds)}]
+
+    # Gates of the same mean multiply-adds have the same thresholds.
+    facts = (steps, model.thresholds, images.facts)
+    return list(hits.shared_hits(folder, "confidence", model, facts, measure).values())
 
 
 def line_of_arms(arms, madds):

@@ -3,10 +3,17 @@
 The hits of a run are stored in a small file, so that a network is evaluated once for all the tables
 that it takes part in. Another file has the confidence of each image at some paths, from which the
 result of routing by confidence follows for any thresholds, and that of a cascade of two networks.
+
+Stage II trains only the slimming heads, so that many runs have the static widths of one supernet.
+What does not depend on the heads is stored by a checksum of the other variables, and measured once
+for all the runs that have these.
 """
 
+import dataclasses
+import hashlib
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 from keras_dsnet_recipes.lib import data
@@ -15,6 +22,25 @@ from keras_dsnet_recipes.lib import data
 # which a run with a teacher keeps in its checkpoint only.
 WEIGHTS = ("saved", "online")
 _ROUTINGS = ("gate", "confidence", "gate+confidence", "dynamic", "largest")
+# Settings of a network and of its spec that change neither its static widths nor their confidence.
+_OF_ROUTING = ("routes", "gates_trained", "routing", "confidence_steps", "thresholds")
+_OF_ROUTING += ("class_names", "name", "trainable", "frozen_layers")
+_OF_HEADS = ("slimming_head", "share_encoder", "gate_encoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled images that a network is measured on.
+
+    Attributes:
+        batches: The evaluation batches.
+        count: Int, the number of images.
+        facts: Tuple of what tells these batches from others.
+    """
+
+    batches: Any
+    count: int
+    facts: tuple
 
 
 def load_hits(run, folder, split, weights="saved", data_dir=None):
@@ -38,7 +64,7 @@ def load_hits(run, folder, split, weights="saved", data_dir=None):
     path = pathlib.Path(folder) / f"{run.name}_{_file_name(weights, split)}.npz"
 
     def measure():
-        return _measure(run, config, split, weights, data_dir)
+        return _measure(run, folder, config, split, weights, data_dir)
 
     rows = _stored(path, run, measure)
     if not all("parameters" in row for row in rows.values()):
@@ -67,6 +93,69 @@ def stored_hits(run, folder, name, measure):
 def _stored(path, run, measure):
     if _is_outdated(path, run):
         _write(path, measure())
+    return _read(path)
+
+
+def shared_hits(folder, name, model, facts, measure):
+    """Returns rows that all runs share whose networks differ only in their slimming heads.
+
+    They are measured on first use. The file has a checksum in its name, so that it is never that of
+    another network.
+
+    Args:
+        folder: Path of the folder in which hits are stored.
+        name: Str, the start of the name of the file.
+        model: `DynamicSlimmableNetwork`.
+        facts: Whatever the rows depend on beside the network, which JSON can hold.
+        measure: Function without arguments that returns the rows to store.
+
+    Returns:
+        Dict from the names of rows to dicts, see `load_hits`.
+    """
+    path = pathlib.Path(folder) / f"{name}_{checksum(model, facts)}.npz"
+    if not path.is_file():
+        _write(path, measure())
+    return _read(path)
+
+
+def shared_steps(folder, model, widths, images):
+    """Returns the `StepResults` that all runs share whose networks differ only in their heads.
+
+    Args:
+        folder: Path of the folder in which the results are stored.
+        model: `DynamicSlimmableNetwork`.
+        widths: Tuple of ints.
+        images: `Images`.
+    """
+    from keras_dsnet.training.confidence import collect_steps
+
+    path = pathlib.Path(folder) / f"steps_{checksum(model, (widths, images.facts))}.npz"
+    if not path.is_file():
+        _save(path, **collect_steps(model, images.batches, widths)._asdict())
+    with np.load(path) as stored:
+        return _step_results(stored)
+
+
+def checksum(model, facts):
+    """Returns a checksum of all that the static widths of a network depend on.
+
+    Args:
+        model: `DynamicSlimmableNetwork`. Its slimming heads and its routing do not count.
+        facts: Whatever else counts, such as the images, which JSON can hold.
+    """
+    config = {name: value for name, value in model.get_config().items() if name not in _OF_ROUTING}
+    spec = {name: value for name, value in config["spec"].items() if name not in _OF_HEADS}
+    found = hashlib.sha256(json.dumps([{**config, "spec": spec}, facts], sort_keys=True).encode())
+    heads = {id(v) for gate in model.slimming_gates for v in gate.slimming_variables}
+    for variable in model.variables:
+        if id(variable) not in heads:
+            value = variable.numpy()
+            found.update(f"{variable.path} {value.dtype} {value.shape}".encode())
+            found.update(value.tobytes())
+    return found.hexdigest()[:32]
+
+
+def _read(path):
     with np.load(path) as stored:
         rows = json.loads(str(stored["rows"]))
         return {
@@ -90,20 +179,15 @@ def load_steps(run, folder, split, data_dir=None):
     Returns:
         `(results, parameters)`: `StepResults`, and the number of parameters stored.
     """
-    from keras_dsnet.training.confidence import StepResults
-
     run = pathlib.Path(run)
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     split = split or config["eval_split"]
     path = pathlib.Path(folder) / f"{run.name}_{_file_name('steps', split)}.npz"
     if _is_outdated(path, run):
-        _write_steps(path, *_measure_steps(run, config, split, data_dir))
+        results, parameters = _measure_steps(run, config, split, data_dir)
+        _save(path, parameters=parameters, **results._asdict())
     with np.load(path) as stored:
-        widths = tuple(map(int, stored["widths"]))
-        parts = (stored[name] for name in ("madds", "trunk", "confidence", "correct"))
-        madds, trunk, confidence, correct = parts
-        results = StepResults(widths, madds, int(trunk), confidence, correct)
-        return results, int(stored["parameters"])
+        return _step_results(stored), int(stored["parameters"])
 
 
 def static_paths(rows):
@@ -132,21 +216,26 @@ def _network(run):
 
 
 def _write(path, rows):
-    from keras_dsnet.utils.atomic_file import atomic_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{name: value for name, value in row.items() if name != "hits"} for row in rows]
     bits = np.stack([np.packbits(row["hits"]) for row in rows])
-    with atomic_file(path, "wb") as file:
-        np.savez_compressed(file, rows=json.dumps(plain), hits=bits)
+    _save(path, rows=json.dumps(plain), hits=bits)
 
 
-def _write_steps(path, results, parameters):
+def _save(path, **arrays):
     from keras_dsnet.utils.atomic_file import atomic_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, "wb") as file:
-        np.savez_compressed(file, parameters=parameters, **results._asdict())
+        np.savez_compressed(file, **arrays)
+
+
+def _step_results(stored):
+    from keras_dsnet.training.confidence import StepResults
+
+    widths = tuple(map(int, stored["widths"]))
+    parts = (stored[name] for name in ("madds", "trunk", "confidence", "correct"))
+    madds, trunk, confidence, correct = parts
+    return StepResults(widths, madds, int(trunk), confidence, correct)
 
 
 def _measure_steps(run, config, split, data_dir):
@@ -159,13 +248,13 @@ def _measure_steps(run, config, split, data_dir):
         from keras_dsnet_recipes.lib.early_exit import collect_exits, load_early_exit
 
         model, madds = load_early_exit(run)
-        _, batches = _images(config, split, data_dir, model.input_shape, Normalization())
-        return collect_exits(model, batches, madds), model.count_params()
+        images = load_images(config, split, data_dir, model.input_shape, Normalization())
+        return collect_exits(model, images.batches, madds), model.count_params()
     model = keras.models.load_model(_network(run), compile=False)
-    _, batches = _images(config, split, data_dir, model.input_shape, model.normalization)
+    images = load_images(config, split, data_dir, model.input_shape, model.normalization)
     alone = config.get("alone")
     steps = (0, model.num_widths - 1) if alone is None else (alone,)
-    return collect_steps(model, batches, steps), _parameters(model, alone)
+    return collect_steps(model, images.batches, steps), _parameters(model, alone)
 
 
 def _parameters(model, alone):
@@ -173,21 +262,28 @@ def _parameters(model, alone):
     return model.count_params() if alone is None else model.subnetwork(alone).count_params()
 
 
-def _images(config, split, data_dir, input_shape, normalization):
-    """Returns an `ImageSource` and its evaluation batches."""
+def load_images(config, split, data_dir, input_shape, normalization, kind="eval"):
+    """Returns the `Images` of a run.
+
+    Args:
+        config: Dict, the contents of `config.json` of the run.
+        split: Str, TFDS slice of the images.
+        data_dir: Str, folder of prepared data sets. Defaults to that of the run.
+        input_shape: Tuple, the shape of the input of the network.
+        normalization: Preprocessing of the images.
+        kind: "train" or "eval".
+    """
     from keras_dsnet.data import evaluation_pipeline, load_source
 
-    folder = data_dir or config["data_dir"]
-    source = load_source(config["dataset"], folder, "eval", eval_split=split)
-    return source, evaluation_pipeline(
-        source,
-        image_size=input_shape[1:3],
-        batch_size=config["eval_batch_size"],
-        preprocess=normalization,
+    folder, size = data_dir or config["data_dir"], config["eval_batch_size"]
+    source = load_source(config["dataset"], folder, kind, **{f"{kind}_split": split})
+    batches = evaluation_pipeline(
+        source, image_size=input_shape[1:3], batch_size=size, preprocess=normalization
     )
+    return Images(batches, source.num_examples, (config["dataset"], folder, kind, split, size))
 
 
-def _measure(run, config, split, weights, data_dir):
+def _measure(run, folder, config, split, weights, data_dir):
     import keras
 
     from keras_dsnet.training import evaluate_paths
@@ -195,14 +291,24 @@ def _measure(run, config, split, weights, data_dir):
     model = keras.models.load_model(_network(run), compile=False)
     if weights == "online":
         _restore_online(model, run, config, data_dir or config["data_dir"])
-    source, batches = _images(config, split, data_dir, model.input_shape, model.normalization)
+    images = load_images(config, split, data_dir, model.input_shape, model.normalization)
     # The width of a network that was trained alone is the only one that means something.
     paths = None if config.get("alone") is None else [config["alone"]]
-    rows = evaluate_paths(model, batches, paths, per_image=True)
-    keep = ("madds", "top1", "top5", "shares", "path_shares", "hits")
-    kept = [{name: row[name] for name in keep if name in row} for row in rows]
-    more = {"images": source.num_examples, "parameters": _parameters(model, config.get("alone"))}
-    return [{"path": str(r["path"]), **more, **k} for r, k in zip(rows, kept)]
+
+    def measure(**options):
+        rows = evaluate_paths(model, images.batches, per_image=True, routings=(), **options)
+        keep = ("madds", "top1", "top5", "shares", "path_shares", "hits")
+        kept = [{name: row[name] for name in keep if name in row} for row in rows]
+        return [{"path": str(r["path"]), "images": images.count, **k} for r, k in zip(rows, kept)]
+
+    facts = (paths, images.facts)
+    static = shared_hits(
+        folder, "static", model, facts, lambda: measure(paths=paths, dynamic=False)
+    )
+    parameters = _parameters(model, config.get("alone"))
+    # A network without trained gates has no row of a routing.
+    rows = [*static.values(), *measure(paths=[])]
+    return [{**row, "parameters": parameters} for row in rows]
 
 
 def _restore_online(model, run, config, data_dir):
