@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from keras_dsnet_recipes.lib.jax_training.network import JaxNetwork
 
+# What random numbers are drawn for, so that one seed gives independent ones.
+_WIDTHS, _ORDER, _IMAGES = range(3)
 # Settings in which tasks that are trained together may differ.
 OWN = ("seed", "temperature", "scale_distillation", "label_path", "label_name", "step")
 
@@ -20,7 +22,7 @@ class JaxSupernet:
     """Trains the networks of one task or of several of the same kind.
 
     Several networks run as one batch, so that a step of all of them needs as many kernels as that
-    of one. Small networks spend most of the time of an accelerator on starting kernels.
+    of one.
 
     Args:
         tasks: List of dicts of arrays and, under "settings", a dict, from `files.read`. Their
@@ -148,7 +150,7 @@ class JaxSupernet:
         widths, gates = settings["num_widths"], settings["num_gates"]
         interior = gates == 1 and widths > 2
         low, high = (1, widths - 1) if interior else (0, widths)
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = _key(seed, _WIDTHS, step)
         return jax.random.randint(key, (settings["num_random"], gates), low, high, jnp.int32)
 
     def gradients(self, state, images, labels, draws):
@@ -248,13 +250,12 @@ class JaxSupernet:
                 continue
             table = statistics[f"{name}/{end}"]
             new = jnp.concatenate([moment for _, moment in norms], axis=1)
+            kept = norms[0][0]["momentum"]
             if end == "front":
-                # The layers before the first gate move once for every sub-network that shares them.
-                kept = norms[0][0]["momentum"] ** len(widths)
-                table = _move_rows(table, norms, new[0], widths[0], kept)
+                # All sub-networks share these layers, which ran once, and move them alike.
+                table = _move_rows(table, norms, new[0], widths[0], kept ** len(widths))
             else:
                 for path in reversed(range(len(widths))):
-                    kept = norms[0][0]["momentum"]
                     table = _move_rows(table, norms, new[path], widths[path], kept)
             statistics[f"{name}/{end}"] = table
         return statistics
@@ -267,9 +268,10 @@ class JaxSupernet:
             height, width = images.shape[1:3]
             padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
             starts = jax.random.randint(crop_key, (2, len(images)), 0, 2 * padding + 1)
-            crop = lambda image, top, left: jax.lax.dynamic_slice(  # noqa: E731
-                image, (top, left, 0), (height, width, 3)
-            )
+
+            def crop(image, top, left):
+                return jax.lax.dynamic_slice(image, (top, left, 0), (height, width, 3))
+
             images = jax.vmap(crop)(padded, *starts)
         if self.settings["hflip"]:
             mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
@@ -277,8 +279,7 @@ class JaxSupernet:
         return images.astype(jnp.float32) * self.scale + self.offset
 
     def _shuffled(self, seed, epoch):
-        key = jax.random.fold_in(jax.random.key(seed + 1), epoch)
-        return jax.random.permutation(key, len(self.labels))
+        return jax.random.permutation(_key(seed, _ORDER, epoch), len(self.labels))
 
     def _run(self, state, order, images, labels, count):
         """Runs `count` steps of an epoch, and returns the state and the sums of their metrics."""
@@ -289,7 +290,7 @@ class JaxSupernet:
             state, sums = carry
             place = state["step"] % epoch_steps
             chosen = jax.lax.dynamic_slice(order, (place * batch,), (batch,))
-            key = jax.random.fold_in(jax.random.key(state["seed"] + 2), state["step"])
+            key = _key(state["seed"], _IMAGES, state["step"])
             inputs, targets = self._prepared(images[chosen], key), labels[chosen]
             draws = self.draw_widths(state["seed"], state["step"])
             gradient, (losses, logits, moments, widths) = self.gradients(
@@ -359,6 +360,12 @@ class JaxSupernet:
         if "teacher" in state:
             arrays |= named("teacher", state["teacher"], state["teacher_statistics"])
         return arrays
+
+
+def _key(seed, purpose, number):
+    """Returns the key of a purpose at a step or an epoch."""
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    return jax.random.fold_in(key, number)
 
 
 def _cross_entropy(probabilities, logits):
