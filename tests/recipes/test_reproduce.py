@@ -283,3 +283,26 @@ def test_quick_table_of_transfer(tmp_path):
     assert config["gates_from"].endswith("tablepretraining_tiny_imagenet_gate_s0")
     seconds = {contrast["second"] for contrast in result["contrasts"]}
     assert "from_scratch" in seconds
+
+
+def test_a_page_says_what_is_missing_and_which_gates_choose_nothing():
+    rows = [
+        {"arm": arm, "seed": seed, "weights": "saved", "path": path, "madds": madds, "top1": 0.9}
+        for arm, gate in {"ds_mbnet_gate": 8.001, "ds_mbnet_gate_chosen": 9.0}.items()
+        for seed in (0, 1)
+        for path, madds in {"slimmest": 8.0, "gate": gate if seed else 8.0}.items()
+    ]
+    record = dict.fromkeys(("commit", "keras", "tensorflow", "python"), "1")
+    result = {
+        **dict.fromkeys(("title", "images", "verdict"), "x"),
+        **dict.fromkeys(("contrasts", "drops"), ()),
+        "table": "9",
+        "data": "cifar10",
+        "rows": rows,
+        "record": {**record, "runs": [], "not_finished": []},
+    }
+    text = result_page.section(result)
+    assert "Not run yet: ds resnet gate, ds resnet gate own images." in text
+    assert "--arms=ds_mbnet_gate,ds_mbnet_gate_chosen " in text
+    assert "The gates of ds mbnet gate send every image to the slimmest" in text
+    assert "The gates of ds mbnet gate chosen send" not in text

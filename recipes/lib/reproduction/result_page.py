@@ -94,12 +94,19 @@ def section(result):
     parts += [f"Images: `{result['images']}`. Verdict: **{result['verdict']}**.", ""]
     parts += [_command(result), ""]
     parts += [_not_tested(result), ""] if result.get("not_tested") else []
+    missing = _missing(result)
+    parts += [f"Not run yet: {', '.join(missing)}.", ""] if missing else []
     titles = ("arm", "weights", "path", "M MAdds", "top-1 %, each seed", "mean")
     more = [name for name in _MORE if any(name in row for row in result["rows"])]
     titles = (*titles, *(_MORE[name][0] for name in more))
     parts += [_markdown(titles, _arm_rows(result["rows"], more))]
     if "easy" in more:
         parts += ["", _EASY]
+    for arm in _without_choice(result["rows"]):
+        parts += [
+            "",
+            f"The gates of {arm} send every image to the slimmest width: they choose nothing.",
+        ]
     if result["contrasts"]:
         titles = ("difference", "path", "weights", "points", "95 % interval", "seeds", "paper")
         parts += ["", _markdown((*titles, "verdict"), map(_contrast_row, result["contrasts"]))]
@@ -125,6 +132,26 @@ def _not_tested(result):
         f"Not tested, because a DS-ResNet must have {100 * widest:.0f} % at the widest and ends "
         f"{100 * distance:.0f} points apart on the images of every choice: {runs}."
     )
+
+
+def _missing(result):
+    """Returns the names of the arms of a table that a result does not have."""
+    known = {row["arm"] for row in result["rows"]} | set(result.get("not_compared", ()))
+    peers = {peer.name for peer in TABLES[result["table"]].peers}
+    if peers or result.get("not_tested"):
+        return []
+    claims = {contrast.first for contrast in TABLES[result["table"]].contrasts}
+    return sorted(name.replace("_", " ") for name in claims - known)
+
+
+def _without_choice(rows):
+    """Returns the arms whose gates cost at every seed what the slimmest width costs, to 0.1 %."""
+    madds = {(row["arm"], row["path"], row["seed"]): row["madds"] for row in rows}
+    ratios = {}
+    for (arm, path, seed), value in madds.items():
+        if path == "gate" and (arm, "slimmest", seed) in madds:
+            ratios.setdefault(arm, []).append(value / madds[arm, "slimmest", seed])
+    return [arm.replace("_", " ") for arm, values in ratios.items() if max(values) < 1.001]
 
 
 def _overview(results, detection):
@@ -162,13 +189,12 @@ def _commands():
 
 def _ours(result):
     rows = [row for row in result["contrasts"] if row["verdict"] is not None]
-    return (
-        "; ".join(
-            f"{_name(row)} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
-            for row in rows
-        )
-        or _EMPTY[1]
-    )
+    parts = [
+        f"{_name(row)} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
+        for row in rows
+    ]
+    parts += [f"{name} {_EMPTY[0]}" for name in _missing(result)]
+    return "; ".join(parts) or _EMPTY[1]
 
 
 def _name(row):
@@ -232,8 +258,11 @@ def _command(result):
     data = {"cifar10": "", "digits": " --quick"}.get(result["data"], f" --data={result['data']}")
     seeds = ",".join(str(seed) for seed in sorted({row["seed"] for row in result["rows"]}))
     test = " --read_test" if result.get("read_test") else ""
+    arms = ""
+    if _missing(result):
+        arms = f"--arms={','.join(dict.fromkeys(row['arm'] for row in result['rows']))} "
     line = f"python recipes/reproduce.py --table={result['table']}{data} --seeds={seeds}{test} \\"
-    return f"```\n{line}\n    --data_dir=/data/tfds --workdir=runs/reproduce\n```"
+    return f"```\n{line}\n    {arms}--data_dir=/data/tfds --workdir=runs/reproduce\n```"
 
 
 def _record(record):
