@@ -40,6 +40,7 @@ import time
 from absl import flags
 from keras_dsnet_recipes.lib import checks
 from keras_dsnet_recipes.lib import flags as shared
+from keras_dsnet_recipes.lib.jax_training import files
 from keras_dsnet_recipes.lib.reproduction.paper_tables import STAGE_1, TABLES
 from keras_dsnet_recipes.lib.reproduction.planned_runs import TEST_SPLITS, is_finished, plan
 from keras_dsnet_recipes.lib.start import start
@@ -200,8 +201,10 @@ def train(run, workdir):
         print(f"{run.name} waits for {', '.join(waits_for)}", flush=True)
         return
     arguments = [*run.arguments, f"--workdir={folder}"]
+    task = None
     if FLAGS.jax_tasks and run.arm.program == STAGE_1:
-        arguments.append(f"--jax_task={pathlib.Path(FLAGS.jax_tasks, run.name)}")
+        task = pathlib.Path(FLAGS.jax_tasks, run.name)
+        arguments.append(f"--jax_task={task}")
     if run.supernet:
         arguments.append(f"--supernet={workdir / run.supernet.name}")
     arguments += [f"--{name}={workdir / needed.name}" for name, needed in run.needs]
@@ -214,7 +217,7 @@ def train(run, workdir):
     begin = time.monotonic()
     # `sys.stderr` is the terminal; file descriptor 2 of this process is the native log's filter.
     code = subprocess.run(command, check=False, stderr=sys.stderr).returncode
-    _record(folder, arguments, time.monotonic() - begin)
+    _record(folder, arguments, time.monotonic() - begin, task)
     if code:
         sys.exit(code)
 
@@ -225,8 +228,8 @@ def is_ready(run, workdir):
     return is_finished(folder) or (run.arm.ships and (folder / "supernet.keras").is_file())
 
 
-def _record(folder, arguments, seconds):
-    """Adds a start of a run to the record in its folder."""
+def _record(folder, arguments, seconds, task):
+    """Adds a start of a run to the record in its folder, and what the training of its task took."""
     from keras_dsnet_recipes.lib.reproduction.collection import RECORD, versions
 
     if not folder.is_dir():
@@ -239,6 +242,10 @@ def _record(folder, arguments, seconds):
         "starts": before.get("starts", 0) + 1,
         "seconds": before.get("seconds", 0.0) + seconds,
     }
+    if task and (task / files.RESULT).is_file():
+        trained = files.read_settings(task / files.RESULT)
+        names = ("jax", "device", "seconds", "together")
+        record["accelerator"] = {name: trained[name] for name in names}
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

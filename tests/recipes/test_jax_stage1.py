@@ -54,7 +54,7 @@ def make_source():
     return ArraySource("colours", images.astype("uint8"), labels.astype("int32"), 5)
 
 
-def make_training(folder, kind="mobilenet", **options):
+def make_training(folder, kind="mobilenet", rate=0.05, **options):
     """Returns a run of a network no variable of which has its first value."""
     keras.utils.set_random_seed(0)
     network = DynamicSlimmableNetwork(SPECS[kind], input_shape=(16, 16, 3), classes=5)
@@ -63,7 +63,7 @@ def make_training(folder, kind="mobilenet", **options):
         noise = generator.normal(scale=0.1, size=variable.shape)
         variable.assign_add(np.abs(noise) if "variance" in variable.name else noise)
     trainer = SupernetTrainer(network, **options)
-    trainer.compile(L2SGD(cosine_schedule(0.05, STEPS * EPOCHS, STEPS)))
+    trainer.compile(L2SGD(cosine_schedule(rate, STEPS * EPOCHS, STEPS)))
     return TrainingRun(
         trainer,
         WorkDir(folder, {"epochs": EPOCHS}, growing=("epochs",)),
@@ -213,6 +213,15 @@ def test_other_kinds_of_tasks_are_trained_apart(tmp_path):
     for name, options in {"a": {"num_random": 1}, "b": {"num_random": 2}}.items():
         training = make_training(tmp_path / "runs" / name, target="in_place", **options)
         folders.append(tmp_path / "tasks" / name)
+        written(folders[-1], training)
+    assert side_by_side.grouped(folders, 6) == [[folder] for folder in folders]
+
+
+def test_tasks_of_other_learning_rates_are_trained_apart(tmp_path):
+    folders = []
+    for rate in (0.05, 0.1):
+        training = make_training(tmp_path / f"runs/{rate}", rate=rate, target="in_place")
+        folders.append(tmp_path / "tasks" / str(rate))
         written(folders[-1], training)
     assert side_by_side.grouped(folders, 6) == [[folder] for folder in folders]
 

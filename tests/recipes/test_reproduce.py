@@ -293,15 +293,18 @@ def test_a_page_says_what_is_missing_and_which_gates_choose_nothing():
         for path, madds in {"slimmest": 8.0, "gate": gate if seed else 8.0}.items()
     ]
     record = dict.fromkeys(("commit", "keras", "tensorflow", "python"), "1")
+    accelerator = {"jax": "9.8.7", "device": "a GPU"}
+    run = {"name": "table9_x_s0", "hours": 1.0, "commit": None, "accelerator": accelerator}
     result = {
         **dict.fromkeys(("title", "images", "verdict"), "x"),
         **dict.fromkeys(("contrasts", "drops"), ()),
         "table": "9",
         "data": "cifar10",
         "rows": rows,
-        "record": {**record, "runs": [], "not_finished": []},
+        "record": {**record, "runs": [run], "not_finished": []},
     }
     text = result_page.section(result)
+    assert "9_x_s0: JAX 9.8.7 on a GPU." in text
     assert "Not run yet: ds resnet gate, ds resnet gate own images." in text
     assert "--arms=ds_mbnet_gate,ds_mbnet_gate_chosen " in text
     assert "The gates of ds mbnet gate send every image to the slimmest" in text

@@ -92,7 +92,7 @@ def write_images(folder, images, labels):
         images: uint8 array `[images, height, width, 3]`.
         labels: int32 array `[images]`.
     """
-    name = f"images_{digest(images, labels)}.npz"
+    name = f"images_{checksum((images, labels))}.npz"
     path = pathlib.Path(folder) / name
     if not path.is_file():
         write(path, {"images": images, "labels": labels}, {})
@@ -110,18 +110,19 @@ def read_images(path):
         ValueError: If the file is damaged, or its images are not those of its name.
     """
     arrays = read(path)
-    if f"images_{digest(arrays['images'], arrays['labels'])}.npz" != pathlib.Path(path).name:
+    found = checksum((arrays["images"], arrays["labels"]))
+    if f"images_{found}.npz" != pathlib.Path(path).name:
         raise ValueError(f"{path} does not hold the images that its name has the checksum of")
     return arrays
 
 
-def digest(images, labels):
-    """Returns a checksum of images and labels, 16 hexadecimal digits.
+def checksum(arrays):
+    """Returns a checksum of arrays, 16 hexadecimal digits.
 
     Args:
-        images: uint8 array.
-        labels: int array.
+        arrays: Iterable of arrays.
     """
-    sums = hashlib.sha256(np.ascontiguousarray(images))
-    sums.update(np.ascontiguousarray(labels, np.int32))
+    sums = hashlib.sha256()
+    for array in arrays:
+        sums.update(np.ascontiguousarray(array))
     return sums.hexdigest()[:16]

@@ -58,8 +58,6 @@ def write_task(folder, training, source, augmentation):
         source: `ImageSource` of the training images.
         augmentation: Str, "none" or "cifar".
     """
-    import keras
-
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trainer, variables = training.trainer, training.variables()
@@ -67,16 +65,7 @@ def write_task(folder, training, source, augmentation):
     images, labels = _pixels(source, trainer.model.input_shape[1:3])
     settings = _settings(training, source, augmentation, state["step"] if state else 0)
     settings["images"] = files.write_images(folder.parent, images, labels)
-    steps = training.epochs * training.steps_per_epoch
-    zero, one = (trainer.model.normalization(np.full((1, 1, 1, 3), v, "float32")) for v in (0, 1))
-    schedule = keras.optimizers.schedules.deserialize(
-        trainer.optimizer.get_config()["learning_rate"]
-    )
-    arrays = {
-        "learning_rates": _rates(schedule, steps),
-        "offset": np.array(zero).reshape(3),
-        "scale": np.array(one - zero).reshape(3),
-    }
+    arrays = _constants(training)
     for index, variable in enumerate(trainer.model.variables):
         arrays[f"variable/{index}"] = variable.numpy()
     for number, momentum in enumerate(trainer.optimizer.momentums):
@@ -89,12 +78,23 @@ def write_task(folder, training, source, augmentation):
     files.write(folder / files.TASK, arrays, settings)
 
 
-def _rates(schedule, steps):
-    """Returns the learning rates of all steps, float32 `[steps]`."""
+def _constants(training):
+    """Returns the learning rate of each step, and the scale and offset of the pixels."""
+    import keras
     import tensorflow as tf
 
-    rate_of = tf.function(lambda numbers: tf.map_fn(schedule, numbers), autograph=False)
-    return rate_of(tf.range(steps, dtype=tf.float32)).numpy()
+    trainer = training.trainer
+    schedule = keras.optimizers.schedules.deserialize(
+        trainer.optimizer.get_config()["learning_rate"]
+    )
+    rate_of = tf.function(lambda steps: tf.map_fn(schedule, steps), autograph=False)
+    steps = tf.range(training.epochs * training.steps_per_epoch, dtype=tf.float32)
+    zero, one = (trainer.model.normalization(np.full((1, 1, 1, 3), v, "float32")) for v in (0, 1))
+    return {
+        "learning_rates": rate_of(steps).numpy(),
+        "offset": np.array(zero).reshape(3),
+        "scale": np.array(one - zero).reshape(3),
+    }
 
 
 def _pixels(source, size):
@@ -123,6 +123,8 @@ def _settings(training, source, augmentation, step):
     names = ("target", "num_random", "temperature", "scale_distillation", "ema_momentum")
     names += ("ema_warmup", "sandwich", "label_smoothing", "seed")
     return {name: getattr(trainer, name) for name in names} | {
+        # Tasks of another learning rate or normalisation are other tasks.
+        "constants": files.checksum(_constants(training).values()),
         "steps": describe_steps([s for section in model.sections for s in section], indices),
         "num_variables": len(indices),
         "trained": [indices[id(v)] for v in trainer.optimized_variables],

@@ -296,12 +296,15 @@ def _eval_split(configs):
 def _record(run, workdir, config):
     path = workdir / run.name / RECORD
     recorded = _read(path) if path.is_file() else {}
-    seconds = recorded.get("seconds")
+    seconds, accelerator = recorded.get("seconds"), recorded.get("accelerator")
+    if accelerator:
+        seconds += accelerator["seconds"] / accelerator["together"]
     return {
         "name": run.name,
         "seed": config["seed"],
         "hours": None if seconds is None else round(seconds / 3600, 3),
         "commit": recorded.get("commit"),
+        "accelerator": accelerator,
         "config": {name: value for name, value in config.items() if name != "data_dir"},
     }
 

@@ -136,11 +136,14 @@ def _not_tested(result):
 
 def _missing(result):
     """Returns the names of the arms of a table that a result does not have."""
-    known = {row["arm"] for row in result["rows"]} | set(result.get("not_compared", ()))
-    peers = {peer.name for peer in TABLES[result["table"]].peers}
-    if peers or result.get("not_tested"):
+    table = TABLES[result["table"]]
+    if table.peers:
         return []
-    claims = {contrast.first for contrast in TABLES[result["table"]].contrasts}
+    known = {row["arm"] for row in result["rows"]}
+    known |= {
+        _short(row["run"], result).rpartition("_s")[0] for row in result.get("not_tested", ())
+    }
+    claims = {contrast.first for contrast in table.contrasts}
     return sorted(name.replace("_", " ") for name in claims - known)
 
 
@@ -275,6 +278,10 @@ def _record(record):
         f"Keras {record['keras']}, TensorFlow {record['tensorflow']} and Python "
         f"{record['python']}. Wall time of the training: {cost}."
     )
+    for run in record["runs"]:
+        if accelerator := run.get("accelerator"):
+            name = run["name"].removeprefix("table")
+            text += f" {name}: JAX {accelerator['jax']} on {accelerator['device']}."
     if record["not_finished"]:
         text += f" Not finished: {', '.join(record['not_finished'])}."
     return text
