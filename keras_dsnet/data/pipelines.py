@@ -266,7 +266,9 @@ def whole_image(source, stored, image_size, crop_fraction=1.0):
     # Cropping before resizing shows the same pixels as resizing first, and is cheaper.
     def centre(shape):
         target = tf.constant(image_size, tf.float32)
-        scale = tf.reduce_max(target / crop_fraction / tf.cast(shape[:2], tf.float32))
+        # The images of a folder may have the requested size too, which is known only here.
+        fraction = tf.where(tf.reduce_all(shape[:2] == image_size), 1.0, crop_fraction)
+        scale = tf.reduce_max(target / fraction / tf.cast(shape[:2], tf.float32))
         size = tf.clip_by_value(tf.cast(tf.round(target / scale), tf.int32), 1, shape[:2])
         return tf.concat([(shape[:2] - size) // 2, size], axis=0)
 

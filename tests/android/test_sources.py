@@ -250,6 +250,8 @@ def test_the_crop_is_that_of_evaluation():
     for size in ((640, 480), (300, 900)):
         found = eval(scale, {**names, "source_width": size[0], "source_height": size[1]})
         assert math.isclose(found * min(size), 256)
+    assert "val fits = bitmap.width == width && bitmap.height == height" in text
+    assert "val scale = if (fits) 1f else scaleOf(source)" in text
 
 
 def test_gradle_uses_what_its_catalogue_defines():

@@ -238,6 +238,22 @@ def test_resizing_agrees_with_resize_then_crop(to_float):
     assert np.abs(images[0] - expected).mean() < 2.0
 
 
+def test_files_of_the_requested_size_are_evaluated_as_they_are(tmp_path, to_float):
+    # Tiny-ImageNet is a folder of 64x64 photographs.
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        path = tmp_path / f"class_{index % 2}" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    source = load_source(tmp_path, eval_split="train[:1]")
+    ((images, _),) = _evaluate(source, to_float, image_size=64)
+    order = [int(path.split("/")[-1][0]) for path in source.paths]
+    np.testing.assert_array_equal(images, pixels[order])
+    # Of another size, the centre is cropped.
+    ((cropped, _),) = _evaluate(source, to_float, image_size=(64, 60))
+    assert not np.array_equal(cropped, images[:, :, 2:62])
+
+
 def test_folders_evaluate_in_the_order_of_their_files(image_folder, to_float):
     source = load_source(image_folder)
     batches = _evaluate(source, to_float, image_size=16, batch_size=10)

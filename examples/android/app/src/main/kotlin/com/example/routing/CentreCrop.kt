@@ -36,7 +36,9 @@ class CentreCrop(
             if (source !== bitmap) source.recycle()
             source = half
         }
-        val scale = scaleOf(source)
+        // A bitmap of the right size is taken whole, as in the evaluation.
+        val fits = bitmap.width == width && bitmap.height == height
+        val scale = if (fits) 1f else scaleOf(source)
         matrix.setScale(scale, scale)
         matrix.postTranslate(
             (width - scale * source.width) / 2,
