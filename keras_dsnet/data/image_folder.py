@@ -22,6 +22,7 @@ from keras_dsnet.data.image_source import check_classes, resolve_split
 
 HOLD_OUT_FRACTION = 0.1
 HOLD_OUT_SEED = 0
+_WORDS = "words.txt"  # of Tiny-ImageNet: names of its folders by WordNet
 # Decoding ten thousand photographs takes a minute on one core. Decoding ImageNet takes hours.
 FULL_CHECK_FILES = 10_000
 _NAMES_LOGGED = 20
@@ -44,7 +45,9 @@ def load_folder(
     shuffled order, so that a slice of a split has images of all classes.
 
     The classes are the class folders sorted by name, capital letters first. If all names are
-    numbers they are sorted by value, so that the folders 0 to 10 are the classes 0 to 10.
+    numbers they are sorted by value, so that the folders 0 to 10 are the classes 0 to 10. If
+    `words.txt` in the folder has a line `folder, tab, words` for each of them, as that of
+    Tiny-ImageNet does, the classes are named by the first of their words.
 
     Up to `FULL_CHECK_FILES` files are decoded once. In a larger split only the first and last bytes
     of a file are checked, unless they look damaged.
@@ -66,9 +69,10 @@ def load_folder(
             or no readable image, or an image is unreadable and `on_bad_image` is `"raise"`.
     """
     layout = find_layout(root)
-    class_names = tuple(layout.splits[layout.training].classes)
-    check_classes(str(root), len(class_names), classes)
-    lists = _SplitLists(root, layout, class_names)
+    folder_names = tuple(layout.splits[layout.training].classes)
+    check_classes(str(root), len(folder_names), classes)
+    class_names, name_notes = _named_classes(root, folder_names)
+    lists = _SplitLists(root, layout, folder_names)
     if spec:
         key, chosen = _resolve_split(spec, lists, str(root))
         files = lists.files(key)[chosen]
@@ -84,16 +88,39 @@ def load_folder(
         on_bad_image,
         orientations=orientations,
         split=spec,
-        notes=(*layout.notes, *lists.notes, *bad_notes),
+        notes=(*layout.notes, *name_notes, *lists.notes, *bad_notes),
     )
+
+
+def _named_classes(root, folder_names):
+    """Returns the names of the classes, those of `words.txt` if it has all, and notes about it."""
+    path = root / _WORDS
+    if not path.is_file():
+        return folder_names, ()
+    words = {}
+    with path.open(encoding="utf-8", errors="backslashreplace") as lines:
+        for line in lines:
+            folder, _, text = line.rstrip("\r\n").partition("\t")
+            words[folder] = text.strip()
+    missing = [name for name in folder_names if not words.get(name)]
+    if missing:
+        note = f"{path} is not used: it has no words for class folder '{missing[0]}'"
+        return folder_names, (note,)
+    first = [words[name].split(",")[0].strip() for name in folder_names]
+    # Two of ImageNet's classes are cranes.
+    names = [one if first.count(one) == 1 else words[f] for one, f in zip(first, folder_names)]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        return folder_names, (f"{path} is not used: two class folders are '{double}'",)
+    return tuple(names), (f"classes have the names of {path}",)
 
 
 class _SplitLists:
     """The files of the splits of a folder, each listed on first use."""
 
-    def __init__(self, root, layout, class_names):
+    def __init__(self, root, layout, folder_names):
         self._layout = layout
-        self._class_names = class_names
+        self._folder_names = folder_names
         self._files = {}
         self._folder_ids = {}
         self._notes = {}
@@ -109,7 +136,7 @@ class _SplitLists:
                 f"each class, are held out of training as the split '{self.evaluation}'"
             )
             self._notes = {"": (note, *listing.notes)}
-        numeric = list(class_names) != sorted(class_names)
+        numeric = list(folder_names) != sorted(folder_names)
         self._order_note = (f"classes of {root} are in the order of their numbers",) * numeric
 
     @property
@@ -138,7 +165,7 @@ class _SplitLists:
         if key not in self._files:
             folder = self._layout.splits[key]
             if folder.annotations:
-                files, self._notes[key] = _annotated_files(folder, self._class_names)
+                files, self._notes[key] = _annotated_files(folder, self._folder_names)
             else:
                 listing = self._listing(key)
                 files, self._notes[key] = listing.files, listing.notes
@@ -190,9 +217,9 @@ def _hold_out(files, classes):
     return train, test
 
 
-def _annotated_files(folder, class_names):
+def _annotated_files(folder, folder_names):
     """Returns the images in a list of lines `image name, class, ...`, the form of Tiny-ImageNet."""
-    labels = {name: label for label, name in enumerate(class_names)}
+    labels = {name: label for label, name in enumerate(folder_names)}
     images = folder.path / "images"
     files, missing = [], []
     with folder.annotations.open(encoding="utf-8", errors="backslashreplace") as lines:

@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import unicodedata
 
 from absl import flags
 from keras_dsnet_recipes.lib import checks
@@ -76,6 +75,8 @@ def check_apart(source, dataset):
         source: An `ImageSource`.
         dataset: Str, the name or folder that it was loaded from.
     """
+    from keras_dsnet.data.folder_layout import split_kind
+
     folder = pathlib.Path(dataset).expanduser()
     workdir = pathlib.Path(FLAGS.workdir).resolve()
     paths = [pathlib.Path(path) for path in getattr(source, "paths", ())]
@@ -84,7 +85,7 @@ def check_apart(source, dataset):
         return
     top = workdir.relative_to(folder.resolve()).parts[:1]
     # The loader skips hidden folders, and any other folder next to split folders.
-    is_class = {unicodedata.normalize("NFC", part) for (part,) in tops} <= set(source.class_names)
+    is_class = any(split_kind(part) is None for (part,) in tops)
     if not top or top in tops or (is_class and not top[0].startswith(".")):
         raise ValueError(
             f"--workdir={FLAGS.workdir} lies among the images of --dataset={dataset}, and the "

@@ -217,6 +217,31 @@ def test_tiny_imagenet_takes_its_validation_labels_from_the_list(tmp_path):
         load_source(tmp_path, split="eval")
 
 
+def test_tiny_imagenet_names_its_classes_by_the_list_of_words(tmp_path):
+    classes = ("n01", "n02", "n03")
+    _write(tmp_path, *(f"train/{name}/images/{name}_{i}.png" for name in classes for i in (0, 1)))
+    _write(tmp_path, "val/images/val_0.png", "val/images/val_1.png")
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    annotations.write_text("val_0.png\tn03\t0\t0\t1\t1\nval_1.png\tn01\t0\t0\t1\t1\n")
+    words = tmp_path / "words.txt"
+    words.write_text("n00\tentity\nn02\tcrane, bird\nn01\tgoldfish, Carassius\nn03\tcrane\n")
+    source = load_source(tmp_path)
+    assert source.class_names == ("goldfish", "crane, bird", "crane")
+    assert f"classes have the names of {words}" in source.notes
+    evaluated = load_source(tmp_path, split="eval")
+    assert dict(zip(evaluated.paths, evaluated.labels, strict=True)) == {
+        str(tmp_path / "val" / "images" / f"val_{i}.png"): label for i, label in ((0, 2), (1, 0))
+    }
+    for text, note in (
+        ("n01\tfish\nn02\t\n", "it has no words for class folder 'n02'"),
+        ("n01\tfish\nn02\tcrane\nn03\tcrane\n", "two class folders are 'crane'"),
+    ):
+        words.write_text(text)
+        source = load_source(tmp_path)
+        assert source.class_names == classes
+        assert f"{words} is not used: {note}" in source.notes
+
+
 def test_a_description_names_folder_split_and_classes_with_counts(tmp_path):
     _write(tmp_path, *_split("train", count=3), *_split("val"))
     assert load_source(tmp_path).description == (
