@@ -54,6 +54,7 @@ from keras_dsnet_recipes.lib.jax_training import task
 from keras_dsnet_recipes.lib.model_settings import (
     MODELS,
     PAPER_WIDTHS,
+    PRESETS,
     check_variant,
     variant_routes,
 )
@@ -195,7 +196,7 @@ def check_topology():
 def check_weights(settings):
     """Raises an error unless --weights names weights that fit --model, as far as flags show it."""
     weights = find_weights()
-    if weights in (None, "imagenet", "cifar10"):
+    if weights in (None, *PRESETS):
         return
     if not pathlib.Path(weights).is_file():
         raise FileNotFoundError(f"--weights={FLAGS.weights}: there is no such file")
@@ -211,7 +212,7 @@ def check_weights(settings):
 
 def find_weights():
     """Returns the weights of --weights, with the file of a work directory for its folder."""
-    if FLAGS.weights in (None, "imagenet", "cifar10") or not pathlib.Path(FLAGS.weights).is_dir():
+    if FLAGS.weights in (None, *PRESETS) or not pathlib.Path(FLAGS.weights).is_dir():
         return FLAGS.weights
     if not any((pathlib.Path(FLAGS.weights) / name).is_file() for name in _SAVED):
         raise IsADirectoryError(

@@ -8,10 +8,9 @@ import zipfile
 from absl import flags
 from keras_dsnet_recipes.lib import checks, data, training_flags
 from keras_dsnet_recipes.lib import flags as shared
-from keras_dsnet_recipes.lib.model_settings import MODELS
+from keras_dsnet_recipes.lib.model_settings import MODELS, PRESETS
 
 FLAGS = flags.FLAGS
-PRESETS = ("imagenet", "cifar10", "tiny_imagenet")
 FILES = ("checkpoint.npz", "config.json", "detector.keras", "labels.txt", "log.csv")
 METRICS = ("voc07", "voc", "coco")
 AUGMENTATIONS = ("none", "flip", "ssd")
@@ -65,8 +64,8 @@ def define_detector():
     shared.define_path(
         "backbone",
         None,
-        "Work directory or .keras file of a trained network, or imagenet, cifar10 or tiny_imagenet "
-        "for released weights of --model. Defaults to random weights.",
+        "Work directory or .keras file of a trained network, or imagenet or cifar10 for released "
+        "weights of --model. Defaults to random weights.",
     )
     shared.define_network(MODELS)
     shared.define_channels(
@@ -104,8 +103,7 @@ def check_data():
         raise FileNotFoundError(f"--ranges={FLAGS.ranges}: there is no such file")
     if FLAGS.metric == "coco" and importlib.util.find_spec("pycocotools") is None:
         raise ValueError(
-            "--metric=coco needs pycocotools, which is not installed: pip install "
-            "'keras_dsnet[detection]'"
+            "--metric=coco needs pycocotools, which is not installed: pip install pycocotools"
         )
 
 

@@ -37,6 +37,8 @@ MODELS = {
         "DSEfficientNetB0", "EfficientNetSpec", 20, 8, 0.2, {"S": 5, "L": 10}
     ),
 }
+# Names of weights, which belong to ds_mobilenet.
+PRESETS = ("imagenet", "cifar10")
 # Number of widths of --widths=paper, and of those that its variants route over.
 PAPER_WIDTHS = 18
 PAPER_VARIANTS = {"S": 4, "M": 11, "L": None}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from keras_dsnet_recipes.lib.model_settings import (
     MODELS,
+    PRESETS,
     choose_variant,
     settings_of,
     variant_routes,
@@ -27,6 +28,7 @@ def test_every_network_has_an_application_and_a_spec():
         assert hasattr(applications, settings.application)
         assert settings.spec in spec_module.FAMILIES
     assert [settings.learning_rate for settings in MODELS.values()] == [0.08, 0.2, 0.2]
+    assert PRESETS == tuple(applications.ds_mobilenet.PRESETS)
 
 
 @pytest.mark.parametrize(
