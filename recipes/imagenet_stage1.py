@@ -183,12 +183,17 @@ def check_topology():
             f"--topology is for --model={' and '.join(PLAIN)}. Received: --model={FLAGS.model}, "
             f"--topology={FLAGS.topology}"
         )
-    for name in ("widths", "variant", "weights"):
+    for name in ("widths", "variant"):
         if FLAGS[name].value is not None:
             raise ValueError(
-                f"--topology={FLAGS.topology} has one width and no trained weights: leave "
-                f"--{name} out. Received: --{name}={FLAGS[name].value}"
+                f"--topology={FLAGS.topology} has one width: leave --{name} out. "
+                f"Received: --{name}={FLAGS[name].value}"
             )
+    if FLAGS.weights in PRESETS:
+        raise ValueError(
+            f"--weights={FLAGS.weights} has several widths, --topology={FLAGS.topology} one: name "
+            "the work directory of a run with this --topology"
+        )
     if FLAGS.alone is None:
         FLAGS.alone = 0
 
