@@ -154,7 +154,7 @@ def DSMobileNet(
 
     model = DSMobileNet(weights="cifar10")
     images = np.zeros((1, 32, 32, 3), "uint8")
-    probabilities = model(preprocess_input(images))  # the gate chooses a path
+    probabilities = model(preprocess_input(images))  # its confidence chooses a path
     probabilities = model(preprocess_input(images), path="slimmest")
     print(model.decode_predictions(probabilities, top=3))
     ```

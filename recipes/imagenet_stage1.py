@@ -1,7 +1,7 @@
 r"""Stage I: trains a supernet by In-place Ensemble Bootstrapping.
 
-The flag files in recipes/configs/ hold the settings of the published runs. CIFAR-10 takes two hours
-on one CPU core and reaches 88.35 % to 89.72 % top-1 (docs/results/cifar10.md):
+The flag files in recipes/configs/ hold the settings of the published runs. That of CIFAR-10 trains
+the weights that come with the package (docs/results/cifar10.md):
 
     python recipes/imagenet_stage1.py --flagfile=recipes/configs/cifar10_stage1.cfg \
         --data_dir=/data/tfds --workdir=runs/cifar10
@@ -231,7 +231,7 @@ def make_model(classes):
     """Returns the network that the flags describe."""
     from keras_dsnet import applications
 
-    size = data.image_size()
+    size = data.image_size(default=None if FLAGS.weights else data.PHOTOGRAPH)
     # A flag without a value leaves the choice to the weights or to the application's default.
     names = ("widths", "attention", "activation")
     names += ("slimming_head", "share_encoder", "gate_encoder")
@@ -240,9 +240,9 @@ def make_model(classes):
         options["attention"] = None
     if FLAGS.topology:
         options |= plain_fields(FLAGS.model)
-    return getattr(applications, MODELS[FLAGS.model].application)(
+    model = getattr(applications, MODELS[FLAGS.model].application)(
         weights=find_weights(),
-        input_shape=(size, size, 3),
+        input_shape=size and (size, size, 3),
         classes=classes,
         alpha=FLAGS.alpha,
         output_stride=FLAGS.output_stride and int(FLAGS.output_stride),
@@ -252,12 +252,17 @@ def make_model(classes):
         synchronized=run.is_synchronized(),
         **options,
     )
+    if None in model.input_shape:
+        raise ValueError(
+            f"--weights={FLAGS.weights} takes images of any size: choose one by --image_size"
+        )
+    return model
 
 
 def reset_gates(model):
-    """Marks the gates as untrained, and sets the routes to those of --variant or to all widths.
+    """Forgets how --weights were routed. The routes are then those of --variant, or all widths.
 
-    This stage changes the weights that the gates of --weights were trained on.
+    This stage changes the weights that gates and thresholds belong to.
     """
     if model.gates_trained:
         print(
@@ -265,7 +270,13 @@ def reset_gates(model):
             "stage II trains them again",
             flush=True,
         )
-        model.reset_gates()
+    elif model.routing != "gate":
+        print(
+            f"note: the thresholds of --weights={FLAGS.weights} will not fit the weights of this "
+            "run: calibrate.py chooses them again",
+            flush=True,
+        )
+    model.reset_gates()
     model.routes = variant_routes(model, FLAGS.variant) or model.routes
 
 

@@ -1,8 +1,7 @@
 r"""Stage II: trains the slimming gates of a supernet by Sandwich Gate Sparsification.
 
-The flag files in recipes/configs/ hold the settings of the published runs. CIFAR-10 takes 8 to 15
-minutes on one CPU core and reaches 88.99 % top-1 at 8.85M MAdds with seed 0
-(docs/results/cifar10.md):
+The flag files in recipes/configs/ hold the settings of the published runs. That of CIFAR-10 trains
+the gate of the weights that come with the package (docs/results/cifar10.md):
 
     python recipes/imagenet_stage2.py --flagfile=recipes/configs/cifar10_stage2.cfg \
         --data_dir=/data/tfds --supernet=runs/cifar10 --workdir=runs/cifar10_gate_0 --seed=0

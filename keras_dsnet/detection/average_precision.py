@@ -308,9 +308,7 @@ def _pycocotools():
     try:
         from pycocotools import coco, cocoeval
     except ImportError as error:
-        raise ImportError(
-            "The metric 'coco' needs pycocotools: pip install 'keras_dsnet[detection]'"
-        ) from error
+        raise ImportError("The metric 'coco' needs pycocotools: pip install pycocotools") from error
     return coco, cocoeval
 
 

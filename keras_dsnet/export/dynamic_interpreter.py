@@ -7,7 +7,6 @@ This file needs numpy and ai_edge_litert only. Copy it to a device that has no T
 
 import importlib
 import json
-import math
 import numbers
 import operator
 import os
@@ -412,8 +411,9 @@ class DynamicInterpreter:
     def _check_scale(self, image):
         """Raises a ValueError for floats that are not finite or not normalised."""
         high, limit = float(image.max()), self._largest_pixel
-        if not math.isfinite(high):
-            raise ValueError(f"`image` must have finite values. Received: an image with {high}")
+        if not np.isfinite(image).all():
+            found = float(image[~np.isfinite(image)][0])
+            raise ValueError(f"`image` must have finite values. Received: an image with {found}")
         if high > _MOST_RANGES * limit and image.min() >= 0:
             text = f"-{limit:.1f} to {limit:.1f}. Received: floats from {image.min():g} to {high:g}"
             raise ValueError(

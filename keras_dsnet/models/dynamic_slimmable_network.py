@@ -191,6 +191,9 @@ class DynamicSlimmableNetwork(
 
         Returns:
             `(logits, paths)`: `[batch, classes]` and int32 `[batch, num_gates]`.
+
+        Raises:
+            ValueError: If the images do not have the network's shape.
         """
         return self.run_routed(self._images(inputs))[:2]
 
@@ -402,10 +405,17 @@ class DynamicSlimmableNetwork(
         return cost.madds + cost.pooling * include_pooling
 
     def width_table(self, input_shape: Sequence[int] | None = None) -> list[dict]:
-        """Returns one row per width with its path, rho, channels, parameters and MAdds.
+        """Returns one row per width, used at all gates.
 
         Args:
             input_shape: `(height, width, 3)`. Defaults to the network's.
+
+        Returns:
+            List of dicts with the keys "path", "rho", "channels", "parameters" and "madds".
+
+        Raises:
+            ValueError: If `input_shape` is wrong, or missing although the network takes images of
+                any size.
         """
         return width_table(self, input_shape)
 
@@ -416,6 +426,13 @@ class DynamicSlimmableNetwork(
             path: See `Call arguments`.
             fold_batch_norm: Bool, whether batch normalisation is folded into the convolutions
                 before it.
+
+        Returns:
+            `keras.Model` that takes preprocessed images `[batch, height, width, 3]` and returns the
+            outputs of `call` with this path.
+
+        Raises:
+            ValueError: If the network does not have the path.
         """
         return plain_subnetwork(self, self.resolve_path(path), fold_batch_norm)
 
@@ -426,7 +443,7 @@ class DynamicSlimmableNetwork(
 
         Args:
             filepath: Path of the file or folder.
-            format: "litert" writes one TFLite file in which the gate routes each image; see
+            format: "litert" writes one TFLite file that routes each image by `routing`; see
                 `keras_dsnet.export.export_routed` for its options. Any other format of
                 `keras.Model.export` holds the dynamic network.
             verbose: Bool, whether progress is printed. Defaults to True.

@@ -167,8 +167,16 @@ def resolve_paths(model: keras.Model, paths: Iterable | None) -> tuple[list, lis
         raise ValueError(
             f"`paths` must be a list of paths, or None for all widths. Received: paths={paths!r}"
         )
-    given = list(given)
+    given = [_as_plain(path) for path in given]
     return given, [model.resolve_path(path) for path in given]
+
+
+def _as_plain(path):
+    """Returns an array or a tensor, as `model.route` returns them, as an int or a tuple of ints."""
+    if not (tf.is_tensor(path) or isinstance(path, (np.ndarray, np.generic))):
+        return path
+    plain = np.asarray(path).tolist()
+    return tuple(plain) if isinstance(plain, list) else plain
 
 
 def _renamed_steps(steps, num_batches):

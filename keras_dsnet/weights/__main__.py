@@ -67,6 +67,9 @@ def write_weights(files: list[str]) -> str:
         raise UserError(f"expected two file names; usage: {_USAGE}. Received: {len(files)}")
     source, target = files
     if source.endswith(".keras"):
+        if FLAGS.ema is not None or not FLAGS.gates_trained:
+            name = "--nogates_trained" if FLAGS.ema is None else "--ema"
+            raise UserError(f"{name} is for a checkpoint (.pth.tar). Received: {source}")
         model = keras.models.load_model(source, compile=False)
         if FLAGS.float16:
             save_compact_weights(model, target)

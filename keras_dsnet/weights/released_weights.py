@@ -34,8 +34,8 @@ class Preset:
         classes: Int, number of classes.
         class_names: Tuple of str, the name of each class by its index, if the file does not hold
             them. None if they are unknown, or those of ImageNet, which Keras knows.
-        accuracy: Dict that maps a path (an int, or "dynamic" if the gates choose) to its top-1
-            accuracy on the test or validation images, as a fraction.
+        accuracy: Dict that maps a path (an int, or "dynamic" for the routing of the weights) to its
+            top-1 accuracy on the test or validation images, as a fraction.
     """
 
     file: pathlib.Path | None = None

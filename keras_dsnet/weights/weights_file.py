@@ -137,7 +137,10 @@ class WeightsFile:
         return spec_from_config(self.config["spec"])
 
     def load(self, model: DynamicSlimmableNetwork) -> None:
-        """Loads the weights with `routes` and `gates_trained`, which the file stores too.
+        """Loads the weights, and of a weights file the settings that it stores with them.
+
+        These are the routes, whether the gates are trained, the routing with its steps and
+        thresholds, the names of the classes and the normalization.
 
         Args:
             model: `DynamicSlimmableNetwork`.
@@ -188,7 +191,11 @@ def convert_checkpoint(
     """
     target = _checked_target(target)
     file = WeightsFile(source, ema)
-    if check is not None and file.tensors is not None:
+    if file.tensors is None:
+        raise UserError(
+            f"only checkpoints of the authors' code (.pth.tar) are converted. Received: {source}"
+        )
+    if check is not None:
         check(file.tensors)
     model = DynamicSlimmableNetwork.from_config(file.config)
     file.load(model)

@@ -165,8 +165,7 @@ def find_model(name, flag="model", filenames=("model.keras", "supernet.keras")):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"--{flag}={name} is no .keras file and no work directory with model.keras (stage II)"
-        " or supernet.keras (stage I)"
+        f"--{flag}={name} is no .keras file and no work directory with {' or '.join(filenames)}"
     )
 
 

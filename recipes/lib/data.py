@@ -10,6 +10,7 @@ from keras_dsnet_recipes.lib import checks
 FLAGS = flags.FLAGS
 DIGITS = ("digits", "distorted_digits")
 SMALL_IMAGES = (*DIGITS, "cifar10", "cifar100")
+PHOTOGRAPH = 224  # side of the images of a folder, in pixels
 # Augmentation of data sets that are not photographs of any size.
 AUGMENTATIONS = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
 TRAINING_SOURCE = ("dataset", "data_dir", "train_split")
@@ -17,9 +18,13 @@ EVALUATION_SOURCE = ("dataset", "data_dir", "eval_split")
 _WHY_INT8 = "--quantize=int8 measures ranges on training images"
 
 
-def image_size():
-    """Returns the side of the images in pixels, from --image_size or the data set."""
-    return FLAGS.image_size or (32 if FLAGS.dataset in SMALL_IMAGES else 224)
+def image_size(default=PHOTOGRAPH):
+    """Returns the side of the images in pixels, from --image_size or the data set.
+
+    Args:
+        default: Int, for data sets of photographs, or None.
+    """
+    return FLAGS.image_size or (32 if FLAGS.dataset in SMALL_IMAGES else default)
 
 
 def load_sources():

@@ -76,7 +76,9 @@ def define_source(dataset=None, unset=None):
         dataset: Str or None, the default.
         unset: Str or None, description of the default values for the help.
     """
-    images = "Images: digits (of scikit-learn), a TFDS name, or a folder with one folder per class."
+    images = (
+        "Images: digits or distorted_digits, a TFDS name, or a folder with one folder per class."
+    )
     define_path("dataset", dataset, f"{images} Defaults to {unset}." if unset else images)
     folder = "Folder of prepared TFDS data sets."
     define_path("data_dir", None, f"{folder} Defaults to {unset or 'that of TFDS'}.")
@@ -84,12 +86,14 @@ def define_source(dataset=None, unset=None):
 
 def define_train_split():
     """Defines --train_split."""
-    flags.DEFINE_string("train_split", None, "TFDS slice of training images, such as train[:90%].")
+    flags.DEFINE_string(
+        "train_split", None, "Split or slice of training images, such as train[:90%]."
+    )
 
 
 def define_eval_split():
     """Defines --eval_split."""
-    flags.DEFINE_string("eval_split", None, "TFDS slice of evaluation images, such as test[:1000].")
+    flags.DEFINE_string("eval_split", None, "Split or slice of evaluation images, such as test.")
 
 
 def define_evaluation(batch_size=250):

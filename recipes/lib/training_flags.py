@@ -112,7 +112,7 @@ def define_training():
     shared.define_evaluation()
     shared.define_image_size(
         "Side of the images in pixels. Defaults to that of --supernet, else to 32 for digits, "
-        "cifar10 and cifar100, and to 224 for other data sets."
+        "cifar10 and cifar100, else to that of --weights, else to 224."
     )
     shared.define_classes(None, "Number of classes. Defaults to that of the data set.", 2)
     flags.DEFINE_enum(

@@ -289,8 +289,8 @@ def test_random_statistics_differ_per_width():
         ([PROGRAM, PROGRAM], f"{PROGRAM} is named twice: name each file once"),
         (
             ["--model=missing"],
-            "--model=missing is no .keras file and no work directory with model.keras (stage II) "
-            "or supernet.keras (stage I), and none of ds_mobilenet, ds_resnet50, "
+            "--model=missing is no .keras file and no work directory with model.keras "
+            "or supernet.keras, and none of ds_mobilenet, ds_resnet50, "
             "ds_efficientnet_b0",
         ),
         ([f"--model={PROGRAM}"], f"--model: {PROGRAM} is no .keras file, or is damaged"),
