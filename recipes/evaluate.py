@@ -29,6 +29,7 @@ shared.define_workdir("Folder that the tables and plots are written into.")
 shared.define_source(unset="that of the run in the folder of --model")
 shared.define_eval_split()
 shared.define_evaluation()
+shared.define_crop_fraction()
 shared.define_paths("Widths, or for several gates paths such as 0-1-2-3. Defaults to every width.")
 shared.define_confidence()
 shared.define_image_size("Side of the images in pixels. Defaults to that of the network.")
@@ -78,7 +79,8 @@ def main(_):
     workdir = pathlib.Path(FLAGS.workdir)
     for name in ("tables", "plots"):
         (workdir / name).mkdir(parents=True, exist_ok=True)
-    batches = data.evaluation_dataset(network, source, size, FLAGS.eval_batch_size)
+    crop = data.crop_of_run(model_file.parent)
+    batches = data.evaluation_dataset(network, source, size, crop)
     if FLAGS.steps:
         network.confidence_steps = FLAGS.steps
     if FLAGS.thresholds:
@@ -91,7 +93,7 @@ def main(_):
         verbose=True,
         steps=network.confidence_steps,
     )
-    report.write_report(network, rows, source, size, workdir)
+    report.write_report(network, rows, source, size, workdir, crop)
     if network.gates_trained:
         print(describe_gates(rows))
         how = "stage II with --routes that include it makes it a route"

@@ -35,6 +35,7 @@ shared.define_workdir("Folder that the files and the table are written into.")
 shared.define_routes()
 shared.define_representative_images()
 shared.define_eval_split()
+shared.define_crop_fraction()
 flags.DEFINE_bool("confidence", False, "Also compare files that route by confidence.")
 flags.DEFINE_integer("images", 1000, "Number of test images.", lower_bound=1)
 
@@ -64,7 +65,11 @@ def test_images(network, folder, image_size):
     count = min(FLAGS.images, source.num_examples)
     print(f"compared on {count} test images of {source.name}", flush=True)
     batches = evaluation_pipeline(
-        source, image_size=image_size, batch_size=1, preprocess=network.normalization
+        source,
+        image_size=image_size,
+        batch_size=1,
+        preprocess=network.normalization,
+        crop_fraction=data.crop_of_run(folder),
     )
     pairs = [(image.numpy()[0], int(label[0])) for image, label in batches.take(count)]
     images, labels = zip(*pairs)

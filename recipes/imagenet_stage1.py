@@ -390,7 +390,10 @@ def main(_):
         lambda step, **shard: data.training_dataset(model, train, step, size, **shard),
         train,
         lambda: evaluate_paths(
-            model, data.evaluation_dataset(model, evaluation, size), ends, False
+            model,
+            data.evaluation_dataset(model, evaluation, size),
+            ends,
+            False,
         ),
     )
 
@@ -409,7 +412,9 @@ def main(_):
     # Routing by confidence needs no gate. It means nothing if one width is trained alone.
     steps = model.confidence_steps if paths is None else None
     rows = evaluate_paths(model, batches, paths, dynamic=False, verbose=True, steps=steps)
-    report.write_report(model, rows, evaluation, size, workdir.path, workdir.log)
+    report.write_report(
+        model, rows, evaluation, size, workdir.path, data.crop_of_flags(), workdir.log
+    )
     print_end(workdir, model)
 
 

@@ -286,7 +286,11 @@ def main(_):
         lambda step, **shard: data.training_dataset(model, train, step, size, **shard),
         train,
         lambda: evaluate_paths(
-            model, data.evaluation_dataset(model, evaluation, size), [], True, routings=()
+            model,
+            data.evaluation_dataset(model, evaluation, size),
+            [],
+            True,
+            routings=(),
         ),
         progress_names=["loss", "accuracy", "gate_accuracy", "easy", "madds", "learning_rate"],
     )
@@ -299,7 +303,9 @@ def main(_):
         return
     batches = data.evaluation_dataset(model, evaluation, size)
     rows = evaluate_paths(model, batches, verbose=True)
-    report.write_report(model, rows, evaluation, size, workdir.path, workdir.log)
+    report.write_report(
+        model, rows, evaluation, size, workdir.path, data.crop_of_flags(), workdir.log
+    )
     # The log has this figure also if the run had ended before and has trained nothing now.
     easy = float(read_log(workdir.log)[-1]["easy"])
     print(f"{easy:.1%} of the last epoch's images were easy\n{describe_gates(rows)}")

@@ -15,6 +15,8 @@ PHOTOGRAPH = 224  # side of the images of a folder, in pixels
 AUGMENTATIONS = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
 TRAINING_SOURCE = ("dataset", "data_dir", "train_split")
 EVALUATION_SOURCE = ("dataset", "data_dir", "eval_split")
+# The default of `evaluation_pipeline`, for networks that were trained on parts of photographs.
+_CROP_FRACTION = 0.875
 _WHY_INT8 = "--quantize=int8 measures ranges on training images"
 
 
@@ -141,23 +143,60 @@ def training_dataset(model, source, start_step, image_size, **shard):
     )
 
 
-def evaluation_dataset(model, source, image_size, batch_size=None):
+def evaluation_dataset(model, source, image_size, crop_fraction=None):
     """Returns the evaluation batches of a network.
 
     Args:
         model: `DynamicSlimmableNetwork`, whose preprocessing is applied.
         source: An `ImageSource`.
         image_size: Tuple `(height, width)` in pixels.
-        batch_size: Int. Defaults to --eval_batch_size.
+        crop_fraction: Float, see `crop_of_run`. Defaults to that of `crop_of_flags`.
     """
     from keras_dsnet.data import evaluation_pipeline
 
     return evaluation_pipeline(
         source,
         image_size=image_size,
-        batch_size=batch_size or FLAGS.eval_batch_size,
+        batch_size=FLAGS.eval_batch_size,
         preprocess=model.normalization,
+        crop_fraction=crop_fraction or crop_of_flags(),
     )
+
+
+def crop_of_flags():
+    """Returns the fraction of an image that the evaluations of a training program keep."""
+    names = ("crop_fraction", "augmentation", "dataset")
+    return crop_of_config({name: FLAGS[name].value for name in names})
+
+
+def crop_of_run(folder):
+    """Returns the fraction of an image that the evaluation of a saved network keeps.
+
+    Args:
+        folder: Folder of the network's file. If it is that of a run, the run decides, unless
+            --crop_fraction is given.
+    """
+    if FLAGS.crop_fraction:
+        return FLAGS.crop_fraction
+    try:
+        return crop_of_config(json.loads((pathlib.Path(folder) / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return _CROP_FRACTION
+
+
+def crop_of_config(config):
+    """Returns the fraction of an image that the evaluations of a run keep.
+
+    A network that was trained on whole images is evaluated on whole images.
+
+    Args:
+        config: Dict of the flags of the run.
+    """
+    if config.get("crop_fraction"):
+        return config["crop_fraction"]
+    default = AUGMENTATIONS.get(config.get("dataset"), "imagenet")
+    whole = (config.get("augmentation") or default) in ("none", "cifar")
+    return 1.0 if whole else _CROP_FRACTION
 
 
 def training_source(workdir):

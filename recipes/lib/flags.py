@@ -108,6 +108,19 @@ def define_evaluation(batch_size=250):
     flags.DEFINE_bool("strict_images", False, "End the program at an image that cannot be read.")
 
 
+def define_crop_fraction():
+    """Defines --crop_fraction, for programs that evaluate classifiers."""
+    define_number(
+        "crop_fraction",
+        None,
+        "Fraction of each side that an evaluation keeps of an image that it resizes. Defaults to "
+        "1 for networks that were trained on whole images (--augmentation of none or cifar), else "
+        "to 0.875.",
+        above=0,
+        high=1,
+    )
+
+
 def define_representative_images():
     """Defines the flags of the images that an int8 export measures ranges on."""
     define_source(unset="that of the run in the folder of --model")

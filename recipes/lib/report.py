@@ -8,7 +8,7 @@ FLAGS = flags.FLAGS
 _GALLERY_IMAGES = 2000
 
 
-def write_report(model, rows, source, size, folder, log=None):
+def write_report(model, rows, source, size, folder, crop_fraction, log=None):
     """Prints and writes the table of `evaluate_paths`, and draws the plots.
 
     Args:
@@ -17,6 +17,7 @@ def write_report(model, rows, source, size, folder, log=None):
         source: The `ImageSource` of the images.
         size: `(height, width)` of the images, in pixels.
         folder: Path whose folders `tables` and `plots` are written into.
+        crop_fraction: Float, that of the evaluation.
         log: Path of the CSV log of a training run, or None.
     """
     from keras_dsnet.runs import (
@@ -36,7 +37,7 @@ def write_report(model, rows, source, size, folder, log=None):
     if shares:
         plot_width_shares([*shares.values()], plots / "width_shares.png", labels=[*shares])
     if any("shares" in row for row in rows):
-        draw_routing(model, source, size, plots, rows)
+        draw_routing(model, source, size, plots, crop_fraction, rows)
 
 
 def _bars(model, rows):
@@ -53,7 +54,7 @@ def _bars(model, rows):
     return bars
 
 
-def draw_routing(model, source, size, plots, static=(), curve=None):
+def draw_routing(model, source, size, plots, crop_fraction, static=(), curve=None):
     """Draws `gallery.png`, `confidence_curve.png` and `reliability.png`, in one pass over images.
 
     The gallery shows the routing of the network, or routing by confidence if the network routes by
@@ -65,6 +66,7 @@ def draw_routing(model, source, size, plots, static=(), curve=None):
         source: The `ImageSource` of the images.
         size: `(height, width)` of the images, in pixels.
         plots: Path of the folder of the plots.
+        crop_fraction: Float, that of the evaluation.
         static: Rows of the static widths, see `plot_confidence_curve`.
         curve: Rows of `calibrate_confidence` on these images. By default they are computed, and
             the current thresholds of the network are marked in them.
@@ -73,7 +75,7 @@ def draw_routing(model, source, size, plots, static=(), curve=None):
     from keras_dsnet.training.confidence import collect_steps, confidence_curve, score
 
     kept, steps = [], model.confidence_steps
-    batches = _inputs(model, source, size, kept)
+    batches = _inputs(model, source, size, crop_fraction, kept)
     results = collect_steps(model, batches, steps, (*size, 3))
     _draw_gallery(model, kept, source, plots / "gallery.png")
     first = results.confidence[:, 0], results.correct[:, 0]
@@ -91,14 +93,18 @@ def draw_routing(model, source, size, plots, static=(), curve=None):
     plot_confidence_curve(curve, plots / "confidence_curve.png", title, widths)
 
 
-def _inputs(model, source, size, kept):
+def _inputs(model, source, size, crop_fraction, kept):
     """Yields the batches of an evaluation, and keeps the pixels and labels of the first ones."""
     import tensorflow as tf
 
     from keras_dsnet.data import evaluation_pipeline
 
     batches = evaluation_pipeline(
-        source, image_size=size, batch_size=FLAGS.eval_batch_size, preprocess=tf.identity
+        source,
+        image_size=size,
+        batch_size=FLAGS.eval_batch_size,
+        preprocess=tf.identity,
+        crop_fraction=crop_fraction,
     )
     missing = _GALLERY_IMAGES
     for images, labels in batches:

@@ -12,6 +12,7 @@ _START = f"{PACKAGE}.lib.start"
 # These flags do not change the training, so they can differ at every start of a run.
 EXEMPT = (
     "checkpoint_steps",
+    "crop_fraction",
     "data_dir",
     "eval_batch_size",
     "eval_split",

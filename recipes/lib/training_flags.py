@@ -110,6 +110,7 @@ def define_training():
     shared.define_train_split()
     shared.define_eval_split()
     shared.define_evaluation()
+    shared.define_crop_fraction()
     shared.define_image_size(
         "Side of the images in pixels. Defaults to that of --supernet, else to 32 for digits, "
         "cifar10 and cifar100, else to that of --weights, else to 224."

@@ -278,7 +278,11 @@ def load_images(config, split, data_dir, input_shape, normalization, kind="eval"
     folder, size = data_dir or config["data_dir"], config["eval_batch_size"]
     source = load_source(config["dataset"], folder, kind, **{f"{kind}_split": split})
     batches = evaluation_pipeline(
-        source, image_size=input_shape[1:3], batch_size=size, preprocess=normalization
+        source,
+        image_size=input_shape[1:3],
+        batch_size=size,
+        preprocess=normalization,
+        crop_fraction=data.crop_of_config(config),
     )
     return Images(batches, source.num_examples, (config["dataset"], folder, kind, split, size))
 
