@@ -252,7 +252,7 @@ def make_model(classes):
         synchronized=run.is_synchronized(),
         **options,
     )
-    if None in model.input_shape:
+    if None in model.input_shape[1:]:
         raise ValueError(
             f"--weights={FLAGS.weights} takes images of any size: choose one by --image_size"
         )

@@ -121,10 +121,39 @@ def test_verdict_on_a_claim_without_a_figure(low, high, expected):
         (["holds", "holds"], "holds"),
         (["holds", "undecided"], "undecided"),
         (["undecided", "does not hold"], "does not hold"),
+        (["holds"], "undecided"),  # one of both was not measured
+        (["does not hold"], "does not hold"),
     ],
 )
 def test_claim_with_several_differences_has_one_verdict(verdicts, expected):
-    assert comparison.joint_verdict(verdicts) == expected
+    assert comparison.joint_verdict(verdicts, claimed=2) == expected
+
+
+def test_gates_that_share_supernets_are_compared_for_these_supernets():
+    # Five gates, of which three and two share a supernet: the accuracy of a gate is that of its
+    # supernet and its own. The interval covers the mean for these supernets in 95 % of the cases.
+    generator, group = np.random.default_rng(0), [0, 1, 0, 1, 0]
+    covered = {"for_supernets": 0, "for_all": 0}
+    for _ in range(400):
+        supernets = generator.normal(0, 0.05, 2)
+        truth = supernets[group].mean()
+        gates = supernets[group] + generator.normal(0, 0.01, 5)
+        hits = np.tile(gates[:, None], (1, 2))
+        for name, groups in (("for_supernets", [group]), ("for_all", None)):
+            low, high = comparison.difference(
+                hits, np.zeros_like(hits), paired=True, groups=groups
+            ).seeds
+            covered[name] += low <= (truth if groups else 0) <= high
+    assert covered["for_supernets"] / 400 == pytest.approx(0.95, abs=0.03)
+    # Five gates are not five seeds: an interval for all supernets would be too narrow.
+    assert covered["for_all"] / 400 < 0.8
+
+
+def test_supernets_count_once_where_their_gates_are_merged():
+    hits = np.array([[0.0], [1.0], [0.5], [1.0]])
+    np.testing.assert_array_equal(comparison.merge_groups(hits, "abab"), [[0.25], [1.0]])
+    with pytest.raises(ValueError, match="4 rows, 3 groups"):
+        comparison.difference(hits, hits, groups=["aba", "abab"])
 
 
 def test_drops_over_five_points_are_counted():

@@ -131,6 +131,11 @@ def test_confidence_is_compared_above_the_same_line(collect):
     assert "gate - confidence" in section(result)
 
 
+def test_the_limit_of_the_data_is_named(collect):
+    result = {**collect([(700, 860), (790, 800)]), "data": "tiny_imagenet"}
+    assert "must have ends 3 points apart on the images of every choice" in section(result)
+
+
 def test_the_line_of_networks_trained_alone():
     arms = [
         {seed: {"hits": np.full(10, value), "madds": madds} for seed in (0, 1)}

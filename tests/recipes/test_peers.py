@@ -136,7 +136,9 @@ def test_a_claim_without_a_figure_has_a_verdict(saved):
     rows = result["contrasts"]
     assert all(row["paper"] is None for row in rows)
     claimed = [row for row in rows if row["verdict"]]
-    assert result["verdict"] == comparison.joint_verdict([row["verdict"] for row in claimed])
+    assert result["verdict"] == comparison.joint_verdict(
+        [row["verdict"] for row in claimed], len(claimed)
+    )
     assert {row["second"] for row in claimed} == {"mobilenet_v1", "us_net", "early_exit", "cascade"}
 
 

@@ -54,7 +54,7 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         drawn = {"lines": measured.curves(latency), "not_compared": measured.not_compared()}
         contrasts = [measured.contrast(contrast) for contrast in table.contrasts]
     else:
-        measured = _Measured(workdir, split, data_dir)
+        measured = _Measured(workdir, split, data_dir, configs)
         refused = gate_rows.refusals(done, measured.choice_hits, data)
         measured.leave_out(refused, table.confidence)
         rows = [row for run in done for row in measured.rows(run)]
@@ -63,12 +63,13 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         drawn = _gates(judged, measured)
     contrasts = [contrast for contrast in contrasts if contrast]
     verdicts = [row["verdict"] for row in contrasts if row["verdict"] is not None]
+    claimed = sum(c.paper is not None or c.sign for c in table.contrasts)
     return {
         "table": table.name,
         "title": table.title,
         "data": data,
         "images": f"{split or _eval_split(configs)}",
-        "verdict": gate_rows.joint_verdict(verdicts, refused),
+        "verdict": gate_rows.joint_verdict(verdicts, claimed, refused),
         "not_tested": list(refused.values()),
         "rows": rows,
         "contrasts": contrasts,
@@ -86,14 +87,21 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
 class _Measured:
     """The hits of the runs of a table, each read once."""
 
-    def __init__(self, workdir, split, data_dir):
+    def __init__(self, workdir, split, data_dir, configs):
         self._workdir, self._split, self._data_dir = workdir, split, data_dir
+        self._configs = configs
         self._known = {}
         self._refused, self._with_confidence = {}, False
 
     def leave_out(self, refused, with_confidence):
         """Leaves the gates of some runs out, and adds routing by confidence to the others."""
         self._refused, self._with_confidence = refused, with_confidence
+
+    def _has_teacher(self, run):
+        """Returns whether a run of stage I has averaged weights beside the online ones."""
+        config = self._configs[run.name]
+        alone = config.get("alone") is not None
+        return run.arm.program == STAGE_1 and not alone and config["target"] != "in_place"
 
     def choice_hits(self, run):
         """Returns the hits of a run on the images of every choice."""
@@ -103,7 +111,7 @@ class _Measured:
 
     def hits(self, run, weights):
         """Returns the rows of `hits.load_hits`, or None where a run has no such weights."""
-        if not _has_teacher(run):
+        if not self._has_teacher(run):
             # Without a teacher the saved weights are the online ones.
             weights = "saved"
         key = (run.name, weights)
@@ -128,7 +136,7 @@ class _Measured:
     def rows(self, run):
         """Returns the rows of a run for the table: both ends, and the gates where there are any."""
         kinds = ["saved"]
-        if _has_teacher(run):
+        if self._has_teacher(run):
             kinds.append("online")
         rows = []
         for weights in kinds:
@@ -185,8 +193,13 @@ class _Measured:
         line = _line(found, path)
         return None if line is None else found[_ROUTED[path]]["hits"] - line
 
-    def line_of_arms(self, runs, first):
-        """Returns the hits of the line between runs of one width, at the MAdds of gates."""
+    def line_of_arms(self, names, runs, first):
+        """Returns the hits of the line between arms of one width, at the MAdds of gates.
+
+        It is None unless all arms have runs: between fewer of them the line would be another one.
+        """
+        if {run.arm.name for run in runs} != set(names):
+            return None
         madds = [self.hits(run, "saved")["dynamic"]["madds"] for run in first]
         arms = {}
         for run in runs:
@@ -204,11 +217,6 @@ def _gates(runs, measured):
     # Gates of one supernet have its static widths.
     static = {run.supernet.name: measured.static_line(run) for run in routed}
     return {"shares": shares, "static": static}
-
-
-def _has_teacher(run):
-    alone = any(flag.startswith("--alone") for flag in run.arm.flags)
-    return run.arm.program == STAGE_1 and not alone and "--target=in_place" not in run.arm.flags
 
 
 def _line(found, path):
@@ -234,19 +242,47 @@ def _contrast(contrast, runs, measured):
     is_line = contrast.second == "line"
     second_path = contrast.second_path or contrast.path
     if "+" in contrast.second:
-        static, routed = runs_of(*contrast.second.split("+")), runs_of(contrast.first)
-        second = measured.line_of_arms(static, routed)
+        parts = contrast.second.split("+")
+        second = measured.line_of_arms(parts, runs_of(*parts), runs_of(contrast.first))
     else:
         second = np.zeros_like(first) if is_line else arm(contrast.second, second_path)
     if second is None:
         return None
-    names = sorted({run.arm.name for run in runs} - {contrast.first, contrast.second})
     paired = is_line or contrast.first == contrast.second
     # Only arms of the same path say how far the seeds of these two differ.
     pooled = not paired and second_path == contrast.path and "+" not in contrast.second
-    others = [array for array in map(arm, names) if array is not None] if pooled else []
-    found = comparison.difference(first, second, others, paired=paired)
+    names = sorted({run.arm.name for run in runs} - {contrast.first, contrast.second})
+    others = {name: found for name in names if pooled and (found := arm(name)) is not None}
+    arrays, groups = _grouped(
+        [first, second, *others.values()],
+        [runs_of(name) for name in (contrast.first, contrast.second, *others)],
+        paired,
+    )
+    found = comparison.difference(*arrays[:2], arrays[2:], paired=paired, groups=groups)
     return comparison.contrast_row(contrast, found, second_path=second_path)
+
+
+def _grouped(arrays, runs, paired):
+    """Returns arms and the groups of their rows for `comparison.difference`.
+
+    Gates that share supernets are compared for these supernets. Otherwise, where one arm is of
+    stage I say, each supernet counts once.
+
+    Args:
+        arrays: List of arrays `[seeds, images]`, the first two of which are compared.
+        runs: For each array the runs of its rows; none for a line between networks.
+        paired: Bool, whether the rows of the first two are of the same networks.
+    """
+    supernets = [[run.supernet.name if run.supernet else "" for run in each] for each in runs]
+    is_shared = len(set(supernets[0])) < len(supernets[0])
+    if is_shared and (paired or set(supernets[0]) == set(supernets[1])):
+        return arrays, supernets
+    if paired:
+        return arrays, None
+    origins = [[run.supernet.name if run.supernet else run.name for run in each] for each in runs]
+    origins = [names or range(len(array)) for names, array in zip(origins, arrays)]
+    merged = [comparison.merge_groups(*pair) for pair in zip(arrays, origins)]
+    return merged, [[0] * len(array) for array in merged]
 
 
 def _check_same(table, runs, configs):

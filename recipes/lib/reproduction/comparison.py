@@ -8,6 +8,10 @@ An arm is an array of hits `[seeds, images]`, in [0, 1]. Two sources of chance a
 - Images. Both arms saw the same images, so a paired bootstrap resamples the images, and takes the
   mean over the seeds of each image.
 
+Gates of several seeds share a supernet. A group is the rows of an arm that share one; deviations
+are those from the mean of the group, so that the interval holds for these supernets and not for
+others. `merge_groups` makes each supernet a seed instead, where arms of other supernets follow.
+
 The interval of the verdict adds both variances. Its degrees of freedom are those of Welch and
 Satterthwaite. The deviation over images includes a part of the deviation over seeds, so that this
 interval is too wide rather than too narrow.
@@ -52,7 +56,9 @@ class Difference:
     num_seeds: tuple[int, int]
 
 
-def difference(first, second, others: Sequence = (), paired: bool = False) -> Difference:
+def difference(
+    first, second, others: Sequence = (), paired: bool = False, groups: Sequence | None = None
+) -> Difference:
     """Compares two arms that saw the same images.
 
     Args:
@@ -62,6 +68,8 @@ def difference(first, second, others: Sequence = (), paired: bool = False) -> Di
             Not used if `paired`.
         paired: Bool, whether row i of both arms is the same trained network, such as a gate and the
             static widths of its supernet. The interval over seeds is then that of the differences.
+        groups: For each arm, first and second and the others, a sequence of the group of each row.
+            By default the rows of an arm are one group.
 
     Returns:
         A `Difference`.
@@ -83,10 +91,12 @@ def difference(first, second, others: Sequence = (), paired: bool = False) -> Di
     value = float(per_image.mean())
     image_variance = float(per_image.var()) / len(per_image)
     if paired:
-        error, freedom = _paired_error(first.mean(axis=1) - second.mean(axis=1))
+        groups = [[0] * len(first)] if groups is None else groups
+        error, freedom = _paired_error(first.mean(axis=1) - second.mean(axis=1), groups[0])
     else:
         arms = [first, second, *(_as_hits(other, "others") for other in others)]
-        error, freedom = _pooled_error(arms)
+        groups = [[0] * len(arm) for arm in arms] if groups is None else groups
+        error, freedom = _pooled_error(arms, groups)
     images = _bootstrap(per_image)
     counts = (len(first), len(second))
     if not freedom:
@@ -96,6 +106,18 @@ def difference(first, second, others: Sequence = (), paired: bool = False) -> Di
     both = student_t(_satterthwaite(error, freedom, total)) * math.sqrt(total)
     seeds = (value - half, value + half)
     return Difference(value, value - both, value + both, seeds, images, counts)
+
+
+def merge_groups(arm, group: Sequence):
+    """Returns the mean over the rows of each group of an arm, `[groups, images]`.
+
+    Args:
+        arm: Array `[seeds, images]` of hits in [0, 1].
+        group: The group of each row.
+    """
+    arm = _as_hits(arm, "arm")
+    names = dict.fromkeys(group)
+    return np.stack([arm[[name == other for other in group]].mean(axis=0) for name in names])
 
 
 def verdict(measured: Difference, paper: float) -> str:
@@ -156,21 +178,22 @@ def contrast_row(contrast, measured: Difference, **more: Any) -> dict[str, Any]:
     }
 
 
-def joint_verdict(verdicts: Sequence[str]) -> str:
+def joint_verdict(verdicts: Sequence[str], claimed: int) -> str:
     """Returns the verdict of a claim with several differences.
 
     Args:
-        verdicts: The verdicts of the differences.
+        verdicts: The verdicts of the differences that were measured.
+        claimed: Int, the number of differences of the claim.
 
     Returns:
-        "does not hold" if one of them does not hold, "holds" if all hold, otherwise "undecided".
-        Without differences "not run yet".
+        "does not hold" if one of them does not hold, "holds" if all are measured and hold,
+        otherwise "undecided". Without measured differences "not run yet".
     """
     if not verdicts:
         return "not run yet"
     if "does not hold" in verdicts:
         return "does not hold"
-    return "holds" if set(verdicts) == {"holds"} else "undecided"
+    return "holds" if list(verdicts) == ["holds"] * claimed else "undecided"
 
 
 def count_drops(accuracies: Sequence[float], size: float = 0.05) -> int:
@@ -238,21 +261,33 @@ def _as_hits(hits, name):
     return hits
 
 
-def _pooled_error(arms):
+def _pooled_error(arms, groups):
     """Returns the standard error of the difference of the first two arms, and its freedom."""
     means = [arm.mean(axis=1) for arm in arms]
-    freedom = sum(len(mean) - 1 for mean in means)
+    found = [_deviation(mean, group) for mean, group in zip(means, groups, strict=True)]
+    freedom = sum(free for _, free in found)
     if not freedom or min(len(mean) for mean in means[:2]) < 2:
         return 0.0, 0
-    squares = sum(float(((mean - mean.mean()) ** 2).sum()) for mean in means)
+    squares = sum(square for square, _ in found)
     return math.sqrt(squares / freedom * (1 / len(means[0]) + 1 / len(means[1]))), freedom
 
 
-def _paired_error(differences):
-    count = len(differences)
-    if count < 2:
+def _paired_error(differences, group):
+    squares, freedom = _deviation(differences, group)
+    if not freedom:
         return 0.0, 0
-    return float(differences.std(ddof=1)) / math.sqrt(count), count - 1
+    return math.sqrt(squares / freedom / len(differences)), freedom
+
+
+def _deviation(means, group):
+    """Returns the sum of squares of deviations from the means of groups, and its freedom."""
+    if len(group) != len(means):
+        raise ValueError(
+            f"Each row needs a group. Received: {len(means)} rows, {len(group)} groups"
+        )
+    members = [means[[name == other for other in group]] for name in dict.fromkeys(group)]
+    squares = sum(float(((m - m.mean()) ** 2).sum()) for m in members)
+    return squares, len(means) - len(members)
 
 
 def _satterthwaite(error, freedom, total):

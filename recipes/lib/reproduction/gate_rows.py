@@ -54,14 +54,17 @@ def refusals(runs, load, data):
     return {name: reason for name, reason in found if reason}
 
 
-def joint_verdict(verdicts, refused):
+def joint_verdict(verdicts, claimed, refused):
     """Returns the verdict of a table.
 
     Args:
-        verdicts: The verdicts of its claimed differences.
+        verdicts: The verdicts of its claimed differences that were measured.
+        claimed: Int, the number of its claimed differences.
         refused: Dict of `refusals`.
     """
-    return NOT_TESTED if refused and not verdicts else comparison.joint_verdict(verdicts)
+    if refused and not verdicts:
+        return NOT_TESTED
+    return comparison.joint_verdict(verdicts, claimed)
 
 
 def easy_share(folder):

@@ -31,7 +31,9 @@ python recipes/reproduce.py --list
 - All arms of a table have one schedule, augmentation and data; the program refuses to compare runs
   that differ by another flag than those of their arms.
 - An interval is of 95 % over seeds and images: Student's t over seeds, with a deviation that is
-  pooled over the arms of the table, and a paired bootstrap over images; the variances add up.
+  pooled over the arms of the table, and a paired bootstrap over images; the variances add up. Where
+  gates of several seeds share a supernet, the interval holds for the supernets of the table, not
+  for others.
 - The gates of a DS-ResNet are reported only if its widest has 80 % or more on the images of every
   choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*. Those of
   the DS-MBNet start from the one supernet that [comes with the package](cifar10.md).
@@ -127,23 +129,25 @@ def _not_tested(result):
         f"{100 * row['distance']:.1f} points apart)"
         for row in result["not_tested"]
     )
-    widest, distance = LEAST_WIDEST["cifar10"], LEAST_DISTANCE
+    widest, distance = LEAST_WIDEST[result["data"]], 100 * LEAST_DISTANCE
+    needed = f"ends {distance:.0f} points apart"
+    if widest:
+        needed = f"{100 * widest:.0f} % at the widest and {needed}"
     return (
-        f"Not tested, because a DS-ResNet must have {100 * widest:.0f} % at the widest and ends "
-        f"{100 * distance:.0f} points apart on the images of every choice: {runs}."
+        f"Not tested, because a DS-ResNet must have {needed} on the images of every choice: {runs}."
     )
 
 
 def _missing(result):
-    """Returns the names of the arms of a table that a result does not have."""
+    """Returns the names of the arms, or of the peers, of a table that a result does not have."""
     table = TABLES[result["table"]]
-    if table.peers:
-        return []
     known = {row["arm"] for row in result["rows"]}
     known |= {
         _short(row["run"], result).rpartition("_s")[0] for row in result.get("not_tested", ())
     }
     claims = {contrast.first for contrast in table.contrasts}
+    if table.peers:
+        claims |= {contrast.second for contrast in table.contrasts}
     return sorted(name.replace("_", " ") for name in claims - known)
 
 
