@@ -61,8 +61,8 @@ class CostCounter(Executor):
     def gate(self, step, shape):
         layer, channels = step.layer, shape[2]
         encoder = channels * layer.hidden_units
-        self.pooling += _elements(shape)
         if layer.attention:
+            self.pooling += _elements(shape)
             self.madds += 2 * encoder
             self.attention += 2 * encoder
             self.parameters += 2 * encoder + layer.hidden_units + channels
@@ -70,6 +70,8 @@ class CostCounter(Executor):
             scores = 1 if layer.slimming_head == "scalar" else layer.num_choices
             separate_encoder = not (layer.attention and layer.share_encoder)
             self.slimming += layer.hidden_units * scores + encoder * separate_encoder
+            if not layer.attention:
+                self.slimming += _elements(shape)  # else the attention head pools for both
             if layer.encoder == "regions":
                 self.slimming += NUM_REGIONS * encoder + _elements_of_regions(shape)
         return shape

@@ -290,7 +290,9 @@ class _Routings:
                 line[row["madds"]] = hit[0]
         rows = {name: self._row(name, line, sizes) for name in self.all_names}
         if self.scores and "gate" in rows:
-            known = {p.gates[0]: row["madds"] for row, p in zip(static, resolved)}
+            # The rows of the wide front are of other costs.
+            narrow = [(row, p) for row, p in zip(static, resolved) if p.widths[0] == 0]
+            known = {p.gates[0]: row["madds"] for row, p in narrow}
             by_width = {p.gates[0]: hit[0] for p, hit in zip(resolved, hits) if p.widths[0] == 0}
             if set(self.model.routes) <= set(by_width):
                 rows["gate"]["curve"] = self._curve(by_width, known, sizes)

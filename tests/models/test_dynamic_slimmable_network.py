@@ -338,6 +338,18 @@ def test_section_costs_add_up_to_the_madds(network):
     assert [front + int(cost) for cost in tables[0][0]] == [network.madds(w) for w in (0, 2, 3)]
 
 
+def test_a_network_without_attention_pools_only_for_its_slimming_head():
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    spec = MobileNetSpec(stem=(8, 12), stages=stages, attention=None)
+    network = DynamicSlimmableNetwork(spec, input_shape=(32, 32, 3), classes=10)
+    (gate,), costs = network.slimming_gates, network.costs(0)
+    channels, side = 8, 4  # of the last features, and of those that the gate sees
+    assert costs.pooling == side**2 * channels
+    pools = [layer for layer in network.subnetwork(0).layers if "Pool" in type(layer).__name__]
+    assert len(pools) == 1
+    assert costs.slimming == (side**2 + gate.hidden_units) * channels + gate.hidden_units * 3
+
+
 def test_a_subnetwork_is_float32_whatever_the_policy(network):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

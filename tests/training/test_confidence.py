@@ -263,6 +263,15 @@ def test_rows_of_routings_count_all_that_ran():
     assert curve[-1]["madds"] <= network.madds(3) + slimming
 
 
+def test_the_wide_front_does_not_change_the_curve_of_the_gate():
+    network, labels = labelled_network()
+    curves = []
+    for more in ([], ["largest"]):
+        rows = evaluate_paths(network, (IMAGES, labels), paths=[0, 1, 2, 3, *more])
+        curves.append(next(row["curve"] for row in rows if row["path"] == "gate"))
+    assert curves[0] == curves[1]
+
+
 def test_steps_measure_confidence_without_trained_gates():
     network, labels = labelled_network()
     network.gates_trained = False

@@ -29,6 +29,13 @@ def test_rows_are_the_accuracy_and_madds_of_each_path():
         assert row["madds"] == network.madds(row["path"])
 
 
+def test_paths_can_be_those_that_route_returned():
+    network = tiny_network(TINY_RESNET)
+    path = network.route(tiny_images())[0]
+    rows = evaluate_paths(network, [(tiny_images(), np.zeros(24, int))], paths=[path, path.numpy()])
+    assert [row["path"] for row in rows[:2]] == [tuple(path.numpy().tolist())] * 2
+
+
 def test_dynamic_row_counts_the_chosen_paths_and_the_gate():
     network = make_network()
     network.gates_trained = True
