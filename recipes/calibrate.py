@@ -33,6 +33,7 @@ shared.define_workdir("Folder that the calibrated network, tables and plots are 
 shared.define_source(unset="that of the run in the folder of --model")
 shared.define_eval_split()
 shared.define_evaluation()
+shared.define_crop_fraction()
 shared.define_image_size("Side of the images in pixels. Defaults to that of the network.")
 shared.define_number(
     "max_drop",
@@ -80,21 +81,30 @@ def source_flags(folder):
     return checks.source_flags(folder, data.EVALUATION_SOURCE, why)
 
 
-def warn_of_training_images(values, folder):
-    """Prints a warning if the images have trained the network, as far as its run tells."""
+def warn_of_training_images(values, folder, source):
+    """Prints a warning if the images have trained the network, as far as its run tells.
+
+    Args:
+        values: Dict of `source_flags`.
+        folder: Path of the folder of the network's file.
+        source: The `ImageSource` of the images.
+    """
     from keras_dsnet.data.image_source import resolve_split
 
     try:
         trained = json.loads((folder / "config.json").read_text("utf-8"))
         known, split = trained["dataset"], trained["train_split"] or "train"
-        # The number of images does not matter to splits of one kind.
-        lengths = {name.split("[")[0]: 10**7 for name in (split, values["eval_split"])}
+        place = trained.get("places", {}).get("dataset")
+        # Slices of another split have nothing in common with the images, whatever its size.
+        lengths = {name.split("[")[0]: source.split_size for name in (split, values["eval_split"])}
         ranges = [resolve_split(name, lengths, known) for name in (split, values["eval_split"])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # The network is of no run, or the images are those of the data set's evaluation.
         return
     (name, first), (other, second) = ranges
-    if known == values["dataset"] and name == other:
+    # A folder can be spelled in several ways.
+    given = str(pathlib.Path(values["dataset"]).expanduser().resolve())
+    if (known == values["dataset"] or place == given) and name == other:
         if max(first.start, second.start) < min(first.stop, second.stop):
             print(
                 f"warning: --model={FLAGS.model} was trained on {split} of {known}, which may have "
@@ -151,8 +161,9 @@ def main(_):
     size = network.input_shape[1:3] if FLAGS.image_size is None else (FLAGS.image_size,) * 2
     values = source_flags(model_file.parent)
     source = data.load_evaluation_source(network, values, "calibrating on")
-    warn_of_training_images(values, model_file.parent)
-    batches = data.evaluation_dataset(network, source, size, FLAGS.eval_batch_size)
+    warn_of_training_images(values, model_file.parent, source)
+    crop = data.crop_of_run(model_file.parent)
+    batches = data.evaluation_dataset(network, source, size, crop)
     choose_steps(network, batches, (*size, 3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -169,7 +180,7 @@ def main(_):
     run.save_model(network, workdir / "model.keras")
     run.write_labels(network, workdir)
     write_table(curve, workdir / "tables", "curve")
-    report.draw_routing(network, source, size, plots, curve=curve)
+    report.draw_routing(network, source, size, plots, crop, curve=curve)
     chosen = next(row for row in curve if row["chosen"])
     print(describe(chosen, network, source.num_examples))
     following = run.command(
@@ -178,6 +189,8 @@ def main(_):
         f"--workdir={workdir}_evaluated",
         run.flag("dataset", values["dataset"]),
         run.flag("data_dir", values["data_dir"]),
+        # The folder of the calibrated network is not that of a run, which would tell it.
+        run.flag("crop_fraction", crop),
     )
     written = [workdir / "model.keras", workdir / "tables" / "curve.csv", plots]
     run.print_end(written, purpose_of_evaluation(values["eval_split"]), following)

@@ -57,7 +57,9 @@ def open_digits(
         images, labels = (array[chosen] for array in load_digits()[key])
     else:
         images, labels = load_distorted_digits(key, chosen.start, chosen.stop)
-    return ArraySource(name, images, labels, len(CLASS_NAMES), CLASS_NAMES, False, spec or key)
+    source = ArraySource(name, images, labels, len(CLASS_NAMES), CLASS_NAMES, False, spec or key)
+    source.split_size = NUM_EXAMPLES[name][key]
+    return source
 
 
 def load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:

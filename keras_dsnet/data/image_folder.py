@@ -75,12 +75,13 @@ def load_folder(
     lists = _SplitLists(root, layout, folder_names)
     if spec:
         key, chosen = _resolve_split(spec, lists, str(root))
-        files = lists.files(key)[chosen]
     else:
-        spec = lists.training if split == "train" else lists.evaluation
-        files = lists.files(spec)
+        spec = key = lists.training if split == "train" else lists.evaluation
+        chosen = slice(None)
+    files = lists.files(key)
+    split_size, files = len(files), files[chosen]
     files, orientations, bad_notes = readable_files(files, root, on_bad_image, class_names)
-    return FileSource(
+    source = FileSource(
         readable_name(root),
         [path for path, _ in files],
         [label for _, label in files],
@@ -90,6 +91,8 @@ def load_folder(
         split=spec,
         notes=(*layout.notes, *name_notes, *lists.notes, *bad_notes),
     )
+    source.split_size = split_size
+    return source
 
 
 def _named_classes(root, folder_names):

@@ -37,6 +37,8 @@ class ImageSource:
     Attributes:
         class_counts: Tuple of ints, number of images of each class in index order. None if that
             would need a pass over the images.
+        split_size: Int, number of images of the whole split that `split` may be a slice of, as
+            `load_source` finds it, with unreadable ones. None if it is not known.
 
     Raises:
         ValueError: There is no image, or the number of class names differs from that of classes.
@@ -69,6 +71,7 @@ class ImageSource:
         self.split = split
         self.notes = tuple(notes)
         self.class_counts: tuple[int, ...] | None = None
+        self.split_size: int | None = None
 
     @property
     def description(self) -> str:

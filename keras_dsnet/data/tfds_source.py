@@ -76,10 +76,15 @@ def load_tfds(
     if not _is_labelled(builder, spec):
         raise ValueError(f"the images of split '{spec}' of '{name}' have no labels")
     mirrorable = not name.startswith(_CHARACTERS)
+    source: ImageSource
     if None in image.shape or num_examples * 3 * np.prod(image.shape[:2]) >= IN_MEMORY_BYTES:
-        return RecordSource(name, builder, spec, mirrorable)
-    images, labels = _read_all(builder, spec, num_examples, image.shape)
-    return ArraySource(name, images, labels, label.num_classes, label.names, mirrorable, spec)
+        source = RecordSource(name, builder, spec, mirrorable)
+    else:
+        images, labels = _read_all(builder, spec, num_examples, image.shape)
+        classes, names = label.num_classes, label.names
+        source = ArraySource(name, images, labels, classes, names, mirrorable, spec)
+    source.split_size = lengths.get(spec.split("[")[0])
+    return source
 
 
 def prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:

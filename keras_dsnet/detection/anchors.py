@@ -11,6 +11,8 @@ from keras_dsnet.utils.argument_checks import check_number
 # SSD gives its last two levels the ratios 1, 2 and 1/2 only.
 _FEW_RATIOS, _MANY_RATIOS = (2,), (2, 3)
 _LEVELS_OF_FEW = 2
+# The most that the steps of a level may cover, of the side of the image.
+_LONGEST_REACH = 1.1
 
 
 def default_aspect_ratios(num_levels: int) -> tuple[tuple[float, ...], ...]:
@@ -59,37 +61,33 @@ def level_anchors(
     Returns:
         float32 `[anchors, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image, sorted by level,
         row, column and shape.
-
-    Raises:
-        ValueError: If no square stride puts the positions of a level on the image.
     """
     side = min(image_size)
-    strides = [_stride(image_size, size) for size in sizes]
-    return ssd_anchors(image_size, strides, [scale * side for scale in scales], aspect_ratios)
-
-
-def _stride(image_size, size):
-    """Returns the pixels between the positions of a level, a power of two where it fits, as in SSD.
-
-    A level after a convolution without padding has no such stride.
-    """
-
-    def fits(stride):
-        return all(math.ceil(side / stride) == n for side, n in zip(image_size, size, strict=True))
-
-    widest = max(math.ceil(side / n) for side, n in zip(image_size, size, strict=True))
-    powers = [2**exponent for exponent in range(widest.bit_length() + 1)]
-    # The last level is one position in the middle of the image.
-    candidates = [widest] if max(size) == 1 else [*powers, widest]
-    for stride in candidates:
-        if fits(stride):
-            return stride
-    raise ValueError(
-        f"The anchors of {size[0]} x {size[1]} positions do not fit on an image of "
-        f"{image_size[0]} x {image_size[1]} pixels: give the backbone an `input_shape` whose sides "
-        "have a ratio nearer to 1, or fewer levels of the pyramid. "
-        f"Received: image_size={image_size}"
+    strides = [
+        tuple(_stride(pixels, count) for pixels, count in zip(image_size, size, strict=True))
+        for size in sizes
+    ]
+    return ssd_anchors(
+        image_size, sizes, strides, [scale * side for scale in scales], aspect_ratios
     )
+
+
+def _stride(pixels, count):
+    """Returns the pixels between the positions of a level along one axis of the image.
+
+    That is the stride of the convolutions, a power of two, as long as its steps reach at most a
+    tenth beyond the image. Else the positions divide the image evenly, and a single one is in its
+    middle. At 300 and 512 pixels these are the steps of SSD300 and SSD512.
+
+    Args:
+        pixels: Int, height or width of the image.
+        count: Int, number of positions.
+    """
+    powers = (2**exponent for exponent in range(pixels.bit_length()))
+    power = next((power for power in powers if math.ceil(pixels / power) == count), None)
+    if count > 1 and power is not None and power * count <= _LONGEST_REACH * pixels:
+        return power
+    return pixels / count
 
 
 def check_anchors(

@@ -97,7 +97,8 @@ def box_iou(boxes: Any, others: Any, bounding_box_format: str = BOX_FORMAT) -> t
 
 def ssd_anchors(
     image_size: tuple[int, int],
-    strides: Sequence[int],
+    positions: Sequence[tuple[int, int]],
+    strides: Sequence[tuple[float, float]],
     sizes: Sequence[float],
     aspect_ratios: Sequence[Sequence[float]],
 ) -> np.ndarray:
@@ -109,7 +110,9 @@ def ssd_anchors(
 
     Args:
         image_size: `(height, width)` in pixels.
-        strides: Sequence of ints, pixels between the positions of each level.
+        positions: Sequence of `(rows, columns)`, the number of positions of each level.
+        strides: Sequence of `(vertical, horizontal)`, pixels between the positions of each level.
+            The first position is half a stride inside the image.
         sizes: Sequence of floats in pixels, one more than levels.
         aspect_ratios: Sequence of the aspect ratios (width / height) of each level.
 
@@ -118,31 +121,36 @@ def ssd_anchors(
         shape. Anchors can reach beyond the image.
 
     Raises:
-        ValueError: The numbers of strides, sizes and aspect ratios do not fit.
+        ValueError: The numbers of positions, strides, sizes and aspect ratios do not fit.
     """
     import keras_cv
 
-    if len(sizes) != len(strides) + 1 or len(aspect_ratios) != len(strides):
+    counts = (len(positions), len(strides), len(sizes) - 1, len(aspect_ratios))
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"`ssd_anchors` needs one stride and one tuple of ratios for each level, and one more "
-            f"size. Received: {len(strides)} strides, {len(aspect_ratios)} tuples of ratios, "
-            f"{len(sizes)} sizes"
+            f"`ssd_anchors` needs positions, strides and one tuple of ratios for each level, and "
+            f"one more size. Received: {len(positions)} positions, {len(strides)} strides, "
+            f"{len(aspect_ratios)} tuples of ratios, {len(sizes)} sizes"
         )
-    shape = (*image_size, 3)
     levels = []
-    for stride, size, next_size, ratios in zip(
-        strides, sizes[:-1], sizes[1:], aspect_ratios, strict=True
+    for (rows, columns), (down, right), size, next_size, ratios in zip(
+        positions, strides, sizes[:-1], sizes[1:], aspect_ratios, strict=True
     ):
+        # KerasCV has one stride for both axes. With the strides as the units of the axes it is 1.
+        shape, unit, skew = (rows, columns, 3), (down * right) ** 0.5, down / right
+        fractions = np.array([down / image_size[0], right / image_size[1]] * 2)
         pairs = [value for ratio in ratios for value in (float(ratio), 1 / ratio)]
         shapes = [(size, [_SQUARE]), ((size * next_size) ** 0.5, [_SQUARE]), (size, pairs)]
         parts = []
         for side, values in shapes:
             if values:
+                skewed = [value * skew for value in values]
+                # Half precision of networks would round the anchors.
                 generator = keras_cv.layers.AnchorGenerator(
-                    BOX_FORMAT, [side], [1.0], values, [stride]
+                    "yxyx", [side / unit], [1.0], skewed, [1], dtype="float32"
                 )
                 (anchors,) = generator(image_shape=shape).values()
-                parts.append(np.reshape(anchors, (-1, len(values), 4)))
+                parts.append(np.reshape(anchors, (-1, len(values), 4)) * fractions)
         levels.append(np.concatenate(parts, axis=1).reshape(-1, 4))
     return np.concatenate(levels).astype(np.float32)
 

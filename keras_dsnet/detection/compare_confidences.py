@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.detection.boxes import BOX_FORMAT, convert_boxes
+from keras_dsnet.detection.boxes import BOX_FORMAT, PADDING, convert_boxes
 from keras_dsnet.detection.confidence import CONFIDENCES
 from keras_dsnet.detection.detection_gate_trainer import found_every_box
 from keras_dsnet.models.path import PathLike
@@ -29,7 +29,8 @@ def compare_confidences(
 
     Args:
         detector: `FSSD`, trained.
-        dataset: Batches of `(images, target)`, as of `detection_evaluation_pipeline`.
+        dataset: Batches of `(images, target)`, as of `detection_evaluation_pipeline`. Boxes that
+            are `"difficult"`, crowds among them, need not be found, as in `DetectionMetric`.
         path: The path whose scores are read, usually the first of `confidence_steps`.
         score_threshold: Float, the lowest probability of a box that counts as found. Defaults to
             0.3.
@@ -53,6 +54,9 @@ def compare_confidences(
         outputs = detector(images, path=path)
         boxes = convert_boxes(target["boxes"], bounding_box_format, BOX_FORMAT, images.shape[1:])
         classes = tf.cast(target["classes"], tf.int32)
+        if "difficult" in target:
+            # The metric ignores them too. As padding they need not be found.
+            classes = tf.where(tf.cast(target["difficult"], tf.bool), PADDING, classes)
         decoded, probabilities = detector.decode(outputs)
         found.append(found_every_box(decoded, probabilities, boxes, classes, score_threshold))
         for name, confidence in CONFIDENCES.items():

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_dsnet.detection.average_precision import METRICS, DetectionMetric
 from keras_dsnet.detection.boxes import BOX_FORMAT, convert_boxes
+from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
 from keras_dsnet.utils.batches import check_num_batches
 
 # Of the detections that are counted: a higher threshold would cut the curves of precision short.
@@ -55,9 +56,10 @@ def evaluate_detection(
         the detector returns neither them nor the paths. Its row also has `"shares"`, a list with a
         dict for each gate, from widths to the shares of the images that took them;
         `"static_line"`, the mean average precision of the line between the static paths at the
-        same MAdds; `"gain"`, the precision above it; and `"gain_low"` and `"gain_high"`, the 95 %
-        interval of the gain by a paired bootstrap over the images, which is not made for
-        `"coco"`. They are None where the MAdds are outside the static paths.
+        same MAdds, without `"largest"`, which has another front; `"gain"`, the precision above it;
+        and `"gain_low"` and `"gain_high"`, the 95 % interval of the gain by a paired bootstrap over
+        the images, which is not made for `"coco"`. They are None where the MAdds are outside the
+        static paths.
 
     Raises:
         ValueError: There is no such metric, or the data set is empty.
@@ -114,7 +116,7 @@ def _gain(rows, counted, dynamic, ran):
     """Returns the gain of the routed network over the line between the static paths."""
     gain = dict.fromkeys(("static_line", "gain", "gain_low", "gain_high"))
     pairs = zip(rows, counted, strict=True)
-    static = {row["madds"]: (row, each) for row, each in pairs if row["path"] != _DYNAMIC}
+    static = {row["madds"]: (row, each) for row, each in pairs if row["path"] not in OFF_ROUTE_ROWS}
     costs, madds = sorted(static), dynamic["madds"]
     known = [dynamic["map"], *(static[cost][0]["map"] for cost in costs)]
     if madds is None or None in known or not costs or not costs[0] <= madds <= costs[-1]:

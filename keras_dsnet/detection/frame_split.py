@@ -87,7 +87,8 @@ def split_frames(
         is_test[start:stop] = True
         if stop - start < block:
             short.append(label)
-    near = np.convolve(is_test, np.ones(2 * gap + 1), "same") > 0
+    # "same" would return 2 * gap + 1 values for fewer frames than that.
+    near = np.convolve(is_test, np.ones(2 * gap + 1), "full")[gap : gap + len(is_test)] > 0
     sides = np.where(is_test, 2, np.where(near, 0, 1))
     _check_sides(names, shown, sides)
     return _ranges(names, sides), short

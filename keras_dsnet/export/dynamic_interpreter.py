@@ -338,7 +338,8 @@ class DynamicInterpreter:
         Returns:
             List of dicts, the best thresholds at each cost in ascending order: "thresholds",
             "madds" and "top1" of an image on average, "latency_ms" if it was measured, and
-            "shares", the share of images that end after each number of steps from the start.
+            "shares", a dict from each width at which images end, the largest of their path, to the
+            share of the images.
 
         Raises:
             ValueError: If the file does not classify by confidence, not exactly one limit is given,

@@ -30,8 +30,14 @@ shared.define_saved_model(
     "CIFAR-10 that come with the package.",
 )
 shared.define_source(dataset="cifar10")
-flags.DEFINE_string("eval_split", "train[45000:]", "TFDS slice of the images, such as test[:1000].")
+flags.DEFINE_string(
+    "eval_split",
+    None,
+    "Split or slice of images, such as test[:1000]. Defaults to train[45000:] of CIFAR-10, else "
+    "to the evaluation images of the data set.",
+)
 shared.define_evaluation()
+shared.define_crop_fraction()
 flags.DEFINE_list(
     "steps", None, "Confidence steps, such as 0,13. Defaults to the narrowest and the widest width."
 )
@@ -40,8 +46,9 @@ flags.DEFINE_list("drops", ["0.005", "0.002"], "Limits of the drop of top-1, as 
 flags.DEFINE_integer("splits", 20, "Number of random splits.", lower_bound=1)
 shared.define_seed("Seed of the splits.")
 
-# Widths of the network that comes with the package.
+# Widths of the network that comes with the package, and the images held out of its training.
 _SHIPPED_WIDTHS = 14
+_HELD_OUT = {"cifar10": "train[45000:]"}
 # Confidence whose steps are chosen on the same half as its threshold.
 PROPOSED = "confidence, proposed steps"
 COLORS = {"gate": "#0072B2", "confidence": "#D55E00", "gate+confidence": "#009E73"}
@@ -100,7 +107,7 @@ def load_network():
 
 
 def load_images(network):
-    """Returns the batches of the images."""
+    """Returns the batches of the images, and the shape of one image."""
     from keras_dsnet_recipes.lib import data
 
     from keras_dsnet.data import load_source
@@ -109,16 +116,30 @@ def load_images(network):
         FLAGS.dataset,
         FLAGS.data_dir,
         "eval",
-        eval_split=FLAGS.eval_split if FLAGS.dataset == "cifar10" else None,
+        eval_split=FLAGS.eval_split or _HELD_OUT.get(FLAGS.dataset),
         on_bad_image="raise" if FLAGS.strict_images else "skip",
     )
     data.check_names(network, source)
     data.print_source("cross-fitting on", source)
-    size = tuple(side or source.image_size for side in network.input_shape[1:3])
-    return data.evaluation_dataset(network, source, size)
+    size = image_size(network, source)
+    folder = checks.find_model(FLAGS.model).parent if FLAGS.model else "."
+    return data.evaluation_dataset(network, source, size, data.crop_of_run(folder)), (*size, 3)
 
 
-def ask_gate(network, batches):
+def image_size(network, source):
+    """Returns the height and width of the network's images, else those of the data set."""
+    size = network.input_shape[1:3]
+    if None not in size:
+        return size
+    if source.image_shape is None:
+        raise ValueError(
+            f"--model={FLAGS.model} takes images of any size, and those of {source.name} have no "
+            "common one: give a network with a fixed `input_shape`, or other images"
+        )
+    return tuple(side or own for side, own in zip(size, source.image_shape))
+
+
+def ask_gate(network, batches, shape):
     """Returns the `GateScores` of all images, or None without one trained gate."""
     import numpy as np
     import tensorflow as tf
@@ -132,7 +153,7 @@ def ask_gate(network, batches):
         images = tf.cast(images, network.compute_dtype)
         found = network.run_section(0, None, (0, 0), images)[1]
         scores.append(gate.route_scores(found, network.routes).numpy())
-    madds = network.costs("slimmest").slimming
+    madds = network.costs("slimmest", shape).slimming
     return GateScores(network.routes, np.concatenate(scores).astype("float64"), madds)
 
 
@@ -159,10 +180,10 @@ def main(_):
     from keras_dsnet.utils.atomic_file import atomic_file
 
     network, workdir = load_network(), pathlib.Path(FLAGS.workdir)
-    batches = load_images(network)
+    batches, shape = load_images(network)
     steps = chosen_steps(network.num_widths)
-    results = collect_steps(network, batches, range(network.num_widths), one_trace=True)
-    gate, static = ask_gate(network, batches), results.trunk + results.madds
+    results = collect_steps(network, batches, range(network.num_widths), shape, one_trace=True)
+    gate, static = ask_gate(network, batches, shape), results.trunk + results.madds
     table = [
         {"width": width, "madds": int(cost), "of_widest": cost / static[-1], "top1": float(top1)}
         for width, cost, top1 in zip(results.widths, static, results.correct.mean(0))

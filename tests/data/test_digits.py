@@ -67,6 +67,7 @@ def test_digits_describe_themselves():
     source = load_source("digits", split="eval", eval_split="test[:100]")
     assert source.description.startswith("digits, split 'test[:100]': 100 images, 10 classes: 0 (")
     assert sum(source.class_counts) == 100
+    assert source.split_size == 360
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ def test_sub_folders_are_the_splits(image_folder):
     (image_folder / "val" / "ant" / "0.jpg").unlink()
     train, val = load_source(image_folder), load_source(image_folder, split="eval")
     assert (train.num_examples, val.num_examples) == (30, 29)
+    assert (train.split_size, val.split_size) == (30, 29)
     assert all("/val/" in path for path in val.paths)
 
 
@@ -54,6 +55,8 @@ def test_a_slice_of_a_folder_has_all_classes(image_folder):
     back = load_source(image_folder, split="eval", eval_split="train[50%:]")
     assert not set(front.paths) & set(back.paths)
     assert set(front.labels) == set(back.labels) == {0, 1, 2}
+    # A tenth is held out.
+    assert front.split_size == back.split_size == 27
 
 
 def test_an_empty_class_folder_is_named(image_folder):
@@ -95,6 +98,8 @@ def test_an_unreadable_image_is_named_skipped_and_counted(image_folder, caplog, 
     with caplog.at_level(logging.WARNING):
         source = load_source(image_folder)
     assert source.num_examples == whole.num_examples - 1
+    # Splits are sliced before files are left out.
+    assert source.split_size == whole.num_examples
     assert path not in source.paths
     assert path in caplog.text
     assert f"skipped 1 of {whole.num_examples} images" in caplog.text

@@ -79,6 +79,12 @@ def test_images_of_varying_size_are_streamed(prepared):
     assert source.image_shape is None
 
 
+def test_a_slice_knows_the_size_of_its_split(prepared):
+    for spec in ("train", "train[50:]", "train[:50%]"):
+        assert load_source("grays", prepared, train_split=spec).split_size == COUNT
+    assert load_source("grays", prepared, train_split="train+validation").split_size is None
+
+
 def test_a_test_split_without_labels_is_not_evaluated_on(prepared):
     assert load_source("grays", prepared, "eval").num_examples == 10
     with pytest.raises(ValueError, match="split 'test' of 'grays' have no labels"):

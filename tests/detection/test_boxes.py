@@ -17,7 +17,8 @@ from keras_dsnet.detection.boxes import (
 
 SSD300 = {
     "image_size": (300, 300),
-    "strides": (8, 16, 32, 64, 100, 300),
+    "positions": tuple((side, side) for side in (38, 19, 10, 5, 3, 1)),
+    "strides": tuple((step, step) for step in (8, 16, 32, 64, 100, 300)),
     "sizes": (30, 60, 111, 162, 213, 264, 315),
     "aspect_ratios": ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
 }
@@ -72,8 +73,21 @@ def test_anchors_of_ssd300():
 
 
 def test_anchors_need_a_size_more_than_levels():
-    with pytest.raises(ValueError, match=r"Received: 6 strides, 6 tuples of ratios, 6 sizes"):
+    received = r"Received: 6 positions, 6 strides, 6 tuples of ratios, 6 sizes"
+    with pytest.raises(ValueError, match=received):
         ssd_anchors(**{**SSD300, "sizes": SSD300["sizes"][:-1]})
+
+
+def test_anchors_keep_their_shapes_where_the_strides_of_the_axes_differ():
+    anchors = ssd_anchors((60, 100), [(2, 4)], [(30, 25)], [12, 27], [(3,)])
+    sides = [(12, 12), (18, 18), (12 / 3**0.5, 12 * 3**0.5), (12 * 3**0.5, 12 / 3**0.5)]
+    expected = [
+        [y - height / 2, x - width / 2, y + height / 2, x + width / 2]
+        for y in (15, 45)
+        for x in (12.5, 37.5, 62.5, 87.5)
+        for height, width in sides
+    ]
+    np.testing.assert_allclose(anchors * [60, 100, 60, 100], expected, atol=1e-4)
 
 
 def test_suppression_keeps_the_best_of_each_class():
@@ -97,8 +111,10 @@ def test_half_precision_of_networks_does_not_reach_boxes():
         found = suppress(boxes, np.full((1, 1, 1), 0.912345, np.float32), max_detections=1)
         pixels = convert_boxes(boxes, "rel_yxyx", "xyxy", (300, 300, 3))
         overlap = box_iou(boxes, boxes * 0.9)
+        anchors = ssd_anchors(**SSD300)
     finally:
         keras.config.set_dtype_policy(before)
+    np.testing.assert_allclose(anchors, ssd_anchors(**SSD300), rtol=1e-6)
     np.testing.assert_allclose(found["boxes"], boxes, rtol=1e-6)
     np.testing.assert_allclose(pixels[0, 0, 0], 300 * 0.12345678, rtol=1e-6)
     np.testing.assert_allclose(overlap, _overlaps(boxes[0], boxes[0] * 0.9)[None], rtol=1e-5)

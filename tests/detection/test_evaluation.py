@@ -92,6 +92,19 @@ def test_every_step_that_ran_is_counted_and_routing_by_confidence_has_a_row(batc
     assert row["gain"] is row["gain_low"] is None
 
 
+def test_the_largest_path_is_not_on_the_line_between_the_static_paths(batches):
+    class WithLargest(Detector):
+        def madds(self, path):
+            # Between width 0 and the routed network, and as precise as width 1.
+            return 110 if path == "largest" else super().madds(path)
+
+    rows = evaluate_detection(WithLargest(batches), batches, [0, "largest", 1, "dynamic"])
+    assert rows[1]["map"] == 1
+    (*_, expected) = evaluate_detection(Detector(batches), batches)
+    assert rows[3] == expected
+    assert expected["static_line"] < 1
+
+
 def test_other_formats_and_fewer_batches(voc_folder):
     settings = {"image_size": 24, "batch_size": 3, "preprocess": lambda images: images}
     source = load_detection_source(voc_folder)

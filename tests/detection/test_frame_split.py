@@ -61,6 +61,13 @@ def test_classes_with_short_runs_are_on_both_sides(ranges_file):
         assert all(any(label in frames[name] for name in names) for names in splits.values())
 
 
+def test_a_gap_can_be_wider_than_half_of_the_frames(ranges_file):
+    frames = frames_of(("cat", 8))
+    ranges, short = split_frames(frames, block=2, gap=4)
+    splits = read_ranges(ranges_file(ranges), frames)
+    assert (splits, short) == ({"train": ["00000", "00001"], "test": ["00006", "00007"]}, [])
+
+
 def test_a_class_that_cannot_be_on_both_sides_is_named():
     with pytest.raises(ValueError, match=r"class 'ant' cannot be on both sides .* it has 3 frames"):
         split_frames(frames_of(("cat", 60), ("ant", 3)), block=10, gap=2)

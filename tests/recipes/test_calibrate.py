@@ -98,6 +98,14 @@ def test_steps_can_be_given_or_proposed(flags, steps, saved, tmp_path):
         (None, "train[45000:]", True),
         ("train[:45000]", "train[45000:]", False),
         ("train[:90%]", "train[80%:]", True),
+        ("train[:90%]", "train[90%:]", False),
+        # Of the 50,000 images, 90 % are as many as 45,000.
+        ("train[:45000]", "train[80%:]", True),
+        ("train[:45000]", "train[90%:]", False),
+        ("train[:90%]", "train[46000:]", False),
+        ("train[:90%]", "train[44000:]", True),
+        ("train[:-5000]", "train[45000:]", False),
+        ("train[:45000]", "train[-6000:]", True),
         ("train[:90%]", "test", False),
         ("train[:90%]", None, False),
     ],
@@ -110,8 +118,22 @@ def test_images_that_trained_the_network_are_warned_of(
     )
     monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
     values = {"dataset": "cifar10", "eval_split": split}
-    calibrate.warn_of_training_images(values, tmp_path)
+    source = types.SimpleNamespace(split_size=10_000 if split in ("test", None) else 50_000)
+    calibrate.warn_of_training_images(values, tmp_path, source)
     assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
+
+
+def test_training_images_of_a_folder_are_known_by_its_place(tmp_path, capsys, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    config = {"dataset": "photos", "train_split": None, "places": {"dataset": str(photos)}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
+    source = types.SimpleNamespace(split_size=30)
+    for dataset, warned in ((photos, True), (f"{photos}/", True), (tmp_path / "others", False)):
+        values = {"dataset": str(dataset), "eval_split": "train[20:]"}
+        calibrate.warn_of_training_images(values, tmp_path, source)
+        assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
 
 
 def test_training_images_leave_the_default_images_to_the_next_command():
