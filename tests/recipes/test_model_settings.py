@@ -28,7 +28,7 @@ def test_every_network_has_an_application_and_a_spec():
         assert hasattr(applications, settings.application)
         assert settings.spec in spec_module.FAMILIES
     assert [settings.learning_rate for settings in MODELS.values()] == [0.08, 0.2, 0.2]
-    assert PRESETS == tuple(applications.ds_mobilenet.PRESETS)
+    assert tuple(applications.ds_mobilenet.PRESETS) == PRESETS
 
 
 @pytest.mark.parametrize(
