@@ -97,12 +97,15 @@ def network_classes(network, images, path, batch=250):
 
 
 def make_routed(network, routes, options, workdir):
-    """Writes the int8 file of each layout; returns the filenames by layout."""
+    """Writes the int8 file of each layout; returns the filenames by layout.
+
+    They route by gates, because only then can each gate be forced to another width.
+    """
     from keras_dsnet.export import export_routed
 
     files = {layout: workdir / f"{layout}.tflite" for layout in shared.LAYOUTS}
     for layout, filename in files.items():
-        export_routed(network, filename, routes, layout=layout, **options)
+        export_routed(network, filename, routes, layout=layout, routing="gate", **options)
     return files
 
 

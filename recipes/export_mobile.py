@@ -211,7 +211,8 @@ def print_end():
     following = run.command(
         "benchmark",
         FLAGS.output,
-        f"--model={FLAGS.model or 'ds_mobilenet'}",
+        # Static files to compare with need a saved network.
+        run.flag("model", FLAGS.model),
         f"--workdir={workdir}_benchmark",
         "--baseline=none",
     )

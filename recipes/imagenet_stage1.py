@@ -159,7 +159,7 @@ def check_flags():
             f"--widths={FLAGS.widths}"
         )
     check_topology()
-    widths = PAPER_WIDTHS if FLAGS.widths else settings.widths
+    widths = PAPER_WIDTHS if FLAGS.widths else saved_widths() or settings.widths
     widths = 1 if FLAGS.topology else widths
     if FLAGS.alone is not None and FLAGS.alone >= widths:
         raise ValueError(
@@ -172,6 +172,14 @@ def check_flags():
     checks.check_warmup()
     if FLAGS.jax_task is not None:
         task.check_flags()
+
+
+def saved_widths():
+    """Returns the number of widths of the network of --weights, or 0 if it is not known."""
+    weights = find_weights()
+    if weights in (None, *PRESETS) or pathlib.Path(weights).suffix != ".keras":
+        return 0
+    return checks.check_model(weights, "weights").num_widths
 
 
 def check_topology():

@@ -162,6 +162,13 @@ def load_supernet():
     model = with_slimming_head(model, **design)
     if gates is not None:
         copy_slimming_heads(gates, model)
+    if model.routing != "gate":
+        print(
+            f"note: --supernet={FLAGS.supernet} routes by {model.routing}. The network of this run "
+            "routes by its gates; calibrate.py chooses thresholds",
+            flush=True,
+        )
+        model.routing = "gate"
     # A saved network has the dtype policy that it was trained with.
     return with_dtype(model, keras.config.dtype_policy())
 

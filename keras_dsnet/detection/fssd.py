@@ -145,7 +145,7 @@ class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, keras
             "norm": check_norm(norm, backbone),
             "activation": arguments.activation_name(activation, "activation"),
         }
-        largest = "largest" if backbone.spec.wide_front else "widest"
+        largest = "largest" if backbone.spec.has_wide_front else "widest"
         image_shape = backbone.input_shape[1:]
         shapes = level_shapes(backbone, self.levels, backbone.resolve_path(largest), image_shape)
         first = shapes[self.levels[0]][:2]

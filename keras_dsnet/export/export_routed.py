@@ -1,6 +1,7 @@
 """Export of a network with all its routes as one TFLite file."""
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
@@ -190,13 +191,15 @@ def export_routed(
     differences = check_routed(
         content, network, routes, shape, input_type, quantize, confidence, segments=segments
     )
-    # The files are opened last, so a killed export leaves no file, or not that of the trunk.
+    files = {filename: content}
     for name, segment in segments.items():
         beside = metadata["staged"]["files"][name]["name"]
-        with atomic_file(pathlib.Path(filename).with_name(beside), "wb") as target:
-            target.write(segment)
-    with atomic_file(filename, "wb") as target:
-        target.write(content)
+        files[pathlib.Path(filename).with_name(beside)] = segment
+    # All are written before any gets its name, so that a full disk leaves the files of an earlier
+    # export. The trunk, which was opened first, is the last to get its name.
+    with contextlib.ExitStack() as stack:
+        for path, data in files.items():
+            stack.enter_context(atomic_file(path, "wb")).write(data)
     size = len(content) + sum(map(len, segments.values()))
     report = RoutedReport(filename, size, model, _rows(network, plans, shape, differences))
     if verbose:

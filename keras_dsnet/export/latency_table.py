@@ -183,13 +183,19 @@ class LatencyTable:
 
         Args:
             interpreter: A `DynamicInterpreter` of the network that was measured.
-            runtime: Name of the runtime that the table must be of, or `None` for any. Defaults to
-                "LiteRT", the runtime of the interpreter.
+            runtime: Name of the runtime that the table must be of, or `None` for any, and for any
+                number of threads. Defaults to "LiteRT", the runtime of the interpreter.
 
         Raises:
-            ValueError: If the table is of another runtime, file or network.
+            ValueError: If the table is of another runtime, number of threads, file or network.
         """
         self.check_runtime(runtime)
+        if runtime == NATIVE_RUNTIME and self.threads != interpreter.num_threads:
+            raise ValueError(
+                f"The latency table of {self.network!r} on {self.device} is of {self.threads} "
+                f"threads. Pass runtime=None to take it anyway. Received: an interpreter of "
+                f"{interpreter.num_threads}"
+            )
         metadata = interpreter.metadata
         for name in ("num_widths", "input_shape", "quantize", "layout"):
             own, other = getattr(self, name), metadata[name]

@@ -141,7 +141,10 @@ class _StepRuns:
         """Returns at most `count` values of a threshold: 0, 1, and values between confidences."""
         leaving = self._runs["leaves"] == number
         confidences = np.unique(np.clip(self._runs["confidence"][leaving], 0, 1))
-        values = np.array([0.0, *(confidences[1:] + confidences[:-1]) / 2, 1.0])
+        low, high = confidences[:-1], confidences[1:]
+        # The file compares in float32, in which a value between neighbours can be the upper one.
+        between = ((low + high) / 2).astype("float32").astype("float64")
+        values = np.array([0.0, *np.where(between < high, between, low), 1.0])
         return values[np.unique(np.linspace(0, len(values) - 1, count).astype(int))]
 
 

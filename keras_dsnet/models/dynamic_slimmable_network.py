@@ -296,7 +296,7 @@ class DynamicSlimmableNetwork(
         """
         if isinstance(path, Path):
             return path
-        return resolve_path(path, self.num_gates, self.num_widths, self.spec.wide_front)
+        return resolve_path(path, self.num_gates, self.num_widths, self.spec.has_wide_front)
 
     @property
     def input_shape(self) -> tuple:
@@ -470,7 +470,13 @@ class DynamicSlimmableNetwork(
         serialization.load_facts(self, store)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        before = self.routing_config(), self.class_names, self.normalization
+        try:
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+        except Exception:
+            # Keras reads the settings of the file before the layers, which may not fit.
+            serialization.restore_facts(self, *before)
+            raise
         if str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith(".weights.h5"):
             serialization.load_facts_of_h5_model(self, filepath)
 

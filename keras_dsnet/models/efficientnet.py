@@ -67,8 +67,15 @@ class EfficientNetSpec(NetworkSpec):
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The slimming ratio rho of every width, from the last stage, whose interval is exact."""
-        channels = self.stages[-1].channels
+        """The slimming ratio rho of every width.
+
+        It is that of the last stage that has all widths; in the network of the paper this is the
+        last stage, whose interval is exact. A single width has 1.
+        """
+        widths = self.num_widths
+        if widths == 1:
+            return (1.0,)
+        channels = [s.channels for s in self.stages if len(s.channels) == widths][-1]
         return tuple(_LAST_RATIO * count / channels[-1] for count in channels)
 
     def features(self, build: StepBuilder, input_channels: int) -> tuple[list[Step], tuple]:

@@ -178,7 +178,9 @@ class MaskedExecutor(SlicedExecutor):
     def add(self, step, x, shortcut):
         x = super().add(step, x, shortcut)
         last = step.branch[-1].layer
-        if step.section == 0 or (last not in self._unmasked and _keeps_zero(step.activation)):
+        ends = {steps[-1].layer for steps in (step.branch, step.shortcut) if steps}
+        is_masked = not ends & self._unmasked and _keeps_zero(step.activation)
+        if step.section == 0 or is_masked:
             return x
         options = last.filters if hasattr(last, "filters") else last.channels
         return x * self._mask(step, options, x.dtype)

@@ -49,6 +49,21 @@ def load_facts(network: Any, store: Any) -> None:
     _restore(network, {**config, "routes": routes, "gates_trained": trained})
 
 
+def restore_facts(network: Any, routing: dict, class_names: Any, normalization: Any) -> None:
+    """Gives a network back the facts that it had before a file of weights failed to load.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        routing: Dict of its `routing_config`.
+        class_names: Its `class_names`.
+        normalization: Its `normalization`.
+    """
+    network.replace_routes(routing["routes"])
+    for name in ("gates_trained", "confidence_steps", "thresholds", "routing"):
+        setattr(network, name, routing[name])
+    network.class_names, network.normalization = class_names, normalization
+
+
 def load_facts_of_h5_model(network: Any, filepath: Any) -> None:
     """Gives a network the facts of a whole model in Keras's older `.h5` format.
 

@@ -64,13 +64,20 @@ class NetworkSpec:
     channel_multiple: ClassVar[int] = 8
     # The fields with strides before the stages, in order.
     stride_fields: ClassVar[tuple] = ("stem_strides",)
-    # Whether the layers before the gate have a second, wider option, used by the path "largest".
+    # Whether the layers before the gate may have a second, wider option, for the path "largest".
     wide_front: ClassVar[bool] = False
 
     @property
     def num_gates(self) -> int:
         """Number of slimming gates."""
         return sum(stage.gated for stage in self.stages)
+
+    @property
+    def has_wide_front(self) -> bool:
+        """Whether a layer before the gate has a second option, which the path "largest" runs."""
+        stages = self.stages[: self._gated_index]
+        fronts = (getattr(self, "stem", ()), *(stage.channels for stage in stages))
+        return self.wide_front and any(len(options) > 1 for options in fronts)
 
     @property
     def gated_channels(self) -> tuple:

@@ -165,6 +165,11 @@ def check_paths(network):
                 f"--paths must have widths of the routes {network.routes}. Received: "
                 f"--paths={'-'.join(map(str, path))}"
             )
+        if network.routing == "confidence" and len(set(path)) > 1:
+            raise ValueError(
+                f"--model={FLAGS.model} routes by confidence, by which all gates have one width. "
+                f"Received: --paths={'-'.join(map(str, path))}"
+            )
 
 
 def find_saved(name):

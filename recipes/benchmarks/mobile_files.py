@@ -63,6 +63,9 @@ class MobileFiles:
         self.reuse = reuse
         self.shape = shape or network.input_shape[1:]
         self.paths = checked_paths(routes, network.num_gates) if routes else []
+        if network.routing == "confidence":
+            # Without gates there is no path of several widths.
+            self.paths = [path for path in self.paths if len(set(path)) == 1]
         self._folder = pathlib.Path(folder) / (quantize or "float32")
         self._folder.mkdir(parents=True, exist_ok=True)
 

@@ -176,8 +176,9 @@ def crop_of_run(folder):
         folder: Folder of the network's file. If it is that of a run, the run decides, unless
             --crop_fraction is given.
     """
-    if FLAGS.crop_fraction:
-        return FLAGS.crop_fraction
+    given = FLAGS["crop_fraction"].value if "crop_fraction" in FLAGS else None
+    if given:
+        return given
     try:
         return crop_of_config(json.loads((pathlib.Path(folder) / "config.json").read_text("utf-8")))
     except (OSError, ValueError, AttributeError):
@@ -270,11 +271,15 @@ def representative_data(network, workdir, image_size, input_type):
     count = min(FLAGS.representative_images, source.num_examples)
     print(f"ranges of int8 are measured on {count} training images of {source.name}", flush=True)
     raw = input_type == "uint8"
+    # A detector sees whole images.
+    is_detector = hasattr(network, "anchors")
+    crop = {} if is_detector else {"crop_fraction": crop_of_run(workdir)}
     images = evaluation_pipeline(
         source,
         image_size=image_size,
         batch_size=1,
         preprocess=tf.round if raw else network.normalization,
+        **crop,
     )
     for image, _ in images.take(count):
         yield image.numpy().astype(input_type)

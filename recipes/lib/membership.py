@@ -281,7 +281,10 @@ def _listen(address):
     host, port = split_address(address)
     try:
         # Any interface, as TensorFlow's server does: the own name may lead to another one.
-        listener = socket.create_server(("", port))
+        if socket.has_dualstack_ipv6():
+            listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        else:
+            listener = socket.create_server(("", port))
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}: port {port} of worker 0 ({host})") from error
     return listener

@@ -35,7 +35,8 @@ def plain_fields(model):
         model: Str, one of `PLAIN`.
 
     Returns:
-        Dict of arguments of the application's constructor: "stem" and "stages".
+        Dict of arguments of the application's constructor: "stem", "stages" and, of MobileNetV1,
+        "widest_ratio".
     """
     from keras_dsnet.models import EfficientNetStage, MobileNetStage
 
@@ -49,4 +50,6 @@ def plain_fields(model):
             stages.append(stage)
     gated = _GATED[model]
     stages[gated] = dataclasses.replace(stages[gated], gated=True)
-    return {"stem": (_STEM,), "stages": tuple(stages)}
+    fields = {"stem": (_STEM,), "stages": tuple(stages)}
+    # These channels are those of rho = 1.
+    return fields | ({"widest_ratio": 1.0} if model == "ds_mobilenet" else {})

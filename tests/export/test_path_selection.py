@@ -296,7 +296,8 @@ def measured_file(network, **fields):
     rows = [{"path": [k], "madds": network.madds(k, SHAPE)} for k in (0, 4)]
     metadata = {"num_widths": network.num_widths, "input_shape": list(SHAPE), "routes": rows}
     metadata |= {"quantize": "int8", "layout": "shared", **fields}
-    return types.SimpleNamespace(metadata=metadata, latency_ms={}, trunk_ms=1.0)
+    facts = {"latency_ms": {}, "trunk_ms": 1.0, "num_threads": 1}
+    return types.SimpleNamespace(metadata=metadata, **facts)
 
 
 def test_an_interpreter_takes_the_latencies_of_a_table(network):
@@ -308,6 +309,11 @@ def test_an_interpreter_takes_the_latencies_of_a_table(network):
     with pytest.raises(ValueError, match=r"measured on LiteRT\.js"):
         table.give_to(measured_file(network))
     table.give_to(file, runtime="LiteRT.js")
+    table, file = make_table(network, times, threads=4), measured_file(network)
+    with pytest.raises(ValueError, match=r"of 4 threads.*Received: an interpreter of 1$"):
+        table.give_to(file)
+    assert file.latency_ms == {}
+    table.give_to(file, runtime=None)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from keras_dsnet.export.assembly import force_route
 from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.staged_runtime import StagedRuntime
 from keras_dsnet.export.tflite_model import parse
+from keras_dsnet.utils.atomic_file import atomic_file
 
 ROUTES = (0, 2)
 STEPS, THRESHOLDS = (0, 1, 2), (0.27, 0.23)
@@ -354,6 +355,26 @@ def test_split_files_are_opened_when_they_are_first_needed(network, one, tmp_pat
     (tmp_path / names[1]).write_bytes((tmp_path / names[0]).read_bytes())
     with pytest.raises(ValueError, match=r"m\.route_2\.tflite was not written by the export that"):
         DynamicInterpreter(filename, runtime=runtime).run(image, 2, 2)
+
+
+def test_a_split_export_that_fails_leaves_the_files_of_the_last_one(network, tmp_path, monkeypatch):
+    _, filename = export(network, tmp_path / "m.tflite", layout="staged", split=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    opened = []
+
+    def full_disk(path, mode):
+        opened.append(path)
+        if len(opened) == 3:
+            raise OSError(28, "No space left on device", str(path))
+        return atomic_file(path, mode)
+
+    module = sys.modules[type(network.export(tmp_path / "other.tflite", "litert")).__module__]
+    (tmp_path / "other.tflite").unlink()
+    monkeypatch.setattr(module, "atomic_file", full_disk)
+    options = {"layout": "staged", "split": True, "input_type": "uint8"}
+    with pytest.raises(OSError, match="No space left"):
+        export(network, filename, **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_interpreter_that_is_no_longer_used_frees_its_memory(one):

@@ -7,7 +7,7 @@ from routed_networks import random_images, small_network
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
 from keras_dsnet.export import DynamicInterpreter
-from keras_dsnet.export.threshold_calibration import walk_steps
+from keras_dsnet.export.threshold_calibration import _StepRuns, walk_steps
 from keras_dsnet.models.costs import section_costs
 
 IMAGES = random_images(40)
@@ -133,6 +133,19 @@ def test_starts_of_gates_are_counted_with_their_heads(gated):
         assert [run["width"] for run in runs] == expected
         if len(runs) > 1:
             assert runs[1]["madds"] == madds_of(network, tuple(start), (2,)) + slimming
+
+
+def test_a_threshold_is_between_its_neighbours_in_float32():
+    # Half-way between the two largest float32 numbers up to 1 is 1, which means "always".
+    confidence = np.array([0.5, np.nextafter(np.float32(1), np.float32(0)), 1, 1], "float64")
+    runs = object.__new__(_StepRuns)
+    runs._runs = {"leaves": np.zeros(4, int), "confidence": confidence}
+    candidates = runs._candidates(0, 100)
+    np.testing.assert_array_equal(candidates, candidates.astype("float32"))
+    assert candidates[0] == 0
+    assert candidates[-1] == 1
+    assert 0.5 < candidates[1] < candidates[2] < 1
+    assert [int((confidence <= t).sum()) for t in candidates[1:3]] == [1, 2]
 
 
 def test_one_threshold_may_lead_over_two_steps(tmp_path):

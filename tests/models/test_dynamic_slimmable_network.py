@@ -338,6 +338,37 @@ def test_section_costs_add_up_to_the_madds(network):
     assert [front + int(cost) for cost in tables[0][0]] == [network.madds(w) for w in (0, 2, 3)]
 
 
+def test_largest_is_a_path_only_of_a_wide_front(network):
+    assert network.resolve_path("largest").widths[0] == 1
+    gated = MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    for stem, front in (((8,), (8,)), ((8, 12), (8,)), ((8,), (8, 12))):
+        spec = MobileNetSpec(stem=stem, stages=(MobileNetStage(1, 2, front), gated))
+        assert spec.has_wide_front == (len(stem) + len(front) > 2)
+    narrow = MobileNetSpec(stem=(8,), stages=(MobileNetStage(1, 2, (8,)), gated))
+    model = DynamicSlimmableNetwork(narrow, input_shape=(32, 32, 3), classes=4)
+    with pytest.raises(ValueError, match=r"'slimmest' or 'widest'\. Received: path='largest'"):
+        model(np.zeros((1, 32, 32, 3), "float32"), path="largest")
+    assert not MobileNetSpec.paper().has_wide_front
+
+
+def test_weights_that_do_not_fit_change_no_setting(network, tmp_path):
+    stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
+    networks = [
+        DynamicSlimmableNetwork(MobileNetSpec(stem=(stem,), stages=stages), (32, 32, 3), classes=4)
+        for stem in (8, 16)
+    ]
+    first, other = networks
+    first.class_names = ("a", "b", "c", "d")
+    first.routes, first.gates_trained, first.routing = (0, 1), True, "confidence"
+    first.thresholds = (0.9,)
+    first.save_weights(tmp_path / "first.weights.h5")
+    before = other.routing_config(), other.class_names
+    with pytest.raises(ValueError, match="could not be loaded"):
+        other.load_weights(tmp_path / "first.weights.h5")
+    assert (other.routing_config(), other.class_names) == before
+    assert (other.routes, other.gates_trained) == ((0, 1, 2), False)
+
+
 def test_a_network_without_attention_pools_only_for_its_slimming_head():
     stages = MobileNetStage(1, 2, (8, 12)), MobileNetStage(1, 2, (8, 12, 16), gated=True)
     spec = MobileNetSpec(stem=(8, 12), stages=stages, attention=None)

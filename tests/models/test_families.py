@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 
-from keras_dsnet.models import NetworkSpec, register_family
+from keras_dsnet.models import EfficientNetSpec, EfficientNetStage, NetworkSpec, register_family
 from keras_dsnet.models.costs import section_costs
 from keras_dsnet.models.executors import MaskedExecutor
 from keras_dsnet.models.spec import FAMILIES
@@ -109,6 +109,59 @@ def test_saving_brings_back_outputs_routes_and_gates(networks, family, tmp_path)
     for value, expected in zip(loaded.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_array_equal(value, expected)
     np.testing.assert_array_equal(loaded(IMAGES, path=1), network(IMAGES, path=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    strides: int
+    channels: tuple
+    gated: bool = True
+
+
+@register_family
+@dataclasses.dataclass(frozen=True)
+class _NormOfTheShortcutSpec(NetworkSpec):
+    """A residual block whose shortcut ends with a norm, and whose branch does not."""
+
+    stem: tuple = (16,)
+    stem_strides: int = 2
+    stages: tuple = (_Stage(1, (16, 32, 48)),)
+    activation: str = "relu"
+    stage_class = _Stage
+
+    def features(self, build, input_channels):
+        (stage,) = self.stages
+        steps = [
+            build.conv("stem", (input_channels,), self.stem, 3, self.stem_strides),
+            build.group_norm("stem_norm", self.stem, self.activation),
+            build.gate("gate", self.stem, slimming=True),
+        ]
+        branch = [build.conv("conv", self.stem, stage.channels, 3, stage.strides)]
+        shortcut = [
+            build.conv("shortcut", self.stem, stage.channels, 1, stage.strides),
+            build.group_norm("shortcut_norm", stage.channels),
+        ]
+        return [*steps, build.residual(branch, shortcut, self.activation)], stage.channels
+
+
+def test_a_norm_at_the_end_of_a_shortcut_is_masked_too():
+    network = tiny_network(_NormOfTheShortcutSpec())
+    count = len(IMAGES)
+    executor = MaskedExecutor(network, (0, 1, 2), lambda *_: tf.one_hot([0] * count, 3))
+    outputs = network.run_sections(tf.constant(IMAGES), None, executor=executor)
+    np.testing.assert_allclose(outputs, network(IMAGES, path=0), atol=1e-4)
+
+
+def test_ratios_are_those_of_a_stage_that_has_all_widths():
+    first, gated, last = (
+        EfficientNetStage(1, 1, (8,)),
+        EfficientNetStage(1, 2, (16, 24, 32), gated=True),
+        EfficientNetStage(1, 1, (40,)),
+    )
+    spec = EfficientNetSpec(stages=(first, gated, last))
+    np.testing.assert_allclose(spec.ratios, (0.85, 1.275, 1.7))
+    single = dataclasses.replace(gated, channels=(32,))
+    assert EfficientNetSpec(stages=(first, single, last)).ratios == (1.0,)
 
 
 @pytest.mark.parametrize("family", SPECS)

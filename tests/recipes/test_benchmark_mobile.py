@@ -15,6 +15,7 @@ from keras_dsnet_recipes.benchmarks.mobile_files import MobileFiles, randomise
 from keras_dsnet_recipes.benchmarks.timing import TimedProcess, loading_cost, time_in_turns
 from programs import run_program
 from routed_networks import random_images, small_network
+from tiny_families import TINY_RESNET, tiny_network
 
 from keras_dsnet.export import LatencyTable, best_path, export_subnetwork
 from keras_dsnet.export.assembly import force_route
@@ -272,6 +273,14 @@ def test_naive_export_gives_the_outputs_of_the_route_that_the_gate_chooses(netwo
     assert chosen == network.route(images).numpy()[:, 0].tolist()
     outputs = np.concatenate([result["output"] for result in results])
     np.testing.assert_allclose(outputs, expected, atol=1e-4 * expected.max())
+
+
+def test_a_network_that_routes_by_confidence_has_no_path_of_several_widths(tmp_path):
+    network = tiny_network(TINY_RESNET)
+    paths = MobileFiles(network, (0, 2), None, tmp_path).paths
+    assert paths == [(0, 0, 0), (2, 2, 2), (0, 2, 0)]
+    network.routing = "confidence"
+    assert MobileFiles(network, (0, 2), None, tmp_path).paths == paths[:2]
 
 
 def test_random_statistics_differ_per_width():

@@ -33,6 +33,11 @@ def test_plain_topology_has_the_parameters_of_keras_efficientnet():
     assert ours.subnetwork(0).count_params() == theirs.count_params() - pixels
 
 
+def test_a_plain_network_has_the_ratio_of_the_network_it_is():
+    assert small().spec.ratios == (1.0,)
+    assert DSEfficientNetB0(**plain_fields("ds_efficientnet_b0")).spec.ratios == (1.0,)
+
+
 def test_a_network_without_attention_has_no_attention_layers():
     layers = [layer.name for layer in small(**PLAIN).subnetwork(0).layers]
     assert not any("gate" in name for name in layers)

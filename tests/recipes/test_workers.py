@@ -4,12 +4,14 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 from keras_dsnet_recipes.lib.cluster import read_cluster
+from keras_dsnet_recipes.lib.membership import _listen
 from light_programs import run_light_program
 from worker_processes import Workers, children_of, is_running, trainer_of
 
@@ -140,6 +142,23 @@ def test_a_worker_that_is_late_is_waited_for_and_all_end_with_worker_0(workers):
     workers.start(1, *arguments)
     assert [workers.code(0), workers.code(1)] == [0, 0]
     assert workers.out(1) == "training\ntrained\n"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_worker_0_is_reached_over_either_protocol(host):
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    try:
+        with socket.create_server((host, 0), family=family_of(host)):
+            pass
+    except OSError:
+        pytest.skip(f"this machine has no address {host}")
+    with _listen(f"[::1]:{port}"), socket.create_connection((host, port), timeout=5):
+        pass
+
+
+def family_of(host):
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 @pytest.mark.parametrize("index", [0, 1])

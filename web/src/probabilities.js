@@ -10,10 +10,14 @@ export function largestProbability(logits) {
   return confidence >= 0 ? confidence : 0;
 }
 
-/** Returns outputs that are probabilities as they are, and the softmax of others. */
+/**
+ * Returns outputs that are probabilities as they are, and the softmax of others.
+ *
+ * Probabilities need not add up to 1: those of int8 files are rounded, and those of a sigmoid are
+ * independent.
+ */
 export function probabilities(output) {
-  const sum = output.reduce((total, value) => total + value, 0);
-  if (output.every((value) => value >= 0) && Math.abs(sum - 1) < 0.05) {
+  if (output.every((value) => value >= 0 && value <= 1)) {
     return output;
   }
   const largest = output.reduce((a, b) => Math.max(a, b));

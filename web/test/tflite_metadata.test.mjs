@@ -80,6 +80,11 @@ test("an error becomes its first line", () => {
 
 test("probabilities stay as they are and logits become some", () => {
   assert.deepEqual([...probabilities(Float32Array.of(0.25, 0.75))], [0.25, 0.75]);
+  // Those of int8 files are rounded, and those of a sigmoid are independent.
+  const rounded = new Float32Array(1000);
+  rounded[3] = 0.5;
+  assert.equal(probabilities(rounded)[3], 0.5);
+  assert.equal(probabilities(Float32Array.of(0.3))[0], Math.fround(0.3));
   const made = probabilities(Float32Array.of(1000, 1000));
   assert.deepEqual([...made], [0.5, 0.5]);
   assert.equal(largestProbability([NaN, 1]), 0);

@@ -92,11 +92,16 @@ def write_images(folder, images, labels):
         images: uint8 array `[images, height, width, 3]`.
         labels: int32 array `[images]`.
     """
-    name = f"images_{checksum((images, labels))}.npz"
+    name = name_of_images(images, labels)
     path = pathlib.Path(folder) / name
     if not path.is_file():
         write(path, {"images": images, "labels": labels}, {})
     return name
+
+
+def name_of_images(images, labels):
+    """Returns the name of the file of images and labels, which has a checksum of them."""
+    return f"images_{checksum((images, labels))}.npz"
 
 
 def read_images(path):
@@ -110,8 +115,7 @@ def read_images(path):
         ValueError: If the file is damaged, or its images are not those of its name.
     """
     arrays = read(path)
-    found = checksum((arrays["images"], arrays["labels"]))
-    if f"images_{found}.npz" != pathlib.Path(path).name:
+    if name_of_images(arrays["images"], arrays["labels"]) != pathlib.Path(path).name:
         raise ValueError(f"{path} does not hold the images that its name has the checksum of")
     return arrays
 

@@ -202,7 +202,8 @@ def take_result(folder, training, source, augmentation):
         augmentation: Str, "none" or "cifar".
 
     Raises:
-        ValueError: If the result is of another network, or of another number of steps.
+        ValueError: If the result is of another network, of other images, or of another number of
+            steps.
     """
     from keras_dsnet.runs.csv_log import CsvLog
 
@@ -211,6 +212,7 @@ def take_result(folder, training, source, augmentation):
     variables = training.variables()
     steps = training.epochs * training.steps_per_epoch
     expected = json.loads(json.dumps(_settings(training, source, augmentation, steps)))
+    expected["images"] = files.name_of_images(*_pixels(source, trainer.model.input_shape[1:3]))
     differing = [name for name, value in expected.items() if value != settings[name]]
     if differing:
         name = differing[0]

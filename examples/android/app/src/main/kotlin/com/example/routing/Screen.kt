@@ -34,6 +34,8 @@ class Screen(context: Context) {
     private val result = TextView(context)
     private var routes = listOf<Int>()
     private var routesByConfidence = false
+    private var fileThresholds = floatArrayOf()
+    private var isThresholdChosen = false
 
     val root: View = ScrollView(context).apply {
         fitsSystemWindows = true
@@ -59,7 +61,10 @@ class Screen(context: Context) {
     var maxWidth = Int.MAX_VALUE
         private set
 
-    /** The threshold, or null for that of the file, which may not route by confidence. */
+    /**
+     * The threshold that the user has chosen, or null for those of the file, which may not route by
+     * confidence.
+     */
     @Volatile
     var threshold: Float? = null
         private set
@@ -87,6 +92,7 @@ class Screen(context: Context) {
         for (slider in listOf(widthSlider, thresholdSlider)) {
             slider.setOnSeekBarChangeListener(object : SeekBar.OnSeekBarChangeListener {
                 override fun onProgressChanged(bar: SeekBar?, progress: Int, fromUser: Boolean) {
+                    if (fromUser && slider === thresholdSlider) isThresholdChosen = true
                     showSliders()
                     if (fromUser) moved()
                 }
@@ -104,6 +110,8 @@ class Screen(context: Context) {
         if (routes == file.routes) return
         routes = file.routes
         routesByConfidence = file.steps.size > 1
+        fileThresholds = file.thresholds
+        isThresholdChosen = false
         widthSlider.max = routes.size - 1
         widthSlider.progress = routes.size - 1
         thresholdSlider.max = THRESHOLD_STEPS
@@ -145,10 +153,12 @@ class Screen(context: Context) {
 
     private fun showSliders() {
         maxWidth = routes.getOrElse(widthSlider.progress) { Int.MAX_VALUE }
+        // The positions of the slider are too coarse for the thresholds of a file.
         threshold =
-            if (routesByConfidence) thresholdSlider.progress / THRESHOLD_STEPS.toFloat() else null
+            if (isThresholdChosen) thresholdSlider.progress / THRESHOLD_STEPS.toFloat() else null
         widthText.text = "Largest width: $maxWidth"
         thresholdText.text = threshold?.let { String.format(Locale.ROOT, "Threshold: %.2f", it) }
-            ?: "Threshold: the file does not route by confidence"
+            ?: if (routesByConfidence) "Thresholds of the file: ${fileThresholds.joinToString()}"
+            else "Threshold: the file does not route by confidence"
     }
 }
