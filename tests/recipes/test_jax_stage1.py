@@ -234,6 +234,11 @@ def test_a_result_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another value of 'num_random'"):
         task.take_result(tmp_path / "task", other, make_source(), "none")
     assert not other.workdir.checkpoint.exists()
+    same = make_training(tmp_path / "same", target="in_place", num_random=1)
+    source = make_source()
+    source.images = source.images[::-1]
+    with pytest.raises(ValueError, match="another value of 'images'"):
+        task.take_result(tmp_path / "task", same, source, "none")
 
 
 @pytest.mark.parametrize("length", [0, 100, -100])
