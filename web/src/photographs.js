@@ -17,7 +17,8 @@ const MOST_PIXELS = 67e6;
 export async function decodePhotograph(blob, name) {
   let bitmap;
   try {
-    // The pixels as they are stored, without a colour profile, as the pipelines in Python decode.
+    // The pixels as they are stored, without a colour profile, as the pipelines in Python decode,
+    // but for transparent ones, which a canvas keeps as black.
     const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
     bitmap = await createImageBitmap(blob, { ...options, imageOrientation: "from-image" });
   } catch {
