@@ -274,14 +274,14 @@ def _agreed_spec(path, stored, options, scaling):
     if factors:
         unscaled = {name: options[name] for name in ("stem", "stages", "top") if name in options}
         scaled = type(stored)(**unscaled).scaled(**factors)
-        if _channels(scaled) != _channels(stored):
+        other_top = "top" in unscaled and scaled.top != stored.top
+        if _channels(scaled) != _channels(stored) or other_top:
             given = ", ".join(f"{name}={value!r}" for name, value in factors.items())
             raise ValueError(
                 f"The weights {path} are of a network of other channels; leave these arguments "
                 f"out, because the weights determine the channels. Received: {given}"
             )
-        requested = {name: getattr(scaled, name) for name in ("stem", "stages") if name in options}
-        options = {**options, **requested}
+        options = {**options, **{name: getattr(scaled, name) for name in unscaled}}
     spec = stored
     if "stages" in options and _same_stages(options["stages"], stored.stages):
         spec = dataclasses.replace(spec, stages=options["stages"])

@@ -64,6 +64,17 @@ def test_alpha_keeps_all_widths_down_to_a_half():
         DSEfficientNetB0(alpha=0.4)
 
 
+def test_arguments_that_made_a_weights_file_agree_with_it(tmp_path):
+    arguments = {"alpha": 0.5, "top": 320, "input_shape": (32, 32, 3), "classes": 4}
+    network = DSEfficientNetB0(**arguments)
+    assert network.spec.top == 160
+    network.save_weights(tmp_path / "m.weights.h5")
+    loaded = DSEfficientNetB0(weights=tmp_path / "m.weights.h5", **arguments)
+    assert loaded.spec == network.spec
+    with pytest.raises(ValueError, match="other channels"):
+        DSEfficientNetB0(weights=tmp_path / "m.weights.h5", **{**arguments, "top": 640})
+
+
 def test_small_images():
     small = DSEfficientNetB0(input_shape=(32, 32, 3), include_top=False, alpha=0.5, output_stride=8)
     assert small(np.zeros((1, 32, 32, 3), "float32"), path=3).shape == (1, 4, 4, 640)
