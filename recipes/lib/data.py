@@ -176,7 +176,8 @@ def crop_of_run(folder):
         folder: Folder of the network's file. If it is that of a run, the run decides, unless
             --crop_fraction is given.
     """
-    given = FLAGS["crop_fraction"].value if "crop_fraction" in FLAGS else None
+    # A program that only exports has no such flag.
+    given = getattr(FLAGS, "crop_fraction", None)
     if given:
         return given
     try:

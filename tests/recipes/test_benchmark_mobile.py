@@ -299,7 +299,7 @@ def test_random_statistics_differ_per_width():
         (
             ["--model=missing"],
             "--model=missing is no .keras file and no work directory with model.keras "
-            "or supernet.keras, and none of ds_mobilenet, ds_resnet50, "
+            "or supernet.keras or detector.keras, and none of ds_mobilenet, ds_resnet50, "
             "ds_efficientnet_b0",
         ),
         ([f"--model={PROGRAM}"], f"--model: {PROGRAM} is no .keras file, or is damaged"),

@@ -56,9 +56,9 @@ def test_an_enlarged_image_keeps_its_frame_if_training_saw_it(flags, has_frame):
 def test_the_run_decides_what_its_evaluations_keep(config, fraction, tmp_path, monkeypatch):
     assert data.crop_of_config(json.loads(json.dumps(config))) == fraction
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for flags in ({}, {"crop_fraction": types.SimpleNamespace(value=None)}):
-        monkeypatch.setattr(data, "FLAGS", flags)
+    for flags in ({}, {"crop_fraction": None}):
+        monkeypatch.setattr(data, "FLAGS", types.SimpleNamespace(**flags))
         assert data.crop_of_run(tmp_path) == fraction
         assert data.crop_of_run(tmp_path / "elsewhere") == 0.875
-    monkeypatch.setattr(data, "FLAGS", {"crop_fraction": types.SimpleNamespace(value=0.5)})
+    monkeypatch.setattr(data, "FLAGS", types.SimpleNamespace(crop_fraction=0.5))
     assert data.crop_of_run(tmp_path) == 0.5
