@@ -153,8 +153,13 @@ def test_worker_0_is_reached_over_either_protocol(host):
             pass
     except OSError:
         pytest.skip(f"this machine has no address {host}")
-    with _listen(f"[::1]:{port}"), socket.create_connection((host, port), timeout=5):
-        pass
+    with (
+        _listen(f"[::1]:{port}") as listener,
+        socket.create_connection((host, port), timeout=5) as connection,
+    ):
+        accepted, _ = listener.accept()
+        accepted.close()
+        assert connection.getpeername()[1] == port
 
 
 def family_of(host):
