@@ -31,15 +31,7 @@ _CIFAR10_TOP1 = (
     0.9065, 0.9058, 0.9087, 0.9123, 0.9124, 0.9124, 0.9126, 0.9114, 0.9144, 0.9158, 0.9157, 0.9163,
     0.9189, 0.9185,
 )  # fmt: skip
-_TINY_IMAGENET_TOP1 = (
-    0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0,
-    0.0, 0.0,
-)  # fmt: skip
 _CIFAR10_ACCURACY: dict[int | str, float] = {**dict(enumerate(_CIFAR10_TOP1)), "dynamic": 0.9178}
-_TINY_IMAGENET_ACCURACY: dict[int | str, float] = {
-    **dict(enumerate(_TINY_IMAGENET_TOP1)),
-    "dynamic": 0.0,
-}
 PRESETS = {
     # The SHA-256 of the authors' file is unknown, so a download cannot be compared with it.
     # The accuracy is what the authors report; it was not measured with this package.
