@@ -288,8 +288,10 @@ def publish(written):
     endings = ("", *(f"_{ending}" for ending in PICTURES))
     for folder, name in written:
         for path in folder.glob(f"{name}*"):
-            is_result = path.suffix in (".json", ".csv", ".png")
-            if is_result and path.stem.removeprefix(name) in endings:
+            # The latency has a JSON file too, which is no result of a table.
+            is_result = path.suffix in (".json", ".csv") and path.stem == name
+            is_picture = path.suffix == ".png" and path.stem.removeprefix(name) in endings
+            if is_result or is_picture:
                 shutil.copyfile(path, docs / "reproduction" / path.name)
     print(f"written: {write_page(docs / 'reproduction.md', docs / 'reproduction')}", flush=True)
 

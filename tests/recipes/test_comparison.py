@@ -13,7 +13,8 @@ def make_hits(seed, accuracy, seeds=3, images=400):
 
 
 @pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (7.5, 2.3329), (1e6, 1.95997)]
+    ("freedom", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (7.5, 2.3329), (1e6, 1.95997), (1e30, 1.95997)],
 )
 def test_student_t_has_the_quantiles_of_the_tables(freedom, quantile):
     assert comparison.student_t(freedom) == pytest.approx(quantile, rel=1e-4)
@@ -147,6 +148,29 @@ def test_gates_that_share_supernets_are_compared_for_these_supernets():
     assert covered["for_supernets"] / 400 == pytest.approx(0.95, abs=0.03)
     # Five gates are not five seeds: an interval for all supernets would be too narrow.
     assert covered["for_all"] / 400 < 0.8
+
+
+def test_gates_that_choose_the_same_have_the_interval_over_images():
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        row = generator.random(400) - generator.random()
+        measured = comparison.difference([row] * 5, np.zeros((5, 400)), paired=True)
+        half = 1.959964 * row.std() / math.sqrt(400)
+        ends = (row.mean() - half, row.mean() + half)
+        assert (measured.low, measured.high) == pytest.approx(ends, abs=1e-6)
+    same = comparison.difference([row] * 5, [row + 0.1] * 5)
+    assert (same.low, same.high) == pytest.approx((-0.1, -0.1))
+
+
+def test_copies_of_a_network_tell_nothing_of_the_deviation_between_seeds():
+    first, second = make_hits(0, 0.8, seeds=5), make_hits(1, 0.7, seeds=5)
+    copies = make_hits(2, 0.5, seeds=2)[[0, 1, 0, 1, 0]]
+    group = [0, 1, 0, 1, 0]
+    alone = comparison.difference(first, second, groups=[group] * 2)
+    beside = comparison.difference(first, second, [copies], groups=[group] * 3)
+    assert (beside.low, beside.high) == (alone.low, alone.high)
+    other = comparison.difference(first, second, [make_hits(3, 0.5, seeds=5)], groups=[group] * 3)
+    assert (other.low, other.high) != (alone.low, alone.high)
 
 
 def test_supernets_count_once_where_their_gates_are_merged():

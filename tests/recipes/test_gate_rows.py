@@ -1,6 +1,7 @@
 """The rows of gates in the tables of the paper: the guard, the easy images, the confidence."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -55,11 +56,13 @@ def test_gates_of_other_networks_have_no_limit():
 @pytest.fixture
 def collect(tmp_path, monkeypatch):
     """Returns a function that collects one arm of Table 6 over two supernets."""
-    monkeypatch.setattr(gate_rows, "confidence_row", lambda *_: rows_of(700, 860)["dynamic"])
+    routed = {**rows_of(700, 880)["dynamic"], "madds": 2.5e6}
+    monkeypatch.setattr(gate_rows, "confidence_row", lambda *_: routed)
 
-    def collect(counts, confidence=False):
+    def collect(counts, confidence=False, more=()):
         def load_hits(path, folder, split, weights, data_dir):
-            return rows_of(*counts[int(path.name[-1])])
+            found = rows_of(*counts[int(path.name[-1])])
+            return {name: row | dict(more).get(name, {}) for name, row in found.items()}
 
         monkeypatch.setattr(hits, "load_hits", load_hits)
         name = "all_three"
@@ -73,7 +76,7 @@ def collect(tmp_path, monkeypatch):
         runs = plan(table)
         for run in runs:
             folder = tmp_path / run.name
-            (folder / "tables").mkdir(parents=True)
+            (folder / "tables").mkdir(parents=True, exist_ok=True)
             (folder / "tables" / "paths.json").write_text("[]")
             config = {"seed": run.seed, "eval_split": "train[45000:]", "data_dir": None}
             # The resolved paths of --supernet and --gates_from, which differ between arms.
@@ -127,8 +130,54 @@ def test_pictures_show_the_gates_that_are_judged(collect, tmp_path):
 def test_confidence_is_compared_above_the_same_line(collect):
     result = collect([(700, 860), (700, 860)], confidence=True)
     assert {row["path"] for row in result["rows"]} == {"slimmest", "widest", "gate", "confidence"}
-    assert result["contrasts"][1]["value"] == 0
+    # Above the line: the gates have 800 of 780 images at 2M MAdds, the confidence 810 of 820.
+    assert result["contrasts"][1]["value"] == pytest.approx(0.03)
     assert "gate - confidence" in section(result)
+
+
+def test_gates_that_take_the_widest_only_are_compared_with_it(collect):
+    # The slimming heads are counted, so that these gates cost more than the widest width.
+    always = {"hits": np.arange(IMAGES) < 860, "madds": 3e6 + 700}
+    result = collect([(700, 860), (700, 860)], more={"dynamic": always})
+    (contrast,) = result["contrasts"]
+    assert (contrast["value"], result["not_compared"]) == (0, [])
+    beyond = collect([(700, 860), (700, 860)], more={"dynamic": always | {"madds": 0.9e6}})
+    assert (beyond["contrasts"], beyond["verdict"]) == ([], "not run yet")
+    assert beyond["not_compared"] == ["all_three - line, gate"]
+    assert "Not compared, because only one has such multiply-adds: all three - line" in (
+        section(beyond)
+    )
+
+
+def test_gates_are_compared_by_the_seeds_that_both_have():
+    # What two supernets gain is far apart. Both arms gain the same from each.
+    runs = plan(TABLES["6"], arms=["all_three", "target_complexity"])
+    runs = [run for run in runs if run.supernet]
+    contrast = Contrast("all_three", "target_complexity", "dynamic", 0.01)
+    generator = np.random.default_rng(0)
+    rows = {}
+    for run in runs:
+        rate = (0.5, 0.4)[run.supernet.seed] + generator.normal(0, 0.001)
+        rows[run.name] = (np.arange(IMAGES) < rate * IMAGES).astype("float64")
+    measured = types.SimpleNamespace(top1=lambda run, path, weights: rows[run.name])
+    for left_out in (set(), {2, 4}, {1, 3}, {0, 1, 2}):
+        kept = [run for run in runs if run.arm.name == contrast.first or run.seed not in left_out]
+        row = collection._contrast(contrast, kept, measured)
+        assert abs(row["value"]) < 0.005
+        assert row["num_seeds"] == (5 - len(left_out),) * 2
+
+
+def test_widths_of_gates_are_no_further_seeds_of_their_supernets():
+    every = plan(TABLES["3"])
+    runs = [run for run in every if run.arm in TABLES["3"].arms and run.data == "cifar10"]
+    generator = np.random.default_rng(0)
+    rows = {run.name: generator.random(IMAGES).round() for run in runs if not run.supernet}
+    rows |= {run.name: rows[run.supernet.name] for run in runs if run.supernet}
+    measured = types.SimpleNamespace(top1=lambda run, path, weights: rows[run.name])
+    contrast = Contrast("supernet", "from_scratch", "widest", 0.01)
+    with_gates = collection._contrast(contrast, runs, measured)
+    without = collection._contrast(contrast, [run for run in runs if not run.supernet], measured)
+    assert (with_gates["low"], with_gates["high"]) == (without["low"], without["high"])
 
 
 def test_the_limit_of_the_data_is_named(collect):

@@ -290,10 +290,12 @@ def test_a_table_waits_for_its_tasks(tmp_path):
     arguments += [f"--workdir={tmp_path / 'runs'}", f"--jax_tasks={tmp_path / 'tasks'}"]
     done = run_program(RECIPES / "reproduce.py", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "tablebeyond_hard_targets_s0 waits for tableresnet_supernet_s0" in done.stdout
+    assert (
+        "tablebeyond_digits_hard_targets_s0 waits for tableresnet_digits_supernet_s0" in done.stdout
+    )
     assert f"jax_stage1.py --tasks={tmp_path / 'tasks'}" in done.stdout
     found = side_by_side.find_tasks([tmp_path / "tasks"])
-    assert [folder.name for folder in found] == ["tableresnet_supernet_s0"]
+    assert [folder.name for folder in found] == ["tableresnet_digits_supernet_s0"]
     assert not (tmp_path / "runs" / "results").exists()
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from keras_dsnet_recipes.lib.reproduction import collection, hits, result_page
 from keras_dsnet_recipes.lib.reproduction.paper_tables import STAGE_1, STAGE_2, TABLES
-from keras_dsnet_recipes.lib.reproduction.planned_runs import plan
+from keras_dsnet_recipes.lib.reproduction.planned_runs import arm_of, plan
+from keras_dsnet_recipes.lib.reproduction.run_checks import check_runs
 from light_programs import run_light_program
-from programs import run_program
+from programs import import_program, run_program
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "recipes"
 PROGRAM = RECIPES / "reproduce.py"
@@ -66,6 +67,17 @@ def test_five_seeds_of_gates_share_two_supernets():
 def test_an_arm_of_two_tables_is_run_once():
     (run,) = plan(TABLES["10"], arms=["temperature_1"], seeds=[0])
     assert (run.name, run.arm.name) == ("table5_ensemble_s0", "temperature_1")
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if TABLES[name].arms])
+def test_runs_of_seconds_are_never_those_of_a_table(name):
+    quick, real = plan(TABLES[name], quick=True), plan(TABLES[name])
+    assert not {run.name for run in quick} & {run.name for run in real}
+    ships = [run for run in quick if run.arm.ships]
+    assert all("_digits_" in run.name for run in quick)
+    assert len(ships) == sum(run.arm.ships for run in real)
+    for run in quick:
+        assert arm_of(run.name) == run.arm.name or run.arm.same_as
 
 
 def test_list_tells_what_arms_cost_without_tensorflow():
@@ -162,6 +174,41 @@ def test_runs_of_other_schedules_are_not_compared(saved):
         collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
 
 
+def change(workdir, run, **flags):
+    path = workdir / run.name / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | flags))
+
+
+def test_runs_that_are_not_their_arms_are_not_collected(saved):
+    workdir, runs = saved
+    change(workdir, runs[1], target="in_place")
+    with pytest.raises(ValueError, match=r"table5_ema_s0 must have --target=ema.* of in_place"):
+        collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+    change(workdir, runs[1], target="ema", dataset="digits")
+    with pytest.raises(ValueError, match=r"must be on cifar10.* table5_ema_s0 on digits"):
+        collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+
+
+def test_a_flag_of_one_arm_is_the_same_in_all_others():
+    runs = plan(TABLES["3"], arms=["with_transfer", "without_transfer", "transfer_only"], seeds=[0])
+    own = [run for run in runs if run.arm in TABLES["3"].arms and run.supernet]
+    configs = {run.name: {"learning_rate": 0.2, "epochs": 8} for run in own}
+    (only,) = [run for run in own if run.arm.name == "transfer_only"]
+    configs[only.name] = {"learning_rate": 0.0, "epochs": 1}
+    check_runs("Table 3", own, configs, "cifar10")
+    (transferred,) = [run for run in own if run.arm.name == "with_transfer"]
+    configs[transferred.name] = {"learning_rate": 0.4, "epochs": 8}
+    with pytest.raises(ValueError, match=r"--learning_rate of 0.2 and 0.4"):
+        check_runs("Table 3", own, configs, "cifar10")
+
+
+def test_test_images_are_not_read_before_all_runs_are_finished(saved):
+    workdir, runs = saved
+    (workdir / runs[-1].name / "tables" / "paths.json").unlink()
+    with pytest.raises(ValueError, match=rf"reads the test images once.* {runs[-1].name} not"):
+        collection.collect(TABLES["5"], runs, workdir, "cifar10", "test")
+
+
 def test_unfinished_runs_are_left_out_and_named(saved):
     workdir, runs = saved
     (workdir / runs[-1].name / "tables" / "paths.json").unlink()
@@ -195,6 +242,34 @@ def test_published_page_is_the_one_that_the_program_writes(tmp_path):
     assert page.read_text() == (docs / "reproduction.md").read_text()
 
 
+def test_times_of_a_table_are_not_published_as_a_result(tmp_path, monkeypatch, saved):
+    program = import_program("keras_dsnet_recipes.reproduce")
+    workdir, runs = saved
+    (workdir / "results").mkdir()
+    result = collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+    for ending, text in {".json": json.dumps(result), "_latency.json": "{}", ".md": "-"}.items():
+        (workdir / "results" / f"table5{ending}").write_text(text)
+    monkeypatch.setattr(program, "RECIPES", tmp_path / "elsewhere" / "recipes")
+    program.publish([(workdir / "results", "table5")])
+    docs = tmp_path / "elsewhere" / "docs" / "results"
+    assert [path.name for path in (docs / "reproduction").iterdir()] == ["table5.json"]
+    assert "## Table 5" in (docs / "reproduction.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if TABLES[name].claim])
+def test_the_command_of_a_part_of_a_table_runs(name, tmp_path):
+    table = TABLES[name]
+    known = {arm.name for arm in table.arms}
+    peers = [peer.name for peer in table.peers][:2]
+    rows = [{"arm": arm, "seed": 0} for arm in peers or sorted(known)[:1]]
+    result = {"table": name, "data": "cifar10", "rows": rows}
+    command = " ".join(result_page._command(result).strip("`").split()).replace("\\ ", "")
+    given = dict(flag.partition("=")[::2] for flag in command.split() if flag.startswith("--"))
+    assert set(given["--arms"].split(",")) <= known
+    assert ("--pretraining_dir" in given) == (name == "3")
+    assert given["--data_dir"] == "/data/tfds"
+
+
 def test_quick_table_runs_resumes_and_collects(tmp_path):
     flags = ("--table=5", "--quick", "--arms=ema", "--seeds=0", f"--workdir={tmp_path}")
     done = run_program(PROGRAM, *flags)
@@ -205,13 +280,13 @@ def test_quick_table_runs_resumes_and_collects(tmp_path):
     result = json.loads((results / "table5_digits.json").read_text())
     rows = {(row["arm"], row["weights"], row["path"]): row["top1"] for row in result["rows"]}
     assert len(rows) == 4
-    table = json.loads((tmp_path / "table5_ema_s0" / "tables" / "paths.json").read_text())
+    table = json.loads((tmp_path / "table5_digits_ema_s0" / "tables" / "paths.json").read_text())
     assert rows["ema", "saved", "slimmest"] == pytest.approx(table[0]["top1"])
     assert rows["ema", "saved", "widest"] == pytest.approx(table[-1]["top1"])
     assert all(run["hours"] > 0 for run in result["record"]["runs"])
     again = run_program(PROGRAM, *flags)
     assert again.returncode == 0, again.stderr
-    assert "table5_ema_s0 is finished" in again.stdout
+    assert "table5_digits_ema_s0 is finished" in again.stdout
     assert "$ python" not in again.stdout
 
 
@@ -279,8 +354,8 @@ def test_quick_table_of_transfer(tmp_path):
     result = json.loads((tmp_path / "results" / "table3_digits.json").read_text())
     arms = {row["arm"] for row in result["rows"]}
     assert arms == {arm.name for arm in TABLES["3"].arms}
-    config = json.loads((tmp_path / "table3_with_transfer_s0" / "config.json").read_text())
-    assert config["gates_from"].endswith("tablepretraining_tiny_imagenet_gate_s0")
+    config = json.loads((tmp_path / "table3_digits_with_transfer_s0" / "config.json").read_text())
+    assert config["gates_from"].endswith("tablepretraining_digits_tiny_imagenet_gate_s0")
     seconds = {contrast["second"] for contrast in result["contrasts"]}
     assert "from_scratch" in seconds
 

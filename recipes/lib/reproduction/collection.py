@@ -7,14 +7,12 @@ import platform
 import subprocess
 
 import numpy as np
-from keras_dsnet_recipes.lib.reproduction import comparison, gate_rows, hits, peers, planned_runs
+from keras_dsnet_recipes.lib.reproduction import comparison, gate_rows, hits, peers
 from keras_dsnet_recipes.lib.reproduction.paper_tables import STAGE_1
 from keras_dsnet_recipes.lib.reproduction.planned_runs import is_finished
+from keras_dsnet_recipes.lib.reproduction.run_checks import check_runs
 
 RECORD = "reproduce.json"
-# Flags that may differ between the runs of a table, beside those of the arms.
-_FREE = ("seed", "data_dir", "supernet", "checkpoint_steps", "__paths__")
-_FREE += ("gates_from", "places", "weights")
 # The rows of routings, by the paths of contrasts that are measured above the line.
 _ROUTED = {"gate": "dynamic", "confidence": "confidence"}
 
@@ -36,7 +34,8 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         of peers "lines", for one of gates "shares" and "static".
 
     Raises:
-        ValueError: If no run is finished, or the runs differ by more than the flags of their arms.
+        ValueError: If no run is finished, the runs differ by more than the flags of their arms, or
+            test images are to be read before all runs are finished.
     """
     own = [run for run in runs if run.arm in table.arms]
     done = [run for run in own if is_finished(workdir / run.name)]
@@ -45,8 +44,14 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
             f"no run of {table.title} is finished in {workdir}. Expected: "
             f"{', '.join(run.name for run in own) or 'a table with arms'}"
         )
+    missing = [run.name for run in own if run not in done]
+    if split and missing:
+        raise ValueError(
+            "--read_test reads the test images once, when all runs are finished; --arms and "
+            f"--seeds name fewer. Received: {', '.join(missing)} not finished"
+        )
     configs = {run.name: _read(workdir / run.name / "config.json") for run in done}
-    _check_same(table, done, configs)
+    check_runs(table.title, *_with_supernets(done, configs, workdir), data)
     drawn, refused = {}, {}
     if table.peers:
         measured = peers.Peers(table, done, workdir, split, data_dir)
@@ -61,6 +66,7 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         judged = [run for run in done if run.name not in refused]
         contrasts = [_contrast(contrast, judged, measured) for contrast in table.contrasts]
         drawn = _gates(judged, measured)
+        drawn["not_compared"] = _not_compared(table.contrasts, contrasts, judged, measured)
     contrasts = [contrast for contrast in contrasts if contrast]
     verdicts = [row["verdict"] for row in contrasts if row["verdict"] is not None]
     claimed = sum(c.paper is not None or c.sign for c in table.contrasts)
@@ -79,7 +85,7 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         "record": {
             **versions(),
             "runs": [_record(run, workdir, configs[run.name]) for run in done],
-            "not_finished": [run.name for run in own if run not in done],
+            "not_finished": missing,
         },
     }
 
@@ -219,14 +225,45 @@ def _gates(runs, measured):
     return {"shares": shares, "static": static}
 
 
+def _with_supernets(runs, configs, workdir):
+    """Returns runs and their configs, with those of their supernets that were trained for them."""
+    supernets = {run.supernet.name: run.supernet for run in runs if run.supernet}
+    paths = {name: workdir / name / "config.json" for name in supernets if name not in configs}
+    found = {name: _read(path) for name, path in paths.items() if path.is_file()}
+    return [*runs, *(supernets[name] for name in found)], configs | found
+
+
+def _not_compared(contrasts, rows, runs, measured):
+    """Returns the contrasts of arms that have run, for which a line does not reach as far."""
+
+    def has_run(name):
+        return name == "line" or {run.arm.name for run in runs} >= set(name.split("+"))
+
+    def has_gates(contrast):
+        first = [run for run in runs if run.arm.name == contrast.first]
+        return all(measured.shares(run) is not None for run in first)
+
+    return [
+        f"{contrast.first} - {contrast.second}, {contrast.path}"
+        for contrast, row in zip(contrasts, rows)
+        if row is None
+        and has_run(contrast.first)
+        and has_run(contrast.second)
+        and (contrast.path not in ("dynamic", *_ROUTED) or has_gates(contrast))
+    ]
+
+
 def _line(found, path):
     static = hits.static_paths(found)
     hit, madds = [row["hits"] for row in static], [row["madds"] for row in static]
-    return comparison.static_line(hit, madds, found[_ROUTED[path]]["madds"])
+    # Slimming heads are counted, so that gates which take the widest only cost more than it does.
+    at = min(found[_ROUTED[path]]["madds"], max(madds))
+    return comparison.static_line(hit, madds, at)
 
 
 def _contrast(contrast, runs, measured):
     """Returns the row of a contrast, or None if one of its arms has no finished run."""
+    runs = _of_common_seeds(contrast, runs)
 
     def runs_of(*names):
         return [run for run in runs if run.arm.name in names]
@@ -251,7 +288,11 @@ def _contrast(contrast, runs, measured):
     paired = is_line or contrast.first == contrast.second
     # Only arms of the same path say how far the seeds of these two differ.
     pooled = not paired and second_path == contrast.path and "+" not in contrast.second
-    names = sorted({run.arm.name for run in runs} - {contrast.first, contrast.second})
+    names = {run.arm.name for run in runs} - {contrast.first, contrast.second}
+    if contrast.path in ("slimmest", "widest"):
+        # The static widths of gates are those of their supernets, not further seeds.
+        names -= {run.arm.name for run in runs if run.supernet}
+    names = sorted(names)
     others = {name: found for name in names if pooled and (found := arm(name)) is not None}
     arrays, groups = _grouped(
         [first, second, *others.values()],
@@ -260,6 +301,19 @@ def _contrast(contrast, runs, measured):
     )
     found = comparison.difference(*arrays[:2], arrays[2:], paired=paired, groups=groups)
     return comparison.contrast_row(contrast, found, second_path=second_path)
+
+
+def _of_common_seeds(contrast, runs):
+    """Returns runs without the seeds of two arms of gates that only one of both has.
+
+    Where some seeds are missing, the means of both would weigh the supernets differently.
+    """
+    both = [[run for run in runs if run.arm.name == n] for n in (contrast.first, contrast.second)]
+    if not all(both) or not all(run.supernet for each in both for run in each):
+        return runs
+    common = set.intersection(*({run.seed for run in each} for each in both))
+    left_out = [run for each in both for run in each if common and run.seed not in common]
+    return [run for run in runs if run not in left_out]
 
 
 def _grouped(arrays, runs, paired):
@@ -283,26 +337,6 @@ def _grouped(arrays, runs, paired):
     origins = [names or range(len(array)) for names, array in zip(origins, arrays)]
     merged = [comparison.merge_groups(*pair) for pair in zip(arrays, origins)]
     return merged, [[0] * len(array) for array in merged]
-
-
-def _check_same(table, runs, configs):
-    arms = [flag for run in runs for flag in run.arm.flags]
-    allowed = {*_FREE, *(flag.lstrip("-").split("=")[0] for flag in arms)}
-    allowed |= {name.removeprefix("no") for name in allowed}
-    allowed |= {"train_split"} if any(run.arm.own_images for run in runs) else set()
-    if "topology" in allowed:
-        # A plain network has one width, which is trained alone.
-        allowed.add("alone")
-    for config in {run.arm.config for run in runs}:
-        same = [configs[run.name] for run in runs if run.arm.config == config]
-        different = planned_runs.differing_flags(same, allowed)
-        if different:
-            name = different[0]
-            values = sorted({str(config.get(name)) for config in same})
-            raise ValueError(
-                f"the runs of {table.title} must have one schedule, augmentation and data. "
-                f"Received: --{name} of {' and '.join(values)}"
-            )
 
 
 def _drops(runs, workdir):

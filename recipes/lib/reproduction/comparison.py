@@ -11,6 +11,8 @@ An arm is an array of hits `[seeds, images]`, in [0, 1]. Two sources of chance a
 Gates of several seeds share a supernet. A group is the rows of an arm that share one; deviations
 are those from the mean of the group, so that the interval holds for these supernets and not for
 others. `merge_groups` makes each supernet a seed instead, where arms of other supernets follow.
+Where all gates of a group choose the same, they are copies of one network, which tell nothing of
+the deviation between the seeds of other arms.
 
 The interval of the verdict adds both variances. Its degrees of freedom are those of Welch and
 Satterthwaite. The deviation over images includes a part of the deviation over seeds, so that this
@@ -235,6 +237,8 @@ def student_t(freedom: float, level: float = LEVEL) -> float:
         freedom: Float above 0, degrees of freedom.
         level: Float, the probability of the interval.
     """
+    # Beyond, `freedom / (freedom + t^2)` is rounded to 1.
+    freedom = min(freedom, _MANY)
     # SciPy comes with scikit-learn only, so the quantile is found by bisection: the probability of
     # |T| > t is the regularised incomplete beta function of `freedom / (freedom + t^2)`.
     target, low, high = 1 - level, 0.0, 1.0
@@ -263,13 +267,28 @@ def _as_hits(hits, name):
 
 def _pooled_error(arms, groups):
     """Returns the standard error of the difference of the first two arms, and its freedom."""
-    means = [arm.mean(axis=1) for arm in arms]
-    found = [_deviation(mean, group) for mean, group in zip(means, groups, strict=True)]
+    kept = [_without_copies(arm, group) for arm, group in zip(arms, groups, strict=True)]
+    if min(len(arm) for arm in arms[:2]) < 2:
+        return 0.0, 0
+    if not any(len(arm) for arm, _ in kept[:2]):
+        return 0.0, _MANY
+    found = [_deviation(arm.mean(axis=1), group) for arm, group in kept if len(arm)]
     freedom = sum(free for _, free in found)
-    if not freedom or min(len(mean) for mean in means[:2]) < 2:
+    if not freedom:
         return 0.0, 0
     squares = sum(square for square, _ in found)
-    return math.sqrt(squares / freedom * (1 / len(means[0]) + 1 / len(means[1]))), freedom
+    return math.sqrt(squares / freedom * (1 / len(arms[0]) + 1 / len(arms[1]))), freedom
+
+
+def _without_copies(arm, group):
+    """Returns an arm and the groups of its rows without those groups whose rows are all equal."""
+    if len(group) != len(arm):
+        raise ValueError(f"Each row needs a group. Received: {len(arm)} rows, {len(group)} groups")
+    rows = {name: [i for i, other in enumerate(group) if other == name] for name in group}
+    equal = {name for name, each in rows.items() if not np.ptp(arm[each], 0).any()}
+    copies = {name for name in equal if len(rows[name]) > 1}
+    kept = [index for index, name in enumerate(group) if name not in copies]
+    return arm[kept], [group[index] for index in kept]
 
 
 def _paired_error(differences, group):
@@ -281,10 +300,6 @@ def _paired_error(differences, group):
 
 def _deviation(means, group):
     """Returns the sum of squares of deviations from the means of groups, and its freedom."""
-    if len(group) != len(means):
-        raise ValueError(
-            f"Each row needs a group. Received: {len(means)} rows, {len(group)} groups"
-        )
     members = [means[[name == other for other in group]] for name in dict.fromkeys(group)]
     squares = sum(float(((m - m.mean()) ** 2).sum()) for m in members)
     return squares, len(means) - len(members)

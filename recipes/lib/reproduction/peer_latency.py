@@ -22,7 +22,7 @@ def load(path):
 
 
 def measure(table, runs, workdir, path):
-    """Times the networks of the first seed of a table, with one thread, in turns.
+    """Times the network of the first finished seed of each arm, with one thread, in turns.
 
     A network that routes by confidence is timed twice: with a threshold of 0, where every image
     stops at the first step, and with 1, where every image goes on. An early-exit network is timed
@@ -42,9 +42,11 @@ def measure(table, runs, workdir, path):
     from keras_dsnet.utils.atomic_file import atomic_file
 
     done = finished(table, runs, workdir)
-    seed = min(run.seed for run in done)
+    firsts = {}
+    for run in sorted(done, key=lambda run: run.seed):
+        firsts.setdefault(run.arm.name, run)
     files = {}
-    for run in (run for run in done if run.seed == seed):
+    for run in firsts.values():
         folder = pathlib.Path(workdir) / "files" / run.name
         folder.mkdir(parents=True, exist_ok=True)
         export = _export_exits if run.arm.program == EARLY_EXIT else _export_network
@@ -54,26 +56,26 @@ def measure(table, runs, workdir, path):
     measured = {name: middle for name, (_, middle) in pairs.items()}
     for peer in table.peers:
         if peer.routed and len(peer.arms) > 1:
-            measured |= _cascade(peer, done, seed, measured)
+            measured |= _cascade(peer, done, firsts, measured)
     # Other seeds are the same network with other weights.
     for run in done:
-        first = next(each.name for each in done if each.arm == run.arm and each.seed == seed)
+        first = firsts[run.arm.name].name
         for name in [name for name in measured if name.partition("/")[0] == first]:
             measured[name.replace(first, run.name, 1)] = measured[name]
-    content = {"ms": measured, "min_and_median": pairs, "seed": seed}
+    content = {"ms": measured, "min_and_median": pairs}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(json.dumps(content, indent=1) + "\n")
     return measured
 
 
-def _cascade(peer, done, seed, measured):
+def _cascade(peer, done, first_runs, measured):
     """Returns the latency of a cascade: that of the networks which run one after the other."""
     by_arm = {(run.arm.name, run.seed): run for run in done}
     found = {}
     for each in {run.seed for run in done}:
         runs = [by_arm.get((arm, each)) for arm in peer.arms]
-        firsts = [by_arm.get((arm, seed)) for arm in peer.arms]
+        firsts = [first_runs.get(arm) for arm in peer.arms]
         if not all(runs) or not all(firsts):
             continue
         total = 0.0

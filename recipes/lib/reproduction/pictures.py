@@ -1,5 +1,7 @@
 """Pictures of the results of a table."""
 
+from keras_dsnet_recipes.lib.reproduction.planned_runs import arm_of
+
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MS = "milliseconds of an image, LiteRT, one thread"
 # The endings of the names of the files, and what they show.
@@ -74,7 +76,7 @@ def plot_curves(result, path):
     figure, axes = _figure(4)
     arms = []
     for name, curve in result["curves"].items():
-        arm = _arm(name)
+        arm = arm_of(name)
         label = None if arm in arms else arm.replace("_", " ")
         arms += [] if arm in arms else [arm]
         color = _COLORS[arms.index(arm) % len(_COLORS)]
@@ -164,8 +166,9 @@ def plot_shares(shares, path):
 
     arms = {}
     for name, gates in shares.items():
-        arms.setdefault(_arm(name), []).append(gates)
-    widths = sorted({width for seeds in arms.values() for gate in seeds[0] for width in gate})
+        arms.setdefault(arm_of(name), []).append(gates)
+    every = [gate for seeds in arms.values() for gates in seeds for gate in gates]
+    widths = sorted({width for gate in every for width in gate})
     columns = min(len(arms), 4)
     rows = -(-len(arms) // columns)
     figure = Figure(figsize=(1.5 + 2.3 * columns, 0.6 + 2.2 * rows), layout="constrained")
@@ -189,11 +192,6 @@ def plot_shares(shares, path):
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=160)
-
-
-def _arm(run):
-    """Returns the name of the arm of a run, such as "ema" of "table5_ema_s0"."""
-    return run.partition("_")[2].rpartition("_s")[0]
 
 
 def _figure(height):

@@ -122,9 +122,26 @@ def _make_run(table, arm, seed, data, quick):
         flags += _QUICK_SPLITS[arm.program]
     if arm.own_images:
         flags.append(f"--train_split={_OWN_IMAGES['digits' if quick else data]}")
-    middle = "" if data == "cifar10" else f"{data}_"
+    # Runs of seconds must never be taken for those of the table.
+    middle = ("digits_" if quick else "") + ("" if data == "cifar10" else f"{data}_")
     name = f"table{table.name}_{middle}{arm.name}_s{seed}"
     return Run(arm, seed, name, supernet, (*flags, f"--seed={seed}"), needs, data)
+
+
+def arm_of(name):
+    """Returns the name of the arm of a run, such as "ema" of "table5_ema_s0".
+
+    Args:
+        name: Str, the name of a `Run`.
+    """
+    return without_data(name.partition("_")[2]).rpartition("_s")[0]
+
+
+def without_data(name):
+    """Returns the name of a run, without its table, less the names of the data it begins with."""
+    for data in ("digits", "tiny_imagenet"):
+        name = name.removeprefix(f"{data}_")
+    return name
 
 
 def _find_arm(place):
@@ -135,19 +152,3 @@ def _find_arm(place):
 def is_finished(folder):
     """Returns whether a run in a folder has written its last table."""
     return (pathlib.Path(folder) / "tables" / "paths.json").is_file()
-
-
-def differing_flags(configs, allowed):
-    """Returns the flags, beside the allowed ones, that differ between the runs of a table.
-
-    Args:
-        configs: List of dicts, the contents of `config.json` of each run.
-        allowed: Names of flags that are meant to differ.
-
-    Returns:
-        Sorted list of names. An empty list means one schedule, augmentation and data for all.
-    """
-    names = {name for config in configs for name in config} - set(allowed)
-    # A run of an older version lacks the flags that came later.
-    values = {name: [config[name] for config in configs if name in config] for name in names}
-    return sorted(name for name in names if any(v != values[name][0] for v in values[name]))

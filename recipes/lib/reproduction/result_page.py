@@ -7,7 +7,7 @@ from keras_dsnet_recipes.lib.reproduction.detection_row import detection_row
 from keras_dsnet_recipes.lib.reproduction.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
 from keras_dsnet_recipes.lib.reproduction.paper_tables import ELSEWHERE, TABLES
 from keras_dsnet_recipes.lib.reproduction.pictures import PICTURES
-from keras_dsnet_recipes.lib.reproduction.planned_runs import plan
+from keras_dsnet_recipes.lib.reproduction.planned_runs import plan, without_data
 
 _INTRODUCTION = """\
 # The paper's tables on small photographs
@@ -33,7 +33,9 @@ python recipes/reproduce.py --list
 - An interval is of 95 % over seeds and images: Student's t over seeds, with a deviation that is
   pooled over the arms of the table, and a paired bootstrap over images; the variances add up. Where
   gates of several seeds share a supernet, the interval holds for the supernets of the table, not
-  for others.
+  for others. Gates of the supernet's own design all start from the heads that it was made with, so
+  that their seeds differ in the order of the images and in the noise; those of another design
+  start from new heads.
 - The gates of a DS-ResNet are reported only if its widest has 80 % or more on the images of every
   choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*. Those of
   the DS-MBNet start from the one supernet that [comes with the package](cifar10.md).
@@ -188,12 +190,8 @@ def _commands():
             continue
         configs = {pathlib.Path(run.arguments[0]).stem for run in plan(table)}
         files = ", ".join(f"`recipes/configs/{name}.cfg`" for name in sorted(configs))
-        # The networks of Table 3 are trained on another data set first.
-        needed = any(run.data == "tiny_imagenet" for run in plan(table))
-        flag = " --pretraining_dir=/data/tiny-imagenet-200" * needed
-        lines.append(
-            f"- {table.title}: `python recipes/reproduce.py --table={table.name}{flag}`, {files}."
-        )
+        flags = f"--table={table.name} {_pretraining_flag(table)}".strip()
+        lines.append(f"- {table.title}: `python recipes/reproduce.py {flags}`, {files}.")
     return lines
 
 
@@ -261,7 +259,7 @@ def _heading(result):
 
 
 def _short(name, result):
-    return name.removeprefix(f"table{result['table']}_")
+    return without_data(name.removeprefix(f"table{result['table']}_"))
 
 
 def _command(result):
@@ -270,9 +268,26 @@ def _command(result):
     test = " --read_test" if result.get("read_test") else ""
     arms = ""
     if _missing(result):
-        arms = f"--arms={','.join(dict.fromkeys(row['arm'] for row in result['rows']))} "
+        arms = f"--arms={','.join(_measured_arms(result))} "
     line = f"python recipes/reproduce.py --table={result['table']}{data} --seeds={seeds}{test} \\"
-    return f"```\n{line}\n    {arms}--data_dir=/data/tfds --workdir=runs/reproduce\n```"
+    folders = {"digits": "", "tiny_imagenet": "--data_dir=/data/tiny-imagenet-200 "}
+    folders = folders.get(result["data"], "--data_dir=/data/tfds ")
+    if result["data"] == "cifar10":
+        folders += _pretraining_flag(TABLES[result["table"]])
+    return f"```\n{line}\n    {arms}{folders}--workdir=runs/reproduce\n```"
+
+
+def _measured_arms(result):
+    """Returns the arms of the rows of a result; a row of a peer is of all arms of the peer."""
+    peers = {peer.name: peer.arms for peer in TABLES[result["table"]].peers}
+    names = dict.fromkeys(row["arm"] for row in result["rows"])
+    return dict.fromkeys(arm for name in names for arm in peers.get(name, (name,)))
+
+
+def _pretraining_flag(table):
+    """Returns the flag of the data set that the networks of a table are trained on first."""
+    needed = any(run.data == "tiny_imagenet" for run in plan(table))
+    return "--pretraining_dir=/data/tiny-imagenet-200 " * needed
 
 
 def _record(record):
