@@ -312,7 +312,8 @@ def make_trainer(model, total_steps, steps_per_epoch):
     schedule = cosine_schedule(
         scaled,
         total_steps,
-        warmup_steps=round(FLAGS.warmup_epochs * steps_per_epoch),
+        # Rounding must not make the whole run a warm-up.
+        warmup_steps=min(round(FLAGS.warmup_epochs * steps_per_epoch), total_steps - 1),
     )
     trainer.compile(L2SGD(schedule, weight_decay=FLAGS.weight_decay))
     return trainer

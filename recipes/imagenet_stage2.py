@@ -53,7 +53,10 @@ shared.define_path(
     "Defaults to new ones.",
 )
 training_flags.define_variant("Variant of the paper whose routes and loss weights are used.")
-shared.define_routes("Candidate widths, such as 0,1,2,3. Defaults to those of --variant.")
+shared.define_routes(
+    "Candidate widths, such as 0,1,2,3. Defaults to those of --variant, of --gates_from, or of "
+    "--supernet."
+)
 _DESIGN = "that of --gates_from, else of --supernet"
 training_flags.define_gate_design(_DESIGN, _DESIGN, _DESIGN)
 training_flags.define_schedule(10, 0.05)
@@ -162,6 +165,8 @@ def load_supernet():
     model = with_slimming_head(model, **design)
     if gates is not None:
         copy_slimming_heads(gates, model)
+        # The scores of the other widths were never trained.
+        model.routes = gates.routes
     if model.routing != "gate":
         print(
             f"note: --supernet={FLAGS.supernet} routes by {model.routing}. The network of this run "
@@ -182,7 +187,7 @@ def choose_image_size(model):
 
 
 def choose_routes(model):
-    """Returns the candidate widths, from --routes, --variant or the supernet."""
+    """Returns the candidate widths, from --routes, --variant, --gates_from or the supernet."""
     return tuple(FLAGS.routes or variant_routes(model, FLAGS.variant) or model.routes)
 
 
@@ -214,8 +219,13 @@ def check_classes(model, source):
     )
 
 
-def make_trainer(model):
-    """Returns the trainer that the flags describe, not compiled yet."""
+def make_trainer(model, size):
+    """Returns the trainer that the flags describe, not compiled yet.
+
+    Args:
+        model: The supernet.
+        size: `(height, width)` of the images.
+    """
     from keras_dsnet.training import GateTrainer
 
     routes = choose_routes(model)
@@ -235,6 +245,7 @@ def make_trainer(model):
         temperature=FLAGS.temperature,
         estimator=FLAGS.estimator,
         seed=FLAGS.seed,
+        input_shape=(*size, 3),
     )
 
 
@@ -271,8 +282,8 @@ def main(_):
     run.open_workdir(check_only=True)
     with run.prepare_machine():
         model = load_supernet()
-        trainer = make_trainer(model)
         size = choose_image_size(model)
+        trainer = make_trainer(model, size)
         train, evaluation = data.load_sources()
         for source in (train, evaluation):
             check_classes(model, source)

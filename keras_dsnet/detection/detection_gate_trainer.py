@@ -128,7 +128,7 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config["detector"] = config.pop("model")
-        del config["estimator"]
+        del config["estimator"], config["input_shape"]
         return {**config, "score_threshold": self.score_threshold}
 
 

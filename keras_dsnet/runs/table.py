@@ -107,8 +107,10 @@ def _flat_columns(rows):
 
 
 def _is_nested(value):
+    # The hits of every image are no column either.
     entries = value if isinstance(value, list) else [value]
-    return any(isinstance(entry, (dict, list)) for entry in entries)
+    kinds = (dict, list, bool) if isinstance(value, list) else dict
+    return any(isinstance(entry, kinds) for entry in entries)
 
 
 def _column(key, values):
@@ -149,4 +151,5 @@ def _plain(value):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
-    return value.item() if hasattr(value, "item") else value
+    # The hits of every image are an array.
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -109,6 +109,7 @@ class TrainingRun:
             "images": num_images,
             "steps_per_epoch": steps_per_epoch,
         }
+        self._has_state = False
         self._loop = None
         if is_multi_worker(trainer.distribute_strategy):
             self._loop = DistributedLoop(trainer)
@@ -154,6 +155,13 @@ class TrainingRun:
         state = self.checkpoint.read_meta()
         return state is not None and state["step"] >= self.epochs * self.steps_per_epoch
 
+    def holds_last_epoch(self) -> bool:
+        """Returns whether the variables of this process have the values after the last epoch.
+
+        They do not before `fit`, nor where `fit` has refused to go on with a finished run.
+        """
+        return self._has_state and self.is_complete()
+
     def fit(self) -> int:
         """Trains to the last epoch. A run that had ended goes on if `epochs` is larger now.
 
@@ -176,6 +184,7 @@ class TrainingRun:
         start = state["step"] if state else 0
         if self._loop:
             start = self._loop.broadcast(self.variables(), start)
+        self._has_state = True
         total = self.epochs * self.steps_per_epoch
         if state:
             before = state.get("epochs") or self.epochs

@@ -69,6 +69,8 @@ class GateTrainer(NetworkTrainer):
             classes then counts for both routes, and labels do not matter, except with `"give_up"`:
             an image that the widest route gets wrong keeps the target `e_1`. Defaults to `False`,
             the paper's targets.
+        input_shape: Tuple `(height, width, 3)` in pixels, the images whose multiply-adds count, for
+            a model of open image size. Defaults to the model's.
         **kwargs: Keyword arguments of `keras.Model`. `dtype` defaults to the dtype policy of
             `model`.
 
@@ -105,6 +107,7 @@ class GateTrainer(NetworkTrainer):
         estimator: str = "straight_through",
         seed: int = 0,
         soft_targets: bool = False,
+        input_shape: Sequence[int] | None = None,
         **kwargs: Any,
     ):
         super().__init__(model, **kwargs)
@@ -123,6 +126,8 @@ class GateTrainer(NetworkTrainer):
         self.temperature = check_number("temperature", temperature, "positive", lambda t: t > 0)
         self.estimator = estimator
         self.seed = check_int("seed", seed, -(2**31))
+        # Under another name than that of the property of Keras.
+        self._image_shape = None if input_shape is None else tuple(input_shape)
         self._use_routes()
         names = ["loss", "classification_loss", "complexity_loss", "sgs_loss"]
         names += ["accuracy", "gate_accuracy", "easy"]
@@ -138,7 +143,7 @@ class GateTrainer(NetworkTrainer):
     def _use_routes(self):
         """Makes `routes` those of the model, and prepares the costs of its paths."""
         self.model.replace_routes(self.routes)
-        self.choice_madds = ChoiceMAdds(self.model, self.routes)
+        self.choice_madds = ChoiceMAdds(self.model, self.routes, self._image_shape)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -188,8 +193,10 @@ class GateTrainer(NetworkTrainer):
             replicas = self.distribute_strategy.num_replicas_in_sync
             scaled = self.optimizer.scale_loss(losses["loss"] / replicas)
         gradients = tape.gradient(scaled, variables)
+        # The step moves a schedule on.
+        rate = tf.identity(self.optimizer.learning_rate)
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
-        return {**self._report(losses, results), "learning_rate": self.optimizer.learning_rate}
+        return {**self._report(losses, results), "learning_rate": rate}
 
     def _after_step(self):
         if not self.model.gates_trained:
@@ -419,6 +426,7 @@ class GateTrainer(NetworkTrainer):
             "temperature": self.temperature,
             "estimator": self.estimator,
             "seed": self.seed,
+            "input_shape": self._image_shape,
         }
 
 
@@ -449,11 +457,12 @@ class ChoiceMAdds:
     Args:
         network: `DynamicSlimmableNetwork`.
         routes: Tuple of ints, candidate widths of the gates.
+        input_shape: `(height, width, 3)` of the images. Defaults to the network's.
     """
 
-    def __init__(self, network, routes):
-        self._front, self._sections = section_costs(network, routes)
-        self._widest = network.madds("widest")
+    def __init__(self, network, routes, input_shape=None):
+        self._front, self._sections = section_costs(network, routes, input_shape)
+        self._widest = network.madds("widest", input_shape)
 
     def relative(self, choices):
         """Returns the ratio of the MAdds to those of the widest path, the base of Eq. 11.

@@ -1,5 +1,6 @@
 """Recalibration: new batch-norm statistics for every path after training (Section 4)."""
 
+import collections
 import contextlib
 from collections.abc import Iterable
 from typing import Any
@@ -92,26 +93,31 @@ def recalibrate_batch_norm(
 def _run(model, paths, batches):
     """Moves the statistics of `paths` to their means over the batches, and yields after each one.
 
-    Paths with the same front share the statistics of the front, which move once per batch.
+    A section runs once per batch for all paths that are the same up to it. Behind several gates,
+    paths that differ before a section can share its statistics, which are the mean over all.
     """
-    fronts = {}
-    for path in paths:
-        fronts.setdefault((path.widths[0], path.statistics[0]), []).append(path)
-    run_front, run_tail = _traced(model)
-    for count, images in enumerate(batches):
-        # The mean after i batches is (i * old + new) / (i + 1), a momentum of i / (i + 1).
-        momentum = tf.constant(count / (count + 1.0), tf.float32)
-        for group in fronts.values():
-            features = run_front(images, momentum, group[0])
-            for path in group:
-                run_tail(features, tf.constant(path.widths), tf.constant(path.statistics), momentum)
+    run_section = _traced(model)
+    updates = collections.Counter()
+    for images in batches:
+        outputs = {}
+        for path in paths:
+            features = images
+            for section in range(model.num_gates + 1):
+                begin = path.widths[: section + 1], path.statistics[: section + 1]
+                if begin not in outputs:
+                    row = section, path.statistics[section]
+                    # The mean of n + 1 values is (n * mean of n + new) / (n + 1).
+                    momentum = tf.constant(updates[row] / (updates[row] + 1.0), tf.float32)
+                    outputs[begin] = run_section(section, features, path, momentum)
+                    updates[row] += 1
+                features = outputs[begin]
         yield
 
 
 def _traced(model):
-    """Returns traced functions that update the statistics before and after the first gate.
+    """Returns a function that runs a section and updates its statistics.
 
-    One trace of each serves all paths.
+    Behind the first gate one trace of a section serves all paths.
     """
 
     @tf.function(autograph=False, reduce_retracing=True)
@@ -120,12 +126,18 @@ def _traced(model):
         return model.run_sections(images, path, last=0, executor=executor)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def tail(features, widths, rows, momentum):
+    def tail(features, widths, rows, momentum, section):
         path = Path(tuple(tf.unstack(widths)), tuple(tf.unstack(rows)))
         executor = _StatisticsExecutor(path, training=True, momentum=momentum)
-        model.run_sections(features, path, first=1, executor=executor)
+        return model.run_sections(features, path, section, section, executor)
 
-    return front, tail
+    def run_section(section, features, path, momentum):
+        if section == 0:
+            return front(features, momentum, path)
+        widths, rows = tf.constant(path.widths), tf.constant(path.statistics)
+        return tail(features, widths, rows, momentum, section)
+
+    return run_section
 
 
 class _StatisticsExecutor(SlicedExecutor):

@@ -212,11 +212,13 @@ class SupernetTrainer(NetworkTrainer):
         images, labels, weights = self.unpack(data, "a training batch", training=True)
         subnetworks = self._subnetworks(self.draw_widths())
         losses, outputs, gradients = self._gradients(images, labels, subnetworks, weights)
+        # The step moves a schedule on.
+        rate = tf.identity(self.optimizer.learning_rate)
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._average.update(self.optimizer.iterations, replicas)
         logs = self._report(self._training_values(losses, outputs, labels), images)
-        return {**logs, "learning_rate": self.optimizer.learning_rate}
+        return {**logs, "learning_rate": rate}
 
     def draw_widths(self) -> tf.Tensor:
         """Draws the random paths of a step.

@@ -34,10 +34,9 @@ def open_workdir(check_only=False):
     """
     from keras_dsnet.runs import ConfigMismatchError, WorkDir
 
-    make = WorkDir
-    if check_only:
-        make = WorkDir.check
-    elif not is_chief():
+    make = WorkDir.check if check_only else WorkDir
+    if not is_chief():
+        # The paths of another worker may differ from those of the chief, which the folder has.
         make = WorkDir.reader
     config = run_flags.configuration()
     try:
@@ -141,6 +140,8 @@ def make_training(trainer, workdir, make_dataset, source, evaluate, **options):
 def fit(training, save):
     """Trains to the last epoch and saves the network, even if the last evaluation failed.
 
+    A network that a finished run has saved stays as it is where the run is refused.
+
     Args:
         training: A `TrainingRun`.
         save: Function without arguments that saves the network.
@@ -153,7 +154,7 @@ def fit(training, save):
         with _checkpoint_at_end(training):
             training.fit()
     except Exception:
-        if training.is_chief and training.is_complete():
+        if training.is_chief and training.holds_last_epoch():
             save()
         raise
     # The network is saved before any later step can fail.
@@ -171,9 +172,18 @@ def _checkpoint_at_end(training):
         yield
         return
     number = signal.SIGTERM
-    before = signal.signal(number, lambda *_: training.stop())
+    received = []
+
+    def stop(*_):
+        received.append(number)
+        training.stop()
+
+    before = signal.signal(number, stop)
     try:
         yield
+        if received:
+            # After the last step nothing reads the request.
+            raise start.ended_by(number)
     except RunStoppedError:
         # On this worker or another one.
         raise start.ended_by(number) from None

@@ -1,13 +1,16 @@
 """The soak: short forms of its parts, and that it finds what is wrong."""
 
 import json
+import os
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras_dsnet_recipes.lib.soak import disk, predictions
-from keras_dsnet_recipes.lib.soak.files import damaged_files, differences
+from keras_dsnet_recipes.lib.soak.files import damaged_files, differences, temporary_files
+from keras_dsnet_recipes.lib.soak.kills import kill_at
 from keras_dsnet_recipes.lib.soak.results import Results, summary
 from programs import run_program
 from routed_networks import SHORT_SPEC, small_network
@@ -77,6 +80,61 @@ def test_a_wrong_prediction_a_new_trace_and_an_error_are_found(network, monkeypa
     assert len(problems) == 4
     assert "a broken thread" in problems[0]
     assert problems[2].startswith("outputs differ by 1 ")
+
+
+class Traced:
+    """A network that makes some traces at its first call."""
+
+    def __init__(self, traces):
+        self.trace_count, self._traces = 0, traces
+
+    def run_dynamic(self, batch):
+        self.trace_count = self._traces
+        outputs = tf.zeros((len(batch), 1))
+        return outputs, tf.cast(outputs, tf.int32)
+
+
+def test_traces_made_twice_are_found_after_those_of_other_routings(monkeypatch, results):
+    # The first one is the reference, which one thread calls.
+    copies = iter([Traced(2), Traced(2), Traced(3), Traced(2)])
+    monkeypatch.setattr(predictions, "_copy", lambda network: next(copies))
+    network = Traced(4)
+    network.run_dynamic(np.zeros((1, 1)))
+    predictions.run_first_calls(results, network, np.zeros((4, 1), "float32"), 2, seed=0)
+    (row,) = results.rows
+    assert row["problems"] == ["1 traces made twice"]
+
+
+class Killed:
+    """A program that is killed at the second look, and starts to write a file or does not."""
+
+    def __init__(self, folder, writes):
+        self._folder, self._writes, self._looks = folder, writes, 0
+
+    def poll(self, seconds=0):
+        self._looks += 1
+        if self._writes and self._looks > 2:
+            temporary_path(self._folder / "m.tflite").touch()
+        return None if self._looks < 9 else 0
+
+    def processor_seconds(self):
+        return self._looks
+
+    def kill(self):
+        return -9
+
+
+@pytest.mark.parametrize("at_write", [False, True])
+def test_a_file_left_by_an_earlier_kill_is_not_being_written(tmp_path, at_write):
+    (tmp_path / temporary_path(tmp_path / "m.tflite").name.replace(str(os.getpid()), "1")).touch()
+    assert temporary_files(tmp_path)
+    assert kill_at(Killed(tmp_path, True), tmp_path, 1, at_write) == (-9, at_write)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    temporary_path(tmp_path / "m.tflite").touch()
+    # It ends by itself before a write begins.
+    code, is_writing = kill_at(Killed(tmp_path, False), tmp_path, 1, at_write)
+    assert (code, is_writing) == (0 if at_write else -9, False)
 
 
 def test_files_that_are_cut_or_differ_are_found(network, tmp_path):

@@ -47,6 +47,13 @@ def test_the_files_hold_the_values_as_they_are(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["accuracy.csv", "accuracy.json"]
 
 
+def test_hits_of_every_image_are_in_the_json_only(tmp_path):
+    rows = [{**ROWS[0], "hits": np.array([True, False])}]
+    assert "hits" not in write_table(rows, tmp_path, "hits")
+    assert "hits" not in (tmp_path / "hits.csv").read_text()
+    assert json.loads((tmp_path / "hits.json").read_text())[0]["hits"] == [True, False]
+
+
 def test_paths_of_several_gates_are_one_word(tmp_path):
     rows = [{"path": (0, 2, 3, 1), "madds": 5_000_000, "channels": (16, 32)}]
     text = write_table(rows, tmp_path, "paths")

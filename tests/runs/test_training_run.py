@@ -102,6 +102,28 @@ def test_a_run_does_not_go_on_with_other_classes_or_steps(tmp_path, capsys, capl
     assert "training images" not in "".join(capsys.readouterr())
 
 
+def test_a_finished_run_that_is_refused_does_not_hold_its_last_epoch(tmp_path):
+    data = {"class_names": ("ant", "bee"), "num_images": 5}
+    run = make_run(tmp_path, 1, **data)
+    assert not run.holds_last_epoch()
+    run.fit()
+    assert run.holds_last_epoch()
+    again = make_run(tmp_path, 1, **data)
+    assert not again.holds_last_epoch()
+    again.fit()
+    assert again.holds_last_epoch()
+    damaged = bytearray((tmp_path / "checkpoint.npz").read_bytes())
+    for change in ({"class_names": ("ant", "cat")}, {"steps_per_epoch": 1}, {}):
+        if not change:
+            damaged[len(damaged) // 2] ^= 1
+            (tmp_path / "checkpoint.npz").write_bytes(damaged)
+        refused = make_run(tmp_path, 1, **{**data, **change})
+        with pytest.raises(ValueError):
+            refused.fit()
+        assert refused.checkpoint.path.is_file()
+        assert not refused.holds_last_epoch()
+
+
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 
 

@@ -11,7 +11,13 @@ from keras_dsnet.models import (
     MobileNetStage,
     with_dtype,
 )
-from keras_dsnet.training import GateTrainer, describe_gates, evaluate_paths, static_gain
+from keras_dsnet.training import (
+    GateTrainer,
+    describe_gates,
+    evaluate_paths,
+    exponential_schedule,
+    static_gain,
+)
 from keras_dsnet.training.losses import gate_cross_entropy
 
 ROUTES = (0, 2, 3)
@@ -59,6 +65,34 @@ def right(network, images, labels, path):
 
 def chosen_of(results):
     return np.array(ROUTES)[np.argmax(results["choices"][0], axis=1)]
+
+
+def test_the_rate_of_the_log_is_the_rate_of_the_step():
+    images, labels = make_batch(8)
+    trainer = GateTrainer(make_network(), routes=ROUTES)
+    trainer.compile(keras.optimizers.SGD(exponential_schedule(0.05, 2)), run_eagerly=True)
+    rates = [
+        float(trainer.train_on_batch(images, labels, return_dict=True)["learning_rate"])
+        for _ in range(3)
+    ]
+    assert rates == pytest.approx([0.05, 0.05, 0.045])
+
+
+def test_a_network_of_open_image_size_counts_the_images_it_is_told():
+    fixed = make_network()
+    config = {**fixed.get_config(), "input_shape": (None, None, 3)}
+    network = DynamicSlimmableNetwork.from_config(config)
+    network.set_weights(fixed.get_weights())
+    with pytest.raises(ValueError, match=r"pass `input_shape=\(height, width, 3\)`"):
+        make_trainer(network)
+    images, labels = make_batch(8)
+    trainer = make_trainer(network, input_shape=(16, 16, 3))
+    expected = make_trainer(fixed)
+    logs, same = (
+        each.test_on_batch(images, labels, return_dict=True) for each in (trainer, expected)
+    )
+    assert logs["madds"] == same["madds"]
+    assert GateTrainer.from_config(trainer.get_config()).get_config()["input_shape"] == (16, 16, 3)
 
 
 @pytest.mark.parametrize("options", [{}, {"share_encoder": False}, {"slimming_head": "scalar"}])

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
 
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
 from keras_dsnet.models.executors import MaskedExecutor
 from keras_dsnet.training import (
     L2SGD,
@@ -249,3 +250,51 @@ def test_evaluation_gives_the_uniform_paths_and_a_share_for_every_gate(network):
         assert share == {int(w): np.mean(widths[:, gate] == w) for w in np.unique(widths[:, gate])}
     (row,) = evaluate_paths(network, [(IMAGES, LABELS)], paths=[(0, 2, 1)], dynamic=False)
     assert row["madds"] == network.madds((0, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("gates", "paths", "same"),
+    [
+        (1, [(2,), (2,)], [(2,)]),
+        # Behind the first gate both paths see the same features up to the second one.
+        (2, [(1, 0), (1, 2)], [(1, 0)]),
+    ],
+)
+def test_a_section_that_paths_share_is_recalibrated_once(gates, paths, same):
+    generator = np.random.default_rng(0)
+    batches = [generator.normal(scale=s, size=(8, 16, 16, 3)).astype("float32") for s in (1, 2, 4)]
+
+    def means(paths):
+        keras.utils.set_random_seed(0)
+        stages = [MobileNetStage(1, 2, (4, 6, 8), gated=gate) for gate in [False] + gates * [True]]
+        spec = MobileNetSpec(stem=(4, 6, 8), stages=tuple(stages))
+        network = DynamicSlimmableNetwork(spec, input_shape=(16, 16, 3), classes=5)
+        recalibrate_batch_norm(network, batches, paths, verbose=False)
+        tables = {v.path: v.numpy() for v in network.variables if "moving_mean" in v.path}
+        # Those before the gate have a row for the trunk and one for its maximum.
+        return {path: table[paths[0][0]] for path, table in tables.items() if len(table) > 2}
+
+    together, alone = means(paths), means(same)
+    # The rows of the first path, but not those that the last section has for the second one.
+    assert together.keys() == alone.keys()
+    moved = [path for path in alone if np.abs(alone[path]).max() > 0]
+    assert moved
+    for path in moved:
+        np.testing.assert_allclose(together[path], alone[path], atol=1e-6, err_msg=path)
+
+
+def test_statistics_that_different_features_share_are_the_mean_over_all():
+    images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype("float32")
+
+    def last_means(paths):
+        keras.utils.set_random_seed(0)
+        stages = [MobileNetStage(1, 2, (4, 6, 8), gated=gate) for gate in (False, True, True)]
+        spec = MobileNetSpec(stem=(4, 6, 8), stages=tuple(stages))
+        network = DynamicSlimmableNetwork(spec, input_shape=(16, 16, 3), classes=5)
+        recalibrate_batch_norm(network, [images, 2 * images], paths, verbose=False)
+        tables = [v.numpy() for v in network.variables if "moving_mean" in v.path]
+        return tables[-1][1]
+
+    both = last_means([(0, 1), (2, 1)])
+    expected = (last_means([(0, 1)]) + last_means([(2, 1)])) / 2
+    np.testing.assert_allclose(both, expected, atol=1e-6)

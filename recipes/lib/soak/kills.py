@@ -143,14 +143,16 @@ def kill_at(running, workdir, moment, at_write):
         `(code, is_writing)`: the exit code, and whether a file was being written when the program
         was killed.
     """
+    # An earlier kill may have left files, until the program that was started again removes them.
+    before = set(temporary_files(workdir))
     code = running.poll()
     while code is None and running.processor_seconds() < moment:
         code = running.poll(_LOOK_SECONDS)
-    while code is None and at_write and not temporary_files(workdir):
+    while code is None and at_write and not set(temporary_files(workdir)) - before:
         code = running.poll(_WRITE_LOOK_SECONDS)
     if code is None:
         code = running.kill()
-    return code, bool(temporary_files(workdir))
+    return code, bool(set(temporary_files(workdir)) - before)
 
 
 def _clear(folder):
