@@ -30,13 +30,16 @@ import sys
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("tasks", None, "Folders of tasks, or folders of such folders.", required=True)
+flags.DEFINE_list("tasks", None, "Folders of tasks, or folders of such folders.")
 flags.DEFINE_integer(
     "side_by_side", 6, "Largest number of tasks that are trained side by side.", lower_bound=1
 )
 
 
 def main(_):
+    if not FLAGS.tasks:
+        print("error: --tasks must be given", file=sys.stderr)
+        sys.exit(1)
     # Where JAX is missing, --help still works.
     from keras_dsnet_recipes.lib.jax_training import side_by_side
 

@@ -47,15 +47,16 @@ def sorted_class_names(names):
     return tuple(sorted(names, key=int) if all(map(str.isdecimal, names)) else sorted(names))
 
 
-def choose_split(split, spec, splits, default, root):
+def choose_split(split, specs, splits, default, root):
     """Returns the name and the images of the split to open.
 
     Args:
         split: `"train"` or `"eval"`.
-        spec: Str, a split in TFDS syntax that overrides `split`, or None.
+        specs: Pair of str or None, the splits in TFDS syntax that training and evaluation open.
         splits: Dict that maps the names of the splits to lists of images.
         default: Dict that maps `"train"` and `"eval"` to the names of splits. Without `"eval"`, a
-            tenth of the training images is held out. Images of both are not trained on.
+            tenth of the training images is held out. By default, images that evaluation opens are
+            not trained on.
         root: Path of the data set, for messages.
 
     Returns:
@@ -78,16 +79,25 @@ def choose_split(split, spec, splits, default, root):
             f"no list of images for evaluation: {count} of {len(train)} images are held out of "
             f"training as the split 'test'",
         )
-    if not spec:
-        name, images = default[split], splits[default[split]]
-        shared = set(splits[default["train"]]) & set(splits[default["eval"]])
-        if shared and split == "train":
+    spec, held_out = specs if split == "train" else specs[::-1]
+    if spec:
+        return spec, _images_of(spec, splits, root), notes
+    name, images = default[split], splits[default[split]]
+    if split == "train":
+        other = held_out or default["eval"]
+        evaluated = _images_of(held_out, splits, root) if held_out else splits[other]
+        shared = set(images) & set(evaluated)
+        if shared:
             notes = (
-                f"{len(shared)} images of the list '{name}' are also in '{default['eval']}': they "
-                f"are left out of training",
+                f"{len(shared)} images of the list '{name}' are also in '{other}': they are left "
+                f"out of training",
             )
             images = [image for image in images if image not in shared]
-        return name, images, notes
+    return name, images, notes
+
+
+def _images_of(spec, splits, root):
+    """Returns the images of a split in TFDS syntax."""
     keys = {re.sub(r"\W", "_", name): name for name in splits}
     lengths = {key: len(splits[name]) for key, name in keys.items()}
     name = re.match(r"[^\[+]*", spec).group()
@@ -96,7 +106,7 @@ def choose_split(split, spec, splits, default, root):
         shown = describe_splits({name: len(images) for name, images in splits.items()})
         raise ValueError(f"split '{spec}' of data set '{root}' is not valid: it has {shown}")
     _, chosen = resolve_split(key + spec[len(name) :], lengths, str(root))
-    return spec, splits[keys[key]][chosen], notes
+    return splits[keys[key]][chosen]
 
 
 def _shuffled(images):

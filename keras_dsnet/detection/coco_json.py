@@ -47,7 +47,7 @@ def load_coco_json(
     path: pathlib.Path,
     images: pathlib.Path | None,
     split: str,
-    spec: str | None,
+    specs: tuple[str | None, str | None],
     class_names: list[str] | None,
     on_bad_image: str,
 ) -> BoxFileSource:
@@ -57,7 +57,8 @@ def load_coco_json(
         path: Path of the json file.
         images: Path of the folder of its images. None for that of the json file.
         split: `"train"` or `"eval"`.
-        spec: Str, a split in TFDS syntax that overrides `split`, or None. `"full"` has all images.
+        specs: Pair of str or None, splits in TFDS syntax of training and of evaluation that
+            override the default ones. `"full"` has all images.
         class_names: List of str, the classes in index order. None for the categories in the order
             of their ids.
         on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
@@ -72,11 +73,14 @@ def load_coco_json(
     known = class_names or _class_names(content)
     annotations, notes = _annotations(path, content, images or path.parent, on_bad_image)
     by_path = {annotation.path: annotation for annotation in annotations}
-    if spec and spec.strip().startswith("full"):
+    is_full = [bool(spec) and spec.strip().startswith("full") for spec in specs]
+    if is_full[split == "eval"]:
         splits, default = {"full": list(by_path)}, {"train": "full", "eval": "full"}
     else:
         splits, default = {"train": list(by_path)}, {"train": "train"}
-    name, chosen, more = choose_split(split, spec, splits, default, path)
+        if any(is_full):
+            splits["full"] = list(by_path)
+    name, chosen, more = choose_split(split, specs, splits, default, path)
     kept = [by_path[image] for image in chosen]
     return make_source(path, kept, known, on_bad_image, name, (*notes, *more))
 
@@ -85,7 +89,7 @@ def load_coco_folder(
     root: pathlib.Path,
     files: dict[str, tuple[pathlib.Path, pathlib.Path]],
     split: str,
-    spec: str | None,
+    specs: tuple[str | None, str | None],
     class_names: list[str] | None,
     on_bad_image: str,
 ) -> BoxFileSource:
@@ -97,7 +101,8 @@ def load_coco_folder(
         root: Path of the folder.
         files: Dict of `find_coco_files`.
         split: `"train"` or `"eval"`.
-        spec: Str, a split in TFDS syntax that overrides `split`, or None.
+        specs: Pair of str or None, splits in TFDS syntax of training and of evaluation that
+            override the default ones.
         class_names: List of str, the classes in index order, or None.
         on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
 
@@ -115,7 +120,7 @@ def load_coco_folder(
         annotations, notes[name] = _annotations(path, contents[name], images, "skip")
         by_path |= {annotation.path: annotation for annotation in annotations}
         splits[name] = [annotation.path for annotation in annotations]
-    name, chosen, more = choose_split(split, spec, splits, default, root)
+    name, chosen, more = choose_split(split, specs, splits, default, root)
     lines = [line for key, value in notes.items() for line in value if name.startswith(key)]
     if lines and on_bad_image == "raise":
         raise ValueError(lines[0])

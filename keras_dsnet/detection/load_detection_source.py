@@ -64,15 +64,15 @@ def load_detection_source(
         raise ValueError(f"split must be 'train' or 'eval'. Received: '{split}'")
     if on_bad_image not in ("skip", "raise"):
         raise ValueError(f"on_bad_image must be 'skip' or 'raise'. Received: '{on_bad_image}'")
-    spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
     names = _checked_names(class_names)
-    source = _open(dataset, data_dir, split, spec, names, on_bad_image, ranges)
+    specs = train_split, eval_split
+    source = _open(dataset, data_dir, split, specs, names, on_bad_image, ranges)
     check_classes(dataset, source.num_classes, classes)
     return source
 
 
-def _open(dataset, data_dir, split, spec, names, on_bad_image, ranges):
+def _open(dataset, data_dir, split, specs, names, on_bad_image, ranges):
     if ranges is not None:
         folder = None if dataset.endswith(".json") else existing_folder(dataset)
         if folder is None or find_coco_files(folder):
@@ -80,15 +80,16 @@ def _open(dataset, data_dir, split, spec, names, on_bad_image, ranges):
                 f"`ranges` are for a folder in PASCAL VOC form. Received: ranges={str(ranges)!r} "
                 f"with dataset={dataset!r}"
             )
-        return load_voc_folder(folder, split, spec, names, on_bad_image, ranges)
+        return load_voc_folder(folder, split, specs, names, on_bad_image, ranges)
     if dataset.endswith(".json"):
         path = pathlib.Path(dataset).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"COCO file {dataset} does not exist")
         images = None if data_dir is None else _image_folder(data_dir)
-        return load_coco_json(path, images, split, spec, names, on_bad_image)
+        return load_coco_json(path, images, split, specs, names, on_bad_image)
     folder = None if is_joined_name(dataset) else existing_folder(dataset)
     if folder is None:
+        spec = specs[0] if split == "train" else specs[1]
         source = load_box_records(dataset, data_dir, split, spec)
         if names is not None and tuple(names) != source.class_names:
             raise ValueError(
@@ -98,8 +99,8 @@ def _open(dataset, data_dir, split, spec, names, on_bad_image, ranges):
         return source
     files = find_coco_files(folder)
     if files:
-        return load_coco_folder(folder, files, split, spec, names, on_bad_image)
-    return load_voc_folder(folder, split, spec, names, on_bad_image)
+        return load_coco_folder(folder, files, split, specs, names, on_bad_image)
+    return load_voc_folder(folder, split, specs, names, on_bad_image)
 
 
 def _image_folder(data_dir):

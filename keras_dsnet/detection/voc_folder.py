@@ -31,7 +31,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 def load_voc_folder(
     root: pathlib.Path,
     split: str,
-    spec: str | None,
+    specs: tuple[str | None, str | None],
     class_names: list[str] | None,
     on_bad_image: str,
     ranges: str | os.PathLike | None = None,
@@ -46,8 +46,8 @@ def load_voc_folder(
     Args:
         root: `pathlib.Path` of the folder.
         split: `"train"` or `"eval"`.
-        spec: Str, a split in TFDS syntax that overrides `split`, or None. Splits are named by
-            their lists or folders.
+        specs: Pair of str or None, splits in TFDS syntax of training and of evaluation that
+            override the default ones. They are named by their lists or folders.
         class_names: List of str, the classes in index order. None for those of all annotations in
             the folder, sorted by name.
         on_bad_image: `"skip"` to leave out and log images and annotations that cannot be read,
@@ -79,7 +79,7 @@ def load_voc_folder(
         lists = _read_lists(places[""].root / _LISTS, known, {*annotated, *images})
         splits = lists or {"train": splits[""]}
     default = default_splits(list(splits), split_kind, str(root))
-    name, chosen, notes = choose_split(split, spec, splits, default, root)
+    name, chosen, notes = choose_split(split, specs, splits, default, root)
     kept = [parsed[key] for key in chosen if parsed.get(key) and parsed[key].path]
     notes = (
         *notes,

@@ -40,7 +40,8 @@ def files(tmp_path_factory):
     network = small_network(5, input_shape=(24, 16, 3), spec=SHORT_SPEC)
     network.class_names = [f"class {index}" for index in range(5)]
     gate = {"routes": ROUTES}
-    confidence = {"routing": "confidence", "steps": ROUTES}
+    # Three steps have two thresholds, where there is one gate.
+    confidence = {"routing": "confidence", "steps": (0, 1, 2)}
     folder = tmp_path_factory.mktemp("android")
     kinds = {
         "gate": gate,
@@ -100,6 +101,7 @@ def test_types_and_sizes_are_those_of_the_file(files):
     metadata, interpreter = files["confidence"]
     sizes = {"file.numGates": len(metadata["routes"][0]["path"])}
     sizes["file.steps.size - 1"] = len(metadata["steps"]) - 1
+    assert sizes["file.numGates"] != sizes["file.steps.size - 1"]
     for key, (inputs, outputs) in calls().items():
         runner = interpreter.get_signature_runner(key)
         for name, kind in inputs.items():
@@ -135,9 +137,9 @@ def signatures_of(segments, gates, before, width, narrowest):
 
 def test_the_app_runs_every_signature_of_a_staged_file(files, several):
     (trunk,) = re.findall(r'signatures\.run\("(\w+)", mapOf\("image" to image\)\)', STAGED)
-    for kind in ("gate-staged", "confidence-staged"):
+    for kind, widths in {"gate-staged": ROUTES, "confidence-staged": (0, 1, 2)}.items():
         _, interpreter = files[kind]
-        routes = {name for width in ROUTES for name in signatures_of(1, 1, None, width, 0)}
+        routes = {name for width in widths for name in signatures_of(1, 1, None, width, 0)}
         assert {trunk, *routes} == set(interpreter.get_signature_list())
     _, interpreter = several
     names = {trunk}

@@ -117,6 +117,13 @@ def test_geometric_operations_move_pixels_about_the_centre():
     dot[16, 16] = 255.0
     for name in ("rotate", "shear_x", "shear_y"):
         assert _operation(name, tf.constant(dot), 1.0)[16, 16, 0] == pytest.approx(255.0, abs=1.0)
+    corner = np.zeros((33, 33, 3), np.float32)
+    corner[6, 6] = 255.0
+    for name, place in (("shear_x", (6, 9)), ("shear_y", (9, 6))):
+        moved = _operation(name, tf.constant(corner), 1.0)[..., 0]
+        assert np.unravel_index(moved.argmax(), moved.shape) == place
+    across, down = (_operation(f"translate_{a}", tf.constant(corner), 0.5) for a in "xy")
+    np.testing.assert_allclose(down, across.swapaxes(0, 1), atol=1e-3)
     moved = _operation("translate_x", tf.constant(dot), 0.5) % 128
     row, column = np.unravel_index(moved[..., 0].argmax(), (33, 33))
     assert row == 16

@@ -43,43 +43,6 @@ def test_voc_equals_gluoncv_with_difficult_objects(metric, seed):
     )
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("metric", ["voc07", "voc"])
-def test_voc_equals_mean_average_precision(metric):
-    library = pytest.importorskip("mean_average_precision")
-    # It counts difficult objects as objects to find.
-    pairs = [
-        ({**target, "difficult": [False] * len(target["classes"])}, found)
-        for target, found in scenes(5)
-    ]
-    other = library.MetricBuilder.build_evaluation_metric(
-        "map_2d", async_mode=False, num_classes=len(CLASSES)
-    )
-    for target, found in pairs:
-        other.add(
-            np.column_stack([_inner_pixels(found["boxes"]), found["classes"], found["scores"]]),
-            np.column_stack(
-                [
-                    _inner_pixels(target["boxes"]),
-                    target["classes"],
-                    *np.zeros((2, len(target["classes"]))),
-                ]
-            ),
-        )
-    levels = np.arange(0, 1.1, 0.1) if metric == "voc07" else None
-    expected = other.value(iou_thresholds=0.5, recall_thresholds=levels)[0.5]
-    result = measured(metric, pairs).result()
-    np.testing.assert_allclose(
-        list(result["ap"].values()), [expected[i]["ap"] for i in range(len(CLASSES))], atol=1e-6
-    )
-
-
-def _inner_pixels(boxes):
-    """Returns corners in pixels, the last of which are inside the box."""
-    scale = [WIDTH, HEIGHT, WIDTH, HEIGHT]
-    return boxes[:, (1, 0, 3, 2)] * scale - [0, 0, 1, 1]
-
-
 def test_half_of_the_objects_found():
     result = one_image(
         {"boxes": [BOX, OTHER], "classes": [0, 0]},

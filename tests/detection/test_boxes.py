@@ -36,7 +36,15 @@ def test_every_format_is_converted_to_and_from(name):
 def test_pixels_of_some_formats():
     box = [[0.1, 0.2, 0.5, 0.8]]
     shape = (100, 200, 3)
-    expected = {"xyxy": [40, 10, 160, 50], "xywh": [40, 10, 120, 40], "yxyx": [10, 40, 50, 160]}
+    expected = {
+        "xyxy": [40, 10, 160, 50],
+        "xywh": [40, 10, 120, 40],
+        "yxyx": [10, 40, 50, 160],
+        "center_xywh": [100, 30, 120, 40],
+        "center_yxhw": [30, 100, 40, 120],
+        "rel_xyxy": [0.2, 0.1, 0.8, 0.5],
+        "rel_xywh": [0.2, 0.1, 0.6, 0.4],
+    }
     for name, corners in expected.items():
         np.testing.assert_allclose(
             convert_boxes(box, "rel_yxyx", name, shape), [corners], rtol=1e-5

@@ -57,6 +57,19 @@ def test_images_of_both_lists_are_not_trained_on(tmp_path):
     assert load_detection_source(tmp_path, split="eval").num_examples == 2
 
 
+def test_images_of_the_list_that_is_evaluated_are_not_trained_on(tmp_path):
+    lists = {"train": ["a", "b"], "val": ["c"], "test": ["b"]}
+    write_voc(tmp_path, dict.fromkeys("abc", xml(CAT)), lists)
+    for spec in ("test", "test[:1]"):
+        source = load_detection_source(tmp_path, eval_split=spec)
+        assert [path[-5:] for path in source.paths] == ["a.jpg"]
+        assert f"1 images of the list 'train' are also in '{spec}'" in source.notes[0]
+    whole = load_detection_source(tmp_path, train_split="train", eval_split="test")
+    assert whole.num_examples == 2
+    with pytest.raises(ValueError, match="split 'dev' of data set"):
+        load_detection_source(tmp_path, eval_split="dev")
+
+
 def test_without_lists_a_tenth_is_held_out(tmp_path):
     for number in range(20):
         folder = tmp_path / "shop" / "images"

@@ -33,7 +33,8 @@ def exported(request, tmp_path_factory):
     network = small_network(CLASSES, input_shape=SHAPE, spec=SHORT_SPEC)
     options = {"routes": ROUTES, "input_type": request.param}
     if request.param == "by confidence":
-        options = {"routing": "confidence", "steps": ROUTES}
+        # Three steps have two thresholds, where there is one gate.
+        options = {"routing": "confidence", "steps": (0, 1, 2)}
     network.export(filename, format="litert", verbose=False, **options)
     return options.get("input_type", "float32"), Interpreter(model_path=str(filename))
 
@@ -136,7 +137,7 @@ def test_what_the_kotlin_hands_over_runs_and_equal_bounds_force_a_width(exported
 def test_the_table_of_tensors_is_that_of_the_file(exported):
     _, interpreter = exported
     sizes = {"1": 1, "height": SHAPE[0], "width": SHAPE[1], "3": 3, "classes": CLASSES}
-    sizes["num_gates"] = sizes["num_thresholds"] = 1
+    sizes["num_gates"], sizes["num_thresholds"] = 1, 2
     pattern = r"^\| `(\w+)` \| `(\w+)` \| (input|output) \| ([\w ]+) \| `\[(.+)\]` \|$"
     rows = re.findall(pattern, TEXT, re.MULTILINE)
     rows = [row for row in rows if row[0] in interpreter.get_signature_list()]
@@ -146,7 +147,8 @@ def test_the_table_of_tensors_is_that_of_the_file(exported):
         inputs = side == "input"
         details = (runner.get_input_details() if inputs else runner.get_output_details())[name]
         assert details["dtype"].__name__ in kinds.split(" or ")
-        assert tuple(details["shape"]) == tuple(sizes[axis] for axis in shape.split(", "))
+        expected = tuple(sizes[axis] for axis in shape.split(", "))
+        assert tuple(details["shape"]) == expected, (key, name)
 
 
 def test_colours_come_in_order_and_are_normalised_as_in_training():

@@ -119,13 +119,15 @@ def test_pooled_features_are_cut_finely_in_every_layout(large):
 def test_several_gates_hold_no_more_than_their_layout(monkeypatch):
     network = tiny_network(TINY_RESNET)
     total = network.costs(2, SHAPE).parameters
-    for layout, limit in (("shared", 1.5), ("fast", 3.0)):
+    for layout, limit in (("shared", 1.06), ("fast", 1.2)):
         monkeypatch.setitem(module.LIMITS, layout, limit)
         plans = plan_sections(network, ROUTES, SHAPE, layout)
         spans = survey_network(network, ROUTES, SHAPE).spans
         stored = [stored_weights(s.weights, p.group_ends[0]) for s, p in zip(spans, plans)]
         own = sum(stored) - sum(span.weights[2] for span in spans)
-        assert own <= (limit - 1) * total
+        most = sum(stored_weights(s.weights, whole(ROUTES)) - s.weights[2] for s in spans)
+        # The largest plan would break the limit.
+        assert 0 <= own <= (limit - 1) * total < most
         assert group_ends_of(plans, (0, 1, 2)) == [
             list(p.group_ends[0][w]) for p, w in zip(plans, ROUTES)
         ]

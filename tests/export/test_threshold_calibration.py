@@ -101,6 +101,9 @@ def test_the_shared_time_follows_from_a_run_of_all_steps(interpreter):
     latencies = interpreter.calibrate_latency(rounds=2, runs=2)
     assert list(latencies) == [0, 1, 3]
     assert 0 <= interpreter.trunk_ms <= min(latencies.values())
+    # Each of the three steps alone runs the trunk too; all of them run it once.
+    times = {0: 2.0, 1: 3.0, 3: 5.0, "all": 8.0}
+    assert interpreter._trunk_of(times, IMAGES[0]) == pytest.approx(1.0)
 
 
 def test_every_step_of_an_image_is_run_and_counted(interpreter, exported):

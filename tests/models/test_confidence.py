@@ -15,6 +15,7 @@ from tiny_mobilenet import TINY_SPEC
 
 from keras_dsnet.models import DynamicSlimmableNetwork, serialization, with_dtype
 from keras_dsnet.models.costs import dynamic_madds, section_costs, worst_case_madds
+from keras_dsnet.models.routing import confidence_of
 
 IMAGES = random_images(24)
 STEPS = (0, 2, 3)
@@ -185,6 +186,9 @@ def test_mixed_precision_decides_in_float32(network, policy):
     clear = np.abs(sure - mixed.thresholds[0]) > 0.01
     stops = sure > mixed.thresholds[0]
     np.testing.assert_array_equal((paths[:, 0] == 0)[clear], stops[clear])
+    # A softmax in half precision gives 0.73047.
+    half = tf.constant([[0.0, 1.0]], mixed.compute_dtype)
+    np.testing.assert_allclose(confidence_of(half), [1 / (1 + np.exp(-1))], rtol=1e-6)
 
 
 def test_confidence_adds_no_trace_to_those_of_its_steps():

@@ -87,8 +87,8 @@ def test_groups_have_16_channels_or_8_where_the_slimmest_needs_it(network):
 @pytest.mark.parametrize(("alpha", "slimmest"), [(1, 16), (0.75, 4), (0.5, 8), (0.25, 4)])
 def test_scaled_widths_stay_equispaced(alpha, slimmest):
     for stage in ResNetSpec().scaled(alpha=alpha).stages:
-        first, *rest = stage.channels
-        assert [c // first for c in rest] == [2, 3, 4]
+        first = stage.channels[0]
+        assert stage.channels == tuple(first * k for k in (1, 2, 3, 4))
         assert not first % slimmest
 
 

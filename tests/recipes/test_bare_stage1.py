@@ -152,7 +152,8 @@ def test_a_step_of_the_reference_is_a_step_of_the_package(name):
             for package, table in zip((moved, averages), reference.net.statistics[half][channels]):
                 shape = (table.shape[0], channels.most)
                 for index, path in enumerate(packed):
-                    expected = first(package[f"{path}/moving_mean"], shape)
-                    actual = table.numpy()[:, 0, index]
-                    np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=path)
+                    for kind, name in enumerate(("moving_mean", "moving_variance")):
+                        expected = first(package[f"{path}/{name}"], shape)
+                        actual = table.numpy()[:, kind, index]
+                        np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=path)
     assert compared == {variable.path for variable in trainer.optimized_variables}

@@ -1,4 +1,4 @@
-"""What the runs of a table must have in common, and what tells one arm from another."""
+"""Whether the runs of a table differ by the flags of their arms only."""
 
 import json
 
