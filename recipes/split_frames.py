@@ -89,6 +89,8 @@ def main(_):
     ]
     print(write_table(rows, folder, "frames"))
     report("ranges", splits, frames)
+    # The lists name frames without objects too.
+    lists = {name: [key for key in keys if key in frames] for name, keys in lists.items()}
     known = {"train": lists.get("trainval") or lists.get("train"), "test": lists.get("test")}
     if all(known.values()):
         report("lists of the data set", known, frames)

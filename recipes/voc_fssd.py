@@ -133,6 +133,17 @@ def make_trainer(detector, steps_per_epoch):
     return trainer
 
 
+def reset_gates(detector):
+    """Forgets how --backbone was routed, because this stage changes the weights of its gates."""
+    if detector.gates_trained:
+        print(
+            f"note: the gates of --backbone={FLAGS.backbone} will not fit the weights of this run: "
+            "voc_fssd_gates.py trains them again",
+            flush=True,
+        )
+    detector.reset_gates()
+
+
 def recalibrate(detector, train, steps, paths):
     """Recalibrates batch norm on training images; prints a hint if that fails."""
     from keras_dsnet.training import recalibrate_batch_norm
@@ -160,6 +171,7 @@ def main(_):
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
     with scope:
         detector = detection.make_detector(train)
+        reset_gates(detector)
         trainer = make_trainer(detector, steps_per_epoch)
     detection.print_detector(detector)
     paths = detection.chosen_paths(detector) if FLAGS.alone is None else [FLAGS.alone]

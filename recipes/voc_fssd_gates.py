@@ -74,6 +74,13 @@ def make_trainer(detector, steps_per_epoch):
     schedule = exponential_schedule(rate, steps_per_epoch)
     trainer.compile(keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True))
     detector.gates_trained = True
+    if detector.routing != "gate":
+        print(
+            f"note: --detector={FLAGS.detector} routes by {detector.routing}. The detector of this "
+            "run routes by its gates; voc_fssd_confidence.py chooses thresholds",
+            flush=True,
+        )
+        detector.routing = "gate"
     return trainer
 
 

@@ -35,6 +35,7 @@ class ClassListing:
 
     Attributes:
         files: List of `(path, label)`, in the order of classes and paths.
+        links: List of the paths of the linked folders and files.
 
     Raises:
         ValueError: A class folder holds no image, or two classes share a folder.
@@ -42,6 +43,7 @@ class ClassListing:
 
     def __init__(self, classes: dict[str, pathlib.Path], root: pathlib.Path) -> None:
         self.files: list[tuple[str, int]] = []
+        self.links: list[str] = []
         self._skipped: dict[str, list[str]] = collections.defaultdict(list)
         self._owners: dict[tuple[int, int], str] = {}
         self._root_ids = _ancestors(root)
@@ -89,6 +91,8 @@ class ClassListing:
                 f"'{name}' and, by a link, in class '{owner}'"
             )
         for entry in _entries(folder):
+            if entry.is_symlink():
+                self.links.append(entry.path)
             if _is_folder(entry):
                 identity = _identity(entry.path)
                 if identity in self._root_ids or self._owners.get(identity) == name:

@@ -80,7 +80,9 @@ def load_folder(
         chosen = slice(None)
     files = lists.files(key)
     split_size, files = len(files), files[chosen]
-    files, orientations, bad_notes = readable_files(files, root, on_bad_image, class_names)
+    # A class may have one image for evaluation only.
+    names = class_names if split == "train" else None
+    files, orientations, bad_notes = readable_files(files, root, on_bad_image, names)
     source = FileSource(
         readable_name(root),
         [path for path, _ in files],
@@ -185,15 +187,32 @@ class _SplitLists:
                     f"and '{key}'"
                 )
         self._folder_ids[key] = listing.folder_ids
+        self._check_links(key, listing)
         return listing
+
+    def _check_links(self, key, listing):
+        """Raises an error where links make images of the training split part of another one."""
+        training = self._layout.training
+        if not listing.links or key == training or self._layout.splits[training].annotations:
+            return
+        if training not in self._folder_ids:
+            self.files(training)
+        places = {os.path.realpath(path) for path, _ in self._files[training]}
+        shared = [path for path in listing.links if os.path.realpath(path) in places]
+        if shared:
+            raise ValueError(
+                f"splits must not share images, but a link makes one of '{training}' part of "
+                f"'{key}': {shared[0]}"
+            )
 
 
 def _resolve_split(spec, lists, dataset):
     name = re.match(r"[^\[+]*", spec).group()
     key = lists.key_of(name.strip())
-    # TFDS accepts only letters, digits and underscores in the name of a split.
-    lengths = {re.sub(r"\W", "_", split): len(lists.files(split)) for split in lists.names}
-    _, chosen = resolve_split(re.sub(r"\W", "_", key) + spec[len(name) :], lengths, dataset)
+    # TFDS accepts only letters, digits and underscores in the name of a split. The other splits are
+    # not listed: one may have a folder that cannot be used.
+    valid = re.sub(r"\W", "_", key)
+    _, chosen = resolve_split(valid + spec[len(name) :], {valid: len(lists.files(key))}, dataset)
     return key, chosen
 
 
@@ -251,7 +270,8 @@ def readable_files(files, root, on_bad_image, class_names):
         files: List of `(path, label)`.
         root: Path of the data set's folder, for messages.
         on_bad_image: `"skip"` to leave out and log unreadable images, `"raise"` to raise an error.
-        class_names: Sequence of str, one name per label, for messages.
+        class_names: Sequence of str, one name per label, of which each must keep an image. None if
+            a label may lose all.
 
     Returns:
         `(files, orientations, notes)`: the readable files, their EXIF orientations, or None if all
@@ -279,7 +299,7 @@ def readable_files(files, root, on_bad_image, class_names):
     if not kept:
         raise ValueError(f"none of the {len(files)} images in {root} can be read: {lines[0]}")
     lost = {label for _, label, _ in bad} - {label for _, label in kept}
-    if lost:
+    if lost and class_names is not None:
         name = class_names[min(lost)]
         raise ValueError(f"none of the images of class '{name}' in {root} can be read: {lines[0]}")
     for line in lines[:_NAMES_LOGGED]:

@@ -125,8 +125,8 @@ def make_source(
     """Checks annotated images and makes an image source of them.
 
     Boxes are clipped to the image. Boxes without area in the image are left out. A box is relative
-    to the size that its file states, if it lies in an image of that size, else to that of the
-    image.
+    to the size that its file states, unless the boxes of the image lie in the image and not in one
+    of that size, or height and width are swapped; then to the size of the image.
 
     Args:
         root: Path of the data set, for messages.
@@ -207,8 +207,10 @@ def _sizes(annotations, orientations):
             # The boxes were drawn by a program that ignores the orientation.
             size, orientation = stored, UPRIGHT
         elif stated is not None and min(stated) > 0 and stated != upright:
-            fits = all(box[2] <= stated[0] and box[3] <= stated[1] for box in annotation.boxes)
-            size = stated if fits else upright
+            # A turned size is a mistake of the annotation. A box may reach a little too far.
+            inside = [_fit(annotation.boxes, each) for each in (upright, stated)]
+            is_of_image = stated == upright[::-1] or (inside[0] and not inside[1])
+            size = upright if is_of_image else stated
             other.append(annotation.path)
         sizes.append(size)
         turned.append(orientation)
@@ -216,6 +218,10 @@ def _sizes(annotations, orientations):
     if other:
         notes = (f"{len(other)} images have another size than stated: {some_names(other)}",)
     return np.array(sizes, np.float64), turned, notes
+
+
+def _fit(boxes, size):
+    return all(box[2] <= size[0] and box[3] <= size[1] for box in boxes)
 
 
 def _objects(annotations, classes, sizes):
@@ -226,7 +232,9 @@ def _objects(annotations, classes, sizes):
     boxes = boxes.reshape(-1, 4) / np.tile(sizes, 2)[image_of]
     clipped = np.clip(boxes, 0.0, 1.0)
     sides = clipped[:, 2:] - clipped[:, :2]
-    has_area = (sides > 0).all(axis=1)
+    # As the source stores them, where a sliver can have no width any more.
+    stored = clipped.astype(np.float32)
+    has_area = (stored[:, 2:] > stored[:, :2]).all(axis=1)
     # Half a pixel in a thousand is how annotation programs round.
     was_outside = has_area & (np.abs(boxes - clipped) > 0.0005).any(axis=1)
     columns = {
@@ -285,7 +293,7 @@ def default_splits(names: Sequence[str], kind_of: Callable, root: str) -> Mappin
     """Returns the splits to train on and to evaluate on.
 
     Training takes `train` before `trainval`. Evaluation takes the validation split if training took
-    `train`, else the test split.
+    `train`, else the test split. The only split there is, by any name, is trained on.
 
     Args:
         names: Sequence of str, the names of the splits.
@@ -299,6 +307,9 @@ def default_splits(names: Sequence[str], kind_of: Callable, root: str) -> Mappin
     for name in names:
         if kind_of(name):
             kinds[kind_of(name)].append(name)
+    if len(names) == 1 and not any(kinds.values()):
+        # CVAT calls the list of a task without subsets `default`.
+        kinds["train"] = list(names)
     train = sorted(kinds["train"], key=lambda name: (name != "train", name == "trainval", name))
     if not train:
         raise ValueError(

@@ -1,9 +1,10 @@
 """COCO json files with their folders of images, opened as data sets with boxes."""
 
+import contextlib
 import math
 import pathlib
 
-from keras_dsnet.data.class_folders import readable_name
+from keras_dsnet.data.class_folders import readable_name, some_names
 from keras_dsnet.data.folder_layout import split_kind
 from keras_dsnet.detection.annotations import (
     Annotation,
@@ -70,7 +71,8 @@ def load_coco_json(
         ValueError: The file is not in this form, or a category is unknown.
     """
     content = _read(path)
-    known = class_names or _class_names(content)
+    with _named(path):
+        known = class_names or _class_names(content)
     annotations, notes = _annotations(path, content, images or path.parent, on_bad_image)
     by_path = {annotation.path: annotation for annotation in annotations}
     is_full = [bool(spec) and spec.strip().startswith("full") for spec in specs]
@@ -114,7 +116,8 @@ def load_coco_folder(
     """
     default = default_splits(list(files), split_kind, str(root))
     contents = {name: _read(path) for name, (path, _) in files.items()}
-    known = class_names or _class_names(contents[default["train"]])
+    with _named(files[default["train"]][0]):
+        known = class_names or _class_names(contents[default["train"]])
     splits, by_path, notes = {}, {}, {}
     for name, (path, images) in files.items():
         annotations, notes[name] = _annotations(path, contents[name], images, "skip")
@@ -153,28 +156,43 @@ def _class_names(content):
     return tuple(category["name"] for category in categories)
 
 
+@contextlib.contextmanager
+def _named(path):
+    """Names the file in errors about what its parts lack."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"COCO file {path} cannot be read: {what}") from error
+
+
 def _annotations(path, content, images, on_bad_image):
     """Returns the `Annotation` of every image that exists, and lines about the others."""
-    try:
+    with _named(path):
         names = {category["id"]: category["name"] for category in content["categories"]}
         known = {image["id"]: image for image in content["images"]}
         grouped: dict = {key: [] for key in known}
         for annotation in content["annotations"]:
             grouped[annotation["image_id"]].append(_object(annotation, names))
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"COCO file {path} cannot be read: {what}") from error
+        # Files that were joined can list an image twice, each time with some of its boxes.
+        keys_of: dict[str, list] = {}
+        for key, image in known.items():
+            keys_of.setdefault(str(images / image["file_name"]), []).append(key)
+        sizes = {
+            key: (float(image.get("width") or 0), float(image.get("height") or 0))
+            for key, image in known.items()
+        }
     found, missing = [], []
-    for key, image in known.items():
-        file = images / image["file_name"]
-        if not file.is_file():
-            missing.append(str(file))
+    for file, keys in keys_of.items():
+        if not pathlib.Path(file).is_file():
+            missing.append(file)
             continue
-        boxes, classes, crowd, areas = zip(*grouped[key]) if grouped[key] else ((),) * 4
-        size = (float(image.get("width") or 0), float(image.get("height") or 0))
+        objects = [each for key in keys for each in grouped[key]]
+        boxes, classes, crowd, areas = zip(*objects) if objects else ((),) * 4
+        size = sizes[keys[0]]
         found.append(
             Annotation(
-                str(file),
+                file,
                 list(boxes),
                 list(classes),
                 size,
@@ -187,7 +205,9 @@ def _annotations(path, content, images, on_bad_image):
         raise ValueError(
             f"folder {readable_name(images)} holds none of the {len(known)} images of {path}"
         )
-    return found, left_out(missing, "images are missing", on_bad_image)
+    twice = [file for file, keys in keys_of.items() if len(keys) > 1]
+    notes = [f"{len(twice)} images are listed more than once: {some_names(twice)}"] if twice else []
+    return found, (*notes, *left_out(missing, "images are missing", on_bad_image))
 
 
 def _object(annotation, names):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_dsnet.detection.boxes import BOX_FORMAT, PADDING, convert_boxes
 from keras_dsnet.detection.confidence import CONFIDENCES
 from keras_dsnet.detection.detection_gate_trainer import found_every_box
+from keras_dsnet.detection.target_checks import check_near
 from keras_dsnet.models.path import PathLike
 from keras_dsnet.utils.batches import check_num_batches
 
@@ -54,6 +55,7 @@ def compare_confidences(
         outputs = detector(images, path=path)
         boxes = convert_boxes(target["boxes"], bounding_box_format, BOX_FORMAT, images.shape[1:])
         classes = tf.cast(target["classes"], tf.int32)
+        check_near(boxes, classes, bounding_box_format)
         if "difficult" in target:
             # The metric ignores them too. As padding they need not be found.
             classes = tf.where(tf.cast(target["difficult"], tf.bool), PADDING, classes)

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_dsnet.detection.average_precision import METRICS, DetectionMetric
 from keras_dsnet.detection.boxes import BOX_FORMAT, convert_boxes
+from keras_dsnet.detection.target_checks import check_near
 from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
 from keras_dsnet.utils.batches import check_num_batches
 
@@ -171,6 +172,7 @@ def _targets(target, shape, bounding_box_format):
     boxes = convert_boxes(target["boxes"], bounding_box_format, BOX_FORMAT, shape[1:])
     parts = {key: np.asarray(value) for key, value in target.items()}
     parts |= {"boxes": np.asarray(boxes)}
+    check_near(parts["boxes"], parts["classes"], bounding_box_format)
     # Sizes of objects are those in the image that the network sees, unless the target states them.
     parts.setdefault("image_size", np.tile(shape[1:3], (shape[0], 1)))
     return [{key: value[index] for key, value in parts.items()} for index in range(shape[0])]

@@ -133,9 +133,14 @@ def _ranges(names, sides):
 
 
 def format_ranges(ranges: Sequence[Range], about: Sequence[str] = ()) -> str:
-    """Returns ranges as text, a line `split first last` for each, below lines of comments."""
+    """Returns ranges as text, a line `split first last` for each, below lines of comments.
+
+    If a name has a space, tabs separate the three.
+    """
     comments = [f"# {line}".rstrip() for line in about]
-    return "\n".join([*comments, *(f"{r.split} {r.first} {r.last}" for r in ranges), ""])
+    fields = [(each.split, each.first, each.last) for each in ranges]
+    between = "\t" if any(" " in field for line in fields for field in line) else " "
+    return "\n".join([*comments, *map(between.join, fields), ""])
 
 
 def read_ranges(
@@ -161,7 +166,8 @@ def read_ranges(
         raise ValueError(f"file of ranges {path} must be text in UTF-8: {error}") from error
     found = []
     for number, line in enumerate(lines, start=1):
-        fields = line.split("#")[0].split()
+        text = line.split("#")[0].strip()
+        fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
         if not fields:
             continue
         if len(fields) != 3 or fields[1] > fields[2]:

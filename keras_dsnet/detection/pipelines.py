@@ -144,6 +144,9 @@ def _training_function(source, image_size, seed, augmentation, hflip, difficult)
         if hflip:
             image, boxes = flip(image, objects["boxes"], flip_seed)
             objects = {**objects, "boxes": boxes}
+        # Windows and flips can round a sliver to no width.
+        boxes = objects["boxes"]
+        objects = _masked(objects, tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1))
         return tf.ensure_shape(image, (*image_size, 3)), objects
 
     return prepare

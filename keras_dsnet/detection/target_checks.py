@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.detection.boxes import BOX_FORMAT, PADDING, convert_boxes
@@ -56,6 +57,29 @@ def check_target(
     boxes = tf.where(is_object[..., tf.newaxis], tf.cast(boxes, tf.float32), float(PADDING))
     boxes = convert_boxes(boxes, bounding_box_format, BOX_FORMAT, images.shape[1:])
     return _checked_boxes(boxes, is_object, name), labels
+
+
+def check_near(boxes: Any, classes: Any, bounding_box_format: str) -> None:
+    """Raises an error where boxes of an evaluation lie far from their image, as pixels would.
+
+    Args:
+        boxes: `[batch, n, 4]` in the format `"rel_yxyx"`.
+        classes: `[batch, n]`, padded with -1.
+        bounding_box_format: String, the format that the boxes were converted from.
+
+    Raises:
+        ValueError: If a box does not lie in or near its image.
+    """
+    boxes = np.asarray(boxes)[np.asarray(classes) >= 0]
+    # NaN compares as False.
+    right = ((boxes > -1.0) & (boxes < 2.0)).all(axis=-1)
+    if not right.all():
+        shown = ", ".join(f"{value:g}" for value in boxes[~right][0])
+        raise ValueError(
+            "Boxes must lie in or near the image, in the format `bounding_box_format`. Received: "
+            f"bounding_box_format={bounding_box_format!r}, and as fractions of the image, "
+            f"(ymin, xmin, ymax, xmax) = ({shown})"
+        )
 
 
 def _checked_classes(labels, classes, name):

@@ -177,7 +177,8 @@ def _files(folder, *endings):
     """Returns the files of a folder with some endings, by their names without it."""
     found = {}
     with os.scandir(folder) as entries:
-        for entry in entries:
+        # In one order on every file system, because images are held out by their places.
+        for entry in sorted(entries, key=lambda entry: entry.name):
             # Not by `pathlib`, which would take seconds for many files.
             stem, point, ending = entry.name.rpartition(".")
             if stem and point + ending.lower() in endings and not stem.startswith("."):

@@ -229,6 +229,7 @@ def load_evaluation_source(detector):
         FLAGS.data_dir,
         "eval",
         eval_split=FLAGS.eval_split,
+        on_bad_image="raise" if FLAGS.strict_images else "skip",
         ranges=FLAGS.ranges,
         # The images may lack a class, whose index must stay that of the detector.
         class_names=detector.class_names if is_file else None,

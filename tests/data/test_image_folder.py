@@ -107,6 +107,42 @@ def test_an_unreadable_image_is_named_skipped_and_counted(image_folder, caplog, 
         load_source(image_folder, on_bad_image="raise")
 
 
+def test_a_class_may_lose_its_only_image_of_evaluation(image_folder):
+    held_out = load_source(image_folder, split="eval")
+    (first, *others) = [path for path in held_out.paths if "/bee/" in path]
+    for path in (first, *others):
+        _break(pathlib.Path(path), "cut")
+    source = load_source(image_folder, split="eval")
+    assert {path.split("/")[-2] for path in source.paths} == {"ant", "cat"}
+    assert any("skipped" in note for note in source.notes)
+    assert load_source(image_folder).class_names == source.class_names
+
+
+def test_a_split_is_sliced_whatever_another_one_holds(image_folder):
+    _train_and_val(image_folder)
+    shutil.copytree(image_folder / "val", image_folder / "test")
+    for path in (image_folder / "test" / "bee").iterdir():
+        path.unlink()
+    whole = load_source(image_folder).num_examples
+    half = load_source(image_folder, train_split="train[:50%]").num_examples
+    assert half == pytest.approx(whole / 2, abs=1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_links_that_would_put_images_into_two_splits_are_refused(image_folder, kind):
+    _train_and_val(image_folder)
+    place = image_folder / "val" / "ant"
+    trained = image_folder / "train" / "ant"
+    if kind == "folder":
+        (place / "more").symlink_to(trained)
+    else:
+        first = sorted(trained.iterdir())[0]
+        (place / f"linked{first.suffix}").symlink_to(first)
+    assert load_source(image_folder).num_examples
+    with pytest.raises(ValueError, match="splits must not share images"):
+        load_source(image_folder, split="eval")
+
+
 @pytest.mark.parametrize("how", ["empty", "text", "cut"])
 def test_large_folders_are_judged_by_how_files_begin_and_end(image_folder, monkeypatch, how):
     monkeypatch.setattr("keras_dsnet.data.image_folder.FULL_CHECK_FILES", 0)

@@ -86,14 +86,33 @@ def _set(part, **values):
         (_set("annotations", bbox=[1, 2, 3, float("nan")]), "bbox must be four numbers"),
         (_set("annotations", image_id=99), "cannot be read: 99 is missing"),
         (_set("annotations", category_id=99), "cannot be read: 99 is missing"),
+        (lambda c: c["images"][0].pop("id"), "cannot be read: 'id' is missing"),
+        (lambda c: c["images"][0].pop("file_name"), "cannot be read: 'file_name' is missing"),
+        (lambda c: c["categories"][1].pop("id"), "cannot be read: 'id' is missing"),
+        (lambda c: c["categories"][1].pop("name"), "cannot be read: 'name' is missing"),
+        (lambda c: c["annotations"][0].pop("category_id"), "'category_id' is missing"),
     ],
-    ids=["list", "corner", "nan", "image", "category"],
+    ids=[
+        *("list", "corner", "nan", "image", "category"),
+        *("no image id", "no file", "no category id", "no name", "no category"),
+    ],
 )
 def test_a_broken_file_is_named(tmp_path, change, message):
+    path = _write(tmp_path, coco_content(3))
     content = coco_content(3)
     change(content)
+    path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        load_detection_source(_write(tmp_path, content))
+        load_detection_source(path)
+
+
+def test_the_boxes_of_an_image_that_is_listed_twice_are_joined(tmp_path):
+    content = coco_content(3)
+    content["images"].append({**content["images"][1], "id": 99})
+    content["annotations"].append({**content["annotations"][0], "image_id": 99})
+    source = load_detection_source(_write(tmp_path, content), train_split="full")
+    assert (source.num_examples, source.num_boxes) == (3, 5)
+    assert "1 images are listed more than once" in source.notes[0]
 
 
 def test_a_file_that_is_not_json(tmp_path):

@@ -125,6 +125,15 @@ def test_mistakes_are_named(batches):
         evaluate_detection(Detector(batches), [])
 
 
+def test_boxes_in_pixels_are_not_taken_for_fractions(voc_folder):
+    settings = {"image_size": 24, "batch_size": 3, "preprocess": lambda images: images}
+    source = load_detection_source(voc_folder)
+    pixels = detection_evaluation_pipeline(source, **settings, bounding_box_format="xyxy")
+    detector = Detector(detection_evaluation_pipeline(source, **settings))
+    with pytest.raises(ValueError, match=r"Received: bounding_box_format='rel_yxyx', and as frac"):
+        evaluate_detection(detector, pixels, paths=[1])
+
+
 def test_a_plot_of_precision(tmp_path):
     metric = DetectionMetric("voc", class_names=[*CLASSES, "none"])
     for target, found in scenes(0, images=8):

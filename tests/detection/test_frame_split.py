@@ -9,6 +9,7 @@ from detection_data import picture, write_voc, xml
 
 from keras_dsnet.detection import load_detection_source
 from keras_dsnet.detection.frame_split import (
+    Range,
     format_ranges,
     read_ranges,
     share_with_neighbour,
@@ -95,6 +96,14 @@ def test_mistakes_in_a_file_of_ranges_are_named(tmp_path, text, message):
     (tmp_path / "ranges.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_ranges(tmp_path / "ranges.txt", list("12345"))
+
+
+def test_names_with_spaces_are_read_as_they_were_written(tmp_path):
+    ranges = [Range("train", "frame 1", "frame 3"), Range("test", "frame 5", "frame 5")]
+    (tmp_path / "ranges.txt").write_text(format_ranges(ranges, ["two"]))
+    names = [f"frame {n}" for n in range(6)]
+    splits = read_ranges(tmp_path / "ranges.txt", names)
+    assert splits == {"train": names[1:4], "test": names[5:]}
 
 
 def test_ranges_are_the_splits_of_a_folder(tmp_path):

@@ -117,6 +117,18 @@ def test_difficult_objects_can_be_left_out_of_training(voc_folder):
     assert counts == {True: 3, False: 2}
 
 
+@pytest.mark.parametrize("box", [(0, 1, 1e-6, 20), (39.9999999, 1, 60, 20)])
+@pytest.mark.parametrize("augmentation", ["none", "flip", "ssd"])
+def test_a_sliver_of_a_box_is_no_box(tmp_path, box, augmentation):
+    boxes = ("cat", (2, 5, 22, 35)), ("cat", box)
+    write_voc(tmp_path, {name: xml(*boxes) for name in "abcd"}, {"train": list("abcd")})
+    source = load_detection_source(tmp_path, train_split="train")
+    for _, target in _batches(source, 12, batch_size=2, augmentation=augmentation):
+        sides = target["boxes"][..., 2:] - target["boxes"][..., :2]
+        assert (sides[target["classes"] >= 0] > 0).all()
+        assert (target["classes"] >= 0).any()
+
+
 def test_crowds_are_evaluated_but_not_trained_on(coco_folder):
     source = load_detection_source(coco_folder)
     trained = _batches(source, 6, batch_size=1, augmentation="none")

@@ -1,11 +1,13 @@
 """Folders in PASCAL VOC form: what is read, and what is said about mistakes."""
 
+import os
+
 import numpy as np
 import pytest
 from detection_data import picture, write_voc, xml
 from PIL import Image
 
-from keras_dsnet.detection import load_detection_source
+from keras_dsnet.detection import load_detection_source, voc_folder
 
 CAT = ("cat", (2, 5, 22, 35))
 
@@ -68,6 +70,53 @@ def test_images_of_the_list_that_is_evaluated_are_not_trained_on(tmp_path):
     assert whole.num_examples == 2
     with pytest.raises(ValueError, match="split 'dev' of data set"):
         load_detection_source(tmp_path, eval_split="dev")
+
+
+class Reversed:
+    """Lists a folder backwards, as another file system may."""
+
+    def __init__(self, folder, scandir=os.scandir):
+        with scandir(folder) as entries:
+            self._entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    def __enter__(self):
+        return iter(self._entries)
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_the_same_images_are_held_out_on_every_file_system(tmp_path, monkeypatch):
+    write_voc(tmp_path, {f"{n:02}": xml(CAT) for n in range(40)})
+    (tmp_path / "JPEGImages" / "07.png").write_bytes(b"a mask")
+    before = [load_detection_source(tmp_path, split=s).paths for s in ("train", "eval")]
+    monkeypatch.setattr(voc_folder.os, "scandir", Reversed)
+    assert [load_detection_source(tmp_path, split=s).paths for s in ("train", "eval")] == before
+
+
+def test_a_box_that_reaches_too_far_moves_no_other_box(tmp_path):
+    # The image is 40x60, and the annotation was made for twice that.
+    boxes = (20, 30, 40, 60), (70, 30, 81, 60)
+    content = xml(*(("cat", box) for box in boxes), size=(80, 120))
+    write_voc(tmp_path, {"a": content}, {"train": ["a"], "val": ["a"]})
+    source = load_detection_source(tmp_path, train_split="train")
+    expected = [[0.25, 0.25, 0.5, 0.5], [0.25, 0.875, 0.5, 1]]
+    np.testing.assert_allclose(_boxes(source), expected, rtol=1e-6)
+    assert any("boxes that reach beyond their image are clipped" in note for note in source.notes)
+
+
+def test_height_and_width_that_are_swapped_are_those_of_the_image(tmp_path):
+    content = xml(("cat", (10, 15, 20, 30)), size=(60, 40))
+    write_voc(tmp_path, {"a": content}, {"train": ["a"], "val": ["a"]})
+    source = load_detection_source(tmp_path, train_split="train")
+    np.testing.assert_allclose(_boxes(source), [[0.25, 0.25, 0.5, 0.5]], rtol=1e-6)
+
+
+def test_the_only_list_is_trained_on_by_any_name(tmp_path):
+    names = [f"{n:02}" for n in range(20)]
+    write_voc(tmp_path, dict.fromkeys(names, xml(CAT)), {"default": names})
+    counts = [load_detection_source(tmp_path, split=s).num_examples for s in ("train", "eval")]
+    assert counts == [18, 2]
 
 
 def test_without_lists_a_tenth_is_held_out(tmp_path):

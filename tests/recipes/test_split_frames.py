@@ -17,7 +17,11 @@ def test_ranges_are_made_reported_and_read(tmp_path):
     names = [f"{number:03}" for number in range(60)]
     contents = dict.fromkeys(names[:40], xml(("cat", (1, 2, 20, 30))))
     contents |= dict.fromkeys(names[40:], xml(("dog", (1, 2, 20, 30))))
-    folder = write_voc(tmp_path / "pets", contents, {"trainval": names[::2], "test": names[1::2]})
+    # An empty frame in a list.
+    contents["060"] = xml()
+    folder = write_voc(
+        tmp_path / "pets", contents, {"trainval": names[::2], "test": [*names[1::2], "060"]}
+    )
     flags = [f"--dataset={folder}", f"--workdir={tmp_path / 'run'}", "--block=8", "--gap=2"]
     done = subprocess.run(
         [sys.executable, PROGRAM, *flags], capture_output=True, text=True, check=False

@@ -39,7 +39,10 @@ def data(tmp_path_factory):
     write_voc(folder / "squares", annotations, {"train": names[:40], "val": names[40:]})
     for name, image in zip(names, pixels, strict=True):
         keras.utils.save_img(folder / "squares" / "JPEGImages" / f"{name}.jpg", image, scale=False)
-    make_classifier().save(folder / "supernet.keras")
+    # A classifier with gates, which the detector's training makes useless.
+    classifier = make_classifier()
+    classifier.gates_trained, classifier.routes = True, (0, 2)
+    classifier.save(folder / "supernet.keras")
     return folder
 
 
@@ -80,7 +83,15 @@ def trained(command, tmp_path_factory):
     output = run("voc_fssd.py", *command, f"--workdir={workdir}")
     assert "training on folder" in output
     assert "multiply-adds at 3 widths" in output
+    assert "note: the gates of --backbone=" in output
     return workdir
+
+
+def test_the_gates_of_the_backbone_are_not_those_of_the_detector(trained):
+    detector = keras.models.load_model(trained / "detector.keras")
+    assert (detector.gates_trained, detector.routes) == (False, (0, 1, 2))
+    rows = json.loads((trained / "tables" / "paths.json").read_text())
+    assert [row["path"] for row in rows] == [0, 1, 2]
 
 
 def test_a_run_writes_its_detector_tables_and_plots(trained):
@@ -120,20 +131,24 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_weights(command, trained,
 
 
 def test_the_gate_of_a_detector_is_trained(command, trained, tmp_path):
+    detector = keras.models.load_model(trained / "detector.keras")
+    detector.routing = "confidence"
+    detector.save(tmp_path / "routed.keras")
     output = run(
         "voc_fssd_gates.py",
         command[0],
-        f"--detector={trained}",
+        f"--detector={tmp_path / 'routed.keras'}",
         f"--workdir={tmp_path}",
         "--batch_size=8",
         "--eval_batch_size=8",
         "--epochs=1",
     )
     assert "the slimmest route found every box of " in output
+    assert "routed.keras routes by confidence. The detector of this run routes by its" in output
     rows = json.loads((tmp_path / "tables" / "paths.json").read_text())
     assert [row["path"] for row in rows] == [0, 2, "dynamic"]
     detector = keras.models.load_model(tmp_path / "detector.keras")
-    assert detector.gates_trained
+    assert (detector.gates_trained, detector.routing) == (True, "gate")
     assert detector.routes == (0, 2)
 
 
