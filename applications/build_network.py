@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import logging
 import os
 import pathlib
@@ -275,7 +276,9 @@ def _agreed_spec(path, stored, options, scaling):
         unscaled = {name: options[name] for name in ("stem", "stages", "top") if name in options}
         scaled = type(stored)(**unscaled).scaled(**factors)
         other_top = "top" in unscaled and scaled.top != stored.top
-        if _channels(scaled) != _channels(stored) or other_top:
+        # Without `alpha` the weights determine the channels behind the gate.
+        compared = _channels if "alpha" in factors else _front_channels
+        if compared(scaled) != compared(stored) or other_top:
             given = ", ".join(f"{name}={value!r}" for name, value in factors.items())
             raise ValueError(
                 f"The weights {path} are of a network of other channels; leave these arguments "
@@ -308,6 +311,12 @@ def _agreed_spec(path, stored, options, scaling):
 def _channels(spec):
     """Returns the part of a spec that `scaled` changes, without strides."""
     return spec.stem, _without_strides(spec.stages)
+
+
+def _front_channels(spec):
+    """Returns the part of `_channels` before the first gate."""
+    stem, stages = _channels(spec)
+    return stem, list(itertools.takewhile(lambda stage: not stage.gated, stages))
 
 
 def _same_stages(stages, others):
@@ -389,10 +398,13 @@ def _check_normalization(path, requested, stored):
 
 
 def _copy_all_but_classifier(source, target):
-    variables = {variable.path: variable for variable in source.variables}
-    for variable in target.variables:
-        if not variable.path.startswith("classifier/"):
-            variable.assign(np.array(variables[variable.path]))
+    # By layers: a path of a variable has the scope that the network was made in, and the seeds of
+    # dropout belong to no weights.
+    layers = {layer.name: layer for layer in source.supernet_layers}
+    for layer in target.supernet_layers:
+        if layer.name != "classifier":
+            for new, old in zip(layer.weights, layers[layer.name].weights, strict=True):
+                new.assign(np.array(old))
 
 
 def with_shared_arguments(constructor: Callable) -> Callable:

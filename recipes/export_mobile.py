@@ -76,7 +76,11 @@ def check_flags():
                 f"--{name} is for a file with routes; --path={FLAGS.path} asks for one sub-network"
             )
     saved.check_widths(FLAGS.routes, "routes")
-    saved.check_confidence(FLAGS.steps, FLAGS.thresholds)
+    steps = FLAGS.steps
+    if steps is None and FLAGS.routes and not set(saved.steps or ()) <= set(FLAGS.routes):
+        # What the export tries where --routes lack a step of the network.
+        steps = list(dict.fromkeys((FLAGS.routes[0], FLAGS.routes[-1])))
+    saved.check_confidence(steps, FLAGS.thresholds)
     routing = FLAGS.routing or saved.routing
     if FLAGS.path is None and routing == "gate" and (FLAGS.steps or FLAGS.thresholds):
         name = "steps" if FLAGS.steps else "thresholds"
@@ -159,13 +163,14 @@ def tell_of_confidence(network):
     """Prints that the file routes by confidence because --weights have no trained gate."""
     if FLAGS.path is not None or FLAGS.routing not in (None, "confidence"):
         return
-    steps = tuple(FLAGS.steps or network.confidence_steps)
-    thresholds = FLAGS.thresholds or [network.thresholds[0]] * (len(steps) - 1)
-    names = ", ".join(map(str, thresholds))
+    from keras_dsnet.export.options import plan_routing
+
+    _, plan = plan_routing(network, FLAGS.routes, "confidence", FLAGS.steps, FLAGS.thresholds)
+    names = ", ".join(map(str, plan.thresholds))
     advice = "" if FLAGS.thresholds else ". Calibrate the thresholds on your own labelled images"
     print(
         f"--weights={FLAGS.weights} has no trained gate: the file routes by confidence, with the "
-        f"steps {steps} and the thresholds {names}{advice}",
+        f"steps {plan.steps} and the thresholds {names}{advice}",
         flush=True,
     )
 

@@ -63,7 +63,10 @@ def _largest(probabilities):
 
 def _clear(probabilities):
     unclear = tf.logical_and(probabilities > _LOW, probabilities < _HIGH)
-    return 1.0 / (1.0 + tf.reduce_sum(tf.cast(unclear, tf.float32), (1, 2)))
+    count = tf.reduce_sum(tf.cast(unclear, tf.float32), (1, 2))
+    # The sum is not a number where a probability is none, and compares as False.
+    is_number = tf.reduce_sum(probabilities, (1, 2)) >= 0.0
+    return tf.where(is_number, 1.0 / (1.0 + count), 0.0)
 
 
 def _low_entropy(probabilities):

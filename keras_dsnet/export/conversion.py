@@ -156,6 +156,8 @@ def convert_traced(
                 if in_two_steps:
                     content = narrow_ranges(content, samples) if samples else content
                     content = quantize_calibrated(content, _outputs_in_float_scope(content))
+        except (OSError, MemoryError):
+            raise
         except Exception as error:
             line = _first_line(error)
             raise ValueError(f"TFLite cannot hold this network: {line}") from error

@@ -118,6 +118,7 @@ def confidence_of(scores: np.ndarray, kind: str) -> np.float32:
         confidence = scores.max()
     elif kind == "clear_scores":
         confidence = 1 / (1 + np.count_nonzero((scores > _LOW) & (scores < _HIGH)))
+        confidence = 0.0 if np.isnan(scores).any() else confidence
     else:
         background = np.maximum(1 - scores.sum(-1, keepdims=True), 0)
         every = np.concatenate([background, scores], -1)

@@ -207,7 +207,13 @@ class DynamicInterpreter:
             low = self._as_bound(min_width, "min_width", 0)
             high = self._as_bound(max_width, "max_width", self.routes[-1])
             if budget_ms is not None:
-                widest = self.widest_within(budget_ms, None if min_width is None else max(low))
+                start = None if min_width is None else max(low)
+                if start and not self._fitting(budget_ms, start):
+                    raise ValueError(
+                        f"No route from `min_width` on takes at most {budget_ms!r} ms. Received: "
+                        f"min_width={min_width!r}, budget_ms={budget_ms!r}"
+                    )
+                widest = self.widest_within(budget_ms, start)
                 if max(low) > widest:
                     text = f"at most {widest}, the widest route within {budget_ms!r} ms. Received: "
                     raise ValueError(f"`min_width` must be {text}min_width={min_width!r}")
@@ -286,9 +292,7 @@ class DynamicInterpreter:
             raise ValueError(f"{text}budget_ms={budget_ms!r}")
         if not self.latency_ms:
             raise ValueError("`budget_ms` needs latencies: call `calibrate_latency()` first.")
-        fitting = [
-            route for route in self.latency_ms if self._worst_latency(route, min_width) <= budget_ms
-        ]
+        fitting = self._fitting(budget_ms, min_width)
         if fitting:
             return max(fitting)
         fastest = min(self.latency_ms, key=lambda route: self.latency_ms[route])
@@ -298,6 +302,11 @@ class DynamicInterpreter:
             stacklevel=3,
         )
         return fastest
+
+    def _fitting(self, budget_ms, min_width):
+        return [
+            route for route in self.latency_ms if self._worst_latency(route, min_width) <= budget_ms
+        ]
 
     def _worst_latency(self, route, min_width):
         """Returns the milliseconds of the longest run from a bound to a route."""
@@ -448,11 +457,12 @@ class DynamicInterpreter:
             )
         count = len(self.steps) - 1
         try:
-            values = np.broadcast_to(np.array(thresholds, "float32"), (count,))
+            values = np.array(np.nan if isinstance(thresholds, str) else thresholds, "float32")
+            values = np.full(count, values) if values.ndim == 0 else values
         except (TypeError, ValueError):
             values = np.array([np.nan])
         # A comparison with NaN is false.
-        if not (np.all(values >= 0) and np.all(values <= 1)):
+        if values.shape != (count,) or not (np.all(values >= 0) and np.all(values <= 1)):
             raise ValueError(
                 f"`thresholds` must be {count} numbers from 0 to 1, one for each of the steps "
                 f"{self.steps} except the last. Received: thresholds={thresholds!r}"
@@ -508,7 +518,14 @@ def read_metadata(content: bytes, filename: str | os.PathLike = "the file") -> d
         buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME]
         texts = [model.Buffers(index).DataAsNumpy().tobytes() for index in buffers]
         metadata: Any = json.loads(texts[0]) if texts else None
-    except (struct.error, ValueError) as error:
+    except (
+        struct.error,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+    ) as error:
         raise ValueError(f"{filename} is damaged: {error}") from error
     if not texts:
         advice = 'make one by `model.export(..., format="litert")`'

@@ -176,6 +176,12 @@ def _check_steps(network, candidates, steps, are_given):
         steps = network.confidence_steps
         if are_given and not set(steps) <= set(candidates):
             steps = tuple(dict.fromkeys((candidates[0], candidates[-1])))
+        if are_given and len(steps) < 2:
+            raise ValueError(
+                "`routes` of a file that routes by confidence must be two or more widths; "
+                "export_subnetwork writes a file of one. "
+                f"Received: routes={tuple(candidates)}"
+            )
     try:
         checked = check_routes(steps, network.num_widths)
     except ValueError:

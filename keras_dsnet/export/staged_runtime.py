@@ -260,7 +260,8 @@ class StagedFiles:
         open_file: Callable,
     ):
         self._parts = metadata["staged"]["files"]
-        self._folder = pathlib.Path(filename).parent
+        # The parts are opened later, maybe from another working directory.
+        self._folder = pathlib.Path(filename).resolve().parent
         self._trunk = trunk
         # A cycle of references would keep the memory of files that are no longer used.
         self._open_file: Callable = weakref.WeakMethod(open_file)

@@ -158,7 +158,7 @@ def check_images(images: Any, image_shape: tuple) -> Any:
             sparse or ragged, or if there are none.
     """
     if isinstance(images, (list, tuple)):
-        images = _stacked(images)
+        images = stack_images(images)
     if not is_dense(images):
         raise ValueError(
             "Images must be a dense tensor of one size. "
@@ -204,7 +204,7 @@ def refuse_training(training: Any) -> None:
         )
 
 
-def _stacked(images):
+def stack_images(images):
     """Stacks a list of images, which Keras would take for several inputs."""
     try:
         return tf.stack(images) if any(map(tf.is_tensor, images)) else np.asarray(images)

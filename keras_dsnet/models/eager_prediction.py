@@ -4,6 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_dsnet.models.arguments import stack_images
+
 
 class EagerPrediction:
     """The part of a routed model that runs `predict` eagerly. The model inherits from this class.
@@ -13,6 +15,21 @@ class EagerPrediction:
 
     distribute_strategy: Any
     predict_step: Any
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predicts as `keras.Model.predict` does. A list holds the images of one batch.
+
+        Keras would take each image of a list for an input of its own.
+
+        Args:
+            x: As in `keras.Model.predict`, or a list of images of one size.
+            *args: As in `keras.Model.predict`.
+            **kwargs: As in `keras.Model.predict`.
+        """
+        model: Any = super()
+        if isinstance(x, (list, tuple)):
+            x = stack_images(x)
+        return model.predict(x, *args, **kwargs)
 
     def make_predict_function(self, force: bool = False) -> Any:
         if self.distribute_strategy.num_replicas_in_sync > 1:

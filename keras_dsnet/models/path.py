@@ -1,7 +1,7 @@
 """Paths through a network."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +73,32 @@ def resolve_path(path: PathLike, num_gates: int, num_widths: int, wide_front: bo
     return Path((0, *widths), (0, *widths))
 
 
+def check_path(path: Path, num_gates: int, num_widths: int) -> Path:
+    """Returns a `Path` if a network has it. Widths that are tensors are not checked.
+
+    Args:
+        path: A `Path`.
+        num_gates: Int, number of slimming gates.
+        num_widths: Int, number of widths of each gate.
+
+    Raises:
+        ValueError: If the network does not have this path.
+    """
+    entries = (*path.widths, *path.statistics)
+    static = [entry for entry in entries if isinstance(entry, (int, np.integer))]
+    # The path "largest" has its own row of statistics behind those of the widths.
+    highest = (*(num_widths,) * (num_gates + 1), *(num_widths + 1,) * (num_gates + 1))
+    fits = len(path.widths) == len(path.statistics) == num_gates + 1
+    if fits and len(static) == len(entries):
+        fits = all(0 <= entry < most for entry, most in zip(entries, highest, strict=True))
+    if not fits:
+        raise ValueError(
+            f"A `Path` of this network has {num_gates + 1} widths from 0 to {num_widths - 1}, and "
+            f"as many rows of statistics. Received: {path}"
+        )
+    return path
+
+
 def _plain(value):
     """Converts arrays and tensors, also those inside a tuple, to Python numbers."""
     if isinstance(value, (tuple, list)):
@@ -93,7 +119,10 @@ def check_routes(routes: Iterable[int], num_widths: int, name: str = "routes") -
         ValueError: If the widths are not in ascending order, or the network does not have them.
     """
     try:
-        checked = tuple(operator.index(width) for width in routes)
+        given = () if isinstance(routes, (Mapping, Set)) else tuple(routes)
+        # A mask of booleans is no list of widths.
+        is_mask = any(isinstance(width, (bool, np.bool_)) for width in given)
+        checked = () if is_mask else tuple(operator.index(width) for width in given)
     except TypeError:
         checked = ()
     ascending = all(a < b for a, b in zip(checked, checked[1:]))

@@ -8,7 +8,7 @@ and its confidence decides whether it goes on.
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from keras_dsnet.models.costs import worst_case_madds
@@ -49,6 +49,12 @@ class RoutingSettings:
         self.thresholds = thresholds
         self.routing = routing
 
+    def _forget_traces(self):
+        # What Keras has traced for `evaluate` and `predict` keeps the settings of its trace.
+        for name in ("test_function", "predict_function"):
+            if getattr(self, name, None) is not None:
+                setattr(self, name, None)
+
     @property
     def num_gates(self) -> int:
         """Number of slimming heads, which is the length of a path."""
@@ -84,6 +90,7 @@ class RoutingSettings:
     @routing.setter
     def routing(self, routing: str) -> None:
         self._routing = check_routing(routing, self.include_top)
+        self._forget_traces()
         if routing != "gate":
             self._warn_of_costly_steps()
 
@@ -123,6 +130,7 @@ class RoutingSettings:
             routes: Iterable of ints, candidate widths in ascending order.
         """
         self._routes = check_routes(routes, self.num_widths)
+        self._forget_traces()
 
     @property
     def gates_trained(self) -> bool:
@@ -132,6 +140,7 @@ class RoutingSettings:
     @gates_trained.setter
     def gates_trained(self, trained: bool) -> None:
         self._gates_trained = check_bool("gates_trained", trained)
+        self._forget_traces()
 
     @property
     def confidence_steps(self) -> tuple[int, ...]:
@@ -146,6 +155,7 @@ class RoutingSettings:
 
     @confidence_steps.setter
     def confidence_steps(self, steps: Sequence[int] | None) -> None:
+        self._forget_traces()
         if steps is None:
             self._confidence_steps = None
             return
@@ -186,6 +196,7 @@ class RoutingSettings:
 
     @thresholds.setter
     def thresholds(self, thresholds: Sequence[float] | None) -> None:
+        self._forget_traces()
         if thresholds is None:
             self._thresholds = None
         else:
@@ -297,7 +308,7 @@ def check_thresholds(thresholds: Sequence[float], steps: Sequence[int]) -> tuple
     except TypeError:
         given = (given,)
     message = f"`thresholds` must be {right}. Received: thresholds={thresholds!r}"
-    if isinstance(thresholds, (str, bytes, dict)) or len(given) != len(steps) - 1:
+    if isinstance(thresholds, (str, bytes, Mapping, Set)) or len(given) != len(steps) - 1:
         raise ValueError(message)
     try:
         return tuple(check_number("thresholds", t, "", lambda t: 0 <= t <= 1) for t in given)

@@ -169,11 +169,18 @@ def with_slimming_head(
     config["spec"] = spec_config(dataclasses.replace(model.spec, **changes))
     changed = type(model).from_config(config)
     heads = {id(v) for gate in changed.slimming_gates for v in gate.slimming_variables}
-    trained = {variable.path: variable for variable in model.variables}
-    for variable in changed.variables:
-        if id(variable) not in heads:
-            variable.assign(trained[variable.path])
+    layers = {layer.name: layer for layer in model.supernet_layers}
+    for layer in changed.supernet_layers:
+        trained = {_name_in(layer, variable): variable for variable in layers[layer.name].weights}
+        for variable in layer.weights:
+            if id(variable) not in heads:
+                variable.assign(trained[_name_in(layer, variable)])
     return changed
+
+
+def _name_in(layer, variable):
+    """Returns the path of a variable below its layer, whatever scope the network was made in."""
+    return variable.path.rpartition(f"{layer.name}/")[2]
 
 
 def copy_slimming_heads(source: Any, target: Any) -> None:

@@ -6,6 +6,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+
 from keras_dsnet.layers.double_headed_gate import ENCODERS
 from keras_dsnet.models.arguments import activation_name, positive_int
 from keras_dsnet.models.topology import Step, StepBuilder, entry_steps, split_sections
@@ -431,7 +433,16 @@ def spec_config(spec: NetworkSpec) -> dict:
     Args:
         spec: A `NetworkSpec`.
     """
-    return {"family": type(spec).__name__, **dataclasses.asdict(spec)}
+    return {"family": type(spec).__name__, **_plain(dataclasses.asdict(spec))}
+
+
+def _plain(value):
+    """Returns a value with Python's numbers in place of NumPy's, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def spec_from_config(config: dict) -> NetworkSpec:

@@ -56,9 +56,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
         OSError: If the file cannot be written. The error names `path`, and an older file is kept.
     """
-    path = pathlib.Path(path)
+    path = given = pathlib.Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.is_symlink():
+        # The link stays, as with plain writing.
+        path = pathlib.Path(os.path.realpath(path))
     remove_leftovers(path)
     beside = temporary_path(path)
     try:
@@ -74,7 +77,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         with contextlib.suppress(OSError):
             beside.unlink()
         if isinstance(error, OSError) and error.strerror and error.filename in (None, str(beside)):
-            error.filename = str(path)
+            error.filename = str(given)
         raise
 
 

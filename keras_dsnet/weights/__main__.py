@@ -12,6 +12,7 @@ import sys
 import keras
 from absl import flags
 
+from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.utils import UserError
 from keras_dsnet.utils.command_line import command_flags, run_command
 from keras_dsnet.weights.weights_file import convert_checkpoint, save_compact_weights
@@ -71,6 +72,11 @@ def write_weights(files: list[str]) -> str:
             name = "--nogates_trained" if FLAGS.ema is None else "--ema"
             raise UserError(f"{name} is for a checkpoint (.pth.tar). Received: {source}")
         model = keras.models.load_model(source, compile=False)
+        if not isinstance(model, DynamicSlimmableNetwork):
+            raise UserError(
+                "a .keras file must hold a DynamicSlimmableNetwork. "
+                f"Received: {source}, a {type(model).__name__}"
+            )
         if FLAGS.float16:
             save_compact_weights(model, target)
         else:

@@ -117,9 +117,11 @@ def assign_tensors(
     targets = mobilenet_tensors(model)
     _check_names(path, tensors, targets)
     _check_shapes(path, tensors, targets)
-    values = {id(variable): np.array(variable) for variable in model.variables}
+    # The seeds of dropout are no weights.
+    variables = [variable for layer in model.supernet_layers for variable in layer.weights]
+    values = {id(variable): np.array(variable) for variable in variables}
     filled = {id(target.variable) for target in targets.values()}
-    unfilled = [variable.path for variable in model.variables if id(variable) not in filled]
+    unfilled = [variable.path for variable in variables if id(variable) not in filled]
     if unfilled:
         raise UserError(f"the checkpoint {path} has nothing for the variables {_listed(unfilled)}")
     # Widths that the authors' slimming head does not score get the score 0 and are not routes.
@@ -128,7 +130,7 @@ def assign_tensors(
     for name, target in targets.items():
         if target.variable is not None:
             target.write(tensors[name].astype("float32"), values[id(target.variable)])
-    for variable in model.variables:
+    for variable in variables:
         variable.assign(values[id(variable)])
     model.replace_routes(range(min(SLIMMING_ROWS, model.num_widths)))
     model.gates_trained = True

@@ -99,7 +99,9 @@ flags.DEFINE_multi_enum(
     "baseline", list(BASELINES), ["none", *BASELINES], "Network to compare with. Can be repeated."
 )
 shared.define_image_size(
-    "Side in pixels of the images of a network with random variables.", 224, lower_bound=32
+    "Side in pixels of the images of a network with random variables, or of one of any image size.",
+    224,
+    lower_bound=32,
 )
 shared.define_file_timing()
 flags.DEFINE_string("device", platform.machine(), "Name of this device in the latency tables.")
@@ -220,7 +222,10 @@ def compared_files(network, paths, folder):
     if not paths:
         for quantize in FLAGS.quantize:
             quantize = None if quantize == "none" else quantize
-            files = MobileFiles(network, network.routes, quantize, folder, FLAGS.reuse)
+            shape = network.input_shape[1:]
+            if None in shape:
+                shape = (FLAGS.image_size, FLAGS.image_size, shape[-1])
+            files = MobileFiles(network, network.routes, quantize, folder, FLAGS.reuse, shape)
             routed = {layout: files.routed(layout) for layout in FLAGS.layout}
             static = {path: files.static(path) for path in static_paths(network, files.paths)}
             is_detector = hasattr(network, "anchors")
@@ -329,6 +334,7 @@ def timed_files(network, routed, static, others, folder):
     from keras_dsnet.export.dynamic_interpreter import read_metadata, routes_of
 
     files, rows, options = {}, {}, {}
+    shape = None
     for name, filename in routed.items():
         content = filename.read_bytes()
         metadata = read_metadata(content)
@@ -342,10 +348,12 @@ def timed_files(network, routed, static, others, folder):
                 forced.write_bytes(force_route(content, path))
                 files[name, path], options[name, path] = forced, {"widths": routes}
             rows[name, path] = {"path": as_written(path)}
-            rows[name, path]["madds"] = madds.get(path) or network.madds(path)
+            shape = metadata["input_shape"]
+            rows[name, path]["madds"] = madds.get(path) or network.madds(path, shape)
     for path, filename in static.items():
         files["static", path] = filename
-        rows["static", path] = {"path": as_written(path), "madds": network.madds(path)}
+        # All files of a group take the same images.
+        rows["static", path] = {"path": as_written(path), "madds": network.madds(path, shape)}
     for name, filename in others.items():
         files[name, None], rows[name, None] = filename, {}
     return files, rows, options

@@ -63,7 +63,7 @@ class MobileFiles:
         self.reuse = reuse
         self.shape = shape or network.input_shape[1:]
         self.paths = checked_paths(routes, network.num_gates) if routes else []
-        if network.routing == "confidence":
+        if routes and network.routing == "confidence":
             # Without gates there is no path of several widths.
             self.paths = [path for path in self.paths if len(set(path)) == 1]
         self._folder = pathlib.Path(folder) / (quantize or "float32")

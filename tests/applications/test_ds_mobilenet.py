@@ -201,3 +201,9 @@ def test_variants_end_at_the_madds_of_the_paper():
     }
     efficientnet = ds_efficientnet_b0.VARIANTS
     assert {name: len(v.routes) for name, v in efficientnet.items()} == {"S": 5, "L": 10}
+
+
+def test_the_channels_before_the_gate_may_be_told_alone():
+    assert DSMobileNet(weights="cifar10", front_alpha=0.75).spec.ratios
+    with pytest.raises(ValueError, match=r"other channels.*front_alpha=0\.5"):
+        DSMobileNet(weights="cifar10", front_alpha=0.5)

@@ -7,7 +7,8 @@ import tensorflow as tf
 from tiny_detectors import detector_images, tiny_detector
 
 from keras_dsnet.detection import calibrate_detector, compare_confidences
-from keras_dsnet.detection.confidence import CONFIDENCES
+from keras_dsnet.detection.confidence import CONFIDENCES, CONFIDENCES_OF_PROBABILITIES
+from keras_dsnet.export.detection_runtime import confidence_of
 from keras_dsnet.models.costs import section_costs
 
 
@@ -178,3 +179,12 @@ def test_a_budget_that_cannot_be_kept_is_refused(detector):
         calibrate_detector(detector, [], 5)
     with pytest.raises(ValueError, match="`dataset` must have one image or more"):
         calibrate_detector(detector, [], 1e12)
+
+
+@pytest.mark.parametrize("kind", CONFIDENCES)
+def test_a_score_that_is_no_number_is_no_confidence(kind):
+    scores = np.full((1, 4, 3), 0.25, "float32")
+    scores[0, 1, 2] = np.nan
+    assert confidence_of(scores, kind) == 0
+    sure = CONFIDENCES_OF_PROBABILITIES[kind](tf.constant(scores)).numpy()
+    assert not sure[0] > 0

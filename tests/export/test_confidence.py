@@ -373,6 +373,13 @@ def test_a_file_takes_the_settings_of_the_network(tmp_path):
     assert len(set(paths)) == 2
 
 
+def test_one_route_by_confidence_is_named_as_a_route():
+    network = small_network()
+    network.routing = "confidence"
+    with pytest.raises(ValueError, match=r"`routes` of a file.*two or more.*routes=\(1,\)"):
+        plan_routing(network, (1,), None, None, None)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -1,5 +1,6 @@
 """Conversion to int8: the images that ranges are measured on, and units that are always zero."""
 
+import errno
 import itertools
 import warnings
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from routed_networks import SHORT_SPEC, SIZE, random_images, small_network
 
-from keras_dsnet.export import export_routed, export_subnetwork
+from keras_dsnet.export import conversion, export_routed, export_subnetwork
 from keras_dsnet.export.conversion import (
     LEAST_SCALE,
     MOST_IMAGES,
@@ -203,3 +204,15 @@ def test_a_static_file_with_dead_units_runs(network, tmp_path):
     export_subnetwork(network, 3, path, quantize="int8", representative_data=data)
     runner = Interpreter(str(path)).get_signature_runner("serving_default")
     check(path.read_bytes(), lambda image: runner(image=image)["output"], network, 3)
+
+
+def test_a_full_disk_is_no_fault_of_the_network(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(conversion, "narrow_ranges", fail)
+    network = small_network(spec=SHORT_SPEC)
+    options = {"quantize": "int8", "representative_data": IMAGES}
+    with pytest.raises(OSError, match="No space left on device"):
+        export_subnetwork(network, 0, tmp_path / "m.tflite", **options)
+    assert not list(tmp_path.iterdir())

@@ -7,11 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from exported import Exported
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SIZE, random_images, small_network
 
 from keras_dsnet.export import DynamicInterpreter, LatencyTable, best_path
+from keras_dsnet.export.dynamic_interpreter import read_metadata
 from keras_dsnet.export.metadata import add_metadata
 from keras_dsnet.export.packing import pack
 from keras_dsnet.export.tflite_model import parse
@@ -221,6 +223,7 @@ def test_a_budget_and_a_bound_both_hold(timed):
             {"budget_ms": "5"},
             "must be a positive number of milliseconds.*budget_ms='5'",
         ),
+        ({"budget_ms": 0.5, "min_width": 2}, r"No route from `min_width` on takes at most 0\.5 ms"),
         ({"budget_ms": 2.5, "min_width": 3}, r"at most 2, .* 2\.5 ms.*min_width=3"),
         ({"min_width": -1}, "`min_width` must be a width, 0 to 3.*min_width=-1"),
         ({"max_width": 4}, "`max_width` must be a width, 0 to 3.*max_width=4"),
@@ -322,6 +325,31 @@ def test_a_file_of_another_version_is_named(exported, tmp_path, text):
     ) as caught:
         DynamicInterpreter(filename)
     assert "\n" not in str(caught.value)
+
+
+def raiser(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_a_file_with_a_wrong_byte_is_read_or_named(exported):
+    generator = np.random.default_rng(0)
+    damaged = 0
+    for place in generator.integers(0, len(exported.content), 400):
+        content = bytearray(exported.content)
+        content[place] ^= int(generator.integers(1, 256))
+        try:
+            read_metadata(bytes(content))
+        except ValueError:
+            damaged += 1
+    for error in (TypeError, AttributeError, IndexError):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schema.Model, "GetRootAsModel", raiser(error("a wrong offset")))
+            with pytest.raises(ValueError, match="the file is damaged: a wrong offset"):
+                read_metadata(exported.content)
+    assert damaged
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.99])

@@ -335,6 +335,15 @@ def test_the_weight_cache_changes_no_output(int8, tmp_path, monkeypatch):
             np.testing.assert_array_equal(found, output)
 
 
+def test_split_files_are_found_from_another_working_directory(network, tmp_path, monkeypatch):
+    export(network, tmp_path / "m.tflite", layout="staged", split=True)
+    monkeypatch.chdir(tmp_path)
+    interpreter = DynamicInterpreter("m.tflite")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert interpreter.run(random_images(1)[0], 2, 2)[1] == (2,)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_split_files_are_opened_when_they_are_first_needed(network, one, tmp_path, runtime):
     report, filename = export(network, tmp_path / "m.tflite", layout="staged", split=True)

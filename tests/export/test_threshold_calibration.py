@@ -56,7 +56,9 @@ def test_thresholds_of_a_call_replace_those_of_the_file(interpreter):
     assert len({path for _, path in stored}) > 1
 
 
-@pytest.mark.parametrize("thresholds", [1.5, -0.1, (0.5, 0.5, 0.5), "a", np.nan, (0.5, None)])
+@pytest.mark.parametrize(
+    "thresholds", [1.5, -0.1, (0.5, 0.5, 0.5), "a", np.nan, (0.5, None), [0.5], "0.5", [[0.5, 0.5]]]
+)
 def test_wrong_thresholds_are_refused(interpreter, thresholds):
     with pytest.raises(ValueError, match=r"`thresholds` must be 2 numbers from 0 to 1.*Received"):
         interpreter.run(IMAGES[0], thresholds=thresholds)

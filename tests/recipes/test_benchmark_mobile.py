@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import platform
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet_recipes.benchmarks import timed_file
 from keras_dsnet_recipes.benchmarks.mobile_files import MobileFiles, randomise
 from keras_dsnet_recipes.benchmarks.timing import TimedProcess, loading_cost, time_in_turns
-from programs import run_program
+from programs import import_program, run_program
 from routed_networks import random_images, small_network
 from tiny_families import TINY_RESNET, tiny_network
 
@@ -310,3 +311,25 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
     result = run_program(PROGRAM, *arguments, f"--workdir={tmp_path}")
     assert result.returncode == 1
     assert result.stderr == f"error: {message}\n"
+
+
+def test_a_file_without_its_network_has_no_paths(tmp_path):
+    like = types.SimpleNamespace(classes=10, input_shape=(None, 16, 16, 3), num_gates=1)
+    files = MobileFiles(like, None, None, tmp_path, shape=(16, 16, 3))
+    assert (files.paths, files.shape) == ([], (16, 16, 3))
+
+
+def test_a_network_of_any_image_size_is_counted_by_its_file(network, tmp_path):
+    config = {**network.get_config(), "input_shape": (None, None, 3)}
+    several = type(network).from_config(config)
+    several.set_weights(network.get_weights())
+    routes = several.routes[:2]
+    path = tmp_path / "m.tflite"
+    options = {"routes": routes, "routing": "gate", "input_shape": network.input_shape[1:]}
+    several.export(path, format="litert", verbose=False, **options)
+    static = {(width,): path for width in routes}
+    program = import_program("keras_dsnet_recipes.benchmarks.benchmark_mobile")
+    _, rows, _ = program.timed_files(several, {"m": path}, static, {}, tmp_path)
+    for name in ("m", "static"):
+        madds = [rows[name, (width,)]["madds"] for width in routes]
+        assert madds == [network.madds(width) for width in routes]

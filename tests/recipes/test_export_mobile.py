@@ -378,12 +378,13 @@ def test_released_weights_route_by_confidence(program, released, capsys):
     ("given", "told"),
     [
         ({}, "steps (0, 13) and the thresholds 0.7. Calibrate the thresholds on your own"),
+        ({"routes": "0,4,8"}, "steps (0, 8) and the thresholds 0.7. Calibrate"),
         ({"steps": "0,3,5"}, "steps (0, 3, 5) and the thresholds 0.7, 0.7. Calibrate"),
         ({"steps": "0,5", "thresholds": "0.9"}, "steps (0, 5) and the thresholds 0.9\n"),
         ({"routing": "gate"}, ""),
         ({"path": "slimmest"}, ""),
     ],
-    ids=["default", "steps", "thresholds", "gate", "path"],
+    ids=["default", "routes", "steps", "thresholds", "gate", "path"],
 )
 def test_what_is_told_of_weights_without_a_gate_is_what_the_file_does(
     given, told, program, released, capsys

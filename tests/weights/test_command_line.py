@@ -1,5 +1,6 @@
 """`python -m keras_dsnet.weights`, which converts checkpoints."""
 
+import keras
 import numpy as np
 import pytest
 from keras_dsnet.applications import DSMobileNet
@@ -62,3 +63,15 @@ def test_the_converter_leaves_nothing_half_written(checkpoint, tmp_path):
     with pytest.raises(UserError, match="cut"):
         convert_checkpoint(tmp_path / "cut.pth.tar", tmp_path / "net.weights.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["cut.pth.tar"]
+
+
+def test_the_converter_takes_networks_only(tmp_path):
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "plain.keras")
+    folder = tmp_path / "program"
+    folder.mkdir()
+    files = tmp_path / "plain.keras", tmp_path / "net.weights.h5"
+    result = run_module(folder, "keras_dsnet.weights", *files)
+    assert result.returncode == 1
+    assert "plain.keras, a Sequential" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not files[1].exists()
