@@ -207,13 +207,7 @@ class DynamicInterpreter:
             low = self._as_bound(min_width, "min_width", 0)
             high = self._as_bound(max_width, "max_width", self.routes[-1])
             if budget_ms is not None:
-                start = None if min_width is None else max(low)
-                if start and not self._fitting(budget_ms, start):
-                    raise ValueError(
-                        f"No route from `min_width` on takes at most {budget_ms!r} ms. Received: "
-                        f"min_width={min_width!r}, budget_ms={budget_ms!r}"
-                    )
-                widest = self.widest_within(budget_ms, start)
+                widest = self.widest_within(budget_ms, None if min_width is None else max(low))
                 if max(low) > widest:
                     text = f"at most {widest}, the widest route within {budget_ms!r} ms. Received: "
                     raise ValueError(f"`min_width` must be {text}min_width={min_width!r}")
@@ -292,21 +286,20 @@ class DynamicInterpreter:
             raise ValueError(f"{text}budget_ms={budget_ms!r}")
         if not self.latency_ms:
             raise ValueError("`budget_ms` needs latencies: call `calibrate_latency()` first.")
-        fitting = self._fitting(budget_ms, min_width)
-        if fitting:
+        worst = {route: self._worst_latency(route, min_width) for route in self.latency_ms}
+        if fitting := [route for route, latency in worst.items() if latency <= budget_ms]:
             return max(fitting)
         fastest = min(self.latency_ms, key=lambda route: self.latency_ms[route])
+        if min_width is not None and min_width > fastest:
+            raise ValueError(
+                f"No route from min_width={min_width} on takes {budget_ms!r} ms or less"
+            )
         warnings.warn(
             f"No route fits `budget_ms`. The fastest, {fastest}, runs instead and takes "
             f"{self.latency_ms[fastest]:.2f} ms. Received: budget_ms={budget_ms!r}",
             stacklevel=3,
         )
         return fastest
-
-    def _fitting(self, budget_ms, min_width):
-        return [
-            route for route in self.latency_ms if self._worst_latency(route, min_width) <= budget_ms
-        ]
 
     def _worst_latency(self, route, min_width):
         """Returns the milliseconds of the longest run from a bound to a route."""
@@ -518,14 +511,7 @@ def read_metadata(content: bytes, filename: str | os.PathLike = "the file") -> d
         buffers = [entry.Buffer() for entry in entries if entry.Name() == METADATA_NAME]
         texts = [model.Buffers(index).DataAsNumpy().tobytes() for index in buffers]
         metadata: Any = json.loads(texts[0]) if texts else None
-    except (
-        struct.error,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        OverflowError,
-    ) as error:
+    except (struct.error, ValueError, TypeError, AttributeError, LookupError) as error:
         raise ValueError(f"{filename} is damaged: {error}") from error
     if not texts:
         advice = 'make one by `model.export(..., format="litert")`'

@@ -11,7 +11,7 @@ from keras_dsnet.models.atomic_saving import AtomicSaving
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
 from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import LevelFeatures
-from keras_dsnet.models.path import Path, PathLike, check_path, resolve_path
+from keras_dsnet.models.path import Path, PathLike, check_path, path_argument, resolve_path
 from keras_dsnet.models.predictions import (
     check_class_names,
     check_number_of_classes,
@@ -148,20 +148,8 @@ class DynamicSlimmableNetwork(
         # way to `call`. It stays a plain value, since a functional model around the network writes
         # it into its config.
         if path is not None:
-            kwargs["path"] = self._as_argument(path)
+            kwargs["path"] = path_argument(path, self.resolve_path, self.spec.has_wide_front)
         return super().__call__(inputs, *args, **kwargs)
-
-    def _as_argument(self, path):
-        """Returns a path in a form that the config of a model around the network can hold."""
-        resolved = self.resolve_path(path)
-        if isinstance(path, str):
-            return path
-        if not isinstance(path, Path):
-            return resolved.gates
-        if not all(isinstance(entry, int) for entry in (*path.widths, *path.statistics)):
-            return path
-        forms = [path.gates, *(["largest"] if self.spec.has_wide_front else [])]
-        return next((form for form in forms if self.resolve_path(form) == path), path)
 
     def call(self, inputs: Any, path: PathLike | None = None, training: bool = False) -> tf.Tensor:
         if path is None:

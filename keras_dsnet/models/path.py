@@ -1,7 +1,7 @@
 """Paths through a network."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +97,28 @@ def check_path(path: Path, num_gates: int, num_widths: int) -> Path:
             f"as many rows of statistics. Received: {path}"
         )
     return path
+
+
+def path_argument(path: PathLike, resolve: Callable, wide_front: bool) -> PathLike:
+    """Returns a path in a form that the config of a model around the network can hold.
+
+    Args:
+        path: As in a call of the network.
+        resolve: Its `resolve_path`.
+        wide_front: Bool, whether the network has a path "largest".
+
+    Raises:
+        ValueError: If the network does not have this path.
+    """
+    resolved = resolve(path)
+    if isinstance(path, str):
+        return path
+    if not isinstance(path, Path):
+        return resolved.gates
+    if not all(isinstance(entry, int) for entry in (*path.widths, *path.statistics)):
+        return path
+    forms = [path.gates, *(["largest"] if wide_front else [])]
+    return next((form for form in forms if resolve(form) == path), path)
 
 
 def _plain(value):

@@ -223,7 +223,7 @@ def test_a_budget_and_a_bound_both_hold(timed):
             {"budget_ms": "5"},
             "must be a positive number of milliseconds.*budget_ms='5'",
         ),
-        ({"budget_ms": 0.5, "min_width": 2}, r"No route from `min_width` on takes at most 0\.5 ms"),
+        ({"budget_ms": 0.5, "min_width": 2}, r"No route from min_width=2 on takes 0\.5 ms or less"),
         ({"budget_ms": 2.5, "min_width": 3}, r"at most 2, .* 2\.5 ms.*min_width=3"),
         ({"min_width": -1}, "`min_width` must be a width, 0 to 3.*min_width=-1"),
         ({"max_width": 4}, "`max_width` must be a width, 0 to 3.*max_width=4"),
