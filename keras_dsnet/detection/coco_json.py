@@ -75,7 +75,7 @@ def load_coco_json(
         known = class_names or _class_names(content)
     annotations, notes = _annotations(path, content, images or path.parent, on_bad_image)
     by_path = {annotation.path: annotation for annotation in annotations}
-    is_full = [bool(spec) and spec.strip().startswith("full") for spec in specs]
+    is_full = [(spec or "").strip().startswith("full") for spec in specs]
     if is_full[split == "eval"]:
         splits, default = {"full": list(by_path)}, {"train": "full", "eval": "full"}
     else:

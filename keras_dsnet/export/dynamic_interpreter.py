@@ -400,8 +400,7 @@ class DynamicInterpreter:
         is_pixels = image.dtype == np.uint8
         if input_type == "uint8":
             if not is_pixels:
-                text = f"Received: an image of {image.dtype}"
-                raise ValueError(f"The file takes raw uint8 pixels. {text}")
+                raise ValueError(f"The file takes raw uint8 pixels. Received: {image.dtype}")
         elif is_pixels:
             image = self.preprocess(image)
         elif image.dtype.kind != "f":
@@ -419,9 +418,7 @@ class DynamicInterpreter:
             raise ValueError(f"`image` must have finite values. Received: an image with {found}")
         if high > _MOST_RANGES * limit and image.min() >= 0:
             text = f"-{limit:.1f} to {limit:.1f}. Received: floats from {image.min():g} to {high:g}"
-            raise ValueError(
-                f"`image` must be raw uint8 pixels, or floats normalised to about {text}"
-            )
+            raise ValueError(f"`image` must be uint8 pixels or floats normalised to about {text}")
 
     def _as_bound(self, bound, name, default):
         """Returns a bound as int32 `[num_gates]`."""
