@@ -68,7 +68,7 @@ shared.define_number(
 )
 flags.DEFINE_integer("cores_per_gpu", 12, "Processor cores for each GPU.", lower_bound=1)
 shared.define_number(
-    "images_per_core", 550.0, "Images/s that a core prepares, of the page on input.", above=0
+    "images_per_core", 531.0, "Images/s that a core prepares, of the page on input.", above=0
 )
 
 
