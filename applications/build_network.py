@@ -49,6 +49,8 @@ CIFAR10_CLASSES = (
     "ship",
     "truck",
 )
+# All named weights, so that a family without them can say so.
+_PRESET_NAMES = ("imagenet", "cifar10", "tiny_imagenet")
 _DEFAULT_SHAPE, _DEFAULT_CLASSES = (224, 224, 3), 1000
 _MIN_SIDE = 32
 # Fields of a spec that change no variable.
@@ -233,7 +235,7 @@ def _open_weights(family, weights, presets, ema):
     if isinstance(weights, str) and weights in presets:
         preset = presets[weights]
         return WeightsFile(preset.filepath(), ema, class_names=preset.class_names)
-    if weights in ("imagenet", "cifar10"):
+    if weights in _PRESET_NAMES:
         raise ValueError(
             f"There are no {weights!r} weights of {family}: train the network and pass the path of "
             f"its .weights.h5 or .keras file, or pass None. Received: weights={weights!r}"

@@ -21,8 +21,10 @@ from keras_dsnet.weights import Preset
 
 __all__ = ["DSMobileNet", "decode_predictions", "preprocess_input"]
 
-# Inside the package: a trained supernet with its gate and a calibrated threshold.
-CIFAR10_WEIGHTS = pathlib.Path(__file__).parent / "weights" / "ds_mobilenet_cifar10.weights.h5"
+# Inside the package: trained supernets with a calibrated threshold, the first with a gate too.
+_WEIGHTS = pathlib.Path(__file__).parent / "weights"
+CIFAR10_WEIGHTS = _WEIGHTS / "ds_mobilenet_cifar10.weights.h5"
+TINY_IMAGENET_WEIGHTS = _WEIGHTS / "ds_mobilenet_tiny_imagenet.weights.h5"
 _IMAGENET_TOP1 = (
     0.701, 0.704, 0.708, 0.712, 0.716, 0.720, 0.724, 0.727, 0.730, 0.733, 0.736, 0.739, 0.741,
     0.746,
@@ -32,6 +34,14 @@ _CIFAR10_TOP1 = (
     0.9189, 0.9185,
 )  # fmt: skip
 _CIFAR10_ACCURACY: dict[int | str, float] = {**dict(enumerate(_CIFAR10_TOP1)), "dynamic": 0.9178}
+_TINY_IMAGENET_TOP1 = (
+    0.4013, 0.4047, 0.4082, 0.4095, 0.4079, 0.4135, 0.4161, 0.4168, 0.4187, 0.4219, 0.4230, 0.4230,
+    0.4282, 0.4315,
+)  # fmt: skip
+_TINY_IMAGENET_ACCURACY: dict[int | str, float] = {
+    **dict(enumerate(_TINY_IMAGENET_TOP1)),
+    "dynamic": 0.4092,
+}
 PRESETS = {
     # The SHA-256 of the authors' file is unknown, so a download cannot be compared with it.
     # The accuracy is what the authors report; it was not measured with this package.
@@ -48,6 +58,13 @@ PRESETS = {
         classes=10,
         class_names=CIFAR10_CLASSES,
         accuracy=_CIFAR10_ACCURACY,
+    ),
+    # docs/results/tiny_imagenet.md has the training and all figures. The file holds the names.
+    "tiny_imagenet": Preset(
+        file=TINY_IMAGENET_WEIGHTS,
+        sha256="24471278011cb82a3438df3d579a576b46438fb6dc3ea048171862436987817c",
+        classes=200,
+        accuracy=_TINY_IMAGENET_ACCURACY,
     ),
 }
 
@@ -95,9 +112,10 @@ def DSMobileNet(
 
     Args:
         weights: One of None for random weights; `"imagenet"`, the supernet that the authors
-            released, which is downloaded on first use and whose gate is not trained; `"cifar10"`, a
-            network for the 32x32 images of CIFAR-10 with a trained gate, which comes with the
-            package; or the path of a `.weights.h5` file, of a `.keras` file, or of a checkpoint of
+            released, which is downloaded on first use and whose gate is not trained; `"cifar10"` or
+            `"tiny_imagenet"`, which come with the package and route by confidence: networks for the
+            32x32 images of CIFAR-10, with a trained gate too, and for 64x64 photographs of 200
+            classes; or the path of a `.weights.h5` file, of a `.keras` file, or of a checkpoint of
             the authors' code (`.pth.tar`), whose gate counts as trained. Defaults to None.
         input_shape: {input_shape}
         classes: {classes}

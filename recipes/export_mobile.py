@@ -34,8 +34,8 @@ _SAVED = ("model.keras", "supernet.keras", "detector.keras")
 shared.define_path(
     "weights",
     None,
-    "Weights of DS-MobileNet instead of --model: imagenet, cifar10, a .weights.h5 or a .pth.tar "
-    "file. If their gate is not trained, the file routes by confidence.",
+    "Weights of DS-MobileNet instead of --model: imagenet, cifar10, tiny_imagenet, a .weights.h5 "
+    "or a .pth.tar file. If their gate is not trained, the file routes by confidence.",
 )
 shared.define_path("output", None, "Name of the .tflite file to write.", required=True)
 shared.define_routes()

@@ -88,9 +88,9 @@ flags.DEFINE_bool(
 shared.define_path(
     "weights",
     None,
-    "Weights to start from: imagenet, cifar10, the work directory of a finished stage, or a .keras,"
-    " .weights.h5 or .pth.tar file of this network, with the same classes or others. Defaults to "
-    "random weights.",
+    "Weights to start from: imagenet, cifar10, tiny_imagenet, the work directory of a finished "
+    "stage, or a .keras, .weights.h5 or .pth.tar file of this network, with the same classes or "
+    "others. Defaults to random weights.",
 )
 flags.DEFINE_enum(
     "widths",

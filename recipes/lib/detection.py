@@ -64,8 +64,8 @@ def define_detector():
     shared.define_path(
         "backbone",
         None,
-        "Work directory or .keras file of a trained network, or imagenet or cifar10 for released "
-        "weights of --model. Defaults to random weights.",
+        "Work directory or .keras file of a trained network, or imagenet, cifar10 or tiny_imagenet "
+        "for weights of --model that have a name. Defaults to random weights.",
     )
     shared.define_network(MODELS)
     shared.define_channels(

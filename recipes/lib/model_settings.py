@@ -38,7 +38,7 @@ MODELS = {
     ),
 }
 # Names of weights, which belong to ds_mobilenet.
-PRESETS = ("imagenet", "cifar10")
+PRESETS = ("imagenet", "cifar10", "tiny_imagenet")
 # Number of widths of --widths=paper, and of those that its variants route over.
 PAPER_WIDTHS = 18
 PAPER_VARIANTS = {"S": 4, "M": 11, "L": None}

@@ -166,15 +166,19 @@ def test_widths_that_contradict_another_argument_are_named(options, message):
         DSMobileNet(**options)
 
 
-def test_presets_hold_what_is_known_of_their_files():
-    shipped = PRESETS["cifar10"]
+@pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet"])
+def test_presets_hold_what_is_known_of_their_files(name):
+    shipped = PRESETS[name]
     assert hashlib.sha256(shipped.file.read_bytes()).hexdigest() == shipped.sha256
-    page = (REPOSITORY / "docs" / "results" / "cifar10.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8")
     section = page.split("## All widths")[1].split("\n## ")[0]
     row = r"^\| (\d+|confidence) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \| [\d.]+ \|"
     rows = re.findall(row, section, re.MULTILINE)
     percent = {int(path) if path.isdigit() else "dynamic": float(top1) for path, top1 in rows}
     assert {path: round(100 * top1, 2) for path, top1 in shipped.accuracy.items()} == percent
+
+
+def test_the_preset_of_the_authors_says_what_they_report():
     released = PRESETS["imagenet"]
     assert released.sha256 is None
     assert released.url.startswith("https://github.com/changlin31/DS-Net/releases/")

@@ -333,7 +333,10 @@ def test_untrained_gates_cause_no_warning_where_the_file_has_none(saturated):
         ),
         ({"routing": "confidence", "thresholds": (1.5,)}, "`thresholds` must be a number"),
         ({"routing": "confidence", "thresholds": "a"}, "`thresholds` must be a number"),
-        ({"routing": "confidence", "routes": (1,)}, "`routes` of a file .* must be two or more widths"),
+        (
+            {"routing": "confidence", "routes": (1,)},
+            "`routes` of a file .* must be two or more widths",
+        ),
         (
             {"routing": "gate+confidence", "routes": (3,), "steps": (0, 3)},
             "needs a step that is wider than a start",
