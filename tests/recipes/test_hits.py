@@ -45,7 +45,12 @@ def images(network, kind="eval"):
     source = load_source("digits", None, kind, **{f"{kind}_split": CONFIG[f"{kind}_split"]})
     size, batch = network.input_shape[1:3], CONFIG["eval_batch_size"]
     return evaluation_pipeline(
-        source, image_size=size, batch_size=batch, preprocess=network.normalization
+        source,
+        image_size=size,
+        batch_size=batch,
+        preprocess=network.normalization,
+        # Digits are not augmented, so that training saw whole images.
+        crop_fraction=1.0,
     )
 
 
