@@ -73,9 +73,7 @@ def test_an_arm_of_two_tables_is_run_once():
 def test_runs_of_seconds_are_never_those_of_a_table(name):
     quick, real = plan(TABLES[name], quick=True), plan(TABLES[name])
     assert not {run.name for run in quick} & {run.name for run in real}
-    ships = [run for run in quick if run.arm.ships]
     assert all("_digits_" in run.name for run in quick)
-    assert len(ships) == sum(run.arm.ships for run in real)
     for run in quick:
         assert arm_of(run.name) == run.arm.name or run.arm.same_as
 
@@ -257,14 +255,14 @@ def test_times_of_a_table_are_not_published_as_a_result(tmp_path, monkeypatch, s
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if TABLES[name].claim])
-def test_the_command_of_a_part_of_a_table_runs(name, tmp_path):
+def test_the_command_of_a_part_of_a_table_names_its_arms_and_folders(name):
     table = TABLES[name]
     known = {arm.name for arm in table.arms}
     peers = [peer.name for peer in table.peers][:2]
     rows = [{"arm": arm, "seed": 0} for arm in peers or sorted(known)[:1]]
     result = {"table": name, "data": "cifar10", "rows": rows}
-    command = " ".join(result_page._command(result).strip("`").split()).replace("\\ ", "")
-    given = dict(flag.partition("=")[::2] for flag in command.split() if flag.startswith("--"))
+    words = result_page._command(result).split()
+    given = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
     assert set(given["--arms"].split(",")) <= known
     assert ("--pretraining_dir" in given) == (name == "3")
     assert given["--data_dir"] == "/data/tfds"
