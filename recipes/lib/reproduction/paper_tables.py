@@ -227,7 +227,7 @@ _ALL = [
         "supernet of Tables 6, 7, 9",
         "",
         "",
-        (Arm("supernet", STAGE_1, "{data}_ds_resnet_supernet", hours=1.8),),
+        (Arm("supernet", STAGE_1, "{data}_ds_resnet_supernet", hours=2.3),),
     ),
     Table(
         "shipped",
