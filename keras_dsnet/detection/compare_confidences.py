@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_dsnet.detection.boxes import BOX_FORMAT, PADDING, convert_boxes
+from keras_dsnet.detection.boxes import BOX_FORMAT, convert_boxes
 from keras_dsnet.detection.confidence import CONFIDENCES
 from keras_dsnet.detection.detection_gate_trainer import found_every_box
-from keras_dsnet.detection.target_checks import check_near
+from keras_dsnet.detection.target_checks import check_near, needed_classes
 from keras_dsnet.models.path import PathLike
 from keras_dsnet.utils.batches import check_num_batches
 
@@ -56,9 +56,7 @@ def compare_confidences(
         boxes = convert_boxes(target["boxes"], bounding_box_format, BOX_FORMAT, images.shape[1:])
         classes = tf.cast(target["classes"], tf.int32)
         check_near(boxes, classes, bounding_box_format)
-        if "difficult" in target:
-            # The metric ignores them too. As padding they need not be found.
-            classes = tf.where(tf.cast(target["difficult"], tf.bool), PADDING, classes)
+        classes = needed_classes(target, classes, "`dataset`")
         decoded, probabilities = detector.decode(outputs)
         found.append(found_every_box(decoded, probabilities, boxes, classes, score_threshold))
         for name, confidence in CONFIDENCES.items():

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_dsnet.detection.boxes import PADDING, box_iou
 from keras_dsnet.detection.detection_trainer import BoxTargets
 from keras_dsnet.detection.multibox import MultiboxLoss, match_anchors
+from keras_dsnet.detection.target_checks import needed_classes
 from keras_dsnet.models.executors import SlicedExecutor
 from keras_dsnet.training.gate_trainer import GateTrainer
 from keras_dsnet.utils.argument_checks import check_number
@@ -27,7 +28,8 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
     image without boxes is easy. The SGS target of easy images is the slimmest route, that of all
     others the widest. The metric "easy" is the share of easy images.
 
-    `fit` and `evaluate` take the data of `DetectionTrainer`. "accuracy" is the share of the images
+    `fit` and `evaluate` take the data of `DetectionTrainer`. Boxes that the target marks as
+    `"difficult"`, bool `[batch, n]`, need not be found, as in `DetectionMetric`. "accuracy" is the share of the images
     of which the chosen route finds every box.
 
     Args:
@@ -75,6 +77,26 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
         )
         self.multibox_loss = MultiboxLoss()
 
+    def unpack(
+        self, data: Any, name: str = "a batch", training: bool = False
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...], tf.Tensor | None]:
+        """Checks a batch and returns its parts, as `DetectionTrainer.unpack`.
+
+        Args:
+            data: `(images, target)` or `(images, target, sample_weight)`.
+            name: String, a description of the batch for messages.
+            training: Boolean, not used.
+
+        Returns:
+            `(images, (boxes, classes, needed), weights)`: as `DetectionTrainer.unpack`, and int32
+            `[batch, n]`, the classes of the boxes that have to be found, padded with -1.
+
+        Raises:
+            ValueError: If the batch has other parts, or does not fit the detector.
+        """
+        images, (boxes, classes), weights = super().unpack(data, name, training)
+        return images, (boxes, classes, needed_classes(data[1], classes, name)), weights
+
     def _use_routes(self):
         self.model.backbone.replace_routes(self.routes)
         self.choice_madds = _RouteMAdds(self.model, self.routes)
@@ -112,7 +134,8 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
 
     def _run_routes(self, features, target):
         """Returns the loss of each image and whether every box of it was found, for each route."""
-        matches = match_anchors(*target, self.model.anchors)
+        boxes, classes, needed = target
+        matches = match_anchors(boxes, classes, self.model.anchors)
         matched = tf.reduce_sum(tf.cast(matches.positive, tf.float32), axis=1)
         losses, found = [], []
         for width in self.routes:
@@ -122,7 +145,7 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
             # By the boxes of each image, so that all images count alike, as in classification.
             losses.append(tf.stop_gradient(tf.add_n(parts) / tf.maximum(matched, 1.0)))
             decoded = self.model.decode(outputs)
-            found.append(found_every_box(*decoded, *target, self.score_threshold))
+            found.append(found_every_box(*decoded, boxes, needed, self.score_threshold))
         return losses, found
 
     def get_config(self) -> dict[str, Any]:

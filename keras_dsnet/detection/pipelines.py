@@ -26,7 +26,7 @@ from keras_dsnet.detection.boxes import (
 from keras_dsnet.utils.argument_checks import check_int
 
 AUGMENTATIONS = ("none", "flip", "ssd")
-_TRAINED = ("boxes", "classes")
+_TRAINED = ("boxes", "classes", "difficult")
 # The values of rows without a box.
 _PADDINGS = {"boxes": float(PADDING), "classes": float(PADDING), "difficult": False, "areas": 0.0}
 
@@ -74,9 +74,9 @@ def detection_training_pipeline(
         num_shards: Int, the number of workers, as in `training_pipeline`. Defaults to 1.
 
     Returns:
-        Endless `tf.data.Dataset` of `(images, {"boxes": boxes, "classes": classes})`: float32
-        `[batch, height, width, 3]`, float32 `[batch, n, 4]` and float32 `[batch, n]`, padded with
-        -1.
+        Endless `tf.data.Dataset` of `(images, target)`: float32 `[batch, height, width, 3]` and a
+        dict of `"boxes"`, float32 `[batch, n, 4]`, and `"classes"`, float32 `[batch, n]`, padded
+        with -1, and `"difficult"`, bool `[batch, n]`.
 
     Raises:
         ValueError: `batch_size` is larger than the data set, or an argument is out of range.
@@ -105,12 +105,14 @@ def detection_training_pipeline(
 
     def make(position, stored, objects):
         image, objects = prepare(position, stored, objects)
-        target = {name: tf.cast(objects[name], tf.float32)[:max_boxes] for name in _TRAINED}
+        target = {name: objects[name][:max_boxes] for name in _TRAINED}
+        target["classes"] = tf.cast(target["classes"], tf.float32)
         return as_input(preprocess, image), padded(target)
 
     def replace(objects):
         del objects
         target = {"boxes": tf.zeros([0, 4]), "classes": tf.zeros([0])}
+        target["difficult"] = tf.zeros([0], tf.bool)
         return gray_input(preprocess, size), padded(target)
 
     batches = source.map_training(

@@ -59,6 +59,31 @@ def check_target(
     return _checked_boxes(boxes, is_object, name), labels
 
 
+def needed_classes(target: dict, classes: tf.Tensor, name: str) -> tf.Tensor:
+    """Returns the classes of the objects that have to be found, with padding for the others.
+
+    Args:
+        target: Dict that may have `"difficult"`, bool `[batch, n]`, objects that evaluation ignores.
+        classes: int32 tensor `[batch, n]`, padded with -1.
+        name: String, a description of the batch for messages.
+
+    Returns:
+        int32 tensor `[batch, n]`.
+
+    Raises:
+        ValueError: If `"difficult"` has another shape than the classes.
+    """
+    if "difficult" not in target:
+        return classes
+    difficult = as_tensor(target["difficult"], name, "difficult")
+    if not difficult.shape.is_compatible_with(classes.shape):
+        raise ValueError(
+            "'difficult' of the targets must have the shape of the classes, "
+            f"{classes.shape}. Received: {difficult.shape} in {name}"
+        )
+    return tf.where(tf.cast(difficult, tf.bool), PADDING, classes)
+
+
 def check_near(boxes: Any, classes: Any, bounding_box_format: str) -> None:
     """Raises an error where boxes of an evaluation lie far from their image, as pixels would.
 

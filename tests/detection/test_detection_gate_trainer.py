@@ -72,6 +72,29 @@ def test_each_loss_moves_the_gate(weights, width):
     assert (widths == width).mean() > 0.9
 
 
+def test_difficult_boxes_need_not_be_found():
+    trainer = make_trainer()
+    images, target = scenes(16)
+    batches = tf.data.Dataset.from_tensor_slices
+
+    def easy(difficult):
+        data = images, {**target, "difficult": difficult}
+        logs = trainer.evaluate(batches(data).batch(8), verbose=0, return_dict=True)
+        return logs["easy"]
+
+    none = np.zeros(target["classes"].shape, bool)
+    # An untrained detector finds no box, and one image has none.
+    assert easy(none) == 1 / 16
+    difficult = none.copy()
+    difficult[:4] = True
+    assert easy(difficult) == 5 / 16
+    # One box of two that need not be found leaves the other.
+    assert (target["classes"][:, 1] >= 0).any()
+    difficult[:4, 1] = False
+    two = (target["classes"][:4, 1] >= 0).sum()
+    assert easy(difficult) == (5 - two) / 16
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"`score_threshold` must be.*Received: score_threshold=1"):
         make_trainer(score_threshold=1)

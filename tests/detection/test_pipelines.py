@@ -40,7 +40,7 @@ def evaluation(source, **arguments):
 def test_a_batch_is_the_dictionary_of_kerascv(voc_folder):
     images, target = next(iter(training(load_detection_source(voc_folder), augmentation="none")))
     assert images.shape == (4, 24, 24, 3)
-    assert set(target) == {"boxes", "classes"}
+    assert set(target) == {"boxes", "classes", "difficult"}
     assert target["boxes"].dtype == target["classes"].dtype == tf.float32
     boxes, classes = target["boxes"].numpy(), target["classes"].numpy()
     assert boxes.shape == (4, 2, 4)
@@ -117,6 +117,15 @@ def test_difficult_objects_can_be_left_out_of_training(voc_folder):
     assert counts == {True: 3, False: 2}
 
 
+def test_training_keeps_the_flags_of_difficult_objects(voc_folder):
+    source = load_detection_source(voc_folder)
+    for augmentation, count in (("none", 9), ("flip", 9), ("ssd", 90)):
+        batches = _batches(source, count, batch_size=1, augmentation=augmentation)
+        flags = [target["difficult"] & (target["classes"] >= 0) for _, target in batches]
+        assert all(flag.dtype == bool for flag in flags)
+        assert sum(flag.sum() for flag in flags) >= 1
+
+
 @pytest.mark.parametrize("box", [(0, 1, 1e-6, 20), (39.9999999, 1, 60, 20)])
 @pytest.mark.parametrize("augmentation", ["none", "flip", "ssd"])
 def test_a_sliver_of_a_box_is_no_box(tmp_path, box, augmentation):
@@ -184,7 +193,7 @@ def test_one_unreadable_file_changes_nothing_else_of_its_batch(voc_folder, caplo
     assert lost.sum() == 1
     np.testing.assert_array_equal(others[~lost], images[~lost])
     for name, values in changed.items():
-        assert (values[lost] == -1).all()
+        assert (values[lost] == (False if name == "difficult" else -1)).all()
         np.testing.assert_array_equal(values[~lost], target[name][~lost][:, : values.shape[1]])
     # Images 0, 4 and 8 are evaluated.
     assert evaluated == [2]
