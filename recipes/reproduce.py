@@ -189,7 +189,8 @@ def train(run, workdir):
     if run.arm.ships and not FLAGS.quick:
         from keras_dsnet_recipes.lib.reproduction.shipped import save_shipped
 
-        print(f"{run.name} comes with the package: {save_shipped(run.data, folder)}", flush=True)
+        path = save_shipped(run.arm.ships, run.data, folder)
+        print(f"{run.name} comes with the package: {path}", flush=True)
         return
     if is_finished(folder):
         print(f"{run.name} is finished", flush=True)

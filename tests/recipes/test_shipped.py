@@ -7,7 +7,7 @@ from keras_dsnet_recipes.lib.reproduction.shipped import save_shipped
 
 
 def test_gates_start_untrained_on_the_trained_widths(tmp_path):
-    path = save_shipped("cifar10", tmp_path / "run")
+    path = save_shipped("DSMobileNet", "cifar10", tmp_path / "run")
     model, trained = keras.models.load_model(path), DSMobileNet(weights="cifar10")
     assert (model.gates_trained, model.routing, model.spec.gate_encoder) == (
         False,
@@ -18,4 +18,4 @@ def test_gates_start_untrained_on_the_trained_widths(tmp_path):
     for end in ("slimmest", "widest"):
         np.testing.assert_array_equal(model(images, path=end), trained(images, path=end))
     written = path.stat().st_mtime_ns
-    assert save_shipped("cifar10", tmp_path / "run").stat().st_mtime_ns == written
+    assert save_shipped("DSMobileNet", "cifar10", tmp_path / "run").stat().st_mtime_ns == written

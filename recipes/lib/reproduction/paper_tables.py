@@ -30,8 +30,9 @@ class Arm:
         seeds: Tuple of ints or None, the seeds of this arm where they are fewer than the table's.
         own_images: Bool, whether gates learn from images of the supernet's training, as many as
             they are given otherwise.
-        ships: Bool, whether the network comes with the package: it is loaded, not trained, and
-            `config` is the flag file that trained it.
+        ships: Str or None, the constructor in `keras_dsnet.applications` of a network that comes
+            with the package: it is loaded, not trained, and `config` is the flag file that trained
+            it.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Arm:
     data: str | None = None
     seeds: tuple[int, ...] | None = None
     own_images: bool = False
-    ships: bool = False
+    ships: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +235,7 @@ _ALL = [
         "DS-MBNet of Table 9",
         "",
         "",
-        (Arm("supernet", STAGE_1, "{data}_stage1", ships=True),),
+        (Arm("supernet", STAGE_1, "{data}_stage1", ships="DSMobileNet"),),
         seeds=(0,),
     ),
     Table(
