@@ -445,7 +445,7 @@ class DynamicSlimmableNetwork(
             format: "litert" writes one TFLite file that routes each image by `routing`; see
                 `keras_dsnet.export.export_routed` for its options. Any other format of
                 `keras.Model.export` holds the dynamic network.
-            verbose: Bool, whether progress is printed. Defaults to True.
+            verbose: Bool, whether progress is logged. Defaults to True.
             **options: Options of the format.
 
         Returns:

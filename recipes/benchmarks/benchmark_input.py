@@ -68,7 +68,9 @@ shared.define_batch_size(64, "Images per batch.")
 shared.define_rounds(7, "Number of rounds of the comparison.")
 flags.DEFINE_integer("photographs", 128, "Number of photographs of each size.", lower_bound=4)
 # The package makes two batches at a time, so a turn of one would count none or two.
-flags.DEFINE_integer("batches", 4, "Number of batches of a turn, even.", lower_bound=2)
+flags.DEFINE_integer(
+    "batches", 4, "Number of batches of a turn. Even, to measure speed.", lower_bound=2
+)
 flags.DEFINE_multi_enum(
     "size", list(SIZES), list(SIZES), "Width and height of the photographs. Can be repeated."
 )

@@ -164,6 +164,17 @@ def test_collection_has_rows_differences_verdicts_and_drops(saved):
     json.dumps(result)
 
 
+def test_a_record_names_no_folder_of_this_machine(saved):
+    workdir, runs = saved
+    folders = {"supernet": "/data/runs/net", "data_dir": "/data/tfds", "gates_from": None}
+    for run in runs:
+        change(workdir, run, **folders, places={"supernet": "/data/runs/net", "gates_from": None})
+    record = collection.collect(TABLES["5"], runs, workdir, "cifar10", None)["record"]
+    configs = [run["config"] for run in record["runs"]]
+    assert all(config["supernet"] == "net" and config["gates_from"] is None for config in configs)
+    assert "/data" not in json.dumps(record)
+
+
 def test_runs_of_other_schedules_are_not_compared(saved):
     workdir, runs = saved
     config = json.loads((workdir / runs[0].name / "config.json").read_text())

@@ -363,6 +363,14 @@ def _eval_split(configs):
     return next(iter(configs.values()))["eval_split"]
 
 
+def _without_places(config):
+    """Returns the flags of a run with names in place of folders, which are those of one machine."""
+    places = config.get("places", {})
+    kept = {name: value for name, value in config.items() if name not in ("data_dir", "places")}
+    named = {name: pathlib.Path(kept[name]).name for name in places if kept.get(name)}
+    return {**kept, **named}
+
+
 def _record(run, workdir, config):
     path = workdir / run.name / RECORD
     recorded = _read(path) if path.is_file() else {}
@@ -375,7 +383,7 @@ def _record(run, workdir, config):
         "hours": None if seconds is None else round(seconds / 3600, 3),
         "commit": recorded.get("commit"),
         "accelerator": accelerator,
-        "config": {name: value for name, value in config.items() if name != "data_dir"},
+        "config": _without_places(config),
     }
 
 

@@ -38,7 +38,9 @@ python recipes/reproduce.py --list
   start from new heads.
 - The gates of a DS-ResNet are reported only if its widest has 80 % or more on the images of every
   choice and its ends are 3 points or more apart; otherwise the verdict is *not tested*. Those of
-  the DS-MBNet start from the one supernet that [comes with the package](cifar10.md).
+  the DS-MBNet start from the one supernet that [comes with the package](cifar10.md). *Own images*:
+  gates that learn from images which the supernet was trained on. *Chosen*: gates of the design that
+  comes with the package.
 - *Holds*: the interval lies on the paper's side of 0. *Does not hold*: it lies on the other side,
   or it contains 0 and excludes half of the paper's difference. *Undecided*: otherwise. A claim with
   several differences holds if all of them do, and does not hold if one does not. Where the paper
@@ -198,11 +200,15 @@ def _commands():
 def _ours(result):
     rows = [row for row in result["contrasts"] if row["verdict"] is not None]
     parts = [
-        f"{_name(row)} {row['path']} {_points(row['value'])} {_interval(row)}".replace("_", " ")
+        f"{_name(row)} {_path_of(row)}{_points(row['value'])} {_interval(row)}".replace("_", " ")
         for row in rows
     ]
     parts += [f"{name} {_EMPTY[0]}" for name in _missing(result)]
     return "; ".join(parts) or _EMPTY[1]
+
+
+def _path_of(row):
+    return "" if row["first"].endswith(row["path"]) else f"{row['path']} "
 
 
 def _name(row):
@@ -251,7 +257,9 @@ def _interval(row):
 
 
 def _points(fraction):
-    return f"{100 * fraction:+.2f}"
+    # Adding 0 makes a negative zero positive.
+    rounded = round(100 * fraction, 2) + 0.0
+    return f"{rounded:+.2f}" if rounded else "0.00"
 
 
 def _heading(result):
