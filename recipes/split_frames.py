@@ -40,11 +40,10 @@ def check_flags():
         raise FileNotFoundError(f"--ranges={FLAGS.ranges}: there is no such file")
 
 
-def report(name, splits, frames):
+def report(name, train, test, frames):
     """Prints how near the frames of two splits are."""
     from keras_dsnet.detection.frame_split import share_with_neighbour, similar_share
 
-    train, test = splits["train"], splits["test"]
     names = list(frames)
     line = f"{name}: {len(set(train))} frames to train on, {len(set(test))} to test on; "
     line += f"{100 * share_with_neighbour(test, train, names):.1f} % of these have a neighbour in "
@@ -53,11 +52,15 @@ def report(name, splits, frames):
     if FLAGS.pictures:
         paths = {key: frame.path for key, frame in frames.items()}
         share = similar_share(test, train, paths)
+        same = "all are training frames themselves"
         line += f"; {100 * share:.1f} % are as like a training frame as half of all neighbours are"
+        line = line if share == share else f"{line.rpartition(';')[0]}; {same}"
     print(line, flush=True)
 
 
 def main(_):
+    from keras_dsnet.data.folder_layout import split_kind
+    from keras_dsnet.detection.annotations import default_splits
     from keras_dsnet.detection.frame_split import format_ranges, read_ranges, split_frames
     from keras_dsnet.detection.voc_folder import read_frames
     from keras_dsnet.runs import write_table
@@ -80,6 +83,12 @@ def main(_):
             print(about[-1])
         written.write_text(format_ranges(ranges, about), encoding="utf-8")
     splits = read_ranges(FLAGS.ranges or written, frames)
+    chosen = default_splits(list(splits), split_kind, str(FLAGS.ranges or written))
+    if "eval" not in chosen:
+        raise ValueError(
+            f"--ranges={FLAGS.ranges} must have a split to evaluate on, such as test. "
+            f"Received: {', '.join(splits)}"
+        )
     rows = [
         {
             "class": label,
@@ -88,12 +97,12 @@ def main(_):
         for label in sorted({label for shown in classes.values() for label in shown})
     ]
     print(write_table(rows, folder, "frames"))
-    report("ranges", splits, frames)
+    report("ranges", splits[chosen["train"]], splits[chosen["eval"]], frames)
     # The lists name frames without objects too.
     lists = {name: [key for key in keys if key in frames] for name, keys in lists.items()}
     known = {"train": lists.get("trainval") or lists.get("train"), "test": lists.get("test")}
     if all(known.values()):
-        report("lists of the data set", known, frames)
+        report("lists of the data set", known["train"], known["test"], frames)
     print(f"\nwritten: {', '.join(map(str, filter(pathlib.Path.exists, [written, folder])))}")
 
 

@@ -62,6 +62,7 @@ def main(_):
 
     detector = detection.load_detector()
     source = detection.load_evaluation_source(detector)
+    detection.check_classes(detector, source)
     data.print_source("choosing on", source)
     if FLAGS.steps:
         detector.confidence_steps = FLAGS.steps

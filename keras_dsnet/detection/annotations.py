@@ -98,15 +98,37 @@ def choose_split(split, specs, splits, default, root):
 
 def _images_of(spec, splits, root):
     """Returns the images of a split in TFDS syntax."""
-    keys = {re.sub(r"\W", "_", name): name for name in splits}
-    lengths = {key: len(splits[name]) for key, name in keys.items()}
-    name = re.match(r"[^\[+]*", spec).group()
-    key = re.sub(r"\W", "_", name.strip())
-    if key not in keys:
+    name = _base(spec)
+    named = [each for each in splits if names_split(spec, each)]
+    named = [each for each in named if each == name.strip()] or named
+    if len(named) != 1:
         shown = describe_splits({name: len(images) for name, images in splits.items()})
-        raise ValueError(f"split '{spec}' of data set '{root}' is not valid: it has {shown}")
-    _, chosen = resolve_split(key + spec[len(name) :], lengths, str(root))
-    return splits[keys[key]][chosen]
+        wrong = "not valid" if not named else f"one of {' and '.join(named)}"
+        raise ValueError(f"split '{spec}' of data set '{root}' is {wrong}: it has {shown}")
+    key = _as_identifier(name)
+    _, chosen = resolve_split(key + spec[len(name) :], {key: len(splits[named[0]])}, str(root))
+    return splits[named[0]][chosen]
+
+
+def names_split(spec: str, name: str) -> bool:
+    """Returns whether a split in TFDS syntax, such as `"train[:90%]"`, is one of a name.
+
+    The syntax allows no other signs in a name than letters, digits and underscores, so that all
+    others count as underscores.
+
+    Args:
+        spec: Str, the split.
+        name: Str, the name of a list of images.
+    """
+    return _as_identifier(_base(spec)) == _as_identifier(name)
+
+
+def _base(spec):
+    return re.match(r"[^\[+]*", spec).group()
+
+
+def _as_identifier(name):
+    return re.sub(r"\W", "_", name.strip())
 
 
 def _shuffled(images):
@@ -144,7 +166,8 @@ def make_source(
             and `on_bad_image` is `"raise"`.
     """
     if not annotations:
-        raise ValueError(f"split '{split}' of {readable_name(root)} holds no annotated image")
+        why = f": {notes[-1]}" if notes else ""
+        raise ValueError(f"split '{split}' of {readable_name(root)} holds no annotated image{why}")
     classes = _class_indices(annotations, class_names)
     by_path = {annotation.path: index for index, annotation in enumerate(annotations)}
     files, turns, bad_notes = readable_files(

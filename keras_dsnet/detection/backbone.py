@@ -2,8 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-from keras_dsnet.models import DynamicSlimmableNetwork
+import keras
+
+from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype
 from keras_dsnet.models.spec import spec_config
 from keras_dsnet.training.network_trainer import check_network
 
@@ -68,3 +71,28 @@ def _with_strides(spec, strides, output_stride):
     if len(default) == len(spec.strides):
         spec = spec.with_strides(default)
     return spec.scaled(output_stride=output_stride or 32)
+
+
+def detector_with_dtype(detector: Any, dtype: Any) -> Any:
+    """Returns a detector with another dtype policy, which it keeps when it is saved and loaded.
+
+    Args:
+        detector: `FSSD`.
+        dtype: Dtype policy or its name, such as "float32" or "mixed_bfloat16".
+
+    Returns:
+        `detector` itself if it and its backbone have that policy. Otherwise a copy with the same
+        weights, routing and class names.
+    """
+    policy = keras.dtype_policies.get(dtype)
+    backbone = with_dtype(detector.backbone, policy)
+    if backbone is detector.backbone and detector.dtype_policy.name == policy.name:
+        return detector
+    config = {
+        **detector.get_config(),
+        "backbone": keras.saving.serialize_keras_object(backbone),
+        "dtype": policy,
+    }
+    copy = type(detector).from_config(config)
+    copy.set_weights(detector.get_weights())
+    return copy

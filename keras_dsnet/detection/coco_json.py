@@ -12,6 +12,7 @@ from keras_dsnet.detection.annotations import (
     default_splits,
     left_out,
     make_source,
+    names_split,
 )
 from keras_dsnet.detection.box_source import BoxFileSource
 from keras_dsnet.utils.argument_checks import read_json
@@ -73,7 +74,9 @@ def load_coco_json(
     content = _read(path)
     with _named(path):
         known = class_names or _class_names(content)
-    annotations, notes = _annotations(path, content, images or path.parent, on_bad_image)
+    images = images or path.parent
+    annotations, notes = _annotations(path, content, images, on_bad_image)
+    _check_some(annotations, content, path, images)
     by_path = {annotation.path: annotation for annotation in annotations}
     is_full = [(spec or "").strip().startswith("full") for spec in specs]
     if is_full[split == "eval"]:
@@ -118,9 +121,14 @@ def load_coco_folder(
     contents = {name: _read(path) for name, (path, _) in files.items()}
     with _named(files[default["train"]][0]):
         known = class_names or _class_names(contents[default["train"]])
+    opened = _split_of(specs[split == "eval"], files) or default.get(split, default["train"])
     splits, by_path, notes = {}, {}, {}
-    for name, (path, images) in files.items():
+    # An image of several files has the objects that its split gives it.
+    for name in sorted(files, key=lambda name: name == opened):
+        path, images = files[name]
         annotations, notes[name] = _annotations(path, contents[name], images, "skip")
+        if name == opened:
+            _check_some(annotations, contents[name], path, images)
         by_path |= {annotation.path: annotation for annotation in annotations}
         splits[name] = [annotation.path for annotation in annotations]
     name, chosen, more = choose_split(split, specs, splits, default, root)
@@ -129,6 +137,19 @@ def load_coco_folder(
         raise ValueError(lines[0])
     kept = [by_path[image] for image in chosen]
     return make_source(root, kept, known, on_bad_image, name, (*lines, *more))
+
+
+def _split_of(spec, files):
+    """Returns the name of the split that a split in TFDS syntax opens, or None for another."""
+    return next((name for name in files if spec and names_split(spec, name)), None)
+
+
+def _check_some(annotations, content, path, images):
+    if not annotations:
+        count = len(content["images"])
+        raise ValueError(
+            f"folder {readable_name(images)} holds none of the {count} images of {path}"
+        )
 
 
 def _read(path):
@@ -153,7 +174,8 @@ def _class_names(content):
     above = {category.get("supercategory") for category in categories[1:]}
     if len(above) == 1 and categories[0]["name"] in above and categories[0]["id"] not in used:
         categories = categories[1:]
-    return tuple(category["name"] for category in categories)
+    # Files that were joined can give one name to several ids.
+    return tuple(dict.fromkeys(category["name"] for category in categories))
 
 
 @contextlib.contextmanager
@@ -166,14 +188,33 @@ def _named(path):
         raise ValueError(f"COCO file {path} cannot be read: {what}") from error
 
 
+@contextlib.contextmanager
+def _numbered(annotation):
+    """Names an annotation in errors about what it lacks."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        number = annotation.get("id") if isinstance(annotation, dict) else annotation
+        raise ValueError(f"annotation {number}: {what}") from error
+
+
 def _annotations(path, content, images, on_bad_image):
     """Returns the `Annotation` of every image that exists, and lines about the others."""
     with _named(path):
         names = {category["id"]: category["name"] for category in content["categories"]}
-        known = {image["id"]: image for image in content["images"]}
+        known = {}
+        for image in content["images"]:
+            if image["id"] in known:
+                files = known[image["id"]]["file_name"], image["file_name"]
+                raise ValueError(f"the image id {image['id']} is given to {' and '.join(files)}")
+            known[image["id"]] = image
         grouped: dict = {key: [] for key in known}
         for annotation in content["annotations"]:
-            grouped[annotation["image_id"]].append(_object(annotation, names))
+            with _numbered(annotation):
+                if annotation["image_id"] not in known:
+                    raise ValueError(f"there is no image of id {annotation['image_id']}")
+                grouped[annotation["image_id"]].append(_object(annotation, names))
         # Files that were joined can list an image twice, each time with some of its boxes.
         keys_of: dict[str, list] = {}
         for key, image in known.items():
@@ -201,10 +242,6 @@ def _annotations(path, content, images, on_bad_image):
                 list(areas),
             )
         )
-    if not found:
-        raise ValueError(
-            f"folder {readable_name(images)} holds none of the {len(known)} images of {path}"
-        )
     twice = [file for file, keys in keys_of.items() if len(keys) > 1]
     notes = [f"{len(twice)} images are listed more than once: {some_names(twice)}"] if twice else []
     return found, (*notes, *left_out(missing, "images are missing", on_bad_image))
@@ -214,6 +251,9 @@ def _object(annotation, names):
     left, top, width, height = box = [float(value) for value in annotation["bbox"]]
     if not all(map(math.isfinite, box)):
         raise ValueError(f"bbox must be four numbers. Received: {annotation['bbox']}")
-    area = float(annotation.get("area", width * height))
+    area = annotation.get("area")
+    area = width * height if area is None else float(area)
     corners = (left, top, left + width, top + height)
+    if annotation["category_id"] not in names:
+        raise ValueError(f"there is no category of id {annotation['category_id']}")
     return corners, names[annotation["category_id"]], bool(annotation.get("iscrowd", 0)), area

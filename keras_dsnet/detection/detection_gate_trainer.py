@@ -29,8 +29,8 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
     others the widest. The metric "easy" is the share of easy images.
 
     `fit` and `evaluate` take the data of `DetectionTrainer`. Boxes that the target marks as
-    `"difficult"`, bool `[batch, n]`, need not be found, as in `DetectionMetric`. "accuracy" is the share of the images
-    of which the chosen route finds every box.
+    `"difficult"`, bool `[batch, n]`, need not be found, as in `DetectionMetric`. "accuracy" is the
+    share of the images of which the chosen route finds every box.
 
     Args:
         detector: `FSSD` of one gate, trained at all widths.

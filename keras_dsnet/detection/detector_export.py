@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_dsnet.detection.backbone import detector_with_dtype
 from keras_dsnet.detection.confidence import CONFIDENCES_OF_PROBABILITIES
 from keras_dsnet.detection.multibox import BACKGROUND
 from keras_dsnet.export import export_routed, export_subnetwork
@@ -14,7 +15,6 @@ from keras_dsnet.export.file_task import FileTask
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.path import PathLike
 from keras_dsnet.models.preprocessing import Normalization
-from keras_dsnet.models.serialization import with_dtype
 
 
 class DetectorExport:
@@ -156,18 +156,8 @@ class DetectorTask(FileTask):
         return {"outputs": ["boxes", "scores"], "confidence": self.network.confidence}
 
     def in_float32(self):
-        detector = self.network
-        backbone = with_dtype(detector.backbone, "float32")
-        if backbone is detector.backbone and detector.dtype_policy.name == "float32":
-            return self
-        config = {
-            **detector.get_config(),
-            "backbone": keras.saving.serialize_keras_object(backbone),
-            "dtype": "float32",
-        }
-        copy = type(detector).from_config(config)
-        copy.set_weights(detector.get_weights())
-        return type(self)(copy)
+        detector = detector_with_dtype(self.network, "float32")
+        return self if detector is self.network else type(self)(detector)
 
     def expected(self, images, path):
         boxes, scores = self.network.decode(self.network(np.asarray(images), path=path))

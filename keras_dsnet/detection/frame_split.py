@@ -5,8 +5,10 @@ neighbours of most test frames into training, and then measures memory.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -161,13 +163,16 @@ def read_ranges(
         ValueError: A line is not a range, or ranges overlap, or a split has no frame.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        # Some editors begin a file with a byte order mark.
+        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"file of ranges {path} must be text in UTF-8: {error}") from error
     found = []
     for number, line in enumerate(lines, start=1):
-        text = line.split("#")[0].strip()
-        fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
+        # A name may have the sign of a comment in it, and between tabs after a space.
+        text = "" if line.lstrip().startswith("#") else line.strip()
+        fields = [field.strip() for field in text.split("\t")]
+        fields = fields if len(fields) > 1 else re.split(r"\s#", text)[0].split()
         if not fields:
             continue
         if len(fields) != 3 or fields[1] > fields[2]:
@@ -233,13 +238,15 @@ def similar_share(test: Iterable[str], train: Iterable[str], paths: Mapping[str,
         paths: Dict that maps the names of all frames to the paths of their images.
 
     Returns:
-        Float in [0, 1].
+        Float in [0, 1]. NaN if all test frames are also trained on.
     """
     names = sorted(paths)
     thumbnails = _thumbnails([paths[name] for name in names])
     steps = _distance(thumbnails[1:], thumbnails[:-1])
     trained = set(train)
     tested = set(test) - trained
+    if not tested:
+        return math.nan
     rows = np.array([name in trained for name in names])
     known = thumbnails[rows]
     squares = (known**2).mean(axis=1)

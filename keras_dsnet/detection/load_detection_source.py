@@ -37,7 +37,8 @@ def load_detection_source(
         split: `"train"` or `"eval"`. Defaults to `"train"`.
         train_split: Split to open for `"train"`, in TFDS syntax, such as `"trainval[:90%]"`.
             Defaults to the split `train`, else `trainval`; of PASCAL VOC in TFDS to
-            `train+validation`, if its test split has boxes as in 2007.
+            `train+validation`, if its test split has boxes as in 2007. Images that `eval_split`
+            names are left out of these defaults.
         eval_split: Split to open for `"eval"`. Defaults to the validation split of a folder if it
             trains on `train`, else its test split, else a tenth of the images, held out as the
             split `test`. Of a TFDS data set, defaults to the test split if that has boxes, else the
@@ -89,8 +90,7 @@ def _open(dataset, data_dir, split, specs, names, on_bad_image, ranges):
         return load_coco_json(path, images, split, specs, names, on_bad_image)
     folder = None if is_joined_name(dataset) else existing_folder(dataset)
     if folder is None:
-        spec = specs[0] if split == "train" else specs[1]
-        source = load_box_records(dataset, data_dir, split, spec)
+        source = load_box_records(dataset, data_dir, split, specs)
         if names is not None and tuple(names) != source.class_names:
             raise ValueError(
                 f"`class_names` of '{dataset}' must be those of the data set: "

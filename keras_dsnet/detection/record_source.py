@@ -21,7 +21,10 @@ def is_joined_name(name: str) -> bool:
 
 
 def load_box_records(
-    name: str, data_dir: str | os.PathLike | None, split: str, spec: str | None
+    name: str,
+    data_dir: str | os.PathLike | None,
+    split: str,
+    specs: tuple[str | None, str | None],
 ) -> "BoxRecordSource":
     """Opens a prepared TFDS data set with boxes, such as `"voc/2007"` or `"voc/2007+2012"`.
 
@@ -33,13 +36,16 @@ def load_box_records(
         name: Str, TFDS name.
         data_dir: Folder in which TFDS prepared the data set. None for the TFDS default folder.
         split: `"train"` or `"eval"`.
-        spec: Str, a split in TFDS syntax that overrides `split`, or None.
+        specs: Pair of str or None, splits in TFDS syntax of training and of evaluation that
+            override the default ones. By default, what evaluation names is not trained on. Parts
+            of a split without boxes, such as the test images of 2012, are left out with a note.
 
     Returns:
         `BoxRecordSource`.
 
     Raises:
-        ValueError: There is no such data set or split, or it has no boxes.
+        ValueError: There is no such data set or split, it has no boxes, or evaluation names a slice
+            of what is trained on by default.
         FileNotFoundError: The data set is not prepared in `data_dir`.
     """
     joined = _JOINED.fullmatch(name)
@@ -52,14 +58,17 @@ def load_box_records(
         {key: value.num_examples for key, value in builder.info.splits.items()}
         for builder in builders
     ]
+    spec, held_out = specs if split == "train" else specs[::-1]
+    notes: tuple[str, ...] = ()
     if spec:
-        chosen = _specified(spec, builders, lengths, names)
+        chosen, notes = _specified(spec, builders, lengths, names)
     else:
         chosen = _default(split, builders, lengths, name, is_joined=joined is not None)
+        if split == "train" and held_out:
+            chosen = _without(held_out, chosen, name)
     class_names = features[0][1]
     source = BoxRecordSource(name, chosen, class_names)
-    if not source.num_examples:
-        raise ValueError(f"split '{spec}' of '{name}' holds no image")
+    source.notes = notes
     return source
 
 
@@ -79,22 +88,62 @@ def _checked_features(name, builder):
 
 
 def _specified(spec, builders, lengths, names):
-    chosen, errors = [], []
+    """Returns `(builder, split)` of the parts of a split that have boxes, and notes on others."""
+    chosen, notes, absent = [], [], []
     for builder, splits, name in zip(builders, lengths, names, strict=True):
-        try:
-            # The test split of VOC 2012 has no boxes and adds nothing to that of 2007.
-            useful = len(builders) == 1 or _has_boxes(builder, spec)
-            if builder.info.splits[spec].num_examples and useful:
-                chosen.append((builder, spec))
-        except (ValueError, AssertionError, KeyError) as error:
-            errors.append((error, invalid_split(spec, splits, name)))
+        kept = []
+        for part in _parts(spec, splits):
+            if len(builders) > 1 and _name_of(part) not in splits:
+                absent.append(f"'{name}' has no split '{_name_of(part)}'")
+                continue
+            try:
+                is_empty = not builder.info.splits[part].num_examples
+            except (ValueError, AssertionError, KeyError) as error:
+                raise ValueError(invalid_split(part, splits, name)) from error
+            if is_empty:
+                raise ValueError(
+                    f"split '{part}' of '{name}' holds no image: it has {describe_splits(splits)}"
+                )
+            # The test split of a challenge has images without their boxes.
+            if _has_boxes(builder, part):
+                kept.append(part)
+            else:
+                notes.append(f"split '{part}' of '{name}' has no boxes and is left out")
+        if kept:
+            chosen.append((builder, "+".join(kept)))
     if not chosen:
-        if errors:
-            raise ValueError(errors[0][1]) from errors[0][0]
         raise ValueError(
-            f"split '{spec}' of '{names[0]}' holds no image: it has {describe_splits(lengths[0])}"
+            f"split '{spec}' of '{' and '.join(names)}' has no image with boxes: "
+            f"{(notes or absent)[0]}"
         )
-    return chosen
+    return chosen, (*notes, *absent)
+
+
+def _parts(spec, splits):
+    """Returns the parts of a split in TFDS syntax, such as those of "train+test[:50%]"."""
+    parts = [part.strip() for part in spec.split("+")]
+    return [each for part in parts for each in (list(splits) if part == "all" else [part])]
+
+
+def _name_of(part):
+    return part.split("[")[0].strip()
+
+
+def _without(held_out, chosen, name):
+    """Returns the parts that are trained on by default, without splits that evaluation names."""
+    kept = []
+    for builder, spec in chosen:
+        splits = {key: value.num_examples for key, value in builder.info.splits.items()}
+        evaluated = _parts(held_out, splits)
+        parts = [part for part in spec.split("+") if part not in evaluated]
+        sliced = [part for part in evaluated if _name_of(part) in parts]
+        if sliced or not parts:
+            raise ValueError(
+                f"split '{held_out}' of '{name}' is a part of '{spec}', which is trained on by "
+                "default: pass train_split to choose the other images"
+            )
+        kept.append((builder, "+".join(parts)))
+    return kept
 
 
 def _default(split, builders, lengths, name, is_joined):
@@ -169,7 +218,7 @@ class BoxRecordSource(RecordSource):
         objects = dict(features["objects"].feature.items())
         kept = {
             key: objects[key]
-            for key in ("bbox", "label", "is_difficult", "is_crowd")
+            for key in ("bbox", "label", "is_difficult", "is_crowd", "area")
             if key in objects
         }
         self._features = tfds.features.FeaturesDict(
@@ -190,7 +239,20 @@ class BoxRecordSource(RecordSource):
             "crowd": tf.cast(objects.get("is_crowd", no), tf.bool),
             "areas": tf.reduce_prod(sides, axis=-1),
         }
+        if "area" in objects:
+            # COCO counts the pixels of an object, which are fewer than those of its box.
+            columns["areas"] = _relative_areas(example["image"], objects["area"], columns["areas"])
         has_area = tf.reduce_all(sides > 0, axis=-1)
         return example["image"], {
             key: tf.boolean_mask(column, has_area) for key, column in columns.items()
         }
+
+
+def _relative_areas(image, areas, of_boxes):
+    """Returns areas in pixels as shares of the image, those of the boxes if it is no JPEG."""
+
+    def stated():
+        shape = tf.io.extract_jpeg_shape(image)
+        return tf.cast(areas, tf.float32) / tf.cast(shape[0] * shape[1], tf.float32)
+
+    return tf.cond(tf.io.is_jpeg(image), stated, lambda: of_boxes)

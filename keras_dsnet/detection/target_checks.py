@@ -63,7 +63,7 @@ def needed_classes(target: dict, classes: tf.Tensor, name: str) -> tf.Tensor:
     """Returns the classes of the objects that have to be found, with padding for the others.
 
     Args:
-        target: Dict that may have `"difficult"`, bool `[batch, n]`, objects that evaluation ignores.
+        target: Dict that may have `"difficult"`, bool `[batch, n]`: what evaluation ignores.
         classes: int32 tensor `[batch, n]`, padded with -1.
         name: String, a description of the batch for messages.
 

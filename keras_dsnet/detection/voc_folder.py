@@ -7,7 +7,7 @@ import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
 
-from keras_dsnet.data.class_folders import IMAGE_ENDINGS, readable_name
+from keras_dsnet.data.class_folders import IMAGE_ENDINGS, readable_name, some_names
 from keras_dsnet.data.folder_layout import split_kind
 from keras_dsnet.detection.annotations import (
     Annotation,
@@ -65,7 +65,11 @@ def load_voc_folder(
     places = _find_places(root)
     images, annotated, splits = _list_files(places)
     bad: list[str] = []
-    parsed = {key: _parse(path, images.get(key), bad) for key, path in sorted(annotated.items())}
+    doubtful: list[str] = []
+    parsed = {
+        key: _parse(path, images.get(key, ()), bad, doubtful)
+        for key, path in sorted(annotated.items())
+    }
     if bad and on_bad_image == "raise":
         raise ValueError(bad[0])
     known = class_names or sorted_class_names(
@@ -84,6 +88,11 @@ def load_voc_folder(
     notes = (
         *notes,
         *([f"{len(bad)} annotations are left out: {bad[0]}"] if bad else []),
+        *(
+            [f"{len(doubtful)} images are one of several of their name: {some_names(doubtful)}"]
+            if doubtful
+            else []
+        ),
         *_missing(chosen, parsed, places, on_bad_image),
     )
     return make_source(root, kept, known, on_bad_image, name, notes)
@@ -106,7 +115,7 @@ def read_frames(root: pathlib.Path) -> tuple[dict[str, Annotation], dict[str, li
     images, annotated, lists = _list_files(places)
     bad: list[str] = []
     parsed = {
-        key: _parse(path, images[key], bad) for key, path in annotated.items() if key in images
+        key: _parse(path, images[key], bad, []) for key, path in annotated.items() if key in images
     }
     if bad:
         raise ValueError(bad[0])
@@ -122,8 +131,10 @@ def _list_files(places):
     images, annotated, splits = {}, {}, {}
     for key, place in places.items():
         prefix = f"{key}/" if key else ""
-        images |= {prefix + stem: path for stem, path in _images(place.images).items()}
-        files = {prefix + stem: path for stem, path in _files(place.annotations, ".xml").items()}
+        found = _files(place.images, *IMAGE_ENDINGS)
+        images |= {prefix + stem: paths for stem, paths in found.items()}
+        found = _files(place.annotations, ".xml")
+        files = {prefix + stem: paths[0] for stem, paths in found.items()}
         annotated |= files
         splits[key] = list(files)
     return images, annotated, splits
@@ -174,7 +185,7 @@ def _place(folder):
 
 
 def _files(folder, *endings):
-    """Returns the files of a folder with some endings, by their names without it."""
+    """Returns the files of a folder with some endings: lists of them by the name without it."""
     found = {}
     with os.scandir(folder) as entries:
         # In one order on every file system, because images are held out by their places.
@@ -182,12 +193,8 @@ def _files(folder, *endings):
             # Not by `pathlib`, which would take seconds for many files.
             stem, point, ending = entry.name.rpartition(".")
             if stem and point + ending.lower() in endings and not stem.startswith("."):
-                found[stem] = entry.path
+                found.setdefault(stem, []).append(entry.path)
     return found
-
-
-def _images(folder):
-    return _files(folder, *IMAGE_ENDINGS)
 
 
 def _read_lists(folder, class_names, files):
@@ -197,21 +204,40 @@ def _read_lists(folder, class_names, files):
         name, _, end = path.stem.rpartition("_")
         if name in class_names and split_kind(end):
             continue
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        # Some editors begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        # A name may itself end in a space and a digit.
-        names = [line if line in files else _LISTED.fullmatch(line)[1] for line in lines]
+        names = [_listed(line, files) for line in lines]
         if names:
             lists[path.stem] = list(dict.fromkeys(names))
     return lists
 
 
-def _parse(path, image, bad):
-    """Returns the `Annotation` in a file, or None after adding a line about it to `bad`."""
+def _listed(line, files):
+    """Returns the name of the image in a line of a list, which may have its ending."""
+    # A name may itself end in a space and a digit.
+    for name in (line, _LISTED.fullmatch(line)[1]):
+        stem, point, ending = name.rpartition(".")
+        if name in files:
+            return name
+        if stem in files and point + ending.lower() in IMAGE_ENDINGS:
+            return stem
+    return name
+
+
+def _parse(path, images, bad, doubtful):
+    """Returns the `Annotation` in a file, or None after adding a line about it to `bad`.
+
+    Args:
+        path: Str, path of the file.
+        images: Sequence of str, paths of the images of its name, which differ in their endings.
+        bad: List that gets a line about a file that cannot be read.
+        doubtful: List that gets the image that was taken where the file does not tell which.
+    """
     try:
         root = ElementTree.parse(path).getroot()
         found = [_object(element) for element in root.findall("object")]
-    except (ElementTree.ParseError, OSError, UnicodeError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, OSError, UnicodeError, ValueError) as error:
         bad.append(f"annotation {readable_name(path)} cannot be read: {error}")
         return None
     size = None
@@ -220,6 +246,11 @@ def _parse(path, image, bad):
         size = (float(width), float(height))
     except (TypeError, ValueError):
         size = None  # the image itself has a size
+    named = (root.findtext("filename") or "").strip()
+    image = next((each for each in images if pathlib.Path(each).name == named), None)
+    if image is None and images:
+        image = images[0]
+        doubtful += [image] if len(images) > 1 else []
     return Annotation(
         image or "",
         [box for box, *_ in found],

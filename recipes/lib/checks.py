@@ -334,7 +334,8 @@ def source_flags(workdir, names, why):
     try:
         trained_on = json.loads((pathlib.Path(workdir) / "config.json").read_text("utf-8"))
         run = {name: trained_on.get(name) for name in names} | {"dataset": trained_on["dataset"]}
-        place = trained_on.get("places", {}).get("dataset")
+        places = trained_on.get("places", {})
+        place = places.get("dataset")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f"{why}: name their data set by --dataset. "
@@ -347,6 +348,8 @@ def source_flags(workdir, names, why):
                 "set by --dataset"
             )
         run["dataset"] = place
+    if "data_dir" in run and "data_dir" in places:
+        run["data_dir"] = places["data_dir"]
     return {name: given[name] or run[name] for name in names}
 
 

@@ -292,10 +292,20 @@ def _opened_as(network, workdir):
 
     if not isinstance(network, detection.FSSD):
         return data.load_source, data.evaluation_pipeline
-    ranges = None
-    if not FLAGS.dataset:
-        # Those of the training run, whose data set is taken too.
-        trained_on = json.loads((pathlib.Path(workdir) / "config.json").read_text("utf-8"))
-        ranges = trained_on.get("ranges")
+    ranges = _ranges_of_run(workdir)
     open_source = functools.partial(detection.load_detection_source, ranges=ranges)
     return open_source, detection.detection_evaluation_pipeline
+
+
+def _ranges_of_run(workdir):
+    """Returns the --ranges of a detector's run, or None if another data set is named."""
+    config = pathlib.Path(workdir) / "config.json"
+    if not config.is_file():
+        return None
+    trained_on = json.loads(config.read_text("utf-8"))
+    places = trained_on.get("places", {})
+    if FLAGS.dataset and str(pathlib.Path(FLAGS.dataset).expanduser().resolve()) != places.get(
+        "dataset"
+    ):
+        return None
+    return places.get("ranges") or trained_on.get("ranges")

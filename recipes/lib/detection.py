@@ -137,10 +137,11 @@ def check_detector():
             f"and of each stage. Received: --strides={','.join(map(str, FLAGS.strides))}"
         )
     for path in FLAGS.paths or ():
-        if max(path) >= settings.widths:
+        if max(path) >= settings.widths or len(path) not in (1, settings.gates):
+            gates = f", or {settings.gates} of them" if settings.gates > 1 else ""
             raise ValueError(
-                f"--paths must be widths from 0 to {settings.widths - 1} of --model={FLAGS.model}. "
-                f"Received: --paths={'-'.join(map(str, path))}"
+                f"--paths must be widths from 0 to {settings.widths - 1} of --model={FLAGS.model}"
+                f"{gates}. Received: --paths={'-'.join(map(str, path))}"
             )
     return settings.widths
 
@@ -206,17 +207,26 @@ def load_detector(source=None):
     import keras
 
     from keras_dsnet.detection import FSSD
+    from keras_dsnet.detection.backbone import detector_with_dtype
 
     detector = keras.models.load_model(find_detector(), custom_objects={"FSSD": FSSD})
-    if source is None:
-        return detector
+    # A saved detector has the dtype policy that it was trained with.
+    detector = detector_with_dtype(detector, keras.config.dtype_policy())
+    if source is not None:
+        check_classes(detector, source)
+        if detector.class_names is None:
+            detector.class_names = source.class_names
+    return detector
+
+
+def check_classes(detector, source):
+    """Raises an error unless a data set has the classes of the detector of --detector."""
     names, given = detector.class_names, source.class_names
     if source.num_classes != detector.classes or (names and given and tuple(given) != names):
         raise ValueError(
             f"{source.name} has the classes {', '.join(given)}, and --detector={FLAGS.detector} "
             f"has {', '.join(names or [str(detector.classes)])}"
         )
-    return detector
 
 
 def load_evaluation_source(detector):

@@ -10,6 +10,7 @@ class ModelSettings:
     Args:
         application: Str, name of the constructor in `keras_dsnet.applications`.
         spec: Str, name of the class of its spec.
+        gates: Int, number of gates.
         widths: Int, number of widths of each gate.
         strides: Int, number of strides of the stem and the stages.
         learning_rate: Float, of stage I at batch 512.
@@ -19,6 +20,7 @@ class ModelSettings:
 
     application: str
     spec: str
+    gates: int
     widths: int
     strides: int
     learning_rate: float
@@ -28,13 +30,13 @@ class ModelSettings:
 # The keys are the modules of `keras_dsnet.applications`.
 MODELS = {
     "ds_mobilenet": ModelSettings(
-        "DSMobileNet", "MobileNetSpec", 14, 6, 0.08, {"S": 4, "M": 8, "L": None}
+        "DSMobileNet", "MobileNetSpec", 1, 14, 6, 0.08, {"S": 4, "M": 8, "L": None}
     ),
     "ds_resnet50": ModelSettings(
-        "DSResNet50", "ResNetSpec", 4, 6, 0.2, {"S": None, "M": None, "L": None}
+        "DSResNet50", "ResNetSpec", 4, 4, 6, 0.2, {"S": None, "M": None, "L": None}
     ),
     "ds_efficientnet_b0": ModelSettings(
-        "DSEfficientNetB0", "EfficientNetSpec", 20, 8, 0.2, {"S": 5, "L": 10}
+        "DSEfficientNetB0", "EfficientNetSpec", 1, 20, 8, 0.2, {"S": 5, "L": 10}
     ),
 }
 # Names of weights, which belong to ds_mobilenet.

@@ -28,6 +28,7 @@ EXEMPT = (
 # The values of these flags can be paths; another spelling of the same path is not a change.
 PATHS = (
     "backbone",
+    "data_dir",
     "dataset",
     "detector",
     "gates_from",

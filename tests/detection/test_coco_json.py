@@ -82,11 +82,12 @@ def _set(part, **values):
     ("change", "message"),
     [
         (_without("annotations"), "must have the lists images, annotations, categories. Received"),
-        (_set("annotations", bbox=[1, 2, 3]), "cannot be read: not enough values"),
+        (_set("annotations", bbox=[1, 2, 3]), "cannot be read: annotation 1: not enough values"),
         (_set("annotations", bbox=[1, 2, 3, float("nan")]), "bbox must be four numbers"),
-        (_set("annotations", image_id=99), "cannot be read: 99 is missing"),
-        (_set("annotations", category_id=99), "cannot be read: 99 is missing"),
+        (_set("annotations", image_id=99), "annotation 1: there is no image of id 99"),
+        (_set("annotations", category_id=99), "annotation 1: there is no category of id 99"),
         (lambda c: c["images"][0].pop("id"), "cannot be read: 'id' is missing"),
+        (_set("images", id=11), r"the image id 11 is given to 0\.jpg and 1\.jpg"),
         (lambda c: c["images"][0].pop("file_name"), "cannot be read: 'file_name' is missing"),
         (lambda c: c["categories"][1].pop("id"), "cannot be read: 'id' is missing"),
         (lambda c: c["categories"][1].pop("name"), "cannot be read: 'name' is missing"),
@@ -94,7 +95,7 @@ def _set(part, **values):
     ],
     ids=[
         *("list", "corner", "nan", "image", "category"),
-        *("no image id", "no file", "no category id", "no name", "no category"),
+        *("no image id", "image id twice", "no file", "no category id", "no name", "no category"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, change, message):
@@ -126,3 +127,51 @@ def test_an_unknown_class_of_another_split_raises(coco_folder):
     path.write_text(path.read_text().replace('"light"', '"lamp"'))
     with pytest.raises(ValueError, match="unknown class 'lamp': the classes are 'sign', 'light'"):
         load_detection_source(coco_folder, split="eval")
+
+
+def test_an_area_that_is_not_stated_is_that_of_the_box(tmp_path):
+    content = coco_content(3)
+    content["annotations"][0]["area"] = None
+    source = load_detection_source(_write(tmp_path, content), train_split="full")
+    areas = sorted({float(area) for image in source.objects for area in image.areas})
+    np.testing.assert_allclose(areas, np.array([100, 10.5 * 12, 900]) / 2400, rtol=1e-6)
+
+
+def test_one_name_of_several_ids_is_one_class(tmp_path):
+    content = coco_content(4)
+    content["categories"].append({"id": 9, "name": "sign", "supercategory": "things"})
+    content["annotations"][0]["category_id"] = 9
+    source = load_detection_source(_write(tmp_path, content), train_split="full")
+    assert source.class_names == ("sign", "light")
+    assert source.class_counts == (3, 3)
+
+
+def test_a_split_has_the_boxes_of_its_own_file(tmp_path):
+    """The file of the training split lists the images of the test split too, without boxes."""
+    everything, part = coco_content(6), coco_content(6)
+    _write(tmp_path / "images", everything)
+    part["images"], part["annotations"] = part["images"][3:], part["annotations"][4:]
+    everything["annotations"] = everything["annotations"][:4]
+    (tmp_path / "annotations").mkdir()
+    for name, content in (("train", everything), ("test", part)):
+        path = tmp_path / "annotations" / f"instances_{name}.json"
+        path.write_text(json.dumps(content))
+    assert load_detection_source(tmp_path, split="eval").class_counts == (3, 3)
+    train = load_detection_source(tmp_path)
+    assert (train.num_examples, train.class_counts) == (3, (2, 2))
+    assert load_detection_source(tmp_path, train_split="train").class_counts == (2, 2)
+
+
+def test_a_split_whose_images_are_absent_does_not_block_the_others(tmp_path):
+    for name in ("train2017", "val2017"):
+        _write(tmp_path / name, coco_content(8))
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        path = tmp_path / name / "labels.json"
+        path.rename(tmp_path / "annotations" / f"instances_{name}.json")
+    for image in (tmp_path / "train2017").glob("*.jpg"):
+        image.unlink()
+    splits = {"train_split": "val2017[:50%]", "eval_split": "val2017[50%:]"}
+    for split in ("train", "eval"):
+        assert load_detection_source(tmp_path, split=split, **splits).num_examples == 4
+    with pytest.raises(ValueError, match=r"train2017 holds none of the 8 images of .*train2017"):
+        load_detection_source(tmp_path)

@@ -106,6 +106,16 @@ def test_names_with_spaces_are_read_as_they_were_written(tmp_path):
     assert splits == {"train": names[1:4], "test": names[5:]}
 
 
+@pytest.mark.parametrize("separator", [" ", "\t"])
+def test_only_whole_words_are_comments(tmp_path, separator):
+    lines = [("train", "cam#1_0", "cam#1_3"), ("test", "cam#1_5", "cam#1_5")]
+    text = "\ufeff# two splits\n" + "\n".join(separator.join(line) for line in lines)
+    (tmp_path / "ranges.txt").write_text(text + (" # the end\n" if separator == " " else "\n"))
+    names = [f"cam#1_{n}" for n in range(6)]
+    splits = read_ranges(tmp_path / "ranges.txt", names)
+    assert splits == {"train": names[:4], "test": names[5:]}
+
+
 def test_ranges_are_the_splits_of_a_folder(tmp_path):
     write_voc(tmp_path, {f"{n:03}": xml(("cat", (1, 2, 20, 30))) for n in range(9)})
     (tmp_path / "ranges.txt").write_text("train 000 004\ntest 006 008\n")
@@ -125,6 +135,7 @@ def test_the_same_picture_on_both_sides_is_counted(tmp_path):
     white = tf.io.encode_jpeg(np.full((60, 40, 3), 255, np.uint8)).numpy()
     (tmp_path / "5.jpg").write_bytes(white)
     assert similar_share(["5", "6"], ["0", "1", "2", "3"], paths) == 0.5
+    assert np.isnan(similar_share(["1"], ["0", "1"], paths))
 
 
 def test_the_ranges_of_fod_a_keep_blocks_and_gaps_apart():

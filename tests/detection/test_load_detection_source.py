@@ -3,9 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_dsnet.detection import detection_evaluation_pipeline, load_detection_source
+from keras_dsnet.detection import (
+    detection_evaluation_pipeline,
+    load_detection_source,
+    record_source,
+)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,43 @@ def test_both_years_are_one_data_set(both_years):
     stored = [stored.numpy() for _, stored, _ in train.training_examples(0, 900).take(900)]
     assert len(set(stored)) == 450
     assert all(stored.count(image) == 2 for image in set(stored))
+
+
+@pytest.mark.needs_shared
+def test_what_is_evaluated_is_not_trained_on_by_default(shared_voc, both_years):
+    options = {"eval_split": "validation"}
+    train = load_detection_source("voc/2007", shared_voc, **options)
+    assert (train.num_examples, train.split) == (400, "train")
+    assert load_detection_source("voc/2007+2012", both_years, **options).num_examples == 800
+    with pytest.raises(ValueError, match=r"'train\[90%:\]' of 'voc/2007' is a part of 'train\+val"):
+        load_detection_source("voc/2007", shared_voc, eval_split="train[90%:]")
+
+
+@pytest.mark.needs_shared
+def test_parts_without_boxes_or_images_are_named(shared_voc, both_years, monkeypatch):
+    with_test = {"train_split": "train+validation+test"}
+    joined = load_detection_source("voc/2007+2012", both_years, **with_test)
+    assert joined.num_examples == 2 * 450 + 150
+    assert joined.notes == ("'voc/2012' has no split 'test'",)
+    with pytest.raises(ValueError, match=r"split 'train\[401:\]' of .*'voc/2007'"):
+        load_detection_source("voc/2007+2012", both_years, train_split="train[401:]")
+    # As the test images of 2012 are.
+    monkeypatch.setattr(record_source, "_has_boxes", lambda builder, part: "test" not in part)
+    source = load_detection_source("voc/2007", shared_voc, **with_test)
+    assert source.num_examples == 450
+    assert source.notes == ("split 'test' of 'voc/2007' has no boxes and is left out",)
+    with pytest.raises(ValueError, match="split 'test' of 'voc/2007' has no image with boxes"):
+        load_detection_source("voc/2007", shared_voc, split="eval", eval_split="test")
+
+
+def test_areas_in_pixels_become_shares_of_the_image():
+    image = tf.io.encode_jpeg(np.zeros((20, 50, 3), np.uint8))
+    found = record_source._relative_areas(image, tf.constant([100, 250], tf.int64), tf.zeros(2))
+    np.testing.assert_allclose(found, [0.1, 0.25])
+    found = record_source._relative_areas(
+        tf.io.encode_png(np.zeros((20, 50, 3), np.uint8)), tf.constant([100]), tf.constant([0.5])
+    )
+    assert found.numpy().tolist() == [0.5]
 
 
 @pytest.mark.needs_shared

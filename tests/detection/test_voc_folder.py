@@ -257,3 +257,57 @@ def test_annotations_of_an_image_without_a_stated_size(tmp_path):
 def test_a_folder_without_annotations_says_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match=r"must be in PASCAL VOC form .* a folder with no annot"):
         load_detection_source(tmp_path)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    write_voc(tmp_path, dict.fromkeys("abc", xml(CAT)), {"test": ["c"]})
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
+    source = load_detection_source(tmp_path, on_bad_image="raise")
+    assert (source.num_examples, source.notes) == (2, ())
+
+
+def test_a_list_may_name_the_files_of_the_images(tmp_path):
+    lists = {"train": ["a.jpg", "b.JPG 1"], "test": ["c"]}
+    write_voc(tmp_path, dict.fromkeys("abc", xml(CAT)), lists)
+    assert load_detection_source(tmp_path, on_bad_image="raise").num_examples == 2
+
+
+def test_the_first_missing_annotation_is_named_where_there_is_no_other(tmp_path):
+    write_voc(tmp_path, dict.fromkeys("ab", xml(CAT)), {"train": ["x"], "test": ["b"]})
+    with pytest.raises(
+        ValueError, match=r"no annotated image: 1 annotations are missing: .*x\.xml"
+    ):
+        load_detection_source(tmp_path)
+
+
+def test_an_annotation_of_an_unknown_encoding_is_left_out(tmp_path):
+    wrong = '<?xml version="1.0" encoding="unicode"?>' + xml(CAT)
+    write_voc(tmp_path, {"a": xml(CAT), "b": wrong}, {"train": ["a", "b"]})
+    write_voc(tmp_path, {"c": xml(CAT)}, {"test": ["c"]})
+    source = load_detection_source(tmp_path)
+    assert source.num_examples == 1
+    assert "1 annotations are left out" in source.notes[0]
+
+
+@pytest.mark.parametrize("named", ["a.jpg", None])
+def test_of_images_that_differ_in_their_ending_the_annotation_names_one(tmp_path, named):
+    content = xml(CAT)
+    if named:
+        content = content.replace("<annotation>", f"<annotation><filename>{named}</filename>")
+    write_voc(tmp_path, {"a": content, "b": xml(CAT)}, {"train": ["a"], "test": ["b"]})
+    Image.new("L", (40, 60)).save(tmp_path / "JPEGImages" / "a.bmp")
+    source = load_detection_source(tmp_path)
+    if named:
+        assert (source.paths[0][-5:], source.notes) == ("a.jpg", ())
+    else:
+        assert any("1 images are one of several of their name" in note for note in source.notes)
+
+
+def test_lists_that_differ_in_punctuation_are_told_apart(tmp_path):
+    lists = {"train": ["a", "d"], "val-1": ["b"], "val_1": ["c"]}
+    write_voc(tmp_path, dict.fromkeys("abcd", xml(CAT)), lists)
+    for name, image in (("val-1", "b.jpg"), ("val_1", "c.jpg")):
+        source = load_detection_source(tmp_path, split="eval", eval_split=name)
+        assert source.paths[0][-5:] == image
+    with pytest.raises(ValueError, match=r"split 'val 1' .* is one of val-1 and val_1"):
+        load_detection_source(tmp_path, split="eval", eval_split="val 1")

@@ -89,6 +89,9 @@ class RoutedFile private constructor(
                 require(metadata.getInt("format") == FORMAT) {
                     "The model is of another version of keras_dsnet: export it again"
                 }
+                require("boxes" !in metadata.optString("outputs")) {
+                    "The model is a detector; the app shows classifiers"
+                }
                 return RoutedFile(metadata, signaturesOf(model))
             } catch (error: JSONException) {
                 throw IllegalArgumentException("The model is damaged: ${error.message}", error)
