@@ -1,9 +1,10 @@
 import keras
 import numpy as np
 import pytest
-from detection_squares import SIZE, make_classifier
+from detection_squares import SIZE, make_classifier, make_detector
 
 from keras_dsnet.detection import FSSD, as_backbone
+from keras_dsnet.detection.backbone import detector_with_dtype
 from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec
 from keras_dsnet.training import recalibrate_batch_norm
 
@@ -63,3 +64,19 @@ def test_recalibration_gives_each_width_the_statistics_of_its_batches():
         recalibrate_batch_norm(detector, [images], verbose=False)
     for variable in detector.trainable_variables:
         np.testing.assert_array_equal(variable.numpy(), before[variable.path])
+
+
+def test_a_detector_gets_another_dtype_policy():
+    detector = make_detector()
+    detector.routing, detector.routes = "confidence", (0, 2)
+    assert detector_with_dtype(detector, "float32") is detector
+    mixed = detector_with_dtype(detector, "mixed_bfloat16")
+    policies = {each.dtype_policy.name for each in (mixed, mixed.backbone)}
+    assert policies == {"mixed_bfloat16"}
+    assert (mixed.routing, mixed.routes, mixed.class_names) == (
+        "confidence",
+        (0, 2),
+        detector.class_names,
+    )
+    for old, new in zip(detector.get_weights(), mixed.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)

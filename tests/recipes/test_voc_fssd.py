@@ -132,24 +132,27 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_weights(command, trained,
 
 def test_the_gate_of_a_detector_is_trained(command, trained, tmp_path):
     detector = keras.models.load_model(trained / "detector.keras")
-    detector.routing = "confidence"
+    detector.routing, detector.class_names = "confidence", None
     detector.save(tmp_path / "routed.keras")
     output = run(
         "voc_fssd_gates.py",
         command[0],
         f"--detector={tmp_path / 'routed.keras'}",
-        f"--workdir={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
         "--batch_size=8",
         "--eval_batch_size=8",
         "--epochs=1",
+        "--mixed_precision=bfloat16",
     )
     assert "the slimmest route found every box of " in output
     assert "routed.keras routes by confidence. The detector of this run routes by its" in output
-    rows = json.loads((tmp_path / "tables" / "paths.json").read_text())
+    rows = json.loads((tmp_path / "run" / "tables" / "paths.json").read_text())
     assert [row["path"] for row in rows] == [0, 2, "dynamic"]
-    detector = keras.models.load_model(tmp_path / "detector.keras")
+    detector = keras.models.load_model(tmp_path / "run" / "detector.keras")
     assert (detector.gates_trained, detector.routing) == (True, "gate")
-    assert detector.routes == (0, 2)
+    assert (detector.routes, detector.class_names) == ((0, 2), tuple(sorted(CLASSES)))
+    policies = {detector.dtype_policy.name, detector.backbone.dtype_policy.name}
+    assert policies == {"mixed_bfloat16"}
 
 
 def test_the_confidence_of_a_detector_is_chosen(command, trained, tmp_path):
@@ -165,6 +168,20 @@ def test_the_confidence_of_a_detector_is_chosen(command, trained, tmp_path):
     assert "of the images go on from width 0" in output
     detector = keras.models.load_model(tmp_path / "detector.keras")
     assert (detector.routing, detector.confidence) == ("confidence", rows[0]["confidence"])
+
+
+def test_the_confidence_is_not_chosen_on_a_data_set_of_other_classes(trained, tmp_path):
+    detector = keras.models.load_model(trained / "detector.keras")
+    detector.class_names = None
+    detector.save(tmp_path / "nameless.keras")
+    write_voc(tmp_path / "pets", dict.fromkeys("ab", xml(("cat", (2, 5, 22, 35)))))
+    program = RECIPES / "voc_fssd_confidence.py"
+    flags = [f"--dataset={tmp_path / 'pets'}", f"--workdir={tmp_path / 'run'}"]
+    done = run_program(program, f"--detector={tmp_path / 'nameless.keras'}", *flags)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "has the classes cat, and --detector=" in line
+    assert not (tmp_path / "run" / "tables").exists()
 
 
 def test_two_workers_train_a_detector_and_its_gate(command, trained, tmp_path):
