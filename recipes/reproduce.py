@@ -29,6 +29,7 @@ prints the arms and what they cost. A cost is marked as estimated until a run ha
 time.
 """
 
+import contextlib
 import json
 import pathlib
 import shlex
@@ -47,6 +48,8 @@ from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 RECIPES = pathlib.Path(__file__).resolve().parent
+# What a program that is asked to end may take to save its state.
+_END_SECONDS = 60
 _CLAIMS = [name for name, table in TABLES.items() if table.claim]
 
 flags.DEFINE_list("table", None, f"Tables to make: {','.join(_CLAIMS)}.")
@@ -217,8 +220,18 @@ def train(run, workdir):
     command = [sys.executable, str(RECIPES / run.arm.program), *arguments]
     begin = time.monotonic()
     # `sys.stderr` is the terminal; file descriptor 2 of this process is the native log's filter.
-    code = subprocess.run(command, check=False, stderr=sys.stderr).returncode
-    _record(folder, arguments, time.monotonic() - begin, task)
+    process = subprocess.Popen(command, stderr=sys.stderr)
+    try:
+        code = process.wait()
+    except BaseException:
+        # The program saves its state before it ends.
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+        process.kill()
+        raise
+    finally:
+        _record(folder, arguments, time.monotonic() - begin, task)
     if code:
         sys.exit(code)
 
@@ -279,6 +292,27 @@ def write_results(table, runs, workdir):
     return folder, name
 
 
+def _check_no_loss(published, new):
+    """Raises an error where a result that is published has what a new one does not have.
+
+    Args:
+        published: `pathlib.Path` of the JSON file of the result, or of none.
+        new: `pathlib.Path` of that of the new result.
+    """
+    if not published.is_file():
+        return
+    old, result = (json.loads(path.read_text(encoding="utf-8")) for path in (published, new))
+    found = [{(row["arm"], row["seed"]) for row in each["rows"]} for each in (old, result)]
+    lost = [f"{arm} of seed {seed}" for arm, seed in sorted(found[0] - found[1])]
+    if old.get("read_test") and not result.get("read_test"):
+        lost = ["the figures of the test images, which --read_test reads"]
+    if lost:
+        raise ValueError(
+            f"--publish would replace {published}, and lose {', '.join(lost)}. The new results "
+            f"are in {new.parent}; remove the published file to replace it all the same"
+        )
+
+
 def publish(written):
     """Copies the results into docs/results/reproduction/, and writes the page."""
     from keras_dsnet_recipes.lib.reproduction.pictures import PICTURES
@@ -288,6 +322,10 @@ def publish(written):
     (docs / "reproduction").mkdir(parents=True, exist_ok=True)
     endings = ("", *(f"_{ending}" for ending in PICTURES))
     for folder, name in written:
+        _check_no_loss(docs / "reproduction" / f"{name}.json", folder / f"{name}.json")
+    for folder, name in written:
+        for ending in PICTURES:
+            (docs / "reproduction" / f"{name}_{ending}.png").unlink(missing_ok=True)
         for path in folder.glob(f"{name}*"):
             # The latency has a JSON file too, which is no result of a table.
             is_result = path.suffix in (".json", ".csv") and path.stem == name

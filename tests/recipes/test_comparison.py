@@ -41,6 +41,15 @@ def test_other_arms_of_the_table_help_to_estimate_the_deviation_between_seeds():
     assert measured.seeds == pytest.approx((measured.value - half, measured.value + half))
 
 
+def test_two_arms_of_enough_seeds_estimate_their_deviation_themselves():
+    """Gates that nearly all choose the same would make the interval far too narrow."""
+    first, second = make_hits(0, 0.8, seeds=3), make_hits(1, 0.7, seeds=3)
+    constant = np.tile(make_hits(2, 0.5, seeds=1), (5, 1))
+    constant[0, :2] = ~constant[0, :2]
+    alone = comparison.difference(first, second)
+    assert comparison.difference(first, second, others=[constant] * 4).seeds == alone.seeds
+
+
 def test_bootstrap_over_images_has_the_width_of_the_closed_form():
     first, second = make_hits(0, 0.8, images=5000), make_hits(1, 0.7, images=5000)
     per_image = first.mean(0) - second.mean(0)
@@ -163,13 +172,13 @@ def test_gates_that_choose_the_same_have_the_interval_over_images():
 
 
 def test_copies_of_a_network_tell_nothing_of_the_deviation_between_seeds():
-    first, second = make_hits(0, 0.8, seeds=5), make_hits(1, 0.7, seeds=5)
-    copies = make_hits(2, 0.5, seeds=2)[[0, 1, 0, 1, 0]]
-    group = [0, 1, 0, 1, 0]
+    first, second = make_hits(0, 0.8), make_hits(1, 0.7)
+    copies = make_hits(2, 0.5, seeds=2)[[0, 1, 0]]
+    group = [0, 1, 0]
     alone = comparison.difference(first, second, groups=[group] * 2)
     beside = comparison.difference(first, second, [copies], groups=[group] * 3)
     assert (beside.low, beside.high) == (alone.low, alone.high)
-    other = comparison.difference(first, second, [make_hits(3, 0.5, seeds=5)], groups=[group] * 3)
+    other = comparison.difference(first, second, [make_hits(3, 0.5)], groups=[group] * 3)
     assert (other.low, other.high) != (alone.low, alone.high)
 
 

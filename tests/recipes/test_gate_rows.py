@@ -105,6 +105,9 @@ def test_gates_of_a_good_supernet_are_judged_without_those_of_a_weak_one(collect
     (contrast,) = result["contrasts"]
     assert contrast["num_seeds"] == (1, 1)
     assert len(result["not_tested"]) == 1
+    # A claim that holds for the other supernets only does not hold for the table.
+    verdicts = [gate_rows.joint_verdict(["holds"], 1, refused) for refused in ({}, {"s1": {}})]
+    assert verdicts == ["holds", "undecided"]
 
 
 def test_easy_images_stand_beside_every_gate(collect):

@@ -8,7 +8,7 @@ import pytest
 from keras_dsnet_recipes.lib.reproduction import collection, hits, result_page
 from keras_dsnet_recipes.lib.reproduction.paper_tables import STAGE_1, STAGE_2, TABLES
 from keras_dsnet_recipes.lib.reproduction.planned_runs import arm_of, plan
-from keras_dsnet_recipes.lib.reproduction.run_checks import check_runs
+from keras_dsnet_recipes.lib.reproduction.run_checks import _all_flags, _flag_value, check_runs
 from light_programs import run_light_program
 from programs import import_program, run_program
 
@@ -114,8 +114,8 @@ def save_run(workdir, run, **flags):
     folder = workdir / run.name
     (folder / "tables").mkdir(parents=True)
     (folder / "tables" / "paths.json").write_text("[]")
-    config = {"seed": run.seed, "epochs": 2, "eval_split": "train[45000:]", "data_dir": None}
-    config |= {"target": run.arm.name, **flags}
+    config = {"seed": run.seed, "epochs": 15, "eval_split": "train[45000:]", "data_dir": None}
+    config |= {"target": run.arm.name, "momentum": 0.9, **flags}
     (folder / "config.json").write_text(json.dumps(config))
     drop = 0.1 if run.arm.name == "in_place" else 0.0
     lines = ["epoch,val_top1_slimmest", "1,0.5", f"2,{0.6 - 2 * drop}", "3,0.7"]
@@ -177,9 +177,13 @@ def test_a_record_names_no_folder_of_this_machine(saved):
 
 def test_runs_of_other_schedules_are_not_compared(saved):
     workdir, runs = saved
-    config = json.loads((workdir / runs[0].name / "config.json").read_text())
-    (workdir / runs[0].name / "config.json").write_text(json.dumps(config | {"epochs": 3}))
-    with pytest.raises(ValueError, match=r"one schedule.* Received: --epochs of 2 and 3"):
+    change(workdir, runs[0], momentum=0.8)
+    with pytest.raises(ValueError, match=r"one schedule.* Received: --momentum of 0.8 and 0.9"):
+        collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
+    # Runs of a flag file that has changed since.
+    for run in runs:
+        change(workdir, run, momentum=0.9, epochs=14)
+    with pytest.raises(ValueError, match=r"_s0 must have --epochs=15.* Received: --epochs of 14"):
         collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
 
 
@@ -198,6 +202,23 @@ def test_runs_that_are_not_their_arms_are_not_collected(saved):
         collection.collect(TABLES["5"], runs, workdir, "cifar10", None)
 
 
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", list(TABLES))
+def test_the_runs_of_every_table_can_be_compared(name, quick):
+    runs = plan(TABLES[name], quick=quick)
+    names = {flag.partition("=")[0] for run in runs for flag in _all_flags(run.arguments)}
+    negated = {flag for flag in names if flag.startswith("--no") and flag != "--nodecay"}
+    configs = {}
+    for run in runs:
+        config = dict.fromkeys(flag[2:] for flag in names - negated)
+        config |= dict.fromkeys((flag[4:] for flag in negated), True)
+        for flag in _all_flags(run.arguments):
+            key, value = _flag_value(flag, config)
+            config[key] = value
+        configs[run.name] = config
+    check_runs(TABLES[name].title, runs, configs, "digits" if quick else "cifar10")
+
+
 def test_a_flag_of_one_arm_is_the_same_in_all_others():
     runs = plan(TABLES["3"], arms=["with_transfer", "without_transfer", "transfer_only"], seeds=[0])
     own = [run for run in runs if run.arm in TABLES["3"].arms and run.supernet]
@@ -207,7 +228,9 @@ def test_a_flag_of_one_arm_is_the_same_in_all_others():
     check_runs("Table 3", own, configs, "cifar10")
     (transferred,) = [run for run in own if run.arm.name == "with_transfer"]
     configs[transferred.name] = {"learning_rate": 0.4, "epochs": 8}
-    with pytest.raises(ValueError, match=r"--learning_rate of 0.2 and 0.4"):
+    with pytest.raises(
+        ValueError, match=r"with_transfer_s0 must have --learning_rate=0.2.* of 0.4"
+    ):
         check_runs("Table 3", own, configs, "cifar10")
 
 
@@ -263,6 +286,31 @@ def test_times_of_a_table_are_not_published_as_a_result(tmp_path, monkeypatch, s
     docs = tmp_path / "elsewhere" / "docs" / "results"
     assert [path.name for path in (docs / "reproduction").iterdir()] == ["table5.json"]
     assert "## Table 5" in (docs / "reproduction.md").read_text()
+
+
+def test_a_published_result_is_not_replaced_by_a_part_of_it(tmp_path, monkeypatch, saved):
+    program = import_program("keras_dsnet_recipes.reproduce")
+    workdir, runs = saved
+    (workdir / "results").mkdir()
+    monkeypatch.setattr(program, "RECIPES", tmp_path / "elsewhere" / "recipes")
+    published = tmp_path / "elsewhere" / "docs" / "results" / "reproduction" / "table5.json"
+
+    def publish(arms=("ema", "ensemble", "in_place"), **more):
+        chosen = [run for run in runs if run.arm.name in arms]
+        result = collection.collect(TABLES["5"], chosen, workdir, "cifar10", None) | more
+        (workdir / "results" / "table5.json").write_text(json.dumps(result))
+        program.publish([(workdir / "results", "table5")])
+
+    publish(read_test=True)
+    (published.parent / "table5_curves.png").write_text("of an earlier result")
+    before = published.read_text()
+    with pytest.raises(ValueError, match=r"would replace .*table5.json, and lose the figures of"):
+        publish()
+    with pytest.raises(ValueError, match=r"lose in_place of seed 0, in_place of seed 1\. The new"):
+        publish(("ema", "ensemble"), read_test=True)
+    assert published.read_text() == before
+    publish(read_test=True)
+    assert not (published.parent / "table5_curves.png").exists()
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if TABLES[name].claim])
@@ -371,17 +419,23 @@ def test_quick_table_of_transfer(tmp_path):
 
 def test_a_page_says_what_is_missing_and_which_gates_choose_nothing():
     rows = [
-        {"arm": arm, "seed": seed, "weights": "saved", "path": path, "madds": madds, "top1": 0.9}
-        for arm, gate in {"ds_mbnet_gate": 8.001, "ds_mbnet_gate_chosen": 9.0}.items()
+        {"arm": arm, "seed": seed, "weights": "saved", "path": "gate", "madds": 8.0, "top1": 0.9}
+        for arm in ("ds_mbnet_gate", "ds_mbnet_gate_chosen")
         for seed in (0, 1)
-        for path, madds in {"slimmest": 8.0, "gate": gate if seed else 8.0}.items()
     ]
+    shares = {
+        "table9_ds_mbnet_gate_s0": [{"0": 1.0, "3": 0.0}, {"0": 0.0005, "3": 0.9995}],
+        "table9_ds_mbnet_gate_s1": [{"0": 1.0, "3": 0.0}, {"0": 0.0, "3": 1.0}],
+        "table9_ds_mbnet_gate_chosen_s0": [{"0": 1.0, "3": 0.0}],
+        "table9_ds_mbnet_gate_chosen_s1": [{"0": 0.9, "3": 0.1}],
+    }
     record = dict.fromkeys(("commit", "keras", "tensorflow", "python"), "1")
     accelerator = {"jax": "9.8.7", "device": "a GPU"}
     run = {"name": "table9_x_s0", "hours": 1.0, "commit": None, "accelerator": accelerator}
     result = {
         **dict.fromkeys(("title", "images", "verdict"), "x"),
         **dict.fromkeys(("contrasts", "drops"), ()),
+        "shares": shares,
         "table": "9",
         "data": "cifar10",
         "rows": rows,
@@ -391,5 +445,5 @@ def test_a_page_says_what_is_missing_and_which_gates_choose_nothing():
     assert "9_x_s0: JAX 9.8.7 on a GPU." in text
     assert "Not run yet: ds resnet gate, ds resnet gate own images." in text
     assert "--arms=ds_mbnet_gate,ds_mbnet_gate_chosen " in text
-    assert "The gates of ds mbnet gate send every image to the slimmest" in text
-    assert "The gates of ds mbnet gate chosen send" not in text
+    assert "The gates of ds mbnet gate take the path 0-3 for every image: they" in text
+    assert "The gates of ds mbnet gate chosen take" not in text

@@ -51,7 +51,8 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
             f"--seeds name fewer. Received: {', '.join(missing)} not finished"
         )
     configs = {run.name: _read(workdir / run.name / "config.json") for run in done}
-    check_runs(table.title, *_with_supernets(done, configs, workdir), data)
+    trained, all_configs = _with_supernets(done, configs, workdir)
+    check_runs(table.title, trained, all_configs, data)
     drawn, refused = {}, {}
     if table.peers:
         measured = peers.Peers(table, done, workdir, split, data_dir)
@@ -79,12 +80,13 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         "not_tested": list(refused.values()),
         "rows": rows,
         "contrasts": contrasts,
+        "arms": {run.name: f"{run.arm.name}_s{run.seed}" for run in done},
         "drops": _drops(done, workdir),
         "curves": _curves(done, workdir),
         **drawn,
         "record": {
             **versions(),
-            "runs": [_record(run, workdir, configs[run.name]) for run in done],
+            "runs": [_record(run, workdir, all_configs[run.name]) for run in trained],
             "not_finished": missing,
         },
     }
@@ -109,6 +111,14 @@ class _Measured:
         alone = config.get("alone") is not None
         return run.arm.program == STAGE_1 and not alone and config["target"] != "in_place"
 
+    def _has_confidence(self, run):
+        """Returns whether routing by confidence is measured beside the gates of a run.
+
+        The images that a supernet has learned from would choose thresholds that are too low.
+        """
+        judged = run.supernet and run.name not in self._refused
+        return self._with_confidence and judged and not run.arm.own_images
+
     def choice_hits(self, run):
         """Returns the hits of a run on the images of every choice."""
         return hits.load_hits(
@@ -129,7 +139,7 @@ class _Measured:
                 weights,
                 self._data_dir,
             )
-            if self._with_confidence and run.supernet and run.name not in self._refused:
+            if self._has_confidence(run):
                 self._known[key]["confidence"] = gate_rows.confidence_row(
                     self._workdir / run.name,
                     self._workdir / "hits",
@@ -153,7 +163,7 @@ class _Measured:
                 ends = {f"width {static[0]['path']}": static[0]}
             if "dynamic" in found and run.name not in self._refused:
                 ends["gate"] = found["dynamic"]
-                if self._with_confidence:
+                if "confidence" in found:
                     ends["confidence"] = found["confidence"]
             for name, row in ends.items():
                 rows.append(

@@ -2,9 +2,9 @@
 
 An arm is an array of hits `[seeds, images]`, in [0, 1]. Two sources of chance are counted:
 
-- Seeds. The standard deviation between the seeds of an arm is pooled over all arms of the table,
-  because two or three seeds of one arm are too few to estimate it. The interval is that of
-  Student's t-test with a pooled deviation.
+- Seeds. The standard deviation between seeds is pooled over both arms. Where they have fewer than
+  four degrees of freedom, as with two seeds, that is too few to estimate it, and all arms of the
+  table are pooled. The interval is that of Student's t-test with a pooled deviation.
 - Images. Both arms saw the same images, so a paired bootstrap resamples the images, and takes the
   mean over the seeds of each image.
 
@@ -27,10 +27,14 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
-VERDICTS = ("holds", "does not hold", "undecided", "not tested", "not run yet")
+HOLDS, UNDECIDED = "holds", "undecided"
+VERDICTS = (HOLDS, "does not hold", UNDECIDED, "not tested", "not run yet")
 # The share of the paper's difference that an interval has to exclude, beside a difference of 0,
 # for the verdict "does not hold".
 EXCLUDED_SHARE = 0.5
+# Degrees of freedom from which two arms estimate the deviation between their seeds themselves.
+# Further arms can have another deviation: gates that nearly all choose the same hardly have any.
+_ENOUGH = 4
 _RESAMPLES = 2000
 _CHUNK = 100
 # Degrees of freedom from which Student's t is the normal distribution.
@@ -273,6 +277,8 @@ def _pooled_error(arms, groups):
     if not any(len(arm) for arm, _ in kept[:2]):
         return 0.0, _MANY
     found = [_deviation(arm.mean(axis=1), group) for arm, group in kept if len(arm)]
+    own = found[: sum(len(arm) > 0 for arm, _ in kept[:2])]
+    found = own if sum(free for _, free in own) >= _ENOUGH else found
     freedom = sum(free for _, free in found)
     if not freedom:
         return 0.0, 0

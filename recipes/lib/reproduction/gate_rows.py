@@ -64,7 +64,9 @@ def joint_verdict(verdicts, claimed, refused):
     """
     if refused and not verdicts:
         return NOT_TESTED
-    return comparison.joint_verdict(verdicts, claimed)
+    found = comparison.joint_verdict(verdicts, claimed)
+    # What holds for some supernets only is not a result for all.
+    return comparison.UNDECIDED if refused and found == comparison.HOLDS else found
 
 
 def easy_share(folder):

@@ -259,7 +259,16 @@ def _measure_steps(run, config, split, data_dir):
 
 def _parameters(model, alone):
     """Returns the number of stored parameters, those of one width where it was trained alone."""
-    return model.count_params() if alone is None else model.subnetwork(alone).count_params()
+    if alone is not None:
+        return model.subnetwork(alone).count_params()
+    return model.count_params() - _parameters_of_largest(model)
+
+
+def _parameters_of_largest(model):
+    """Returns how many parameters only the path "largest" runs, of which no row reports."""
+    if not model.spec.has_wide_front:
+        return 0
+    return model.costs("largest").parameters - model.costs("widest").parameters
 
 
 def load_images(config, split, data_dir, input_shape, normalization, kind="eval"):

@@ -27,6 +27,9 @@ def draw_pictures(result, folder, name):
     def file(ending):
         return folder / f"{name}_{ending}.png"
 
+    # Those of an earlier collection can show what this one does not have.
+    for ending in PICTURES:
+        file(ending).unlink(missing_ok=True)
     if result["contrasts"]:
         plot_differences(result, file("differences"))
     if result["curves"]:
@@ -76,7 +79,9 @@ def plot_curves(result, path):
     figure, axes = _figure(4)
     arms = []
     for name, curve in result["curves"].items():
-        arm = arm_of(name)
+        # Runs that several tables share have the name of the arm of this table.
+        arm = result.get("arms", {}).get(name, f"_{arm_of(name)}_s").rpartition("_s")[0]
+        arm = arm.removeprefix("_")
         label = None if arm in arms else arm.replace("_", " ")
         arms += [] if arm in arms else [arm]
         color = _COLORS[arms.index(arm) % len(_COLORS)]

@@ -48,6 +48,8 @@ class Run:
         needs: Tuple of pairs of the name of a flag and the `Run` whose folder is its value. These
             runs have to end before.
         data: Str, name of the data of this run.
+        flags: Tuple of str, the flags that tell this run from those of other arms: those of `arm`,
+            or of the arm whose runs it shares.
     """
 
     arm: Arm
@@ -57,6 +59,7 @@ class Run:
     arguments: tuple[str, ...]
     needs: tuple[tuple[str, "Run"], ...] = ()
     data: str = "cifar10"
+    flags: tuple[str, ...] = ()
 
 
 def plan(table, data="cifar10", arms=None, seeds=None, quick=False):
@@ -125,7 +128,8 @@ def _make_run(table, arm, seed, data, quick):
     # Runs of seconds must never be taken for those of the table.
     middle = ("digits_" if quick else "") + ("" if data == "cifar10" else f"{data}_")
     name = f"table{table.name}_{middle}{arm.name}_s{seed}"
-    return Run(arm, seed, name, supernet, (*flags, f"--seed={seed}"), needs, data)
+    flags.append(f"--seed={seed}")
+    return Run(arm, seed, name, supernet, tuple(flags), needs, data, arm.flags)
 
 
 def arm_of(name):

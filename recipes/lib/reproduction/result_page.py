@@ -7,7 +7,7 @@ from keras_dsnet_recipes.lib.reproduction.detection_row import detection_row
 from keras_dsnet_recipes.lib.reproduction.gate_rows import LEAST_DISTANCE, LEAST_WIDEST
 from keras_dsnet_recipes.lib.reproduction.paper_tables import ELSEWHERE, TABLES
 from keras_dsnet_recipes.lib.reproduction.pictures import PICTURES
-from keras_dsnet_recipes.lib.reproduction.planned_runs import plan, without_data
+from keras_dsnet_recipes.lib.reproduction.planned_runs import arm_of, plan, without_data
 
 _INTRODUCTION = """\
 # The paper's tables on small photographs
@@ -31,7 +31,8 @@ python recipes/reproduce.py --list
 - All arms of a table have one schedule, augmentation and data; the program refuses to compare runs
   that differ by another flag than those of their arms.
 - An interval is of 95 % over seeds and images: Student's t over seeds, with a deviation that is
-  pooled over the arms of the table, and a paired bootstrap over images; the variances add up. Where
+  pooled over both arms, or over all arms of the table where both have too few seeds, and a paired
+  bootstrap over images; the variances add up. Where
   gates of several seeds share a supernet, the interval holds for the supernets of the table, not
   for others. Gates of the supernet's own design all start from the heads that it was made with, so
   that their seeds differ in the order of the images and in the noise; those of another design
@@ -55,8 +56,14 @@ python recipes/reproduce.py --list
 """
 _EASY = (
     "Easy images: the share of the gates' training images in the last epoch that the slimmest "
-    "classifies correctly. Rows of a confidence have thresholds that the gates' images chose, at "
-    "no more than the MAdds of the gates."
+    "classifies correctly."
+)
+_THRESHOLDS = (
+    "Rows of a confidence have thresholds that the gates' images chose, at no more than the MAdds "
+    "of the gates."
+)
+_CHOSEN_HERE = (
+    "These images also chose the thresholds of routed peers, which are a little too good for it."
 )
 # Further columns of some tables: title, and function of the rows of all seeds and a name.
 _MORE = {
@@ -64,6 +71,8 @@ _MORE = {
     "parameters": ("parameters stored", lambda rows, name: f"{rows[0][name]:,}"),
     "ms": ("ms", lambda rows, name: _mean_of(rows, name)),
 }
+# The share of the images from which on a gate is said to choose nothing.
+_ONE_PATH = 0.999
 _EMPTY = ("not run yet", "-", "not run yet")
 
 
@@ -107,12 +116,12 @@ def section(result):
     titles = (*titles, *(_MORE[name][0] for name in more))
     parts += [_markdown(titles, _arm_rows(result["rows"], more))]
     if "easy" in more:
-        parts += ["", _EASY]
-    for arm in _without_choice(result["rows"]):
-        parts += [
-            "",
-            f"The gates of {arm} send every image to the slimmest width: they choose nothing.",
-        ]
+        has_confidence = any(row["path"] == "confidence" for row in result["rows"])
+        parts += ["", f"{_EASY} {_THRESHOLDS}" if has_confidence else _EASY]
+    for arm, path in _without_choice(result):
+        parts += ["", f"The gates of {arm} take {path} for every image: they choose nothing."]
+    if table.peers and not result.get("read_test"):
+        parts += ["", _CHOSEN_HERE]
     if result["contrasts"]:
         titles = ("difference", "path", "weights", "points", "95 % interval", "seeds", "paper")
         parts += ["", _markdown((*titles, "verdict"), map(_contrast_row, result["contrasts"]))]
@@ -120,7 +129,10 @@ def section(result):
         names = "; ".join(result["not_compared"]).replace("_", " ")
         parts += ["", f"Not compared, because only one has such multiply-adds: {names}."]
     if result["drops"]:
-        drops = ", ".join(f"{_short(name, result)}: {n}" for name, n in result["drops"].items())
+        arms = result.get("arms", {})
+        drops = ", ".join(
+            f"{arms.get(name) or _short(name, result)}: {n}" for name, n in result["drops"].items()
+        )
         parts += ["", f"Falls of the slimmest by over 5 points between two epochs: {drops}."]
     parts += ["", _record(result["record"])]
     return "\n".join(parts)
@@ -150,19 +162,23 @@ def _missing(result):
         _short(row["run"], result).rpartition("_s")[0] for row in result.get("not_tested", ())
     }
     claims = {contrast.first for contrast in table.contrasts}
-    if table.peers:
-        claims |= {contrast.second for contrast in table.contrasts}
+    claims |= {name for c in table.contrasts for name in c.second.split("+")} - {"line"}
     return sorted(name.replace("_", " ") for name in claims - known)
 
 
-def _without_choice(rows):
-    """Returns the arms whose gates cost at every seed what the slimmest width costs, to 0.1 %."""
-    madds = {(row["arm"], row["path"], row["seed"]): row["madds"] for row in rows}
-    ratios = {}
-    for (arm, path, seed), value in madds.items():
-        if path == "gate" and (arm, "slimmest", seed) in madds:
-            ratios.setdefault(arm, []).append(value / madds[arm, "slimmest", seed])
-    return [arm.replace("_", " ") for arm, values in ratios.items() if max(values) < 1.001]
+def _without_choice(result):
+    """Returns the arms whose gates take one path for nearly all images, with the path of a seed."""
+    constant = {}
+    for name, gates in result.get("shares", {}).items():
+        path = [max(gate, key=gate.get) for gate in gates]
+        one = all(gate[width] >= _ONE_PATH for gate, width in zip(gates, path))
+        shown = "the path " + "-".join(map(str, path)) if len(path) > 1 else f"width {path[0]}"
+        constant.setdefault(arm_of(name), []).append(shown if one else None)
+    return [
+        (arm.replace("_", " "), " or ".join(dict.fromkeys(shown)))
+        for arm, shown in constant.items()
+        if None not in shown
+    ]
 
 
 def _overview(results, detection):
@@ -204,6 +220,8 @@ def _ours(result):
         for row in rows
     ]
     parts += [f"{name} {_EMPTY[0]}" for name in _missing(result)]
+    if result.get("not_tested"):
+        parts.append(f"gates of {len(result['not_tested'])} runs not tested")
     return "; ".join(parts) or _EMPTY[1]
 
 

@@ -1,6 +1,7 @@
 """Whether the runs of a table differ by the flags of their arms only."""
 
 import json
+import pathlib
 
 from keras_dsnet_recipes.lib.reproduction.planned_runs import TEST_SPLITS
 
@@ -58,13 +59,27 @@ def _check_data(title, run, config, data):
 
 
 def _check_arm(run, config):
-    for flag in run.arm.flags:
+    expected = {}
+    for flag in (*_all_flags(run.arguments), *run.flags):
         name, value = _flag_value(flag, config)
+        expected[name] = flag, value
+    for name, (flag, value) in expected.items():
         if name in config and _as_text(config[name]) != _as_text(value):
             raise ValueError(
                 f"{run.name} must have {flag}, as its arm. Received: --{name} of "
                 f"{_as_text(config[name])}; choose another --workdir, or remove this folder"
             )
+
+
+def _all_flags(arguments):
+    """Yields the flags of a command line, those of its flag files in their places."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name != "--flagfile":
+            yield argument
+            continue
+        lines = pathlib.Path(value).read_text(encoding="utf-8").splitlines()
+        yield from _all_flags([line.strip() for line in lines if line.startswith("--")])
 
 
 def _check_same(title, runs, configs):
@@ -80,7 +95,7 @@ def _check_same(title, runs, configs):
 
 def _own_flags(run, config):
     """Returns the names of the flags that tell a run from those of other arms."""
-    names = {_flag_value(flag, config)[0] for flag in run.arm.flags}
+    names = {_flag_value(flag, config)[0] for flag in run.flags}
     if run.arm.own_images:
         names.add("train_split")
     if "topology" in names:
