@@ -117,6 +117,7 @@ def convert_traced(
     functions: dict[str, Any],
     quantize: str | None = None,
     samples: dict[str, Callable] | None = None,
+    passed: dict[str, dict] | None = None,
 ) -> bytes:
     """Converts graphs to a TFLite file with a signature and a subgraph for each of them.
 
@@ -124,6 +125,8 @@ def convert_traced(
         functions: Dict from signature to the result of `trace`.
         quantize: As for `convert`.
         samples: Dict from signature to a function, as for `convert`. Defaults to `None`.
+        passed: Ranges of the features that the graphs pass on, as of `narrow_ranges`. Defaults to
+            `None`.
 
     Returns:
         The bytes of the file.
@@ -154,7 +157,7 @@ def convert_traced(
             with _without_warnings():
                 content = converter.convert()
                 if in_two_steps:
-                    content = narrow_ranges(content, samples) if samples else content
+                    content = narrow_ranges(content, samples, passed) if samples else content
                     content = quantize_calibrated(content, _outputs_in_float_scope(content))
         except (OSError, MemoryError):
             raise

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.export import conversion
+from keras_dsnet.export.activation_ranges import range_of
 from keras_dsnet.export.conversion import convert_traced, trace
 from keras_dsnet.export.graphs import Part, RoutedGraphs
 from keras_dsnet.export.tflite_model import ImportedGraph, ModelBuilder, parse
@@ -48,20 +49,29 @@ def convert_parts(
     if images:
         measured[parts.front].append([np.concatenate(images)])
     traced, samples = {}, {}
+    ranges: dict[Part, dict] = collections.defaultdict(dict)
     for number, part in enumerate(running, start=1):
         inputs = _flatten(specs.pop(part))
         traced[part] = trace(_flat(part.function), inputs)
         results = None
         if images:
-            arrays = _take_turns(measured.pop(part))
+            made = measured.pop(part)
+            arrays = _take_turns(made)
             samples[part] = _samples(inputs, arrays)
+            if part is not parts.front and len(made) > 1:
+                ranges[part] |= _named("inputs", map(range_of, arrays))
             results = _run(part, inputs, arrays) if part in consumers else None
+            if results is not None:
+                found = [range_of(group) for group in results]
+                ranges[part] |= _named("outputs", found)
         for consumer in consumers.get(part, ()):
             specs[consumer] = _features_specs(traced[part])
             if images:
                 measured[consumer].append(results)
+                # Replaced where several parts give its features.
+                ranges[consumer] |= _named("inputs", found)
         if number == len(running) or sum(map(_constant_bytes, traced.values())) > MOST_CONSTANTS:
-            imported |= _convert(builder, traced, quantize, samples)
+            imported |= _convert(builder, traced, quantize, samples, ranges)
             log(f"converted {number} of {len(running)} graphs")
             traced, samples = {}, {}
     if deciding := parts.deciding():
@@ -71,12 +81,13 @@ def convert_parts(
     return builder, parts.map(imported.__getitem__)
 
 
-def _convert(builder, traced, quantize=None, samples=None):
+def _convert(builder, traced, quantize=None, samples=None, ranges=None):
     """Converts traced parts together; returns a dict from `Part` to `ImportedGraph`."""
     content = convert_traced(
         {part.name: function for part, function in traced.items()},
         quantize,
         {part.name: function for part, function in samples.items()} if samples else None,
+        {part.name: ranges[part] for part in traced} if ranges else None,
     )
     graphs = builder.import_model(parse(content))
     for converted in graphs.values():
@@ -145,6 +156,11 @@ def _run(part, inputs, arrays):
     # Not traced: TensorFlow's graph optimiser crashes the process on some of these graphs.
     tensors = {name: tf.constant(array) for name, array in zip(inputs, arrays)}
     return [group.numpy() for group in part.function(**_nest(tensors))["features"]]
+
+
+def _named(kind, ranges):
+    """Returns the ranges of groups of features as `narrow_ranges` takes them."""
+    return {(kind, f"features_{index}"): each for index, each in enumerate(ranges)}
 
 
 def _take_turns(results):

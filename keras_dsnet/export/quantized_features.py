@@ -27,8 +27,13 @@ def connect_quantized(builder: ModelBuilder, graphs: RoutedGraphs) -> None:
         if "features" in part.inputs:
             features = part.inputs["features"]
             part.inputs["features"] = [_skip_quantize(builder, part.graph, i) for i in features]
-    for producer, (consumer, *_) in graphs.consumers():
+    for producer, (consumer, *others) in graphs.consumers():
         wanted = [consumer.graph.tensors[index] for index in consumer.inputs["features"]]
+        for other in others:
+            other.inputs["features"] = [
+                _requantize_input(builder, other.graph, index, tensor)
+                for index, tensor in zip(other.inputs["features"], wanted)
+            ]
         producer.outputs["features"] = [
             _quantize_output(builder, producer.graph, index, tensor)
             for index, tensor in zip(producer.outputs["features"], wanted)
@@ -41,6 +46,18 @@ def _skip_quantize(builder, graph, index):
     if len(readers) == 1 and is_operator(readers[0], Builtin.QUANTIZE, builder.model):
         graph.operators.remove(readers[0])
         return readers[0].outputs[0]
+    return index
+
+
+def _requantize_input(builder, graph, index, wanted):
+    """Returns the index of an input that has the type and scale of another graph's input."""
+    tensor = graph.tensors[index]
+    types = wanted.type, tensor.type
+    if types == (TensorType.INT8, TensorType.INT8) and not _is_same_quantization(tensor, wanted):
+        result = copy_tensor(graph, wanted, "requantized")
+        add_operator(graph, builder.builtin("QUANTIZE"), [result], [index])
+        graph.operators.insert(0, graph.operators.pop())
+        return result
     return index
 
 
