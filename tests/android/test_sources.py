@@ -191,6 +191,9 @@ def test_metadata_have_the_keys_and_types_that_the_app_reads(files):
     ]
     assert {name for _, _, name in reads} <= set(everything)
     assert '"staged" -> StagedModel' in SOURCES["OpenedModel.kt"]
+    # Only files of detectors name their outputs, and the app refuses those.
+    assert not any("outputs" in metadata for metadata, _ in files.values())
+    assert 'require(!metadata.has("outputs"))' in FILE
     layouts = {metadata["layout"] for metadata, _ in files.values()}
     assert layouts <= set(LAYOUTS)
     assert "staged" in layouts

@@ -89,7 +89,7 @@ class RoutedFile private constructor(
                 require(metadata.getInt("format") == FORMAT) {
                     "The model is of another version of keras_dsnet: export it again"
                 }
-                require("boxes" !in metadata.optString("outputs")) {
+                require(!metadata.has("outputs")) {
                     "The model is a detector; the app shows classifiers"
                 }
                 return RoutedFile(metadata, signaturesOf(model))
