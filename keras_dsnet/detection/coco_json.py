@@ -72,7 +72,7 @@ def load_coco_json(
         ValueError: The file is not in this form, or a category is unknown.
     """
     content = _read(path)
-    with _named(path):
+    with _unreadable(path):
         known = class_names or _class_names(content)
     images = images or path.parent
     annotations, notes = _annotations(path, content, images, on_bad_image)
@@ -119,7 +119,7 @@ def load_coco_folder(
     """
     default = default_splits(list(files), split_kind, str(root))
     contents = {name: _read(path) for name, (path, _) in files.items()}
-    with _named(files[default["train"]][0]):
+    with _unreadable(files[default["train"]][0]):
         known = class_names or _class_names(contents[default["train"]])
     opened = _split_of(specs[split == "eval"], files) or default.get(split, default["train"])
     splits, by_path, notes = {}, {}, {}
@@ -179,29 +179,26 @@ def _class_names(content):
 
 
 @contextlib.contextmanager
-def _named(path):
-    """Names the file in errors about what its parts lack."""
+def _errors_of(subject):
+    """Names what the errors within are about, such as a file or an annotation."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"COCO file {path} cannot be read: {what}") from error
+        raise ValueError(f"{subject}: {what}") from error
 
 
-@contextlib.contextmanager
-def _numbered(annotation):
-    """Names an annotation in errors about what it lacks."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        number = annotation.get("id") if isinstance(annotation, dict) else annotation
-        raise ValueError(f"annotation {number}: {what}") from error
+def _unreadable(path):
+    return _errors_of(f"COCO file {path} cannot be read")
+
+
+def _number_of(annotation):
+    return annotation.get("id") if isinstance(annotation, dict) else annotation
 
 
 def _annotations(path, content, images, on_bad_image):
     """Returns the `Annotation` of every image that exists, and lines about the others."""
-    with _named(path):
+    with _unreadable(path):
         names = {category["id"]: category["name"] for category in content["categories"]}
         known = {}
         for image in content["images"]:
@@ -211,7 +208,7 @@ def _annotations(path, content, images, on_bad_image):
             known[image["id"]] = image
         grouped: dict = {key: [] for key in known}
         for annotation in content["annotations"]:
-            with _numbered(annotation):
+            with _errors_of(f"annotation {_number_of(annotation)}"):
                 if annotation["image_id"] not in known:
                     raise ValueError(f"there is no image of id {annotation['image_id']}")
                 grouped[annotation["image_id"]].append(_object(annotation, names))
