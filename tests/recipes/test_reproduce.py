@@ -67,6 +67,12 @@ def test_five_seeds_of_gates_share_two_supernets():
 def test_an_arm_of_two_tables_is_run_once():
     (run,) = plan(TABLES["10"], arms=["temperature_1"], seeds=[0])
     assert (run.name, run.arm.name) == ("table5_ensemble_s0", "temperature_1")
+    gates = {name: plan(TABLES[name]) for name in ("9", "6", "7", "beyond")}
+    own = {run.name: run.arguments for runs in gates.values() for run in runs if run.supernet}
+    # One setting is one run: no two of these differ in their name only.
+    assert len(own) == len(set(own.values())) == len(set(own)) < sum(map(len, gates.values())) - 20
+    (shared,) = [run for run in gates["7"] if run.arm.name == "one_hot_shared" and run.seed == 0]
+    assert (shared.name, shared.flags) == ("table6_try_best_s0", ("--loss_weights=0,0,1",))
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if TABLES[name].arms])

@@ -66,7 +66,7 @@ def collect(table, runs, workdir, data, split, data_dir=None, latency=None):
         rows = [row for run in done for row in measured.rows(run)]
         judged = [run for run in done if run.name not in refused]
         contrasts = [_contrast(contrast, judged, measured) for contrast in table.contrasts]
-        drawn = _gates(judged, measured)
+        drawn = _gates(table, judged, measured)
         drawn["not_compared"] = _not_compared(table.contrasts, contrasts, judged, measured)
     contrasts = [contrast for contrast in contrasts if contrast]
     verdicts = [row["verdict"] for row in contrasts if row["verdict"] is not None]
@@ -224,14 +224,19 @@ class _Measured:
         return gate_rows.line_of_arms(list(arms.values()), float(np.mean(madds)))
 
 
-def _gates(runs, measured):
+def _gates(table, runs, measured):
     """Returns what the pictures of gates show: shares of widths, and the lines of supernets."""
-    shares = {run.name: found for run in runs if (found := measured.shares(run)) is not None}
-    if not shares:
+    found = [(run, measured.shares(run)) for run in runs]
+    routed = [(run, shares) for run, shares in found if shares is not None]
+    if not routed:
         return {}
-    routed = [run for run in runs if run.name in shares]
+    # Runs that several tables share have the name of the arm of this table.
+    shares = {
+        f"table{table.name}_{run.arm.name}_s{run.seed}" if run.arm.same_as else run.name: each
+        for run, each in routed
+    }
     # Gates of one supernet have its static widths.
-    static = {run.supernet.name: measured.static_line(run) for run in routed}
+    static = {run.supernet.name: measured.static_line(run) for run, _ in routed}
     return {"shares": shares, "static": static}
 
 

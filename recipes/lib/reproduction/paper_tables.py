@@ -138,9 +138,10 @@ def _supernet_arm(name, *flags, hours, measured=False):
     return Arm(name, STAGE_1, _TABLE_5, flags, hours=hours, measured=measured)
 
 
-def _gate_arm(name, *flags, hours=0.1, own_images=False):
+def _gate_arm(name, *flags, hours=0.1, own_images=False, same_as=None):
     supernet = ("resnet", "supernet")
-    return Arm(name, STAGE_2, _GATES, flags, supernet, hours=hours, own_images=own_images)
+    more = {"own_images": own_images, "same_as": same_as}
+    return Arm(name, STAGE_2, _GATES, flags, supernet, hours=hours, **more)
 
 
 def _mbnet_gate_arm(name, *flags):
@@ -308,7 +309,7 @@ _ALL = [
             _gate_arm("try_best", "--loss_weights=0,0,1"),
             _gate_arm("target_complexity", "--loss_weights=1,0.5,0"),
             _gate_arm("complexity_sgs", "--loss_weights=0,0.5,1"),
-            _gate_arm("all_three", "--loss_weights=1,0.5,1"),
+            _gate_arm("all_three", "--loss_weights=1,0.5,1", same_as=("9", "ds_resnet_gate")),
         ),
         (
             # 1.1 points at 0.2B more MAdds, of which the line of the SGS arms explains 0.3.
@@ -330,7 +331,8 @@ _ALL = [
         "A slimming head that shares its encoder, and is one-hot, is the best design.",
         "one-hot: shared 76.6 at 3.1B, not shared 72.7 at 3.0B; scalar, shared: 73.6 at 2.3B",
         (
-            _gate_arm("one_hot_shared", "--slimming_head=one_hot", "--share_encoder", *_SGS),
+            # A one-hot head that shares its encoder is that of the supernet.
+            _gate_arm("one_hot_shared", *_SGS, same_as=("6", "try_best")),
             _gate_arm("one_hot_apart", "--slimming_head=one_hot", "--noshare_encoder", *_SGS),
             _gate_arm("scalar_shared", "--slimming_head=scalar", "--share_encoder", *_SGS),
         ),
@@ -398,11 +400,11 @@ _ALL = [
         "Gates gain more with soft targets, an encoder of regions, or exact gradients.",
         "none",
         (
-            _gate_arm("hard_targets", *_SGS),
+            _gate_arm("hard_targets", *_SGS, same_as=("6", "try_best")),
             _gate_arm("soft_targets", "--soft_targets", *_SGS),
             _gate_arm("regions", "--gate_encoder=regions", *_SGS),
             _gate_arm("soft_regions", "--gate_encoder=regions", "--soft_targets", *_SGS),
-            _gate_arm("all_losses", *_ALL_LOSSES),
+            _gate_arm("all_losses", *_ALL_LOSSES, same_as=("9", "ds_resnet_gate")),
             _gate_arm("exact_gradients", "--estimator=exact", *_ALL_LOSSES, hours=0.3),
         ),
         (

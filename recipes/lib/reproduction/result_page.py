@@ -129,10 +129,7 @@ def section(result):
         names = "; ".join(result["not_compared"]).replace("_", " ")
         parts += ["", f"Not compared, because only one has such multiply-adds: {names}."]
     if result["drops"]:
-        arms = result.get("arms", {})
-        drops = ", ".join(
-            f"{arms.get(name) or _short(name, result)}: {n}" for name, n in result["drops"].items()
-        )
+        drops = ", ".join(f"{_short(name, result)}: {n}" for name, n in result["drops"].items())
         parts += ["", f"Falls of the slimmest by over 5 points between two epochs: {drops}."]
     parts += ["", _record(result["record"])]
     return "\n".join(parts)
@@ -285,7 +282,10 @@ def _heading(result):
 
 
 def _short(name, result):
-    return without_data(name.removeprefix(f"table{result['table']}_"))
+    """Returns the name of a run in its table, which can share it with another."""
+    return result.get("arms", {}).get(name) or without_data(
+        name.removeprefix(f"table{result['table']}_")
+    )
 
 
 def _command(result):
