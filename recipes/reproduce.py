@@ -353,9 +353,10 @@ def main(_):
                 )
                 continue
         written.append(write_results(table, runs, workdir))
-    if FLAGS.publish:
+    if FLAGS.publish and written:
         publish(written)
-    print(f"results are in {workdir / 'results'}", flush=True)
+    if written:
+        print(f"results are in {workdir / 'results'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -261,14 +261,18 @@ def _parameters(model, alone):
     """Returns the number of stored parameters, those of one width where it was trained alone."""
     if alone is not None:
         return model.subnetwork(alone).count_params()
-    return model.count_params() - _parameters_of_largest(model)
+    return _without_wide_front(model).count_params()
 
 
-def _parameters_of_largest(model):
-    """Returns how many parameters only the path "largest" runs, of which no row reports."""
-    if not model.spec.has_wide_front:
-        return 0
-    return model.costs("largest").parameters - model.costs("widest").parameters
+def _without_wide_front(model):
+    """Returns the network without what only the path "largest" runs, of which no row reports."""
+    spec = model.spec
+    if not spec.has_wide_front:
+        return model
+    gated = next(index for index, stage in enumerate(spec.stages) if stage.gated)
+    fronts = [dataclasses.replace(s, channels=s.channels[:1]) for s in spec.stages[:gated]]
+    spec = dataclasses.replace(spec, stem=spec.stem[:1], stages=(*fronts, *spec.stages[gated:]))
+    return type(model)(spec, classes=model.classes, input_shape=model.input_shape[1:])
 
 
 def load_images(config, split, data_dir, input_shape, normalization, kind="eval"):
