@@ -75,6 +75,8 @@ class BlockExecutor(Executor):
         # The norm that is folded into a convolution, and the channel of the norm that is the first
         # filter.
         self._norms_after: dict = {}
+        # The layers of the norms that are folded.
+        self._folded: set = set()
         # The number of channels that a norm scales itself.
         self._scaled: dict = {}
         # The step of the last convolution that this executor ran.
@@ -115,6 +117,7 @@ class BlockExecutor(Executor):
             first: Integer, the channel of the norm that the first filter of the convolution is.
         """
         self._norms_after[layer] = (norm, first)
+        self._folded.add(norm.layer)
 
     def scale_first(self, norm: Step, channels: int) -> None:
         """Leaves the first channels to the norm itself, since their convolution runs elsewhere.
@@ -184,10 +187,14 @@ class BlockExecutor(Executor):
         return self._blocks(step, x, step.layer.units, kernel, multiply, edges_of(x))
 
     def norm(self, step: Step, x: tuple) -> tuple:
-        """Runs a norm on every group; batch norm is already folded into the kernels before it."""
+        """Runs a norm on every group.
+
+        A batch norm is folded into the convolution before it, if that is the step before it.
+        """
         options = step.layer.channels
         if step.is_batch_norm:
-            x = self._scale(step, x) if step.layer in self._scaled else x
+            left = 0 if step.layer in self._folded else edges_of(x)[-1]
+            x = self._scale(step, x, self._scaled.get(step.layer, left))
         if len(options) == 1:
             x = regroup(x, (0, options[0]))
         if step.is_batch_norm:
@@ -200,9 +207,10 @@ class BlockExecutor(Executor):
             ]
             return tuple(activate(step.activation, group) for group in normalised)
 
-    def _scale(self, step, x):
-        """Applies a batch norm to the channels that `scale_first` left to it."""
-        end = self._scaled[step.layer]
+    def _scale(self, step, x, end):
+        """Applies a batch norm to the first channels, which are not folded."""
+        if not end:
+            return x
         scale, offset = scale_and_offset(step.layer, self.path.statistics[step.section], end)
         groups = []
         for group, (first, last) in zip(x, itertools.pairwise(edges_of(x))):

@@ -371,5 +371,8 @@ def _run_after_entry(executor, steps, features, groups):
 def _run_after_first(executor, steps, x):
     """Runs all steps but the first, a convolution. Its norm still runs on the entry's groups."""
     rest = 1 + (len(steps) > 1 and steps[1].kind == "norm")
+    if rest > 1 and steps[1].is_batch_norm:
+        # It is folded into the convolution, which ran in the graph of the entry.
+        executor.fold(steps[0].layer, steps[1])
     x = executor.run(steps[1:rest], x)
     return executor.run(steps[rest:], executor.regroup(steps[0], x))
