@@ -6,7 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.slicing import as_options, channels_at, resolve_width, variable_slice
+from keras_dsnet.layers.slicing import (
+    as_options,
+    channels_at,
+    check_channels,
+    resolve_width,
+    variable_slice,
+)
+from keras_dsnet.utils.argument_checks import check_int
 
 ENCODERS = ("global", "regions")
 NUM_REGIONS = 5
@@ -55,7 +62,8 @@ class DoubleHeadedGate(keras.layers.Layer):
         scores, float32 `[batch, num_choices]`, or `[batch, 1]` for a scalar head.
 
     Raises:
-        ValueError: If the layer does not have the width, or an option is unknown.
+        ValueError: If the layer does not have the width, an option is unknown, or the input has
+            another number of channels.
 
     Example:
 
@@ -84,9 +92,12 @@ class DoubleHeadedGate(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.channels = as_options(channels, "channels")
-        self.hidden_units = hidden_units or max(1, int(0.25 * self.channels[-1] + 0.5))
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+        if hidden_units is None:
+            hidden_units = max(1, int(0.25 * self.channels[-1] + 0.5))
+        self.hidden_units = check_int("hidden_units", hidden_units, 1)
         self.attention = attention
-        self.num_choices = num_choices
+        self.num_choices = None if num_choices is None else check_int("num_choices", num_choices, 1)
         self.slimming_head = slimming_head
         self.choice_ratios: Any = (
             None if choice_ratios is None else tuple(map(float, choice_ratios))
@@ -110,6 +121,12 @@ class DoubleHeadedGate(keras.layers.Layer):
                 raise ValueError(
                     "A scalar slimming head needs `choice_ratios` with one ratio for each of its "
                     f"{num_choices} choices. Received: choice_ratios={choice_ratios!r}"
+                )
+            ascending = all(a < b for a, b in zip(self.choice_ratios, self.choice_ratios[1:]))
+            if not ascending or self.choice_ratios[0] <= 0 or self.choice_ratios[-1] > 1:
+                raise ValueError(
+                    "`choice_ratios` must be in ascending order, above 0 and at most 1. "
+                    f"Received: choice_ratios={choice_ratios!r}"
                 )
 
     @property
@@ -149,6 +166,7 @@ class DoubleHeadedGate(keras.layers.Layer):
     def call(self, inputs, width=None, attention_mask=None, with_scores=True):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
+        check_channels(inputs, channels, width, self.name)
         with_scores = with_scores and bool(self.num_choices)
         if not self.attention and not with_scores:
             return inputs
@@ -188,7 +206,16 @@ class DoubleHeadedGate(keras.layers.Layer):
         Args:
             scores: Output of the slimming head, `[batch, num_choices]`.
             routes: Tuple of ints, candidate widths in ascending order.
+
+        Raises:
+            ValueError: If the widths are not in ascending order, or not among the choices.
         """
+        ascending = all(a < b for a, b in zip(routes, routes[1:]))
+        if not routes or not ascending or routes[0] < 0 or routes[-1] >= (self.num_choices or 0):
+            raise ValueError(
+                f"`routes` of layer '{self.name}' must be ascending widths from 0 to "
+                f"{(self.num_choices or 0) - 1}. Received: routes={routes!r}"
+            )
         if self.slimming_head == "one_hot":
             if len(routes) == self.num_choices:
                 return scores
@@ -232,7 +259,8 @@ class DoubleHeadedGate(keras.layers.Layer):
         """
         soft, hard = self._soft_and_hard(scores, routes, temperature, seed, share)
         one_hot = tf.one_hot(tf.argmax(hard, axis=1), len(routes))
-        return one_hot + soft - tf.stop_gradient(soft)
+        # In these brackets exactly zero is added.
+        return one_hot + (soft - tf.stop_gradient(soft))
 
     def soft_choice(
         self, scores: tf.Tensor, routes: Sequence[int], temperature: float = 1.0

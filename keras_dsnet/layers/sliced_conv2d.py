@@ -14,6 +14,7 @@ from keras_dsnet.layers.slicing import (
     static_channels,
     variable_slice,
 )
+from keras_dsnet.utils.argument_checks import check_int
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -44,7 +45,8 @@ class SlicedConv2D(keras.layers.Layer):
         `[batch, new_height, new_width, filters[width]]`.
 
     Raises:
-        ValueError: If the layer does not have the width, or the input has too many channels.
+        ValueError: If an argument is not one of these, the layer does not have the width, or the
+            input has too many channels or is no batch of images.
 
     Example:
 
@@ -73,11 +75,14 @@ class SlicedConv2D(keras.layers.Layer):
         super().__init__(**kwargs)
         check_padding(padding)
         self.filters = as_options(filters, "filters")
-        self.kernel_size = kernel_size
-        self.strides = strides
+        self.kernel_size = check_int("kernel_size", kernel_size, 1)
+        self.strides = check_int("strides", strides, 1)
         self.padding = padding
         self.use_bias = use_bias
+        if input_channels is not None:
+            input_channels = check_int("input_channels", input_channels, 1)
         self.input_channels = input_channels
+        self.input_spec = keras.layers.InputSpec(ndim=4)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.supports_jit = len(self.filters) == 1

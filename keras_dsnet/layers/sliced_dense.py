@@ -14,6 +14,7 @@ from keras_dsnet.layers.slicing import (
     static_channels,
     variable_slice,
 )
+from keras_dsnet.utils.argument_checks import check_int
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -63,7 +64,10 @@ class SlicedDense(keras.layers.Layer):
         super().__init__(**kwargs)
         self.units = as_options(units, "units")
         self.use_bias = use_bias
+        if input_channels is not None:
+            input_channels = check_int("input_channels", input_channels, 1)
         self.input_channels = input_channels
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.supports_jit = len(self.units) == 1

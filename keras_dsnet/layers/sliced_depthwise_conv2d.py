@@ -10,10 +10,11 @@ from keras_dsnet.layers.sliced_conv2d import check_padding, padded_size, tf_padd
 from keras_dsnet.layers.slicing import (
     as_options,
     channels_at,
-    channels_of,
+    check_channels,
     resolve_width,
     variable_slice,
 )
+from keras_dsnet.utils.argument_checks import check_int
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -38,8 +39,8 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
         `[batch, new_height, new_width, channels[width]]`.
 
     Raises:
-        ValueError: If the layer does not have the width, or the input has another number of
-            channels.
+        ValueError: If an argument is not one of these, the layer does not have the width, or the
+            input has another number of channels or is no batch of images.
 
     Example:
 
@@ -67,8 +68,9 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
         super().__init__(**kwargs)
         check_padding(padding)
         self.channels = as_options(channels, "channels")
-        self.kernel_size = kernel_size
-        self.strides = strides
+        self.kernel_size = check_int("kernel_size", kernel_size, 1)
+        self.strides = check_int("strides", strides, 1)
+        self.input_spec = keras.layers.InputSpec(ndim=4)
         self.padding = padding
         self.use_bias = use_bias
         self.depthwise_initializer = keras.initializers.get(
@@ -92,12 +94,7 @@ class SlicedDepthwiseConv2D(keras.layers.Layer):
     def call(self, inputs, width=None):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
-        received = channels_of(inputs)
-        if isinstance(channels, int) and isinstance(received, int) and channels != received:
-            raise ValueError(
-                f"Layer '{self.name}' has {channels} channels at width {width}. "
-                f"Received: inputs.shape={tuple(inputs.shape)}"
-            )
+        check_channels(inputs, channels, width, self.name)
         kernel = variable_slice(self.kernel, channels, 1)
         padding = self._padding(inputs.shape)
         strides = (1, self.strides, self.strides, 1)

@@ -6,7 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_dsnet.layers.slicing import as_options, channels_at, resolve_width, variable_slice
+from keras_dsnet.layers.slicing import (
+    as_options,
+    channels_at,
+    check_channels,
+    resolve_width,
+    variable_slice,
+)
+from keras_dsnet.utils.argument_checks import check_int
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -33,7 +40,7 @@ class SlicedGroupNormalization(keras.layers.Layer):
 
     Raises:
         ValueError: If the layer does not have the width, or `channels_per_group` does not divide a
-            channel option.
+            channel option, or the input has another number of channels.
 
     Example:
 
@@ -56,11 +63,12 @@ class SlicedGroupNormalization(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.channels = as_options(channels, "channels")
-        self.channels_per_group = channels_per_group
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+        self.channels_per_group = check_int("channels_per_group", channels_per_group, 1)
         self.epsilon = epsilon
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
         self.supports_jit = len(self.channels) == 1
-        if channels_per_group < 1 or any(c % channels_per_group for c in self.channels):
+        if any(c % channels_per_group for c in self.channels):
             raise ValueError(
                 f"`channels_per_group` must divide every channel option {self.channels}. "
                 f"Received: channels_per_group={channels_per_group}"
@@ -76,6 +84,7 @@ class SlicedGroupNormalization(keras.layers.Layer):
     def call(self, inputs, width=None, training=False):
         width = resolve_width(width, len(self.channels), self.name)
         channels = channels_at(self.channels, width)
+        check_channels(inputs, channels, width, self.name)
         # Statistics in float16 would overflow, so they are computed in float32 or wider.
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         values = tf.cast(inputs, dtype)

@@ -94,6 +94,23 @@ def channels_at(options: Sequence[int], width: Any) -> Any:
     return tf.gather(tf.constant(options, tf.int32), width)
 
 
+def check_channels(inputs: Any, channels: Any, width: Any, layer: str) -> None:
+    """Raises a ValueError if an input is known to have other channels than those of its width.
+
+    Args:
+        inputs: `[batch, height, width, channels]`.
+        channels: Int or int32 scalar tensor, the channels at the width.
+        width: Python int or int32 scalar tensor.
+        layer: Str, name of the layer for the error message.
+    """
+    received = channels_of(inputs)
+    if isinstance(channels, int) and isinstance(received, int) and channels != received:
+        raise ValueError(
+            f"Layer '{layer}' has {channels} channels at width {width}. "
+            f"Received: inputs.shape={tuple(inputs.shape)}"
+        )
+
+
 def static_channels(options: Sequence[int], width: Any, layer: str) -> int | None:
     """Returns the channels at a width if they are known without running the layer, else None.
 

@@ -9,10 +9,12 @@ import tensorflow as tf
 from keras_dsnet.layers.slicing import (
     as_options,
     channels_at,
+    check_channels,
     first_channels,
     resolve_width,
     variable_slice,
 )
+from keras_dsnet.utils.argument_checks import check_int, check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
@@ -48,7 +50,8 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         A tensor of the shape of `inputs`.
 
     Raises:
-        ValueError: If the layer does not have the width.
+        ValueError: If an argument is not one of these, the layer does not have the width, or the
+            input has another number of channels.
 
     Example:
 
@@ -75,8 +78,11 @@ class SwitchableBatchNormalization(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.channels = as_options(channels, "channels")
-        self.num_statistics = num_statistics or len(self.channels)
-        self.momentum = momentum
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+        if num_statistics is None:
+            num_statistics = len(self.channels)
+        self.num_statistics = check_int("num_statistics", num_statistics, 1)
+        self.momentum = check_number("momentum", momentum, "from 0 to 1", lambda m: 0 <= m <= 1)
         self.epsilon = epsilon
         self.synchronized = synchronized
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
@@ -115,6 +121,7 @@ class SwitchableBatchNormalization(keras.layers.Layer):
         row = width if statistics is None else statistics
         row = resolve_width(row, self.num_statistics, self.name)
         channels = channels_at(self.channels, width)
+        check_channels(inputs, channels, width, self.name)
         gamma, beta = self.scale_and_offset(channels)
         if not training or not self.trainable:
             mean, variance = self.statistics_at(row, channels)

@@ -174,3 +174,22 @@ def test_an_encoder_of_regions_starts_as_the_global_one():
     assert clone.encoder == "regions"
     with pytest.raises(ValueError, match=r"one of \('global', 'regions'\). Received: .*'local'"):
         DoubleHeadedGate(8, encoder="local")
+
+
+@pytest.mark.parametrize("routes", [(0, 5), (1, 1), (1, 0), (-1, 0), ()])
+def test_routes_that_the_gate_does_not_have_are_refused(routes):
+    gate = DoubleHeadedGate(8, num_choices=2)
+    with pytest.raises(ValueError, match=r"must be ascending widths from 0 to 1\. Received: routes"):
+        gate.choose(np.zeros((3, 2), "float32"), routes)
+
+
+@pytest.mark.parametrize("ratios", [(1.0, 0.5), (0.5, 0.5), (0.0, 1.0), (0.5, 1.5)])
+def test_ratios_of_choices_are_checked(ratios):
+    with pytest.raises(ValueError, match="`choice_ratios` must be in ascending order, above 0"):
+        DoubleHeadedGate(8, num_choices=2, slimming_head="scalar", choice_ratios=ratios)
+
+
+def test_a_sample_is_exactly_one_hot():
+    gate = DoubleHeadedGate(8, num_choices=3)
+    scores = np.random.default_rng(0).normal(size=(500, 3)).astype("float32")
+    assert set(np.unique(gate.sample(scores, (0, 1, 2), seed=(1, 2)))) == {0.0, 1.0}

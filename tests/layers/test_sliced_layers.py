@@ -257,3 +257,63 @@ class TestSwitchableBatchNormalization:
             synchronized(images, training=True), plain(images, training=True), atol=1e-4
         )
         np.testing.assert_allclose(synchronized.moving_variance, plain.moving_variance, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SlicedConv2D(8, 3),
+        SlicedDepthwiseConv2D(4, 3),
+        SwitchableBatchNormalization(4),
+        SlicedGroupNormalization(4, 2),
+        DoubleHeadedGate(4, num_choices=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_an_image_without_a_batch_is_refused(layer):
+    # TensorFlow's convolutions end the process.
+    for image in (np.ones((6, 6, 4), "float32"), keras.Input((6, 4))):
+        with pytest.raises(ValueError, match="expected ndim=4, found ndim=3"):
+            layer(image)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SlicedDepthwiseConv2D((4, 8), 3),
+        SwitchableBatchNormalization((4, 8)),
+        SlicedGroupNormalization((4, 8), 2),
+        DoubleHeadedGate((4, 8), num_choices=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_an_input_of_another_width_is_refused(layer):
+    layer.build((None, 5, 5, 8))
+    with pytest.raises(ValueError, match=r"has 8 channels at width 1\. Received: inputs"):
+        layer(np.ones((1, 5, 5, 4), "float32"), width=1)
+
+
+@pytest.mark.parametrize("value", [0, -1, 3.0, (3, 3), True, "3"])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda value: SlicedConv2D(8, value), "kernel_size"),
+        (lambda value: SlicedConv2D(8, 3, value), "strides"),
+        (lambda value: SlicedConv2D(8, 3, input_channels=value), "input_channels"),
+        (lambda value: SlicedDense(8, input_channels=value), "input_channels"),
+        (lambda value: SlicedDepthwiseConv2D(8, value), "kernel_size"),
+        (lambda value: SlicedDepthwiseConv2D(8, 3, value), "strides"),
+        (lambda value: SwitchableBatchNormalization(8, value), "num_statistics"),
+        (lambda value: SlicedGroupNormalization(8, value), "channels_per_group"),
+        (lambda value: DoubleHeadedGate(8, value), "hidden_units"),
+        (lambda value: DoubleHeadedGate(8, num_choices=value), "num_choices"),
+    ],
+)
+def test_an_argument_that_is_no_positive_int_is_named(make, name, value):
+    with pytest.raises(ValueError, match=rf"^`{name}` must be an int of 1 or more\. Received: "):
+        make(value)
+
+
+def test_a_momentum_outside_of_0_to_1_is_refused():
+    with pytest.raises(ValueError, match=r"^`momentum` must be from 0 to 1\..*momentum=-1$"):
+        SwitchableBatchNormalization(8, momentum=-1)
