@@ -401,10 +401,10 @@ def _check_normalization(path, requested, stored):
 
 def _copy_all_but_classifier(source, target):
     # By layers: a path of a variable has the scope that the network was made in, and the seeds of
-    # dropout belong to no weights.
+    # dropout belong to no weights. A network without a classifier has no dropout.
     layers = {layer.name: layer for layer in source.supernet_layers}
     for layer in target.supernet_layers:
-        if layer.name != "classifier":
+        if layer.name != "classifier" and layer.weights:
             for new, old in zip(layer.weights, layers[layer.name].weights, strict=True):
                 new.assign(np.array(old))
 

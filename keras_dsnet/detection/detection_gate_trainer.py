@@ -98,8 +98,8 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
         return images, (boxes, classes, needed_classes(data[1], classes, name)), weights
 
     def _use_routes(self):
-        self.model.backbone.replace_routes(self.routes)
         self.choice_madds = _RouteMAdds(self.model, self.routes)
+        self.model.backbone.replace_routes(self.routes)
 
     def _run(self, images, labels, noise_seed):
         # The losses are expectations, which have no noise.

@@ -94,6 +94,12 @@ class TrainingRun:
         class_names: Sequence[str] | None = None,
         num_images: int | None = None,
     ):
+        together = trainer.steps_per_execution
+        if steps_per_epoch % together:
+            raise ValueError(
+                "`steps_per_execution` of `trainer.compile` must divide the steps of an epoch, "
+                f"{steps_per_epoch}. Received: steps_per_execution={together}"
+            )
         self.trainer = trainer
         self.workdir = workdir
         self.make_dataset = make_dataset
@@ -185,6 +191,9 @@ class TrainingRun:
         if self._loop:
             start = self._loop.broadcast(self.variables(), start)
         self._has_state = True
+        if start:
+            # Its steps are done, also where none is left.
+            getattr(self.trainer, "after_step", lambda: None)()
         total = self.epochs * self.steps_per_epoch
         if state:
             before = state.get("epochs") or self.epochs

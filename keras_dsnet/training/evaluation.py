@@ -60,8 +60,8 @@ def evaluate_paths(
         num_batches: Int, the maximum number of batches to read. Defaults to the whole data set.
         verbose: Boolean, whether to show a progress bar. Defaults to `False`.
         steps: Tuple of ascending ints, the widths that routing by confidence tries. Defaults to
-            `model.confidence_steps`. Other steps than the model's have thresholds of 0.7. An int is
-            the deprecated form of `num_batches`.
+            `model.confidence_steps`. Other steps than the model's have thresholds of 0.7, also in
+            the row "dynamic". An int is the deprecated form of `num_batches`.
         routings: Sequence of "gate", "confidence" and "gate+confidence", the routings to measure
             beside the model's. By default, if `dynamic` is True or `steps` are given, all that can
             run: those with gates need trained gates.

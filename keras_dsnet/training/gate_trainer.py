@@ -141,9 +141,9 @@ class GateTrainer(NetworkTrainer):
         ]
 
     def _use_routes(self):
-        """Makes `routes` those of the model, and prepares the costs of its paths."""
-        self.model.replace_routes(self.routes)
+        """Prepares the costs of the paths, and makes `routes` those of the model."""
         self.choice_madds = ChoiceMAdds(self.model, self.routes, self._image_shape)
+        self.model.replace_routes(self.routes)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -176,6 +176,27 @@ class GateTrainer(NetworkTrainer):
             optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
         super().compile(optimizer, **kwargs)
 
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the gates, as `NetworkTrainer.fit`.
+
+        Args:
+            *args: Arguments of `keras.Model.fit`.
+            **kwargs: Keyword arguments of `keras.Model.fit`.
+
+        Returns:
+            `keras.callbacks.History`.
+
+        Raises:
+            ValueError: Also if the model has other routes by now.
+        """
+        if tuple(self.model.routes) != self.routes:
+            raise ValueError(
+                f"The gates are trained to choose among the routes {self.routes}, and the model "
+                "was given others since: make a new trainer. "
+                f"Received: model.routes={tuple(self.model.routes)}"
+            )
+        return super().fit(*args, **kwargs)
+
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Runs one step of stage II: one gradient step of the slimming heads on the loss of Eq. 12.
 
@@ -198,7 +219,7 @@ class GateTrainer(NetworkTrainer):
         self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
         return {**self._report(losses, results), "learning_rate": rate}
 
-    def _after_step(self):
+    def after_step(self):
         if not self.model.gates_trained:
             self.model.gates_trained = True
 

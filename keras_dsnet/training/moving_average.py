@@ -64,6 +64,11 @@ class MovingAverage:
                     var=average.value.handle, alpha=rest, delta=difference
                 )
 
+    def reset(self) -> None:
+        """Assigns the variables to their averages."""
+        for average, variable in zip(self.averages, self.variables):
+            average.assign(variable)
+
     def scope(self) -> keras.StatelessScope:
         """Returns a context in which the variables have the values of their averages."""
         averages = [tf.convert_to_tensor(average) for average in self.averages]

@@ -26,6 +26,8 @@ from keras_dsnet.utils.private_names import (
 
 # Arguments of `compile` that the training steps ignore.
 _NOT_COMPILED = ("loss", "loss_weights", "metrics", "weighted_metrics")
+# Keras's activations whose outputs would not be what was trained.
+_NOT_SOFTMAX = (keras.activations.sigmoid, keras.activations.hard_sigmoid, keras.activations.tanh)
 _BOTH_WEIGHTS = (
     "Only one of `class_weight` and sample weights is allowed: multiply them into one weight of "
     "each image. Received: both"
@@ -67,10 +69,19 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         # Tuple of a weight per class while `fit` runs with `class_weight`, else None.
         self._class_weights = None
         self._batches_done = 0
+        # Whether `metrics` are those of an evaluation, which may be others than those of training.
+        self._is_evaluating = False
 
     @staticmethod
     def _check_model(model):
         check_network(model)
+        activation = keras.activations.get(model.classifier_activation)
+        if activation in _NOT_SOFTMAX:
+            raise ValueError(
+                "`model` must have the `classifier_activation` 'softmax' or None, because labels "
+                "are compared with the softmax of its logits. Received: a network with "
+                f"classifier_activation={activation.__name__!r}"
+            )
 
     @property
     def optimized_variables(self) -> list[keras.Variable]:
@@ -179,6 +190,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
 
     def _fit(self, bound):
         self._batches_done = 0
+        self._is_evaluating = False
         history = super().fit(*bound.args[1:], **bound.kwargs)
         # Some data sets show only when they are read that they are empty.
         if history.epoch and not self._batches_done:
@@ -203,7 +215,12 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             options = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs).arguments
             self._check_data("x", _parts(options), options.get("steps"), "steps")
         done, self._batches_done = self._batches_done, 0
-        results = super().evaluate(*args, **kwargs)
+        self._is_evaluating = True
+        try:
+            results = super().evaluate(*args, **kwargs)
+        finally:
+            # After `evaluate` alone, `metrics_names` are those of what it returns.
+            self._is_evaluating = not is_evaluated_by_fit(kwargs)
         if not self._batches_done:
             raise ValueError(_NO_BATCH.format("the data"))
         self._batches_done += done
@@ -283,7 +300,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             )
         if self.train_function is None or force:
             super().make_train_function(force)
-            self.train_function = self._with_plain_errors(self.train_function, self._after_step)
+            self.train_function = self._with_plain_errors(self.train_function, self.after_step)
 
     def make_test_function(self, force=False):
         if self.test_function is None or force:
@@ -312,6 +329,14 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
 
         return run
 
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_evaluating = False
+        return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_evaluating = True
+        return super().test_on_batch(*args, **kwargs)
+
     def replicated_step(self) -> Callable:
         """Compiles a training step for a loop under a strategy of several machines.
 
@@ -337,7 +362,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         def step(iterator, stop):
             return strategy.run(replica_step, args=(next(iterator), stop))
 
-        step = self._with_plain_errors(step, self._after_step)
+        step = self._with_plain_errors(step, self.after_step)
 
         def run(iterator, stop):
             values = step(iterator, tf.constant(float(stop)))
@@ -355,8 +380,8 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         """
         return contextlib.nullcontext()
 
-    def _after_step(self):
-        """Runs after every training step."""
+    def after_step(self):
+        """Runs after every training step, and where a run goes on after its steps."""
 
     def unpack(
         self, data: Any, name: str = "a batch", training: bool = False

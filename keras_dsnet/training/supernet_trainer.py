@@ -139,12 +139,20 @@ class SupernetTrainer(NetworkTrainer):
         names = ["loss", f"{self._label_name}_loss"]
         names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
         names += [f"{self._label_name}_accuracy"]
-        names += ["slimmest_label_loss", "slimmest_accuracy"] * sandwich
-        self._trackers = {name: keras.metrics.Mean(name) for name in names}
+        self._trained = names
+        self._tested = ["loss", f"{self._label_name}_loss", f"{self._label_name}_accuracy"]
+        self._tested += ["slimmest_label_loss", "slimmest_accuracy"] * sandwich
+        every = dict.fromkeys([*self._trained, *self._tested])
+        self._trackers = {name: keras.metrics.Mean(name) for name in every}
+        self._was_fitted = False
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return list(self._trackers.values())
+        """Losses and accuracies: those of training, or in and after an evaluation its own."""
+        # Where they are not those that a step returns, Keras takes the mean over the replicas,
+        # whose shares of the last batch may differ.
+        names = self._tested if self._is_evaluating else self._trained
+        return [self._trackers[name] for name in names]
 
     @property
     def optimized_variables(self) -> list[keras.Variable]:
@@ -173,9 +181,17 @@ class SupernetTrainer(NetworkTrainer):
             **kwargs: Keyword arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: If the optimizer is built, because it has then trained something else.
+            ValueError: If the optimizer is built, because it has then trained something else, or is
+                Adafactor.
         """
         super().compile(L2SGD() if optimizer is None else optimizer, **kwargs)
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if isinstance(inner, keras.optimizers.Adafactor):
+            raise ValueError(
+                "`optimizer` must not be Adafactor, which divides by the mean of squared gradients "
+                "of a row: that of channels that no path of a step has used is 0. "
+                f"Received: optimizer={inner.name!r}"
+            )
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the supernet, as `NetworkTrainer.fit`. Warns if the gates are already trained.
@@ -194,7 +210,14 @@ class SupernetTrainer(NetworkTrainer):
                 "keras_dsnet.training.GateTrainer, or set `model.gates_trained = False`.",
                 stacklevel=2,
             )
+        if self.compiled and not self._was_fitted and not self._steps_done():
+            # Weights may have been loaded since the trainer was made.
+            self._average.reset()
+        self._was_fitted = True
         return super().fit(*args, **kwargs)
+
+    def _steps_done(self):
+        return int(tf.convert_to_tensor(self.optimizer.iterations))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Runs one step of stage I.

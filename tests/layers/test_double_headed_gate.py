@@ -179,7 +179,7 @@ def test_an_encoder_of_regions_starts_as_the_global_one():
 @pytest.mark.parametrize("routes", [(0, 5), (1, 1), (1, 0), (-1, 0), ()])
 def test_routes_that_the_gate_does_not_have_are_refused(routes):
     gate = DoubleHeadedGate(8, num_choices=2)
-    with pytest.raises(ValueError, match=r"must be ascending widths from 0 to 1\. Received: routes"):
+    with pytest.raises(ValueError, match=r"must be ascending widths from 0 to 1\. Received: "):
         gate.choose(np.zeros((3, 2), "float32"), routes)
 
 

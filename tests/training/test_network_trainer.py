@@ -126,3 +126,73 @@ def test_a_run_with_a_scaled_loss_goes_on_where_it_stopped(tmp_path):
     for name, values in expected.items():
         for one, other in zip(state[name], values, strict=True):
             np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_the_names_of_the_metrics_are_those_of_what_an_evaluation_returns(trainer_class):
+    images, labels = make_batch()
+    trainer = trainer_class(make_network())
+    trainer.compile(L2SGD(0.05), run_eagerly=True)
+    named = trainer.evaluate(images, labels, return_dict=True, verbose=0)
+    values = trainer.evaluate(images, labels, verbose=0)
+    assert dict(zip(trainer.metrics_names, values, strict=True)) == pytest.approx(named)
+    history = trainer.fit(images, labels, validation_data=(images, labels), verbose=0).history
+    assert {f"val_{name}" for name in named} <= set(history)
+    assert set(trainer.metrics_names) | {"learning_rate"} == {
+        name for name in history if not name.startswith("val_")
+    }
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+@pytest.mark.parametrize("activation", ["sigmoid", keras.activations.hard_sigmoid])
+def test_a_classifier_whose_outputs_are_not_trained_is_refused(trainer_class, activation):
+    network = make_network()
+    network.classifier_activation = activation
+    name = activation if isinstance(activation, str) else activation.__name__
+    with pytest.raises(ValueError, match=f"'softmax' or None.*activation='{name}'$"):
+        trainer_class(network)
+
+
+def test_a_gate_trainer_that_is_refused_leaves_the_routes():
+    network = tiny_network(TINY_RESNET, input_shape=(None, None, 3))
+    routes = network.routes
+    with pytest.raises(ValueError, match="need the size of the images"):
+        GateTrainer(network, routes=(0, 2))
+    assert network.routes == routes
+
+
+def test_gates_are_not_trained_for_other_routes_than_the_networks():
+    images, labels = make_batch()
+    network = make_network()
+    trainer = GateTrainer(network, routes=(0, 2))
+    trainer.compile(L2SGD(0.05), run_eagerly=True)
+    GateTrainer(network, routes=(0, 1))
+    with pytest.raises(ValueError, match=r"among the routes \(0, 2\).*model.routes=\(0, 1\)$"):
+        trainer.fit(images, labels, verbose=0)
+    assert not network.gates_trained
+
+
+def test_a_finished_run_of_gates_gives_back_trained_gates(tmp_path):
+    images, labels = make_batch()
+    batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
+
+    def run():
+        trainer = GateTrainer(make_network(), routes=(0, 2))
+        trainer.compile(L2SGD(0.05), run_eagerly=True)
+        sizes = {"batch_size": len(images), "steps_per_epoch": 2, "epochs": 1}
+        workdir = WorkDir(tmp_path, {"epochs": 1}, growing=("epochs",))
+        TrainingRun(trainer, workdir, lambda step: batches, **sizes).fit()
+        return trainer.model
+
+    first, again = run(), run()
+    assert first.gates_trained
+    assert again.gates_trained
+    np.testing.assert_array_equal(again.route(images), first.route(images))
+
+
+def test_a_run_refuses_steps_together_that_do_not_divide_an_epoch(tmp_path):
+    trainer = GateTrainer(make_network())
+    trainer.compile(L2SGD(0.05), steps_per_execution=3)
+    sizes = {"batch_size": 2, "steps_per_epoch": 4, "epochs": 1}
+    with pytest.raises(ValueError, match=r"must divide .* 4\. Received: steps_per_execution=3$"):
+        TrainingRun(trainer, WorkDir(tmp_path, {}), lambda step: None, **sizes)

@@ -126,6 +126,21 @@ for name, attempt in attempts.items():
     except ValueError as error:
         print(f"{name}: {error}")
 """
+UNEQUAL = """
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+generator = np.random.default_rng(0)
+images = generator.normal(size=(11, 16, 16, 3)).astype("float32")
+labels = generator.integers(0, 5, 11)
+for kind in (SupernetTrainer, GateTrainer):
+    found = []
+    for scope in (strategy.scope(), tf.device("CPU:0")):
+        with scope:
+            trainer = kind(make_model())
+            trainer.compile(L2SGD(0.1))
+        # The last batch of three images gives one replica two of them.
+        found.append(trainer.evaluate(images, labels, batch_size=4, verbose=0, return_dict=True))
+    print(kind.__name__, max(abs(found[0][name] - found[1][name]) for name in found[1]))
+"""
 DATA = """
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 generator = np.random.default_rng(0)
@@ -233,3 +248,10 @@ def test_what_was_made_outside_of_the_scope_is_refused_in_one_line(tmp_path):
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == names
     assert all("in the scope of the same tf.distribute strategy" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_an_evaluation_counts_every_image_once_where_replicas_have_unequal_shares(tmp_path):
+    figures = run(tmp_path, "synchronized", UNEQUAL)
+    assert figures.keys() == {"SupernetTrainer", "GateTrainer"}
+    assert max(figures.values()) < 1e-5

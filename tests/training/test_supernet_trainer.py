@@ -301,3 +301,24 @@ def test_distillation_is_scaled_by_the_square_of_the_temperature_unless_asked_no
         assert copy.scale_distillation is scaled
     for name, loss in losses[False].items():
         assert losses[True][name] == pytest.approx(16 * loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_teacher_begins_with_weights_that_are_loaded_after_it_is_made(warmup):
+    trainer = make_trainer(ema_warmup=warmup)
+    other = make_network(seed=1)
+    trainer.model.set_weights(other.get_weights())
+    trainer.optimizer.learning_rate = 0.0
+    # An evaluation before does not count.
+    trainer.evaluate(*make_batch(), verbose=0)
+    trainer.fit(*make_batch(), verbose=0)
+    trainer.load_teacher()
+    kernel = next(v for v in trainer.model.trainable_variables if "classifier" in v.path)
+    expected = next(v for v in other.trainable_variables if "classifier" in v.path)
+    np.testing.assert_allclose(kernel, expected, atol=1e-6)
+
+
+def test_adafactor_is_refused():
+    trainer = SupernetTrainer(make_network())
+    with pytest.raises(ValueError, match=r"must not be Adafactor.*optimizer='adafactor'$"):
+        trainer.compile("adafactor")
