@@ -58,6 +58,7 @@ PRESETS = {
         classes=10,
         class_names=CIFAR10_CLASSES,
         accuracy=_CIFAR10_ACCURACY,
+        crop_fraction=1.0,
     ),
     # docs/results/tiny_imagenet.md has the training and all figures. The file holds the names.
     "tiny_imagenet": Preset(
@@ -65,6 +66,7 @@ PRESETS = {
         sha256="24471278011cb82a3438df3d579a576b46438fb6dc3ea048171862436987817c",
         classes=200,
         accuracy=_TINY_IMAGENET_ACCURACY,
+        crop_fraction=1.0,
     ),
 }
 

@@ -191,6 +191,7 @@ def main(_):
         run.flag("data_dir", values["data_dir"]),
         # The folder of the calibrated network is not that of a run, which would tell it.
         run.flag("crop_fraction", crop),
+        run.flag("image_size", FLAGS.image_size),
     )
     written = [workdir / "model.keras", workdir / "tables" / "curve.csv", plots]
     run.print_end(written, purpose_of_evaluation(values["eval_split"]), following)

@@ -71,7 +71,7 @@ def make_trainer(model, total_steps, steps_per_epoch):
     rate = MODELS["ds_mobilenet"].learning_rate if rate is None else rate
     scaled = scaled_learning_rate(rate, FLAGS.batch_size)
     run.print_learning_rate(rate, scaled)
-    warmup_steps = round(FLAGS.warmup_epochs * steps_per_epoch)
+    warmup_steps = min(round(FLAGS.warmup_epochs * steps_per_epoch), total_steps - 1)
     trainer = EarlyExitTrainer(model)
     schedule = cosine_schedule(scaled, total_steps, warmup_steps=warmup_steps)
     trainer.compile(L2SGD(schedule, weight_decay=FLAGS.weight_decay))

@@ -43,6 +43,11 @@ def check_flags():
     for path in FLAGS.paths or ():
         saved.check_path(path, "paths")
     saved.check_confidence(FLAGS.steps, FLAGS.thresholds)
+    if pathlib.Path(FLAGS.workdir).resolve() == model_file.parent.resolve():
+        raise ValueError(
+            f"--workdir={FLAGS.workdir} is the folder of --model, which keeps its own tables and "
+            "plots: name another folder"
+        )
     checks.check_workdir(FLAGS.workdir, folders=["tables", "plots"])
     checks.check_plots()
     checks.check_source(source_flags(model_file.parent))
@@ -99,7 +104,10 @@ def main(_):
         how = "stage II with --routes that include it makes it a route"
         report.warn_of_better_widths(rows, network.routes, source.num_examples, how)
     following = run.command(
-        "export", f"--model={FLAGS.model}", f"--output={workdir / 'model.tflite'}"
+        "export",
+        f"--model={FLAGS.model}",
+        run.flag("crop_fraction", FLAGS.crop_fraction),
+        f"--output={workdir / 'model.tflite'}",
     )
     written = [workdir / "tables" / "paths.csv", workdir / "plots"]
     hint = run.routes_hint(network)

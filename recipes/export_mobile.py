@@ -55,6 +55,7 @@ flags.DEFINE_enum(
     "normalises.",
 )
 shared.define_image_size("Side of the images in pixels. Defaults to that of the network.")
+shared.define_crop_fraction()
 shared.define_representative_images()
 
 
@@ -66,7 +67,7 @@ def check_flags():
             "exactly one of --model and --weights must be given. "
             f"Received: --model={FLAGS.model}, --weights={FLAGS.weights}"
         )
-    folder, saved = pathlib.Path(), checks.SavedNetwork({}, "weights")
+    folder, saved = None, checks.SavedNetwork({}, "weights")
     if FLAGS.model is not None:
         model_file = checks.find_model(FLAGS.model, filenames=_SAVED)
         folder, saved = model_file.parent, checks.check_model(model_file, detectors=True)
@@ -94,6 +95,14 @@ def check_flags():
         saved.check_path(path, "path", separator=",")
     if FLAGS.image_size is None and FLAGS.model is not None:
         saved.check_image_size(None)
+    if FLAGS.crop_fraction and (saved.is_detector or FLAGS.path is not None):
+        why = (
+            "detectors see whole images" if saved.is_detector else "--path writes no metadata of it"
+        )
+        raise ValueError(
+            f"--crop_fraction is for classifiers with all routes: {why}. "
+            f"Received: --crop_fraction={FLAGS.crop_fraction:g}"
+        )
     data.check_representative_flags(folder, FLAGS.quantize == "int8", saved.is_detector)
 
 
@@ -128,6 +137,8 @@ def warn_of_gates(network, folder):
             f"--routes={','.join(map(str, routes))}: train them for these by stage II",
             flush=True,
         )
+    if folder is None:
+        return
     try:
         rows = json.loads((folder / "tables" / "paths.json").read_text("utf-8"))
         how = "stage II with --routes that include it makes it a route"
@@ -138,7 +149,7 @@ def warn_of_gates(network, folder):
 
 
 def load_network():
-    """Returns the network of --model or --weights, and the folder of the run that trained it."""
+    """Returns the network of --model or --weights, and the folder of --model or None."""
     import keras
     from keras_dsnet.applications import DSMobileNet
 
@@ -156,7 +167,18 @@ def load_network():
         network.confidence_steps = (0, network.num_widths - 1)
         network.routing = "confidence"
         tell_of_confidence(network)
-    return network, pathlib.Path()
+    return network, None
+
+
+def choose_crop(network, folder):
+    """Returns the fraction of an image that evaluations keep, or None for a detector."""
+    from keras_dsnet.applications.ds_mobilenet import PRESETS
+
+    if hasattr(network, "anchors"):
+        return None
+    if FLAGS.weights in PRESETS and not FLAGS.crop_fraction:
+        return PRESETS[FLAGS.weights].crop_fraction
+    return data.crop_of_run(folder)
 
 
 def tell_of_confidence(network):
@@ -185,13 +207,14 @@ def main(_):
     options = {"input_shape": shape, "input_type": FLAGS.input_type}
     if FLAGS.quantize != "none":
         options["quantize"] = FLAGS.quantize
+    crop = choose_crop(network, folder)
     if FLAGS.quantize == "int8":
         options["representative_data"] = data.representative_data(
-            network, folder, shape[:2], FLAGS.input_type
+            network, folder, shape[:2], FLAGS.input_type, crop
         )
     if FLAGS.path is None:
         warn_of_gates(network, folder)
-        options["layout"] = FLAGS.layout
+        options |= {"layout": FLAGS.layout, "crop_fraction": crop}
         with warnings.catch_warnings():
             # `warn_of_gates` has printed this warning in one line.
             warnings.filterwarnings("ignore", "The gate of this network (is not|was) trained")

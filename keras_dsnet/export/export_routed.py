@@ -22,6 +22,7 @@ from keras_dsnet.export.file_task import compare_results, task_of
 from keras_dsnet.export.graphs import RoutedParts
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES, with_labels
 from keras_dsnet.export.options import (
+    check_crop,
     check_network,
     check_options,
     check_target,
@@ -30,7 +31,12 @@ from keras_dsnet.export.options import (
 )
 from keras_dsnet.export.packing import pack
 from keras_dsnet.export.partition import LAYOUTS, group_ends_of, plan_sections
-from keras_dsnet.export.staged import assemble_staged, split_staged, staged_metadata
+from keras_dsnet.export.staged import (
+    assemble_staged,
+    parts_beside,
+    split_staged,
+    staged_metadata,
+)
 from keras_dsnet.export.staged_runtime import TRUNK, StagedRuntime
 from keras_dsnet.export.tflite_model import operators_of
 from keras_dsnet.models.dynamic_slimmable_network import DynamicSlimmableNetwork
@@ -56,6 +62,7 @@ def export_routed(
     steps: Sequence[int] | None = None,
     thresholds: Sequence[float] | None = None,
     split: bool = False,
+    crop_fraction: float | None = None,
 ) -> "RoutedReport":
     """Writes a network as one TFLite file that chooses a path for every image.
 
@@ -123,7 +130,11 @@ def export_routed(
             network's `thresholds` for its own steps, and to 0.7 for others.
         split: Boolean, only for "staged". `True` writes a file for each signature: the trunk to
             `filename`, the others beside it, as `m.route_0.tflite` beside `m.tflite`. They are
-            opened when they are first needed. Defaults to `False`.
+            opened when they are first needed. A file of an earlier export of this name that the new
+            one does not write is removed. Defaults to `False`.
+        crop_fraction: Float above 0 and at most 1, the fraction of each side of a resized
+            photograph that an app keeps, as in `keras_dsnet.data.evaluation_pipeline`. It stands in
+            the metadata. Defaults to 0.875, and to 1 for detectors, which see whole images.
 
     Returns:
         `RoutedReport`, a dict.
@@ -158,6 +169,7 @@ def export_routed(
             f"separate files. Received: split={split!r} with layout={layout!r}"
         )
     shape = check_options(network, input_shape, quantize, representative_data, input_type)
+    crop = check_crop(network, crop_fraction)
     check_target(filename)
     integer = quantize == "int8"
     images = None
@@ -176,7 +188,7 @@ def export_routed(
         parts = dataclasses.replace(parts, allow=None, choices=(), tune=None, confidence=None)
     log(f"converting {len(list(parts.running()))} graphs")
     builder, graphs = convert_parts(parts, quantize, images, log)
-    metadata = _metadata(network, routes, plans, shape, quantize, layout, input_type)
+    metadata = _metadata(network, routes, plans, shape, quantize, layout, input_type, crop)
     if confidence:
         metadata |= confidence_metadata(network, confidence, shape)
     segments: dict[str, bytes] = {}
@@ -195,11 +207,14 @@ def export_routed(
     for name, segment in segments.items():
         beside = metadata["staged"]["files"][name]["name"]
         files[pathlib.Path(filename).with_name(beside)] = segment
+    stale = [path for path in parts_beside(filename) if path not in files]
     # All are written before any gets its name, so that a full disk leaves the files of an earlier
     # export. The trunk, which was opened first, is the last to get its name.
     with contextlib.ExitStack() as stack:
         for path, data in files.items():
             stack.enter_context(atomic_file(path, "wb")).write(data)
+    for path in stale:
+        path.unlink(missing_ok=True)
     size = len(content) + sum(map(len, segments.values()))
     report = RoutedReport(filename, size, model, _rows(network, plans, shape, differences))
     if verbose:
@@ -221,7 +236,7 @@ def _log_nothing(phase):
     pass
 
 
-def _metadata(network, routes, plans, shape, quantize, layout, input_type):
+def _metadata(network, routes, plans, shape, quantize, layout, input_type, crop):
     """Returns the metadata that `DynamicInterpreter` reads from the file."""
     return {
         "format": FORMAT,
@@ -232,6 +247,7 @@ def _metadata(network, routes, plans, shape, quantize, layout, input_type):
             "in_file": input_type == "uint8",
             "channels": "RGB",
             "scale": 1 / 255,
+            "crop_fraction": crop,
             **network.normalization.get_config(),
         },
         "class_names": network.class_names,

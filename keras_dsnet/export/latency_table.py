@@ -20,8 +20,9 @@ from keras_dsnet.utils.atomic_file import atomic_file
 # The version of the JSON file of a `LatencyTable`.
 _FORMAT = 1
 _TIMES = ("min_ms", "median_ms")
-# The runtime of `DynamicInterpreter`, as it starts the `engine` of a table.
+# The runtimes of `DynamicInterpreter`, as they start the `engine` of a table.
 NATIVE_RUNTIME = "LiteRT"
+_RUNTIMES = {"interpreter": NATIVE_RUNTIME, "compiled": f"{NATIVE_RUNTIME} CompiledModel"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,9 @@ class LatencyTable:
 
     Args:
         device: Name of the device.
-        engine: Name and version of the runtime, such as "LiteRT 2.3.0, XNNPACK", or
-            "LiteRT.js 2.5.3, XNNPACK, WebAssembly" for a table of the page in the browser.
+        engine: Name and version of the runtime, such as "LiteRT 2.3.0, XNNPACK",
+            "LiteRT CompiledModel 2.3.0", or "LiteRT.js 2.5.3, XNNPACK, WebAssembly" for a table of
+            the page in the browser.
         threads: Number of threads.
         network: Name of the network.
         input_shape: `(height, width, 3)` of the images.
@@ -184,13 +186,15 @@ class LatencyTable:
         Args:
             interpreter: A `DynamicInterpreter` of the network that was measured.
             runtime: Name of the runtime that the table must be of, or `None` for any, and for any
-                number of threads. Defaults to "LiteRT", the runtime of the interpreter.
+                number of threads. Defaults to "LiteRT", the runtime of the interpreter: with
+                `runtime="compiled"` it is "LiteRT CompiledModel".
 
         Raises:
             ValueError: If the table is of another runtime, number of threads, file or network.
         """
-        self.check_runtime(runtime)
-        if runtime == NATIVE_RUNTIME and self.threads != interpreter.num_threads:
+        is_native = runtime == NATIVE_RUNTIME
+        self.check_runtime(_RUNTIMES[interpreter.runtime] if is_native else runtime)
+        if is_native and self.threads != interpreter.num_threads:
             raise ValueError(
                 f"The latency table of {self.network!r} on {self.device} is of {self.threads} "
                 f"threads. Pass runtime=None to take it anyway. Received: an interpreter of "
@@ -289,7 +293,7 @@ class LatencyTable:
         ]
         return cls(
             device=device,
-            engine=f"LiteRT {importlib.metadata.version('ai-edge-litert')}",
+            engine=engine_of(interpreter.runtime),
             threads=interpreter.num_threads,
             network=metadata["network"],
             input_shape=tuple(metadata["input_shape"]),
@@ -298,6 +302,15 @@ class LatencyTable:
             layout=metadata["layout"],
             rows=rows,
         )
+
+
+def engine_of(runtime: str) -> str:
+    """Returns the `engine` of a runtime on this machine, such as "LiteRT 2.3.0".
+
+    Args:
+        runtime: "interpreter" or "compiled", as for `DynamicInterpreter`.
+    """
+    return f"{_RUNTIMES[runtime]} {importlib.metadata.version('ai-edge-litert')}"
 
 
 def _is_count(value):

@@ -14,6 +14,7 @@ from keras_dsnet.export.file_task import task_of
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.routing_settings import DEFAULT_THRESHOLD, ROUTINGS, check_thresholds
+from keras_dsnet.utils.argument_checks import check_number
 
 INPUT_TYPES = ("float32", "uint8")
 
@@ -65,6 +66,30 @@ def check_options(
             f"`input_type` must be 'float32' or 'uint8'. Received: input_type={input_type!r}"
         )
     return check_shape(network, input_shape)
+
+
+def check_crop(network: Any, crop_fraction: float | None) -> float:
+    """Returns the fraction of each side of a resized image that is kept, for the metadata.
+
+    Args:
+        network: A `DynamicSlimmableNetwork` or a detector.
+        crop_fraction: As of `export_routed`.
+
+    Raises:
+        ValueError: If it is not above 0 and at most 1, or a detector is not to see whole images.
+    """
+    is_detector = hasattr(network, "anchors")
+    if crop_fraction is None:
+        return 1.0 if is_detector else 0.875
+    fraction = check_number(
+        "crop_fraction", crop_fraction, "above 0 and at most 1", lambda value: 0 < value <= 1
+    )
+    if is_detector and fraction != 1:
+        raise ValueError(
+            "`crop_fraction` is for classifiers: detectors see whole images. "
+            f"Received: crop_fraction={crop_fraction!r}"
+        )
+    return fraction
 
 
 def check_shape(

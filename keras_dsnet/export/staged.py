@@ -13,6 +13,8 @@ signature whole. Features are passed on as the next signature reads them, in an 
 import copy
 import functools
 import json
+import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_dsnet.export.confidence import ConfidencePlan
-from keras_dsnet.export.dynamic_interpreter import METADATA_NAME
+from keras_dsnet.export.dynamic_interpreter import METADATA_NAME, read_metadata
 from keras_dsnet.export.graphs import RoutedGraphs
 from keras_dsnet.export.metadata import add_metadata, add_runtime, describe
 from keras_dsnet.export.packing import pack
@@ -160,6 +162,26 @@ def split_staged(model: schema.ModelT, metadata: dict[str, Any], stem: str) -> d
         add_metadata(trunk, entry.name, model.buffers[entry.buffer].data.tobytes())
     add_metadata(trunk, METADATA_NAME.decode(), json.dumps(metadata).encode())
     return {TRUNK: pack(trunk), **contents}
+
+
+def parts_beside(filename: str | os.PathLike) -> list[pathlib.Path]:
+    """Returns the files that an earlier split export wrote beside its trunk.
+
+    Files that were changed since are not among them.
+
+    Args:
+        filename: Path of the trunk. If there is no such file, or it is not that of a split export,
+            the list is empty.
+    """
+    trunk = pathlib.Path(filename)
+    try:
+        files = read_metadata(trunk.read_bytes(), trunk)["staged"]["files"]
+        parts = {trunk.with_name(part["name"]): part["sha256"] for part in files.values()}
+        return [
+            p for p, sha256 in parts.items() if p.is_file() and digest(p.read_bytes()) == sha256
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _part(model, signature):

@@ -333,9 +333,17 @@ class NetworkSpec:
             raise ValueError(
                 f"`output_stride` must be 8, 16 or 32. Received: output_stride={output_stride!r}"
             )
-        early = [index for index, stride in enumerate(current) if stride > 1]
-        dropped = early[: {32: 0, 16: 1, 8: 2}[output_stride]]
-        return [1 if index in dropped else stride for index, stride in enumerate(current)]
+        new, total = list(current), math.prod(current)
+        for index, stride in enumerate(current):
+            # The earliest strides are left out.
+            if total > output_stride and stride > 1:
+                new[index], total = 1, total // stride
+        if output_stride != 32 and total != output_stride:
+            raise ValueError(
+                f"`output_stride` must be one that the strides {current} can give: 32 keeps them "
+                f"all. Received: output_stride={output_stride!r}"
+            )
+        return new
 
     def check(self, received: str, unscaled: "NetworkSpec") -> None:
         """Raises a ValueError if scaling made two widths of the gated stages equal.

@@ -148,7 +148,15 @@ class StepBuilder:
 
         Returns:
             A `Step`.
+
+        Raises:
+            ValueError: If the activation is "mish".
         """
+        if activation == "mish":
+            raise ValueError(
+                "`activation` after a batch norm must not be 'mish': TensorFlow joins the two, and "
+                f"then cannot run them on a CPU. Received: activation={activation!r}"
+            )
         widths = self.spec.num_widths if self.section else 1
         norm = SwitchableBatchNormalization(
             channels,

@@ -179,13 +179,6 @@ class GateTrainer(NetworkTrainer):
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the gates, as `NetworkTrainer.fit`.
 
-        Args:
-            *args: Arguments of `keras.Model.fit`.
-            **kwargs: Keyword arguments of `keras.Model.fit`.
-
-        Returns:
-            `keras.callbacks.History`.
-
         Raises:
             ValueError: Also if the model has other routes by now.
         """

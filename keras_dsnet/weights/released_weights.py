@@ -36,6 +36,8 @@ class Preset:
             them. None if they are unknown, or those of ImageNet, which Keras knows.
         accuracy: Dict that maps a path (an int, or "dynamic" for the routing of the weights) to its
             top-1 accuracy on the test or validation images, as a fraction.
+        crop_fraction: Float, the fraction of each side of a resized image that the network was
+            evaluated on.
     """
 
     file: pathlib.Path | None = None
@@ -44,6 +46,7 @@ class Preset:
     classes: int = 1000
     class_names: tuple | None = None
     accuracy: dict = dataclasses.field(default_factory=dict)
+    crop_fraction: float = 0.875
 
     def filepath(self) -> pathlib.Path:
         """Returns the path of the weights file; see `released_weights` for downloads.

@@ -1,6 +1,5 @@
 """The TFLite files that `benchmark_mobile.py` compares, from their export to their report."""
 
-import importlib.metadata
 import pathlib
 import shlex
 import sys
@@ -302,8 +301,9 @@ def save_latency_tables(rows, metadata, folder):
 
 
 def _engine():
-    compiled = ", CompiledModel" if FLAGS.runtime == "compiled" else ""
-    return f"LiteRT {importlib.metadata.version('ai-edge-litert')}, XNNPACK{compiled}"
+    from keras_dsnet.export.latency_table import engine_of
+
+    return f"{engine_of(FLAGS.runtime)}, XNNPACK"
 
 
 def plot_latency(rows, path):

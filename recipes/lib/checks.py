@@ -337,6 +337,8 @@ def source_flags(workdir, names, why):
         places = trained_on.get("places", {})
         place = places.get("dataset")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if workdir is None:
+            raise ValueError(f"{why}: name their data set by --dataset") from None
         raise ValueError(
             f"{why}: name their data set by --dataset. "
             f"{workdir} is not the folder of a training run, which would record it"

@@ -174,12 +174,11 @@ def crop_of_run(folder):
 
     Args:
         folder: Folder of the network's file. If it is that of a run, the run decides, unless
-            --crop_fraction is given.
+            --crop_fraction is given. None for weights that have a name.
     """
-    # A program that only exports has no such flag.
     given = getattr(FLAGS, "crop_fraction", None)
-    if given:
-        return given
+    if given or folder is None:
+        return given or _CROP_FRACTION
     try:
         return crop_of_config(json.loads((pathlib.Path(folder) / "config.json").read_text("utf-8")))
     except (OSError, ValueError, AttributeError):
@@ -250,7 +249,7 @@ def check_names(network, source):
         raise ValueError(f"{source.name} has other classes than the network: {what}")
 
 
-def representative_data(network, workdir, image_size, input_type):
+def representative_data(network, workdir, image_size, input_type, crop_fraction=None):
     """Yields training images, resized and cropped as for evaluation.
 
     Args:
@@ -258,6 +257,7 @@ def representative_data(network, workdir, image_size, input_type):
         workdir: Folder of the network's file.
         image_size: Tuple `(height, width)` in pixels.
         input_type: Str, "float32" for preprocessed images or "uint8" for raw pixels.
+        crop_fraction: Float, see `crop_of_run`, which it defaults to. Detectors see whole images.
 
     Yields:
         Array `[1, height, width, 3]` of type `input_type`.
@@ -272,9 +272,8 @@ def representative_data(network, workdir, image_size, input_type):
     count = min(FLAGS.representative_images, source.num_examples)
     print(f"ranges of int8 are measured on {count} training images of {source.name}", flush=True)
     raw = input_type == "uint8"
-    # A detector sees whole images.
     is_detector = hasattr(network, "anchors")
-    crop = {} if is_detector else {"crop_fraction": crop_of_run(workdir)}
+    crop = {} if is_detector else {"crop_fraction": crop_fraction or crop_of_run(workdir)}
     images = evaluation_pipeline(
         source,
         image_size=image_size,

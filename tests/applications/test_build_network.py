@@ -115,6 +115,16 @@ def test_pooled_features_of_weights(small, tmp_path):
     assert (whole.routes, whole.gates_trained) == (tuple(range(14)), False)
 
 
+def test_features_get_a_classifier_with_dropout(small, tmp_path):
+    _, path = small
+    DSMobileNet(weights=path, include_top=False).save_weights(tmp_path / "features.weights.h5")
+    model = DSMobileNet(weights=tmp_path / "features.weights.h5", classes=4, dropout=0.2)
+    assert (model.classes, model.spec.dropout) == (4, 0.2)
+    expected = DSMobileNet(weights=path, include_top=False).features(IMAGES, path=3)
+    for level, features in model.features(IMAGES, path=3).items():
+        np.testing.assert_array_equal(features, expected[level])
+
+
 def test_class_names_and_normalization(tmp_path):
     names = tuple("abcde")
     model = DSMobileNet(**SMALL, class_names=names, normalization=HALF)

@@ -170,7 +170,7 @@ def test_other_json_is_one_line_with_the_name_of_the_file(tmp_path, text):
 class Interpreter:
     """What a table asks of a `DynamicInterpreter`."""
 
-    num_gates, num_threads = 1, 2
+    num_gates, num_threads, runtime = 1, 2, "interpreter"
 
     def __init__(self, network, latency_ms):
         self.latency_ms = latency_ms
@@ -189,6 +189,10 @@ def test_what_an_interpreter_has_measured_is_a_table_with_the_files_layout(netwo
     table.check(network)
     assert (table.layout, table.quantize, table.threads) == ("fast", "int8", 2)
     assert (table.device, table.latency_ms(5)) == ("a phone", 3.5)
+    assert table.runtime == "LiteRT"
+    compiled = Interpreter(network, {0: 2.0})
+    compiled.runtime = "compiled"
+    assert LatencyTable.from_interpreter(compiled).runtime == "LiteRT CompiledModel"
     with pytest.raises(ValueError, match=r"call `calibrate_latency\(\)` first"):
         LatencyTable.from_interpreter(Interpreter(network, {}))
 
@@ -270,6 +274,7 @@ BROWSER = "LiteRT.js 2.5.3, XNNPACK, WebAssembly"
         ("LiteRT 2.3.0, XNNPACK", "LiteRT"),
         (BROWSER, "LiteRT.js"),
         ("LiteRT", "LiteRT"),
+        ("LiteRT CompiledModel 2.3.0, XNNPACK", "LiteRT CompiledModel"),
         ("TensorFlow Lite v2.17, CPU", "TensorFlow Lite"),
         ("ONNX Runtime, CPU", "ONNX Runtime"),
     ],
@@ -296,7 +301,7 @@ def measured_file(network, **fields):
     rows = [{"path": [k], "madds": network.madds(k, SHAPE)} for k in (0, 4)]
     metadata = {"num_widths": network.num_widths, "input_shape": list(SHAPE), "routes": rows}
     metadata |= {"quantize": "int8", "layout": "shared", **fields}
-    facts = {"latency_ms": {}, "trunk_ms": 1.0, "num_threads": 1}
+    facts = {"latency_ms": {}, "trunk_ms": 1.0, "num_threads": 1, "runtime": "interpreter"}
     return types.SimpleNamespace(metadata=metadata, **facts)
 
 
@@ -314,6 +319,18 @@ def test_an_interpreter_takes_the_latencies_of_a_table(network):
         table.give_to(file)
     assert file.latency_ms == {}
     table.give_to(file, runtime=None)
+
+
+def test_a_table_of_the_other_engine_of_litert_is_refused(network):
+    times, engine = {0: 2.0, 4: 3.0}, "LiteRT CompiledModel 2.3.0"
+    interpreter, compiled = measured_file(network), measured_file(network)
+    compiled.runtime = "compiled"
+    make_table(network, times, engine=engine).give_to(compiled)
+    assert compiled.latency_ms == times
+    with pytest.raises(ValueError, match=r"measured on LiteRT CompiledModel 2.*runtime='LiteRT'$"):
+        make_table(network, times, engine=engine).give_to(interpreter)
+    with pytest.raises(ValueError, match=r"measured on LiteRT 2.*runtime='LiteRT CompiledModel'$"):
+        make_table(network, times).give_to(compiled)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ def failing_batches():
         ({"routes": ()}, r"routes=\(\)"),
         ({"routes": 2}, "routes=2"),
         ({"quantize": "int4"}, "'dynamic' or 'int8'.*quantize='int4'"),
+        ({"crop_fraction": 0}, r"`crop_fraction` must be above 0 and at most 1.*crop_fraction=0$"),
+        ({"crop_fraction": 1.5}, "at most 1.*crop_fraction=1.5$"),
         ({"layout": "slow"}, "'fast' or 'staged'.*layout='slow'"),
         ({"input_type": "int8"}, "'float32' or 'uint8'.*input_type='int8'"),
         ({"input_shape": (16, 16)}, r"input_shape=\(height, width, 3\).*=\(16, 16\)"),

@@ -366,6 +366,19 @@ def test_split_files_are_opened_when_they_are_first_needed(network, one, tmp_pat
         DynamicInterpreter(filename, runtime=runtime).run(image, 2, 2)
 
 
+@pytest.mark.filterwarnings("ignore:The gate of this network was trained")
+def test_a_new_export_leaves_no_parts_of_the_last_one_beside_it(network, tmp_path):
+    filename = tmp_path / "m.tflite"
+    options = {"layout": "staged", "split": True}
+    export(network, filename, routes=(0, 2), **options)
+    changed, stale = tmp_path / "m.route_1.tflite", tmp_path / "m.route_2.tflite"
+    export(network, filename, routes=(0, 1), **options)
+    assert not stale.exists()
+    changed.write_bytes(b"the user's own")
+    export(network, filename, layout="staged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [changed.name, filename.name]
+
+
 def test_a_split_export_that_fails_leaves_the_files_of_the_last_one(network, tmp_path, monkeypatch):
     _, filename = export(network, tmp_path / "m.tflite", layout="staged", split=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -283,6 +283,13 @@ def test_a_slimming_gate_needs_a_convolution_behind_it(behind, received):
         tiny_network(Changed(stem=TINY_RESNET.stem, stages=TINY_RESNET.stages))
 
 
+def test_an_activation_that_tensorflow_cannot_run_after_a_batch_norm_is_refused():
+    with pytest.raises(ValueError, match=r"must not be 'mish'.*Received: activation='mish'$"):
+        tiny_network(dataclasses.replace(TINY_EFFICIENTNET, activation="mish"))
+    network = tiny_network(dataclasses.replace(TINY_RESNET, activation="mish"))
+    assert np.all(np.isfinite(network(IMAGES[:2], path=0)))
+
+
 def test_two_families_of_one_name_are_refused():
     assert register_family(type(TINY_RESNET)) is FAMILIES["ResNetSpec"]
     other = type("ResNetSpec", (NetworkSpec,), {})

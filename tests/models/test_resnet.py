@@ -112,3 +112,10 @@ def test_small_images_lose_the_earliest_strides_first():
     assert ResNetSpec().scaled(output_stride=16).strides == (1, 2, 1, 2, 2, 2)
     assert ResNetSpec().scaled(output_stride=8).strides == (1, 1, 1, 2, 2, 2)
     assert ResNetSpec().scaled(strides=(1, 1, 1, 1, 2, 2)).pool_strides == 1
+
+
+def test_the_output_stride_is_that_of_a_spec_with_other_strides():
+    small = ResNetSpec().with_strides((1, 1, 1, 2, 2, 2))
+    assert small.scaled().strides == small.scaled(output_stride=8).strides == small.strides
+    with pytest.raises(ValueError, match=r"that the strides .* can give.*output_stride=16$"):
+        small.scaled(output_stride=16)

@@ -50,6 +50,7 @@ FLAGS = (
     "quantize",
     "layout",
     "input_type",
+    "crop_fraction",
 )
 
 
@@ -275,6 +276,32 @@ def test_int8_without_images_asks_for_a_data_set(export, workdir, tmp_path):
         export(model=alone, quantize="int8", output=tmp_path / "m.tflite")
 
 
+def test_the_run_in_the_present_folder_is_not_that_of_weights(
+    program, export, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = {"dataset": "digits", "data_dir": None, "train_split": None, "crop_fraction": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"training images: name their data set by --dataset$"):
+        export(weights="cifar10", quantize="int8", path="slimmest", output="m.tflite")
+    network = small_network()
+    for weights, crop in (("imagenet", 0.875), ("cifar10", 1.0), ("other.weights.h5", 0.875)):
+        with flagsaver.as_parsed(weights=weights):
+            assert program.choose_crop(network, None) == crop
+    with flagsaver.as_parsed(weights="cifar10", crop_fraction="0.75"):
+        assert program.choose_crop(network, None) == 0.75
+
+
+@pytest.mark.parametrize(("augmentation", "crop"), [("cifar", 1.0), ("imagenet", 0.875)])
+def test_the_crop_of_the_run_stands_in_the_file(export, network, tmp_path, augmentation, crop):
+    network.save(tmp_path / "model.keras")
+    config = {"dataset": "flowers", "augmentation": augmentation}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    export(model=tmp_path, output=tmp_path / "m.tflite", layout="staged")
+    metadata = DynamicInterpreter(tmp_path / "m.tflite").metadata
+    assert metadata["preprocessing"]["crop_fraction"] == crop
+
+
 def test_a_data_set_that_was_moved_away_is_asked_for(program, workdir, tmp_path):
     (tmp_path / "run").mkdir()
     run = {"dataset": ".", "places": {"dataset": str(tmp_path / "gone")}}
@@ -457,6 +484,8 @@ def test_a_detector_is_exported_by_the_same_flags(export, detector, tmp_path, ca
         export(model=folder, path=4, output=output)
     with pytest.raises(ValueError, match="--routes must be widths from 0 to 3"):
         export(model=folder, routes="0,9", output=output)
+    with pytest.raises(ValueError, match=r"detectors see whole images\. Received: --crop_fr"):
+        export(model=folder, crop_fraction=0.9, output=output)
 
 
 @pytest.mark.long

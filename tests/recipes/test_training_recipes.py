@@ -235,6 +235,9 @@ def test_a_saved_network_is_evaluated_as_the_run_did(supernet, tmp_path):
     # The last row is the routing by confidence.
     assert measured == [rows[0], rows[5], rows[13], rows[-1]]
     assert (tmp_path / "plots" / "accuracy_against_madds.png").is_file()
+    again = run("evaluate.py", f"--model={supernet}", f"--workdir={supernet}")
+    assert again.returncode == 1
+    assert "is the folder of --model, which keeps its own tables" in again.stderr
 
 
 @pytest.mark.slow
