@@ -229,7 +229,7 @@ _ALL = [
         "supernet of Tables 6, 7, 9",
         "",
         "",
-        (Arm("supernet", STAGE_1, "{data}_ds_resnet_supernet", hours=2.5),),
+        (Arm("supernet", STAGE_1, "{data}_ds_resnet_supernet", hours=3.6),),
     ),
     Table(
         "shipped",
