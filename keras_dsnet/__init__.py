@@ -5,12 +5,18 @@ them. Everything that needs more than Keras and TensorFlow is imported on first 
 """
 
 import importlib
+import importlib.util
+import pathlib
+import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from keras_dsnet import layers, models
 
 __version__ = "0.1.0"
+
+_FOLDER = pathlib.Path(__file__).resolve().parent
 
 _ON_FIRST_USE = (
     *("applications", "data", "detection", "export", "runs", "training", "utils", "weights"),
@@ -19,6 +25,26 @@ _ON_FIRST_USE = (
 _DEPRECATED = {"checkpoints": "weights"}
 
 __all__ = ["__version__", "layers", "models", *_ON_FIRST_USE]
+
+
+class _CheckoutFinder:
+    """Finds `keras_dsnet.applications` in a checkout, where the folder lies beside the package.
+
+    Python that is started in a checkout finds this folder before an installed package, which has
+    the applications inside.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "keras_dsnet.applications":
+            return None
+        folder = _FOLDER.with_name("applications")
+        return importlib.util.spec_from_file_location(name, folder / "__init__.py")
+
+
+if not (_FOLDER / "applications").exists() and _FOLDER.with_name("applications").is_dir():
+    # First, so that an editable install of another checkout does not mix the two.
+    sys.meta_path.insert(0, _CheckoutFinder)
 
 
 def __getattr__(name: str) -> ModuleType:

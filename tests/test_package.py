@@ -73,6 +73,21 @@ assert keras_dsnet.training is sys.modules["keras_dsnet.training"]
     _run_code(code, tmp_path)
 
 
+def test_a_checkout_that_hides_an_installed_package_has_applications(tmp_path):
+    code = f"""
+import importlib.util, os, sys
+# A plain install has no finder of an editable one, and Python finds the folder it starts in first.
+sys.meta_path[:] = [f for f in sys.meta_path if "_editable_" not in getattr(f, "__module__", "")]
+sys.path = [{str(REPOSITORY)!r}, *(path for path in sys.path if "_editable_" not in path)]
+assert importlib.util.find_spec("keras_dsnet_recipes") is None
+from keras_dsnet.applications import DSMobileNet
+from keras_dsnet.applications.ds_mobilenet import preprocess_input
+print(sys.modules["keras_dsnet"].__file__, sys.modules["keras_dsnet.applications"].__file__)
+"""
+    expected = [REPOSITORY / folder / "__init__.py" for folder in ("keras_dsnet", "applications")]
+    assert _run_code(code, tmp_path).split() == [str(path) for path in expected]
+
+
 def test_an_unknown_attribute_raises():
     with pytest.raises(AttributeError, match=r"keras_dsnet.*'no_such_thing'"):
         _ = keras_dsnet.no_such_thing

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from documentation import PAGES, code_of
+from light_programs import run_light_program
 
 from keras_dsnet.export import DynamicInterpreter
 
@@ -99,6 +100,22 @@ def test_commands_name_recipes_and_flags_that_exist(page):
             )
             if name == "flagfile":
                 assert (REPOSITORY / value).is_file(), value
+
+
+@pytest.mark.parametrize("stage", ["stage I", "stage II"])
+def test_the_table_of_flags_has_flags_of_the_programs(stage):
+    program = {"stage I": "imagenet_stage1", "stage II": "imagenet_stage2"}[stage]
+    printed = run_light_program(REPOSITORY / f"recipes/{program}.py", "--help").stdout
+    defined = set(re.findall(r"^  --(?:\[no\])?(\w+):", printed, re.MULTILINE))
+    rows = re.findall(r"^\| (`--.*?) \| (.+?) \|", PAGES["docs/guides/training.md"], re.MULTILINE)
+    for flags, owner in rows:
+        for flag in re.findall(r"--(\w+)", flags):
+            if owner in (stage, "both", "both stages"):
+                assert flag in defined, (flag, owner)
+            else:
+                assert flag not in defined, (flag, owner)
+    assert {owner for _, owner in rows} <= {"stage I", "stage II", "both", "both stages"}
+    assert len(rows) >= 15
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -14,6 +14,7 @@ from keras_dsnet.models.serialization import (
     with_slimming_head,
 )
 from keras_dsnet.models.spec import NetworkSpec, register_family
+from keras_dsnet.models.topology import Step, StepBuilder, with_level
 from keras_dsnet.utils.moved_names import forward
 
 __all__ = [
@@ -27,9 +28,12 @@ __all__ = [
     "Path",
     "ResNetSpec",
     "ResNetStage",
+    "Step",
+    "StepBuilder",
     "copy_slimming_heads",
     "register_family",
     "with_dtype",
+    "with_level",
     "with_slimming_head",
 ]
 

@@ -284,6 +284,9 @@ class StepBuilder:
         Args:
             channels: Tuple of ints, channel options of the last features.
             classes: Int, number of classes.
+
+        Returns:
+            List of `Step`.
         """
         steps = [self.global_pool("avg")]
         if self.spec.dropout:

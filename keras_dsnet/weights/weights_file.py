@@ -193,7 +193,8 @@ def convert_checkpoint(
     file = WeightsFile(source, ema)
     if file.tensors is None:
         raise UserError(
-            f"only checkpoints of the authors' code (.pth.tar) are converted. Received: {source}"
+            "the source must be a checkpoint of the authors' code (.pth.tar) or, for `python -m "
+            f"keras_dsnet.weights`, a saved network (.keras). Received: {source}"
         )
     if check is not None:
         check(file.tensors)

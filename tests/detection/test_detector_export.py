@@ -243,6 +243,24 @@ def test_the_kotlin_names_the_tensors_of_a_file(gated):
     assert asked == {"image", "scores", "path"}
 
 
+def test_the_table_of_boxes_and_scores_is_that_of_a_file(gated):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "detector_on_android.md"
+    rows = re.findall(
+        r"^\| `(\w+)` \| output \| (\w+) \| `\[1, anchors, (\w+)\]` \|$",
+        page.read_text("utf-8"),
+        re.MULTILINE,
+    )
+    assert [name for name, _, _ in rows] == ["boxes", "scores"]
+    details = Interpreter(str(gated[1])).get_signature_runner("serving_default")
+    details = details.get_output_details()
+    assert set(details) == {"boxes", "scores", "path"}
+    for name, kind, last in rows:
+        anchors = details["boxes"]["shape"][1]
+        size = gated[0].classes if last == "classes" else int(last)
+        assert details[name]["dtype"].__name__ == kind
+        assert details[name]["shape"].tolist() == [1, anchors, size]
+
+
 def test_the_runtime_of_detections_needs_numpy_only():
     tree = ast.parse(pathlib.Path(detection_runtime.__file__).read_text("utf-8"))
     nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]

@@ -1,6 +1,8 @@
 """Runs the Python of the README and of the guides, each page from top to bottom."""
 
+import ast
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -96,6 +98,17 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     names = {"__name__": f"page_{pathlib.Path(page).stem}"}
     names.update(PREPARATIONS.get(page, dict)())
     exec(compile(code_of(page), page, "exec"), names)
+
+
+@pytest.mark.parametrize("page", PREPARATIONS)
+def test_a_page_says_what_its_names_stand_for(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = set(PREPARATIONS[page]())
+    used = {node.id for node in ast.walk(ast.parse(code_of(page))) if isinstance(node, ast.Name)}
+    prose = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    for name in given & used:
+        paragraphs = [text for text in prose.split("\n\n") if f"`{name}`" in text]
+        assert any("](" in text for text in paragraphs), f"{page} does not say what {name} is"
 
 
 def test_every_guide_is_checked():

@@ -56,6 +56,13 @@ def test_mistakes_in_the_command_of_the_converter(tmp_path, arguments, code, lin
     assert result.stderr.count("error: ") == code
 
 
+def test_the_converter_names_both_kinds_of_source(tmp_path):
+    source = tmp_path / "a.weights.h5"
+    DSMobileNet(alpha=0.25, classes=2).save_weights(source)
+    with pytest.raises(UserError, match=r"\(\.pth\.tar\).*\(\.keras\).*a\.weights\.h5"):
+        convert_checkpoint(source, tmp_path / "b.weights.h5")
+
+
 def test_the_converter_leaves_nothing_half_written(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"must end with \.weights\.h5"):
         convert_checkpoint(checkpoint, tmp_path / "net.h5")
