@@ -21,12 +21,16 @@ import { readFileSync } from "node:fs";
 import { cropWindow, resize } from "./src/preprocess.js";
 const prepared = JSON.parse(readFileSync(0)).map(([height, width, target, pixels]) => {
   const window = cropWindow(height, width, target);
-  const crop = [];
+  const strips = [];
   for (let y = window.top; y < window.top + window.height; y++) {
-    const start = y * width + window.left;
-    crop.push(...pixels.slice(3 * start, 3 * (start + window.width)));
+    const strip = [];
+    for (let x = window.left; x < window.left + window.width; x++) {
+      const place = 3 * (y * width + x);
+      strip.push(...pixels.slice(place, place + 3), 255);
+    }
+    strips.push(strip);
   }
-  return [...resize(Uint8Array.from(crop), window.height, window.width, target)];
+  return [...resize(strips, window.height, window.width, target)];
 });
 console.log(JSON.stringify(prepared));
 """

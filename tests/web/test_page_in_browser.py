@@ -310,7 +310,7 @@ def test_an_image_that_is_too_large_is_one_line(browser, exported, photographs, 
     (tmp_path / "vast.png").write_bytes(one_colour(60_000, 60_000, rows=1))
     files = photographs[1][1]
     lines = {
-        "huge.png": "huge.png has 8200 x 8200 pixels; the page takes up to 67 million",
+        "huge.png": "huge.png has 8200 x 8200 pixels, 67.2 million; the page takes up to 67 million",
         "vast.png": "vast.png is not an image that this browser can decode, or it is too large",
     }
     with served(filename) as url:
