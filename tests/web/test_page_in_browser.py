@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import shutil
 import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from crop_of_file import write_crop
 from keras_dsnet.applications import DSMobileNet
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from page_driver import PageDriver, reason_to_skip, served
@@ -222,7 +224,12 @@ def test_a_measured_table_loads_in_python(browser, exported, networks, tmp_path)
     assert interpreter.widest_within(1e6) == networks[1].routes[-1]
 
 
-def test_a_photograph_of_another_size_is_prepared_as_in_python(browser, exported, tmp_path):
+@pytest.mark.parametrize(
+    ("fraction", "side", "shown"), [(None, 42, "87.5 %"), (0.875, 42, "87.5 %"), (1.0, 48, "100 %")]
+)
+def test_a_photograph_of_another_size_is_prepared_as_in_python(
+    browser, exported, tmp_path, fraction, side, shown
+):
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (48, 80, 3), dtype=np.uint8)
     (tmp_path / "large.png").write_bytes(tf.io.encode_png(image).numpy())
@@ -230,7 +237,9 @@ def test_a_photograph_of_another_size_is_prepared_as_in_python(browser, exported
     centre = tf.cast(image[3:45, 19:61], tf.float32)
     resized = tf.image.resize(centre, (16, 16), method="bicubic", antialias=True)
     pixels = np.clip(resized, 0, 255) / 255
-    filename = exported("shared", None, "gate", 1)
+    filename = tmp_path / "m.tflite"
+    shutil.copy(exported("shared", None, "gate", 1), filename)
+    write_crop(filename, fraction)
     interpreter = DynamicInterpreter(filename)
     preprocessing = interpreter.metadata["preprocessing"]
     expected, path = interpreter.run((pixels - preprocessing["mean"]) / preprocessing["std"])

@@ -2,6 +2,7 @@
 
 import { PageError } from "./page_error.js";
 import { cropWindow, resize, toInput, withoutAlpha } from "./preprocess.js";
+import { cropFractionOf } from "./tflite_metadata.js";
 
 // The limit of the pipelines in Python. The browser decodes this many pixels into 270 MB; the page
 // adds a strip of rows, and no more.
@@ -47,7 +48,7 @@ export async function decodePhotograph(blob, name) {
  */
 export function pixelsOf(bitmap, metadata) {
   const target = metadata.input_shape.slice(0, 2);
-  const window = cropWindow(bitmap.height, bitmap.width, target);
+  const window = cropWindow(bitmap.height, bitmap.width, target, cropFractionOf(metadata));
   const { height, width } = window;
   const strips = stripsOf(bitmap, window);
   const isOfSize = height === target[0] && width === target[1];

@@ -6,8 +6,6 @@
  */
 
 const f32 = Math.fround;
-/** The fraction of each side that `evaluation_pipeline` keeps by default. */
-export const CROP_FRACTION = 0.875;
 const CUBIC_RADIUS = 2;
 
 /**
@@ -16,10 +14,11 @@ const CUBIC_RADIUS = 2;
  * @param {number} height
  * @param {number} width
  * @param {[number, number]} target Height and width of the result.
+ * @param {number} fraction The fraction of each side that is kept, as `cropFractionOf` returns it.
  * @returns {{top: number, left: number, height: number, width: number}} The whole image if it
  *     has the target's size.
  */
-export function cropWindow(height, width, target, fraction = CROP_FRACTION) {
+export function cropWindow(height, width, target, fraction) {
   if (height === target[0] && width === target[1]) {
     return { top: 0, left: 0, height, width };
   }

@@ -57,6 +57,19 @@ test("a large photograph is read by a small canvas, each row once", () => {
   assert.ok(Canvas.sizes[0] <= 1 << 20);
 });
 
+test("a file decides how much of a photograph it sees", () => {
+  const at = (y) => [y, y, y, 255];
+  const topOf = (preprocessing) => {
+    const seen = [];
+    const bitmap = { width: 64, height: 64, at: (y, x) => (x === 32 && seen.push(y), at(y)) };
+    pixelsOf(bitmap, { input_shape: [8, 8, 3], preprocessing });
+    return [seen[0], seen.length];
+  };
+  assert.deepEqual(topOf({ crop_fraction: 1 }), [0, 64]);
+  assert.deepEqual(topOf({ crop_fraction: 0.875 }), [4, 56]);
+  assert.deepEqual(topOf({}), [4, 56]);
+});
+
 test("transparent pixels of a strip are not those of the strip before", () => {
   const secondStrip = FIRST_ROW + Math.floor((1 << 20) / 700);
   const at = (y) => (y < secondStrip ? [200, 200, 200, 255] : [0, 0, 0, 0]);

@@ -4,12 +4,15 @@ import test from "node:test";
 import { cropWindow, resize, toInput, withoutAlpha } from "../src/preprocess.js";
 
 test("an image of the size of the file stays whole", () => {
-  assert.deepEqual(cropWindow(32, 32, [32, 32]), { top: 0, left: 0, height: 32, width: 32 });
+  assert.deepEqual(cropWindow(32, 32, [32, 32], 0.875), { top: 0, left: 0, height: 32, width: 32 });
 });
 
 test("the centre of another image is kept", () => {
-  assert.deepEqual(cropWindow(256, 300, [224, 224]), { top: 16, left: 38, height: 224, width: 224 });
-  const tiny = cropWindow(1, 1, [224, 224]);
+  const centre = { top: 16, left: 38, height: 224, width: 224 };
+  assert.deepEqual(cropWindow(256, 300, [224, 224], 0.875), centre);
+  const square = { top: 0, left: 22, height: 256, width: 256 };
+  assert.deepEqual(cropWindow(256, 300, [224, 224], 1), square);
+  const tiny = cropWindow(1, 1, [224, 224], 0.875);
   assert.deepEqual(tiny, { top: 0, left: 0, height: 1, width: 1 });
 });
 
