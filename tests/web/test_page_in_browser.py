@@ -233,8 +233,9 @@ def test_a_photograph_of_another_size_is_prepared_as_in_python(
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (48, 80, 3), dtype=np.uint8)
     (tmp_path / "large.png").write_bytes(tf.io.encode_png(image).numpy())
-    # 16 / 0.875 of 48 pixels: the centre of 42 x 42.
-    centre = tf.cast(image[3:45, 19:61], tf.float32)
+    # 0.875 of 48 pixels is a centre of 42 x 42.
+    top, left = (48 - side) // 2, (80 - side) // 2
+    centre = tf.cast(image[top : top + side, left : left + side], tf.float32)
     resized = tf.image.resize(centre, (16, 16), method="bicubic", antialias=True)
     pixels = np.clip(resized, 0, 255) / 255
     filename = tmp_path / "m.tflite"
@@ -247,6 +248,8 @@ def test_a_photograph_of_another_size_is_prepared_as_in_python(
         browser.open(url)
         browser.files("#image-input", [str(tmp_path / "large.png")])
         (result,) = browser.results()
+        facts = browser.evaluate("document.getElementById('facts').textContent")
+    assert f"central {shown} of the shorter side" in facts
     assert tuple(result["path"]) == path
     np.testing.assert_allclose(result["output"], expected, atol=1e-4)
 
@@ -280,6 +283,32 @@ def test_photographs_and_files_can_be_dropped(browser, exported, photographs):
         assert_same(browser, DynamicInterpreter(other), pixels[:3])
         browser.click("#clear")
         assert browser.results() == []
+
+
+def test_a_photograph_that_is_gone_does_not_keep_the_others_from_another_file(
+    browser, exported, photographs, tmp_path
+):
+    pixels, files = photographs[1]
+    copies = [shutil.copy(file, tmp_path) for file in files[:3]]
+    other = exported("shared", "int8", "gate", 1)
+    with served(exported("shared", None, "gate", 1)) as url:
+        browser.open(url)
+        browser.files("#image-input", copies)
+        assert None not in browser.results()
+        pathlib.Path(copies[1]).unlink()
+        browser.files("#file-input", [str(other)])
+        first, gone, last = browser.results()
+        shown = browser.evaluate("document.querySelectorAll('.photograph')[1].textContent")
+        line = f"{pathlib.Path(copies[1]).name} can no longer be read, since it was moved or changed"
+        assert gone is None
+        assert line in shown
+        assert "confidence" not in shown
+        assert browser.error.startswith(line)
+        interpreter = DynamicInterpreter(other)
+        for image, result in ((pixels[0], first), (pixels[2], last)):
+            output, path = interpreter.run(image)
+            assert tuple(result["path"]) == path
+            np.testing.assert_allclose(result["output"], output, atol=2e-5, rtol=1e-4)
 
 
 def test_a_photograph_can_be_pasted(browser, exported, photographs):

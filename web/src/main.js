@@ -4,7 +4,7 @@ import { LITERT_VERSION } from "../litert/version.js";
 import { Gallery } from "./gallery.js";
 import { engineName, loadRuntime } from "./litert_signatures.js";
 import { Measurement } from "./measurement_panel.js";
-import { PageError, lineOf } from "./page_error.js";
+import { PageError, loggedLineOf } from "./page_error.js";
 import { RoutedFile } from "./routed_file.js";
 import { RoutingControls } from "./routing_controls.js";
 import { cropFractionOf } from "./tflite_metadata.js";
@@ -35,10 +35,7 @@ async function attempt(action) {
   try {
     await action();
   } catch (error) {
-    showError(lineOf(error));
-    if (!(error instanceof PageError)) {
-      console.error(error);
-    }
+    showError(loggedLineOf(error));
   }
 }
 

@@ -26,7 +26,7 @@ export async function decodePhotograph(blob, name) {
     const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
     bitmap = await createImageBitmap(blob, { ...options, imageOrientation: "from-image" });
   } catch {
-    throw new PageError(`${name} is not an image that this browser can decode, or it is too large`);
+    throw new PageError(`${name} ${await complaintOf(blob)}`);
   }
   if (bitmap.width * bitmap.height > MOST_PIXELS) {
     const { width, height } = bitmap;
@@ -37,6 +37,16 @@ export async function decodePhotograph(blob, name) {
     );
   }
   return bitmap;
+}
+
+/** Returns why a browser has not decoded a file. */
+async function complaintOf(blob) {
+  try {
+    await blob.slice(0, 1).arrayBuffer();
+  } catch {
+    return "can no longer be read, since it was moved or changed; choose it again";
+  }
+  return "is not an image that this browser can decode, or it is too large";
 }
 
 /**

@@ -85,6 +85,17 @@ test("a photograph of the size of the file is read as it is", () => {
   assert.deepEqual([...pixels], [0, 0, 7, 0, 1, 7, 0, 2, 7, 1, 0, 7, 1, 1, 7, 1, 2, 7]);
 });
 
+test("a file that is gone and a file that is no image have lines of their own", async () => {
+  globalThis.createImageBitmap = () => Promise.reject(new Error("InvalidStateError"));
+  await assert.rejects(decodePhotograph(new Blob(["text"]), "a.png"), {
+    message: "a.png is not an image that this browser can decode, or it is too large",
+  });
+  const gone = { slice: () => ({ arrayBuffer: () => Promise.reject(new Error("gone")) }) };
+  await assert.rejects(decodePhotograph(gone, "b.png"), {
+    message: "b.png can no longer be read, since it was moved or changed; choose it again",
+  });
+});
+
 test("a photograph of more pixels than the limit is freed and refused in a line", async () => {
   let isClosed = false;
   const close = () => {
