@@ -285,6 +285,21 @@ def test_the_manifest_starts_the_activity_and_asks_for_the_camera():
     assert f"class {activity.get(name)[1:]} :" in SOURCES["MainActivity.kt"]
 
 
+def test_frames_follow_the_phone_when_it_is_turned():
+    feed, activity = SOURCES["CameraFeed.kt"], SOURCES["MainActivity.kt"]
+    # A phone that is turned clockwise is upright after turns to the other side.
+    formula = re.search(r"fun rotationOf\(degrees: Int\) = (.+)", feed)[1].replace("/", "//")
+    turns = {0: 0, 44: 0, 45: 3, 90: 3, 134: 3, 135: 2, 180: 2, 225: 1, 270: 1, 315: 0, 359: 0}
+    assert {degrees: eval(formula, {"degrees": degrees}) for degrees in turns} == turns
+    assert "analysis.targetRotation = rotationOf(orientation)" in feed
+    # The frames that are analysed are those of the one object that follows.
+    assert feed.count("ImageAnalysis.Builder()") == 1
+    assert "bindToLifecycle(activity, camera, preview, analysis)" in feed
+    for method, follow in (("onStart", "true"), ("onStop", "false")):
+        body = re.search(rf"override fun {method}\(\) {{\n(.*?)    }}\n", activity, re.DOTALL)[1]
+        assert f"feed.followTurns({follow})" in body
+
+
 def test_the_readme_names_the_model_and_every_file():
     (asset,) = re.findall(r'const val MODEL = "(.+)"', SOURCES["OpenedModel.kt"])
     assert f"--output=examples/android/app/src/main/assets/{asset}" in README
