@@ -272,9 +272,20 @@ def test_gradle_uses_what_its_catalogue_defines():
     page = (REPOSITORY / "docs/android.md").read_text(encoding="utf-8")
     assert f"com.google.ai.edge.litert:litert:{catalogue['versions']['litert']}" in page
     wrapper = (PROJECT / "gradle/wrapper/gradle-wrapper.properties").read_text(encoding="utf-8")
-    assert re.search(
-        r"^distributionUrl=https\\://.*/gradle-[\d.]+-bin\.zip$", wrapper, re.MULTILINE
-    )
+    version = re.search(
+        r"^distributionUrl=https\\://.*/gradle-([\d.]+)-bin\.zip$", wrapper, re.MULTILINE
+    )[1]
+    assert f"gradle wrapper --gradle-version {version}\n" in README
+
+
+def test_any_jdk_that_gradle_runs_on_builds_the_app():
+    script = (PROJECT / "app/build.gradle.kts").read_text(encoding="utf-8")
+    # Without a resolver, a toolchain is the JDK of that version or an error.
+    assert "jvmToolchain" not in script
+    assert "import org.jetbrains.kotlin.gradle.dsl.JvmTarget\n" in script
+    assert "kotlin { compilerOptions { jvmTarget = JvmTarget.JVM_17 } }" in script
+    for side in ("source", "target"):
+        assert f"{side}Compatibility = JavaVersion.VERSION_17" in script
 
 
 def test_the_manifest_starts_the_activity_and_asks_for_the_camera():
