@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from crop_of_file import write_crop
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SHORT_SPEC, small_network
 from runtimes.files import LAYOUTS, NETWORKS
@@ -62,6 +63,8 @@ def several(tmp_path_factory):
 
 def exported(network, filename, options):
     network.export(filename, format="litert", verbose=False, **options)
+    if "crop_fraction" not in read_metadata(filename.read_bytes())["preprocessing"]:
+        write_crop(filename, 0.875)
     return read_metadata(filename.read_bytes(), filename), Interpreter(str(filename))
 
 
@@ -247,14 +250,17 @@ def test_colours_come_in_order_and_are_normalised_as_in_training(files):
 
 def test_the_crop_is_that_of_evaluation():
     text = SOURCES["CentreCrop.kt"]
-    assert "fraction: Float = CROP_FRACTION" in text
-    fraction = float(re.search(r"const val CROP_FRACTION = ([\d.]+)f", text)[1])
+    opened = SOURCES["OpenedModel.kt"]
+    assert "CentreCrop(file.width, file.height, file.cropFraction)" in opened
+    # That of files without one.
+    fraction = float(re.search(r"const val OLD_CROP_FRACTION = ([\d.]+)f", FILE)[1])
     assert fraction == inspect.signature(evaluation_pipeline).parameters["crop_fraction"].default
     scale = re.search(r"fun scaleOf\(.*\): Float =\s+(.+)", text)[1].replace("source.", "source_")
     names = {"fraction": fraction, "max": max, "width": 224, "height": 224}
     for size in ((640, 480), (300, 900)):
-        found = eval(scale, {**names, "source_width": size[0], "source_height": size[1]})
-        assert math.isclose(found * min(size), 256)
+        names |= {"source_width": size[0], "source_height": size[1]}
+        assert math.isclose(eval(scale, names) * min(size), 256)
+        assert math.isclose(eval(scale, {**names, "fraction": 1.0}) * min(size), 224)
     assert "val fits = bitmap.width == width && bitmap.height == height" in text
     assert "val scale = if (fits) 1f else scaleOf(source)" in text
 
