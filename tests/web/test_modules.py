@@ -16,7 +16,8 @@ from keras_dsnet.data.pipelines import evaluation_pipeline, whole_image
 
 WEB = pathlib.Path(__file__).resolve().parents[2] / "web"
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-# Reads lists of height, width, target, crop fraction and pixels, and writes what the page makes of each.
+# Reads lists of height, width, target, crop fraction and pixels, and writes what the page makes of
+# each.
 PREPARE = """
 import { readFileSync } from "node:fs";
 import { cropWindow, resize } from "./src/preprocess.js";
