@@ -92,8 +92,8 @@ def test_the_app_routes_as_python_does(jar, tmp_path, kind):
         options = {**options, "representative_data": network.preprocess_input(samples)}
     filename = tmp_path / "m.tflite"
     network.export(filename, format="litert", verbose=False, **options)
-    interpreter = DynamicInterpreter(filename)
     write_crop(filename, 1.0 if kind == "gate" else None)
+    interpreter = DynamicInterpreter(filename)
     app = App(jar, filename, Interpreter(str(filename)))
     crop = 1.0 if kind == "gate" else 0.875
     assert app.greeting == f"opened 16 16 [0, 1, 2] [c0, c1, c2, c3, c4] false {crop}"

@@ -42,7 +42,10 @@ export async function decodePhotograph(blob, name) {
 /** Returns why a browser has not decoded a file. */
 async function complaintOf(blob) {
   try {
-    await blob.slice(0, 1).arrayBuffer();
+    // A slice of a file that is gone is empty, and can be read.
+    const reader = blob.stream().getReader();
+    await reader.read();
+    await reader.cancel();
   } catch {
     return "can no longer be read, since it was moved or changed; choose it again";
   }

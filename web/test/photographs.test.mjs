@@ -90,7 +90,7 @@ test("a file that is gone and a file that is no image have lines of their own", 
   await assert.rejects(decodePhotograph(new Blob(["text"]), "a.png"), {
     message: "a.png is not an image that this browser can decode, or it is too large",
   });
-  const gone = { slice: () => ({ arrayBuffer: () => Promise.reject(new Error("gone")) }) };
+  const gone = { stream: () => new ReadableStream({ start: (stream) => stream.error("gone") }) };
   await assert.rejects(decodePhotograph(gone, "b.png"), {
     message: "b.png can no longer be read, since it was moved or changed; choose it again",
   });
