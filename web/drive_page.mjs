@@ -58,8 +58,11 @@ const commands = {
     await commands.settle();
   },
   evaluate: (expression) => page.evaluate(expression),
+  // A photograph without a result has null.
   results: () =>
-    page.$$eval(".photograph", (items) => items.map((item) => JSON.parse(item.dataset.result))),
+    page.$$eval(".photograph", (items) =>
+      items.map((item) => JSON.parse(item.dataset.result ?? "null")),
+    ),
   async measure(path) {
     await page.click("#start");
     await page.waitForSelector("#save:not([hidden])", { timeout: 300_000 });

@@ -16,6 +16,7 @@ from android.kotlin import (
     missing,
     write_java_stubs,
 )
+from crop_of_file import write_crop
 from routed_networks import SHORT_SPEC, small_network
 from tiny_families import TINY_RESNET, tiny_network
 
@@ -91,9 +92,11 @@ def test_the_app_routes_as_python_does(jar, tmp_path, kind):
         options = {**options, "representative_data": network.preprocess_input(samples)}
     filename = tmp_path / "m.tflite"
     network.export(filename, format="litert", verbose=False, **options)
+    write_crop(filename, 1.0 if kind == "gate" else None)
     interpreter = DynamicInterpreter(filename)
     app = App(jar, filename, Interpreter(str(filename)))
-    assert app.greeting == "opened 16 16 [0, 1, 2] [c0, c1, c2, c3, c4] false"
+    crop = 1.0 if kind == "gate" else 0.875
+    assert app.greeting == f"opened 16 16 [0, 1, 2] [c0, c1, c2, c3, c4] false {crop}"
     thresholds = (None, 0.0, 0.5, 1.0) if interpreter.steps else (None,)
     paths = set()
     for image, width, threshold in itertools.product(pixels, STEPS, thresholds):
@@ -112,6 +115,17 @@ def test_the_app_routes_as_python_does(jar, tmp_path, kind):
         paths.add(path)
     app.close()
     assert len(paths) > 1
+
+
+def test_a_wrong_crop_is_refused_in_a_line(jar, tmp_path):
+    filename = tmp_path / "m.tflite"
+    small_network(spec=SHORT_SPEC).export(filename, format="litert", verbose=False)
+    for fraction in (0.0, 1.5):
+        write_crop(filename, fraction)
+        app = App(jar, filename, None)
+        rule = "crop_fraction must be above 0 and at most 1"
+        assert app.greeting == f"refused The model's {rule}. Received: {fraction}"
+        app.close()
 
 
 @pytest.mark.parametrize(

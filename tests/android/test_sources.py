@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from crop_of_file import write_crop
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SHORT_SPEC, small_network
 from runtimes.files import LAYOUTS, NETWORKS
@@ -62,6 +63,8 @@ def several(tmp_path_factory):
 
 def exported(network, filename, options):
     network.export(filename, format="litert", verbose=False, **options)
+    if "crop_fraction" not in read_metadata(filename.read_bytes())["preprocessing"]:
+        write_crop(filename, 0.875)
     return read_metadata(filename.read_bytes(), filename), Interpreter(str(filename))
 
 
@@ -247,14 +250,17 @@ def test_colours_come_in_order_and_are_normalised_as_in_training(files):
 
 def test_the_crop_is_that_of_evaluation():
     text = SOURCES["CentreCrop.kt"]
-    assert "fraction: Float = CROP_FRACTION" in text
-    fraction = float(re.search(r"const val CROP_FRACTION = ([\d.]+)f", text)[1])
+    opened = SOURCES["OpenedModel.kt"]
+    assert "CentreCrop(file.width, file.height, file.cropFraction)" in opened
+    # That of files without one.
+    fraction = float(re.search(r"const val OLD_CROP_FRACTION = ([\d.]+)f", FILE)[1])
     assert fraction == inspect.signature(evaluation_pipeline).parameters["crop_fraction"].default
     scale = re.search(r"fun scaleOf\(.*\): Float =\s+(.+)", text)[1].replace("source.", "source_")
     names = {"fraction": fraction, "max": max, "width": 224, "height": 224}
     for size in ((640, 480), (300, 900)):
-        found = eval(scale, {**names, "source_width": size[0], "source_height": size[1]})
-        assert math.isclose(found * min(size), 256)
+        names |= {"source_width": size[0], "source_height": size[1]}
+        assert math.isclose(eval(scale, names) * min(size), 256)
+        assert math.isclose(eval(scale, {**names, "fraction": 1.0}) * min(size), 224)
     assert "val fits = bitmap.width == width && bitmap.height == height" in text
     assert "val scale = if (fits) 1f else scaleOf(source)" in text
 
@@ -272,9 +278,20 @@ def test_gradle_uses_what_its_catalogue_defines():
     page = (REPOSITORY / "docs/android.md").read_text(encoding="utf-8")
     assert f"com.google.ai.edge.litert:litert:{catalogue['versions']['litert']}" in page
     wrapper = (PROJECT / "gradle/wrapper/gradle-wrapper.properties").read_text(encoding="utf-8")
-    assert re.search(
-        r"^distributionUrl=https\\://.*/gradle-[\d.]+-bin\.zip$", wrapper, re.MULTILINE
-    )
+    version = re.search(
+        r"^distributionUrl=https\\://.*/gradle-([\d.]+)-bin\.zip$", wrapper, re.MULTILINE
+    )[1]
+    assert f"gradle wrapper --gradle-version {version}\n" in README
+
+
+def test_any_jdk_that_gradle_runs_on_builds_the_app():
+    script = (PROJECT / "app/build.gradle.kts").read_text(encoding="utf-8")
+    # Without a resolver, a toolchain is the JDK of that version or an error.
+    assert "jvmToolchain" not in script
+    assert "import org.jetbrains.kotlin.gradle.dsl.JvmTarget\n" in script
+    assert "kotlin { compilerOptions { jvmTarget = JvmTarget.JVM_17 } }" in script
+    for side in ("source", "target"):
+        assert f"{side}Compatibility = JavaVersion.VERSION_17" in script
 
 
 def test_the_manifest_starts_the_activity_and_asks_for_the_camera():
@@ -283,6 +300,21 @@ def test_the_manifest_starts_the_activity_and_asks_for_the_camera():
     assert [use.get(name) for use in root.iter("uses-permission")] == ["android.permission.CAMERA"]
     (activity,) = root.iter("activity")
     assert f"class {activity.get(name)[1:]} :" in SOURCES["MainActivity.kt"]
+
+
+def test_frames_follow_the_phone_when_it_is_turned():
+    feed, activity = SOURCES["CameraFeed.kt"], SOURCES["MainActivity.kt"]
+    # A phone that is turned clockwise is upright after turns to the other side.
+    formula = re.search(r"fun rotationOf\(degrees: Int\) = (.+)", feed)[1].replace("/", "//")
+    turns = {0: 0, 44: 0, 45: 3, 90: 3, 134: 3, 135: 2, 180: 2, 225: 1, 270: 1, 315: 0, 359: 0}
+    assert {degrees: eval(formula, {"degrees": degrees}) for degrees in turns} == turns
+    assert "analysis.targetRotation = rotationOf(orientation)" in feed
+    # The frames that are analysed are those of the one object that follows.
+    assert feed.count("ImageAnalysis.Builder()") == 1
+    assert "bindToLifecycle(activity, camera, preview, analysis)" in feed
+    for method, follow in (("onStart", "true"), ("onStop", "false")):
+        body = re.search(rf"override fun {method}\(\) {{\n(.*?)    }}\n", activity, re.DOTALL)[1]
+        assert f"feed.followTurns({follow})" in body
 
 
 def test_the_readme_names_the_model_and_every_file():

@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import shutil
 import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from crop_of_file import write_crop
 from keras_dsnet.applications import DSMobileNet
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from page_driver import PageDriver, reason_to_skip, served
@@ -222,15 +224,23 @@ def test_a_measured_table_loads_in_python(browser, exported, networks, tmp_path)
     assert interpreter.widest_within(1e6) == networks[1].routes[-1]
 
 
-def test_a_photograph_of_another_size_is_prepared_as_in_python(browser, exported, tmp_path):
+@pytest.mark.parametrize(
+    ("fraction", "side", "shown"), [(None, 42, "87.5 %"), (0.875, 42, "87.5 %"), (1.0, 48, "100 %")]
+)
+def test_a_photograph_of_another_size_is_prepared_as_in_python(
+    browser, exported, tmp_path, fraction, side, shown
+):
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (48, 80, 3), dtype=np.uint8)
     (tmp_path / "large.png").write_bytes(tf.io.encode_png(image).numpy())
-    # 16 / 0.875 of 48 pixels: the centre of 42 x 42.
-    centre = tf.cast(image[3:45, 19:61], tf.float32)
+    # 0.875 of 48 pixels is a centre of 42 x 42.
+    top, left = (48 - side) // 2, (80 - side) // 2
+    centre = tf.cast(image[top : top + side, left : left + side], tf.float32)
     resized = tf.image.resize(centre, (16, 16), method="bicubic", antialias=True)
     pixels = np.clip(resized, 0, 255) / 255
-    filename = exported("shared", None, "gate", 1)
+    filename = tmp_path / "m.tflite"
+    shutil.copy(exported("shared", None, "gate", 1), filename)
+    write_crop(filename, fraction)
     interpreter = DynamicInterpreter(filename)
     preprocessing = interpreter.metadata["preprocessing"]
     expected, path = interpreter.run((pixels - preprocessing["mean"]) / preprocessing["std"])
@@ -238,6 +248,8 @@ def test_a_photograph_of_another_size_is_prepared_as_in_python(browser, exported
         browser.open(url)
         browser.files("#image-input", [str(tmp_path / "large.png")])
         (result,) = browser.results()
+        facts = browser.evaluate("document.getElementById('facts').textContent")
+    assert f"central {shown} of the shorter side" in facts
     assert tuple(result["path"]) == path
     np.testing.assert_allclose(result["output"], expected, atol=1e-4)
 
@@ -271,6 +283,32 @@ def test_photographs_and_files_can_be_dropped(browser, exported, photographs):
         assert_same(browser, DynamicInterpreter(other), pixels[:3])
         browser.click("#clear")
         assert browser.results() == []
+
+
+def test_a_photograph_that_is_gone_does_not_keep_the_others_from_another_file(
+    browser, exported, photographs, tmp_path
+):
+    pixels, files = photographs[1]
+    copies = [shutil.copy(file, tmp_path) for file in files[:3]]
+    other = exported("shared", "int8", "gate", 1)
+    with served(exported("shared", None, "gate", 1)) as url:
+        browser.open(url)
+        browser.files("#image-input", copies)
+        assert None not in browser.results()
+        pathlib.Path(copies[1]).unlink()
+        browser.files("#file-input", [str(other)])
+        first, gone, last = browser.results()
+        shown = browser.evaluate("document.querySelectorAll('.photograph')[1].textContent")
+        line = f"{pathlib.Path(copies[1]).name} can no longer be read, since it was moved"
+        assert gone is None
+        assert line in shown
+        assert "confidence" not in shown
+        assert browser.error.startswith(line)
+        interpreter = DynamicInterpreter(other)
+        for image, result in ((pixels[0], first), (pixels[2], last)):
+            output, path = interpreter.run(image)
+            assert tuple(result["path"]) == path
+            np.testing.assert_allclose(result["output"], output, atol=2e-5, rtol=1e-4)
 
 
 def test_a_photograph_can_be_pasted(browser, exported, photographs):
@@ -309,8 +347,9 @@ def test_an_image_that_is_too_large_is_one_line(browser, exported, photographs, 
     (tmp_path / "huge.png").write_bytes(one_colour(8200, 8200))
     (tmp_path / "vast.png").write_bytes(one_colour(60_000, 60_000, rows=1))
     files = photographs[1][1]
+    size = "8200 x 8200 pixels, 67.2 million"
     lines = {
-        "huge.png": "huge.png has 8200 x 8200 pixels; the page takes up to 67 million",
+        "huge.png": f"huge.png has {size}; the page takes up to 67 million",
         "vast.png": "vast.png is not an image that this browser can decode, or it is too large",
     }
     with served(filename) as url:

@@ -1,6 +1,6 @@
 /** The photographs of the page, each with its result. */
 
-import { lineOf } from "./page_error.js";
+import { loggedLineOf } from "./page_error.js";
 import { decodePhotograph, inputOf } from "./photographs.js";
 import { topLabels } from "./probabilities.js";
 
@@ -33,14 +33,7 @@ export class Gallery {
     for (const blob of blobs) {
       const name = blob.name || "pasted image";
       try {
-        const bitmap = await decodePhotograph(blob, name);
-        const entry = { name, blob, item: document.createElement("li"), file, input: null };
-        entry.item.className = "photograph";
-        entry.item.append(thumbnail(bitmap, name), line("name", name));
-        entry.input = file && inputOf(bitmap, file.metadata);
-        bitmap.close();
-        entry.result = document.createElement("div");
-        entry.item.append(entry.result);
+        const entry = await entryOf(blob, name, file);
         this.#list.append(entry.item);
         this.#entries.push(entry);
         this.#clear.hidden = false;
@@ -48,16 +41,26 @@ export class Gallery {
           await this.#runEntry(entry, file, options);
         }
       } catch (error) {
-        this.#showError(lineOf(error));
+        this.#showError(loggedLineOf(error));
       }
       await nextFrame();
     }
     this.#summarise(file);
   }
 
-  /** Runs all photographs, unless `interrupt` ends it early. */
+  /**
+   * Runs all photographs, unless `interrupt` ends it early.
+   *
+   * One that fails shows its error, and the others run.
+   */
   async run(file, options) {
     const pass = ++this.#pass;
+    // No photograph keeps the result of another file while it waits, nor where it fails.
+    const stale = this.#entries.filter((entry) => entry.file !== file);
+    stale.forEach(forget);
+    if (stale.length) {
+      this.#summary.textContent = "";
+    }
     for (const entry of this.#entries) {
       if (pass !== this.#pass) {
         return;
@@ -82,14 +85,25 @@ export class Gallery {
     this.#summarise(null);
   }
 
+  /** Runs a photograph, and shows its result or its error. */
   async #runEntry(entry, file, options) {
-    if (entry.file !== file) {
-      // Decoded anew for another file: the pixels of many photographs would fill the memory.
-      const bitmap = await decodePhotograph(entry.blob, entry.name);
-      entry.input = inputOf(bitmap, file.metadata);
-      entry.file = file;
-      bitmap.close();
+    try {
+      if (entry.file !== file) {
+        // Decoded anew for another file: the pixels of many photographs would fill the memory.
+        const bitmap = await decodePhotograph(entry.blob, entry.name);
+        entry.input = freed(bitmap, () => inputOf(bitmap, file.metadata));
+        entry.file = file;
+      }
+      this.#show(entry, file, options);
+    } catch (error) {
+      const text = loggedLineOf(error);
+      forgetResult(entry);
+      entry.result.replaceChildren(line("failure", text));
+      this.#showError(text);
     }
+  }
+
+  #show(entry, file, options) {
     const result = file.run(entry.input, options);
     // The first run of a route allocates memory, so the second one is timed.
     const start = performance.now();
@@ -113,6 +127,39 @@ export class Gallery {
     const images = count === 1 ? "1 photograph" : `${count} photographs`;
     this.#summary.textContent = isComplete ? `${images}, ${mean.toFixed(2)} million MAdds on average.` : `${images}.`;
   }
+}
+
+/** Returns the entry of a photograph, with its input if a file is open. */
+async function entryOf(blob, name, file) {
+  const bitmap = await decodePhotograph(blob, name);
+  return freed(bitmap, () => {
+    const item = Object.assign(document.createElement("li"), { className: "photograph" });
+    const result = document.createElement("div");
+    item.append(thumbnail(bitmap, name), line("name", name), result);
+    return { name, blob, item, result, file, input: file && inputOf(bitmap, file.metadata) };
+  });
+}
+
+/** Returns what an action makes of a photograph, whose memory is freed even if it fails. */
+function freed(bitmap, action) {
+  try {
+    return action();
+  } finally {
+    bitmap.close();
+  }
+}
+
+/** Removes the input and the result of a photograph, which are those of another file. */
+function forget(entry) {
+  entry.file = null;
+  entry.input = null;
+  forgetResult(entry);
+}
+
+function forgetResult(entry) {
+  entry.path = undefined;
+  entry.result.replaceChildren();
+  delete entry.item.dataset.result;
 }
 
 function resultElements(result, metadata) {

@@ -4,9 +4,10 @@ import { LITERT_VERSION } from "../litert/version.js";
 import { Gallery } from "./gallery.js";
 import { engineName, loadRuntime } from "./litert_signatures.js";
 import { Measurement } from "./measurement_panel.js";
-import { PageError, lineOf } from "./page_error.js";
+import { PageError, loggedLineOf } from "./page_error.js";
 import { RoutedFile } from "./routed_file.js";
 import { RoutingControls } from "./routing_controls.js";
+import { cropFractionOf } from "./tflite_metadata.js";
 
 const find = (id) => document.getElementById(id);
 const gallery = new Gallery(find("gallery"), find("summary"), find("clear"), showError);
@@ -34,10 +35,7 @@ async function attempt(action) {
   try {
     await action();
   } catch (error) {
-    showError(lineOf(error));
-    if (!(error instanceof PageError)) {
-      console.error(error);
-    }
+    showError(loggedLineOf(error));
   }
 }
 
@@ -91,6 +89,7 @@ function showFacts() {
     Weights: metadata.quantize ?? "float32",
     Size: `${(file.bytes / 1e6).toFixed(2)} MB`,
     "Input size": `${height} x ${width}`,
+    Crop: `central ${+(100 * cropFractionOf(metadata)).toFixed(2)} % of the shorter side`,
     Routing: routing,
     Gates: file.numGates,
     Routes: file.routes.join(", "),

@@ -6,8 +6,6 @@
  */
 
 const f32 = Math.fround;
-/** The fraction of each side that `evaluation_pipeline` keeps by default. */
-export const CROP_FRACTION = 0.875;
 const CUBIC_RADIUS = 2;
 
 /**
@@ -16,10 +14,11 @@ const CUBIC_RADIUS = 2;
  * @param {number} height
  * @param {number} width
  * @param {[number, number]} target Height and width of the result.
+ * @param {number} fraction The fraction of each side that is kept, as `cropFractionOf` returns it.
  * @returns {{top: number, left: number, height: number, width: number}} The whole image if it
  *     has the target's size.
  */
-export function cropWindow(height, width, target, fraction = CROP_FRACTION) {
+export function cropWindow(height, width, target, fraction) {
   if (height === target[0] && width === target[1]) {
     return { top: 0, left: 0, height, width };
   }
@@ -41,42 +40,81 @@ export function cropWindow(height, width, target, fraction = CROP_FRACTION) {
 /**
  * Resizes an image by a bicubic filter with antialiasing, and clips it to 0..255.
  *
- * @param {Uint8Array|Float32Array} pixels `[height, width, 3]`.
+ * Only the sums of the rows that are under way are kept, so that the image need not be in memory.
+ *
+ * @param {Iterable<ArrayLike<number>>} strips The rows from top to bottom, in strips of one or
+ *     more whole rows of RGBA pixels, from 0 to 255. Alpha is ignored.
  * @param {number} height
  * @param {number} width
  * @param {[number, number]} target Height and width of the result.
  * @returns {Float32Array} `[...target, 3]`, from 0 to 255.
  */
-export function resize(pixels, height, width, target) {
+export function resize(strips, height, width, target) {
   const [newHeight, newWidth] = target;
   const rows = spans(height, newHeight);
   const columns = spans(width, newWidth);
-  const between = new Float32Array(newHeight * width * 3);
-  for (let y = 0; y < newHeight; y++) {
-    const { start, weights } = rows[y];
-    for (let place = 0; place < width * 3; place++) {
-      let sum = 0;
-      for (let index = 0; index < weights.length; index++) {
-        sum += weights[index] * pixels[(start + index) * width * 3 + place];
-      }
-      between[y * width * 3 + place] = sum;
-    }
-  }
   const result = new Float32Array(newHeight * newWidth * 3);
-  for (let y = 0; y < newHeight; y++) {
-    for (let x = 0; x < newWidth; x++) {
-      const { start, weights } = columns[x];
-      for (let channel = 0; channel < 3; channel++) {
-        let sum = 0;
-        for (let index = 0; index < weights.length; index++) {
-          sum += weights[index] * between[(y * width + start + index) * 3 + channel];
+  const sums = new Map();
+  const unused = [];
+  let y = 0;
+  let first = 0;
+  for (const strip of strips) {
+    for (let place = 0; place < strip.length; place += 4 * width) {
+      for (let row = first; row < newHeight && rows[row].start <= y; row++) {
+        const { start, weights } = rows[row];
+        if (start === y) {
+          sums.set(row, unused.pop()?.fill(0) ?? new Float64Array(width * 3));
         }
-        // A bicubic filter overshoots at edges.
-        result[(y * newWidth + x) * 3 + channel] = Math.min(Math.max(sum, 0), 255);
+        addRow(sums.get(row), weights[y - start], strip, place);
+      }
+      y++;
+      for (; first < newHeight && rows[first].start + rows[first].weights.length === y; first++) {
+        const line = sums.get(first);
+        sums.delete(first);
+        // TensorFlow, too, keeps floats between the two axes.
+        resizeLine(Float32Array.from(line), columns, result, first * newWidth * 3);
+        unused.push(line);
       }
     }
   }
   return result;
+}
+
+/** Adds a weighted row of RGBA pixels to the sums of a row of RGB pixels. */
+function addRow(sums, weight, pixels, start) {
+  for (let from = start, to = 0; to < sums.length; from += 4, to += 3) {
+    sums[to] += weight * pixels[from];
+    sums[to + 1] += weight * pixels[from + 1];
+    sums[to + 2] += weight * pixels[from + 2];
+  }
+}
+
+/** Writes a row of RGB pixels, resized to other columns, into a result. */
+function resizeLine(line, columns, result, place) {
+  for (const { start, weights } of columns) {
+    for (let channel = 0; channel < 3; channel++) {
+      let sum = 0;
+      for (let index = 0; index < weights.length; index++) {
+        sum += weights[index] * line[(start + index) * 3 + channel];
+      }
+      // A bicubic filter overshoots at edges.
+      result[place++] = Math.min(Math.max(sum, 0), 255);
+    }
+  }
+}
+
+/** Returns the RGB pixels of strips of RGBA pixels, of an image with this many pixels. */
+export function withoutAlpha(strips, count) {
+  const pixels = new Uint8Array(3 * count);
+  let place = 0;
+  for (const strip of strips) {
+    for (let index = 0; index < strip.length; index += 4) {
+      pixels[place++] = strip[index];
+      pixels[place++] = strip[index + 1];
+      pixels[place++] = strip[index + 2];
+    }
+  }
+  return pixels;
 }
 
 /**

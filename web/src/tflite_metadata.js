@@ -5,6 +5,8 @@ import { PageError } from "./page_error.js";
 const METADATA_NAME = "keras_dsnet";
 const FORMAT = 1;
 const FIELDS = ["input_shape", "input_type", "preprocessing", "num_widths", "routes"];
+// What `evaluation_pipeline` keeps by default, for files of versions that wrote no `crop_fraction`.
+const OLD_CROP_FRACTION = 0.875;
 // Positions of fields in their tables of TFLite's schema.
 const MODEL_BUFFERS = 4;
 const MODEL_METADATA = 6;
@@ -47,7 +49,19 @@ export function readMetadata(bytes, name) {
   if (metadata.outputs?.includes("boxes")) {
     throw new PageError(`${name} is the file of a detector; this page runs classifiers`);
   }
+  const fraction = cropFractionOf(metadata);
+  if (!(typeof fraction === "number" && fraction > 0 && fraction <= 1)) {
+    throw new PageError(
+      `${name} has the crop_fraction ${JSON.stringify(fraction)}; it must be above 0 and at most 1`,
+    );
+  }
   return metadata;
+}
+
+/** Returns the fraction of the shorter side of a photograph that the network was evaluated on. */
+export function cropFractionOf({ preprocessing }) {
+  const isGiven = Object.hasOwn(preprocessing, "crop_fraction");
+  return isGiven ? preprocessing.crop_fraction : OLD_CROP_FRACTION;
 }
 
 /** Returns the candidate widths of a file's gates, ascending. */

@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { PageError, lineOf } from "../src/page_error.js";
 import { largestProbability, probabilities, topLabels } from "../src/probabilities.js";
-import { readMetadata } from "../src/tflite_metadata.js";
+import { cropFractionOf, readMetadata } from "../src/tflite_metadata.js";
 
 test("what is not a TFLite file is refused in one line", () => {
   const content = new TextEncoder().encode("this is a photograph");
@@ -71,6 +71,22 @@ test("the file of a detector or of another version is refused in one line", () =
   assert.throws(() => readMetadata(fileWith({ ...metadata, format: 2 }), "x.tflite"), {
     message: "x.tflite is of another version of keras_dsnet; export it again",
   });
+});
+
+test("the crop of a file is read, and a wrong one is refused in one line", () => {
+  const fields = { format: 1, input_shape: [8, 8, 3], input_type: "float32", num_widths: 2 };
+  const read = (preprocessing) =>
+    readMetadata(fileWith({ ...fields, routes: [{ path: [0] }], preprocessing }), "x.tflite");
+  assert.equal(cropFractionOf(read({ crop_fraction: 1 })), 1);
+  assert.equal(cropFractionOf(read({ crop_fraction: 0.75 })), 0.75);
+  // Files of older versions do not have it.
+  assert.equal(cropFractionOf(read({})), 0.875);
+  for (const fraction of [0, -0.5, 1.01, "0.5", null, true]) {
+    const value = JSON.stringify(fraction);
+    assert.throws(() => read({ crop_fraction: fraction }), {
+      message: `x.tflite has the crop_fraction ${value}; it must be above 0 and at most 1`,
+    });
+  }
 });
 
 test("an error becomes its first line", () => {

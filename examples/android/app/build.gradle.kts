@@ -1,3 +1,5 @@
+import org.jetbrains.kotlin.gradle.dsl.JvmTarget
+
 plugins {
     alias(libs.plugins.android.application)
     alias(libs.plugins.kotlin.android)
@@ -25,7 +27,8 @@ android {
     }
 }
 
-kotlin { jvmToolchain(17) }
+// As above. A toolchain would need a JDK 17 or a resolver that downloads one.
+kotlin { compilerOptions { jvmTarget = JvmTarget.JVM_17 } }
 
 dependencies {
     implementation(libs.androidx.activity)

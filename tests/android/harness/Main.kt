@@ -22,7 +22,7 @@ fun main(arguments: Array<String>) {
     val model =
         if (file.layout == "staged") StagedModel(file, signatures) else GraphModel(file, signatures)
     val tensor = ImageTensor(file)
-    println("opened ${file.height} ${file.width} ${file.routes} ${file.labels} ${file.split}")
+    println("opened ${file.height} ${file.width} ${file.routes} ${file.labels} ${file.split} ${file.cropFraction}")
     while (true) {
         val (pixels, width, threshold) = readlnOrNull()?.split(" ") ?: return
         val image = tensor.of(arrayOf(pixels) as IntArray)

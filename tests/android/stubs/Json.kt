@@ -11,6 +11,8 @@ class JSONObject internal constructor(private val entries: Map<String, Any?>) {
     private fun get(name: String): Any =
         entries[name] ?: throw JSONException("No value for $name")
 
+    fun has(name: String) = name in entries
+
     fun getInt(name: String) = (get(name) as Double).toInt()
 
     fun getDouble(name: String) = get(name) as Double

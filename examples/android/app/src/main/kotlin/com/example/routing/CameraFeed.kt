@@ -2,6 +2,7 @@ package com.example.routing
 
 import android.graphics.Bitmap
 import android.graphics.Matrix
+import android.view.OrientationEventListener
 import androidx.activity.ComponentActivity
 import androidx.camera.core.CameraSelector
 import androidx.camera.core.ImageAnalysis
@@ -27,6 +28,26 @@ class CameraFeed(
 ) {
     private var provider: ProcessCameraProvider? = null
     private var wanted = false
+    private val analysis = ImageAnalysis.Builder()
+        .setBackpressureStrategy(ImageAnalysis.STRATEGY_KEEP_ONLY_LATEST)
+        .setOutputImageFormat(ImageAnalysis.OUTPUT_IMAGE_FORMAT_RGBA_8888)
+        .build()
+
+    // The activity lives on when the phone is turned, and the screen of a locked one does not turn.
+    private val turning = object : OrientationEventListener(activity) {
+        override fun onOrientationChanged(orientation: Int) {
+            // Unknown where the phone lies flat: the frames stay as they were.
+            if (orientation == ORIENTATION_UNKNOWN) return
+            analysis.targetRotation = rotationOf(orientation)
+        }
+    }
+
+    init {
+        analysis.setAnalyzer(executor) { frame -> frame.use { onFrame(upright(it)) } }
+    }
+
+    /** Follows the turns of the phone, or stops to: the sensor takes power. */
+    fun followTurns(follow: Boolean) = if (follow) turning.enable() else turning.disable()
 
     fun start() {
         wanted = true
@@ -50,11 +71,6 @@ class CameraFeed(
     private fun bind(provider: ProcessCameraProvider) {
         val preview = Preview.Builder().build()
         preview.setSurfaceProvider(view.surfaceProvider)
-        val analysis = ImageAnalysis.Builder()
-            .setBackpressureStrategy(ImageAnalysis.STRATEGY_KEEP_ONLY_LATEST)
-            .setOutputImageFormat(ImageAnalysis.OUTPUT_IMAGE_FORMAT_RGBA_8888)
-            .build()
-        analysis.setAnalyzer(executor) { frame -> frame.use { onFrame(upright(it)) } }
         provider.unbindAll()
         val camera = CameraSelector.DEFAULT_BACK_CAMERA
         provider.bindToLifecycle(activity, camera, preview, analysis)
@@ -68,3 +84,9 @@ class CameraFeed(
         return Bitmap.createBitmap(bitmap, 0, 0, bitmap.width, bitmap.height, turn, true)
     }
 }
+
+/**
+ * Returns the `Surface.ROTATION_` constant, 0 to 3, of a phone that is turned clockwise by some
+ * degrees, 0 to 359. The constants count quarter turns to the other side.
+ */
+internal fun rotationOf(degrees: Int) = (4 - (degrees + 45) / 90) % 4

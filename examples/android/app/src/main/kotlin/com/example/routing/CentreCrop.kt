@@ -7,19 +7,16 @@ import android.graphics.Matrix
 import android.graphics.Paint
 import kotlin.math.max
 
-/** The share of the image's short side with which the recipes evaluate. */
-const val CROP_FRACTION = 0.875f
-
 /**
  * Cuts the centre out of a bitmap and resizes it.
  *
- * @param fraction the share of the image's short side that the network sees. Networks whose
- *   training images had the size of the network take 1.
+ * @param fraction the share of the image's short side that the network sees, as
+ *   `RoutedFile.cropFraction` has it.
  */
 class CentreCrop(
     private val width: Int,
     private val height: Int,
-    private val fraction: Float = CROP_FRACTION,
+    private val fraction: Float,
 ) {
     private val centre = Bitmap.createBitmap(width, height, Bitmap.Config.ARGB_8888)
     private val canvas = Canvas(centre)

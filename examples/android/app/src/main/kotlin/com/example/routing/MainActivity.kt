@@ -47,6 +47,16 @@ class MainActivity : ComponentActivity() {
         screen.onEngine(::open)
     }
 
+    override fun onStart() {
+        super.onStart()
+        feed.followTurns(true)
+    }
+
+    override fun onStop() {
+        feed.followTurns(false)
+        super.onStop()
+    }
+
     override fun onDestroy() {
         feed.stop()
         executor.execute { model?.close() }

@@ -26,7 +26,7 @@ class TimedPrediction(val prediction: Prediction, val milliseconds: Double)
 class OpenedModel(context: Context, engine: Engine, threads: Int = 1) : AutoCloseable {
     private val content = mapAsset(context, MODEL)
     val file = RoutedFile.read(content)
-    private val crop = CentreCrop(file.width, file.height)
+    private val crop = CentreCrop(file.width, file.height, file.cropFraction)
     private val tensor = ImageTensor(file)
     private val signatures: Signatures
     private val model: RoutedModel

@@ -5,10 +5,6 @@ import android.graphics.Bitmap
 import org.tensorflow.lite.DataType
 import org.tensorflow.lite.Interpreter
 
-// The network's `normalization`, as the file's metadata have it; here ImageNet's.
-private val MEAN = floatArrayOf(0.485f, 0.456f, 0.406f)
-private val STD = floatArrayOf(0.229f, 0.224f, 0.225f)
-
 /** The probabilities of an image, the width that each gate took, and how long it ran. */
 class Classification(val probabilities: FloatArray, val path: IntArray, val milliseconds: Double)
 
@@ -16,20 +12,23 @@ class Classification(val probabilities: FloatArray, val path: IntArray, val mill
  * A routed network of the layouts "shared" and "fast", for an app that needs no more than this.
  *
  * It takes one image at a time, from any thread but the main one. Close it when done. It needs
- * CentreCrop.kt, Pixels.kt and Memory.kt, and is not used by the rest of the app.
+ * CentreCrop.kt, RoutedFile.kt, Pixels.kt and Memory.kt, and is not used by the rest of the app.
  *
  * @param threads of the interpreter; see "Thread count" in docs/android.md.
- * @param cropFraction the share of the image's short side that the network sees; 1 for a network
- *   whose training images had its size already, such as CIFAR-10.
+ * @param cropFraction the share of the image's short side that the network sees; null for that of
+ *   the file.
+ * @throws IllegalArgumentException if the file does not fit.
  */
 class RoutedClassifier(
     context: Context,
     asset: String,
     threads: Int = 1,
-    cropFraction: Float = CROP_FRACTION,
+    cropFraction: Float? = null,
 ) : AutoCloseable {
+    private val content = mapAsset(context, asset)
+    private val file = RoutedFile.read(content)
     private val interpreter = Interpreter(
-        mapAsset(context, asset),
+        content,
         Interpreter.Options().setNumThreads(threads).setUseXNNPACK(true),
     )
     private val imageTensor = interpreter.getInputTensorFromSignature("image", "serving_default")
@@ -63,10 +62,12 @@ class RoutedClassifier(
     private val tunedResults =
         mapOf<String, Any>("output" to output, "path" to path, "confidence" to confidence)
 
-    private val crop = CentreCrop(width, height, cropFraction)
+    private val crop = CentreCrop(width, height, cropFraction ?: file.cropFraction)
     private val bytes = ByteArray(if (raw) numValues else 0)
     private val floats = FloatArray(if (raw) 0 else numValues)
-    private val normalised = Array(3) { c -> FloatArray(256) { (it / 255f - MEAN[c]) / STD[c] } }
+    private val normalised = Array(3) { c ->
+        FloatArray(256) { (it * file.scale - file.mean[c]) / file.std[c] }
+    }
 
     /** Lets the file choose: by its gates, or by confidence with the thresholds of the export. */
     @Synchronized

@@ -27,6 +27,11 @@ class RoutedFile private constructor(
     val scale = preprocessing.getDouble("scale").toFloat()
     val mean = floats(preprocessing.getJSONArray("mean"))
     val std = floats(preprocessing.getJSONArray("std"))
+
+    /** The share of an image's short side on which the network was evaluated: 1 for all of it. */
+    val cropFraction =
+        if (preprocessing.has("crop_fraction")) preprocessing.getDouble("crop_fraction").toFloat()
+        else OLD_CROP_FRACTION
     val labels = metadata.optJSONArray("class_names")?.let { names ->
         List(names.length()) { names.getString(it) }
     }
@@ -63,6 +68,9 @@ class RoutedFile private constructor(
     init {
         require(shape[2] == 3 && preprocessing.getString("channels") == "RGB") {
             "The app takes RGB images. Received: input_shape=$shape"
+        }
+        require(cropFraction > 0 && cropFraction <= 1) {
+            "The model's crop_fraction must be above 0 and at most 1. Received: $cropFraction"
         }
     }
 
@@ -119,6 +127,9 @@ private fun ints(array: JSONArray) = List(array.length()) { array.getInt(it) }
 
 private fun floats(array: JSONArray) =
     FloatArray(array.length()) { array.getDouble(it).toFloat() }
+
+// That of the recipes' evaluation, for files of versions that wrote none.
+private const val OLD_CROP_FRACTION = 0.875f
 
 // Positions of fields in the tables of TFLite's schema.fbs.
 private const val BUFFERS = 4
