@@ -177,8 +177,9 @@ class DetectionTrainer(BoxTargets, SupernetTrainer):
         self.multibox_loss = MultiboxLoss(negative_ratio, classification, box_weight)
         label = self._label_name
         names = ["loss", f"{label}_loss", f"{label}_class_loss", f"{label}_box_loss"]
-        names += ["slimmest_loss"] * self.sandwich + ["random_loss"] * bool(self.num_random)
-        self._trackers = {name: keras.metrics.Mean(name) for name in [*names, "matched"]}
+        names += ["slimmest_loss"] * self.sandwich
+        random = ["random_loss"] * bool(self.num_random)
+        self._set_metrics([*names, *random, "matched"], [*names, "matched"])
 
     def compile(self, optimizer: keras.Optimizer | str | None = None, **kwargs: Any) -> None:
         """Sets the optimizer.

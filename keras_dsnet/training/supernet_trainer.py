@@ -139,12 +139,16 @@ class SupernetTrainer(NetworkTrainer):
         names = ["loss", f"{self._label_name}_loss"]
         names += ["slimmest_loss"] * sandwich + ["random_loss"] * bool(self.num_random)
         names += [f"{self._label_name}_accuracy"]
-        self._trained = names
-        self._tested = ["loss", f"{self._label_name}_loss", f"{self._label_name}_accuracy"]
-        self._tested += ["slimmest_label_loss", "slimmest_accuracy"] * sandwich
-        every = dict.fromkeys([*self._trained, *self._tested])
-        self._trackers = {name: keras.metrics.Mean(name) for name in every}
+        tested = ["loss", f"{self._label_name}_loss", f"{self._label_name}_accuracy"]
+        tested += ["slimmest_label_loss", "slimmest_accuracy"] * sandwich
+        self._set_metrics(names, tested)
         self._was_fitted = False
+
+    def _set_metrics(self, trained, tested):
+        """Makes the metrics of a training step and of an evaluation, from lists of their names."""
+        self._trained, self._tested = trained, tested
+        names = dict.fromkeys([*trained, *tested])
+        self._trackers = {name: keras.metrics.Mean(name) for name in names}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -137,6 +137,15 @@ def test_images_without_boxes_teach_the_background():
     assert logs["widest_class_loss"] > 0
 
 
+def test_the_names_of_the_metrics_are_those_of_what_an_evaluation_returns():
+    trainer, data = make_trainer(eagerly=True, num_random=1), scenes(4)
+    named = trainer.evaluate(*data, verbose=0, return_dict=True)
+    values = trainer.evaluate(*data, verbose=0)
+    assert dict(zip(trainer.metrics_names, values, strict=True)) == pytest.approx(named)
+    history = trainer.fit(*data, validation_data=data, verbose=0).history
+    assert {f"val_{name}" for name in named} <= set(history)
+
+
 def test_sample_weight_of_0_leaves_an_image_out():
     trainer = make_trainer(eagerly=True)
     images, target = scenes(4)
