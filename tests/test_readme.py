@@ -70,7 +70,7 @@ def _program_commands(text):
 
 @functools.cache
 def _flags_of(program):
-    """Returns the arguments that a program takes, as far as the equals sign: `{"--model=", ...}`."""
+    """Returns the arguments that a program takes, up to the equals sign: `{"--model=", ...}`."""
     text = run_light_program(REPOSITORY / program, "--helpfull").stdout
     flags = set()
     for is_bool, name in re.findall(r"^  (?:-\S,)?--(\[no\])?(\w+):", text, re.MULTILINE):
