@@ -90,6 +90,23 @@ def test_a_step_has_the_losses_and_gradients_of_the_papers_equations(target):
         np.testing.assert_allclose(by_path[name], gradient, atol=1e-4 * scale, err_msg=name)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("sandwich", [True, False])
+def test_smoothing_spreads_a_part_of_each_label_over_all_classes(smoothing, sandwich):
+    images, labels = make_batch()
+    network = make_network()
+    logits = network(images, path="widest", training=True).numpy().astype("float64")
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = np.full((12, 5), smoothing / 5)
+    targets[np.arange(12), labels] += 1 - smoothing
+    expected = -np.mean(np.sum(targets * logs, axis=1))
+    options = {"sandwich": sandwich, "label_smoothing": smoothing, "target": "in_place"}
+    for given in (labels, tf.one_hot(labels, 5)):
+        trainer = make_trainer(make_network(), **options)
+        losses, *_ = trainer._gradients(images, given, trainer._subnetworks(tf.constant([[1]])))
+        assert float(losses[0]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_statistics_move_once_for_every_subnetwork():
     images, labels = make_batch()
     network, plain = make_network(), make_network()
