@@ -10,8 +10,11 @@ from ai_edge_litert.interpreter import Interpreter
 
 from keras_dsnet.export.packing import pack
 from keras_dsnet.export.tflite_model import operators_of, parse
+from keras_dsnet.models.executors import SlicedExecutor
 
 KERNEL_OPERATORS = ("CONV_2D", "FULLY_CONNECTED")
+# Of the usual difference between scores: rounding to int8 may turn a smaller one around.
+UNDECIDED = 0.1
 
 
 class Exported:
@@ -39,6 +42,13 @@ class Exported:
     def choose(self, images):
         """Runs "serving_default" and returns `(outputs, widths)`."""
         return _run(self.interpreter.get_signature_runner("serving_default"), images)
+
+    def choose_paths(self, images):
+        """Runs "serving_default" and returns `(outputs, paths)`, a row for each image."""
+        runner = self.interpreter.get_signature_runner("serving_default")
+        results = [runner(image=image[None]) for image in images]
+        outputs = np.concatenate([result["output"] for result in results])
+        return outputs, np.stack([result["path"] for result in results])
 
     def bounded(self, images, low, high):
         """Runs "bounded" and returns `(outputs, widths)`."""
@@ -127,6 +137,46 @@ def largest_difference(outputs, expected):
     expected = np.asarray(expected)
     assert outputs.shape == expected.shape
     return np.abs(outputs - expected).max() / np.abs(expected).max()
+
+
+def assert_nearly_the_same_choices(network, images, paths, share=0.8):
+    """Asserts that a file chooses as its network, but for a few images that are undecided.
+
+    Args:
+        network: `DynamicSlimmableNetwork`.
+        images: `[images, height, width, 3]`.
+        paths: int `[images, num_gates]`, which the file took.
+        share: of the choices that must agree.
+    """
+    expected = network.route(images).numpy()
+    assert np.shape(paths) == expected.shape
+    assert np.mean(paths == expected) >= share
+    for gate, margins in enumerate(_margins(network, images, expected, paths)):
+        undecided = paths[:, gate] != expected[:, gate]
+        # A gate after another choice sees other features.
+        undecided &= (paths[:, :gate] == expected[:, :gate]).all(axis=1)
+        assert (margins[undecided] < UNDECIDED).all(), (gate, margins[undecided])
+
+
+def _margins(network, images, expected, paths):
+    """Yields by how much each image prefers the network's choice to the file's, gate by gate.
+
+    1 is the mean difference between the best and the worst score of an image.
+    """
+    scores = [np.zeros((len(images), len(network.routes))) for _ in range(network.num_gates)]
+    for path in np.unique(expected, axis=0):
+        rows = np.flatnonzero((expected == path).all(axis=1))
+        resolved = network.resolve_path(tuple(map(int, path)))
+        executor = SlicedExecutor(resolved)
+        network.run_sections(images[rows], resolved, executor=executor)
+        for own, gate, found in zip(scores, network.slimming_gates, executor.scores, strict=True):
+            own[rows] = gate.route_scores(found, network.routes)
+    for gate, own in enumerate(scores):
+        best, other = (
+            own[np.arange(len(images)), np.searchsorted(network.routes, choices[:, gate])]
+            for choices in (expected, paths)
+        )
+        yield (best - other) / np.mean(own.max(axis=1) - own.min(axis=1))
 
 
 def _run(runner, images, **bounds):

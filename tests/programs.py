@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 from absl import flags
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -64,6 +65,12 @@ def import_program(name):
     for flag in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, flag)
     return module
+
+
+def state_of(workdir):
+    """Returns the arrays of the variables in the checkpoint of a run."""
+    with np.load(workdir / "checkpoint.npz") as archive:
+        return {name: archive[name] for name in archive.files if "/" in name}
 
 
 def _run(argv, folder):

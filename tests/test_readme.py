@@ -1,4 +1,5 @@
 import ast
+import functools
 import itertools
 import pathlib
 import re
@@ -14,9 +15,6 @@ from keras_dsnet.export import DynamicInterpreter
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 README = PAGES["README.md"]
-RECIPES = {path.stem: path for path in (REPOSITORY / "recipes").rglob("*.py")}
-# What absl defines for every program.
-ABSL_FLAGS = {"flagfile", "help"}
 
 
 @pytest.mark.slow
@@ -58,23 +56,32 @@ def _commands(text, pattern):
     return [shlex.split(line, comments=True) for line in re.findall(rf"^{pattern}.*", text, re.M)]
 
 
-def _sources(program):
-    """Returns the source of a program of `recipes/`, and of all that it imports from there."""
-    found, waiting = {}, [program]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found[path] = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(found[path])):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(alias.name for alias in node.names)]
-            stems = {name.split(".")[-1] for name in names}
-            waiting += [RECIPES[stem] for stem in stems if stem in RECIPES]
-    return "\n".join(found.values())
+def _program_commands(text):
+    """Returns the words of the commands in a text that run programs of `recipes/`.
+
+    They stand in blocks, in lines of loops, after other words, and in the midst of a sentence.
+    """
+    text = re.sub(r"\\\n\s*", " ", text)
+    found = [shlex.split(line) for line in re.findall(r"python (recipes/[^`|;&>#\n]*)", text)]
+    # recipes/launch.py takes the command of another program after two hyphens.
+    launched = [command[command.index("--") + 1 :] for command in found if "--" in command]
+    return [command[: [*command, "--"].index("--")] for command in found] + launched
+
+
+@functools.cache
+def _flags_of(program):
+    """Returns the arguments that a program takes, up to the equals sign: `{"--model=", ...}`."""
+    text = run_light_program(REPOSITORY / program, "--helpfull").stdout
+    flags = set()
+    for is_bool, name in re.findall(r"^  (?:-\S,)?--(\[no\])?(\w+):", text, re.MULTILINE):
+        flags |= {f"--{name}", f"--no{name}"} if is_bool else {f"--{name}="}
+    return flags
+
+
+PAGES_AND_PROGRAMS = PAGES | {
+    str(path.relative_to(REPOSITORY)): ast.get_docstring(ast.parse(path.read_text())) or ""
+    for path in sorted((REPOSITORY / "recipes").rglob("*.py"))
+}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _commands(PAGES[page], "make ")])
@@ -84,21 +91,19 @@ def test_commands_name_targets_that_exist(page):
         assert re.search(rf"^{command[1]}:", makefile, re.MULTILINE), command
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _commands(PAGES[page], "python recip")])
+@pytest.mark.parametrize(
+    "page", [page for page, text in PAGES_AND_PROGRAMS.items() if _program_commands(text)]
+)
 def test_commands_name_recipes_and_flags_that_exist(page):
-    commands = [command[1:] for command in _commands(PAGES[page], "python recipes/")]
-    # recipes/launch.py takes the command of another program after two hyphens.
-    launched = [command[command.index("--") + 1 :] for command in commands if "--" in command]
-    commands = [command[: [*command, "--"].index("--")] for command in commands]
-    for recipe, *arguments in commands + launched:
-        source = _sources(REPOSITORY / recipe)
+    for program, *arguments in _program_commands(PAGES_AND_PROGRAMS[page]):
         for argument in arguments:
-            name, _, value = argument.removeprefix("--").partition("=")
-            names = {name, name.removeprefix("no")}
-            assert names & ABSL_FLAGS or any(f'"{flag}"' in source for flag in names), (
-                f"{recipe} has no --{name}"
-            )
-            if name == "flagfile":
+            if not argument.startswith("-"):
+                # The dots stand for more flags; only one program takes anything else.
+                assert argument == "..." or "arguments=True" in (REPOSITORY / program).read_text()
+                continue
+            flag, equals, value = argument.partition("=")
+            assert flag + equals in _flags_of(program), f"{program} has no {flag + equals}"
+            if flag == "--flagfile":
                 assert (REPOSITORY / value).is_file(), value
 
 
@@ -116,6 +121,14 @@ def test_the_table_of_flags_has_flags_of_the_programs(stage):
                 assert flag not in defined, (flag, owner)
     assert {owner for _, owner in rows} <= {"stage I", "stage II", "both", "both stages"}
     assert len(rows) >= 15
+
+
+@pytest.mark.parametrize("wrong", ["--learning_rate=3", "--noworkdir", "--confidence", "--model"])
+def test_flags_of_other_programs_and_other_kinds_are_not_flags_of_a_program(wrong):
+    taken = _flags_of("recipes/evaluate.py")
+    assert {"--model=", "--workdir=", "--flagfile=", "--help", "--nodebug"} <= taken
+    flag, equals, _ = wrong.partition("=")
+    assert flag + equals not in taken
 
 
 @pytest.mark.parametrize("page", PAGES)

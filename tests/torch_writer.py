@@ -1,6 +1,7 @@
 """Fixtures that write files as `torch.save` does, without PyTorch."""
 
 import collections
+import dataclasses
 import io
 import pickle
 import struct
@@ -161,3 +162,13 @@ def steady_checkpoint(tmp_path_factory):
             values = 1 + np.abs(values)
         state[name] = values.astype("float32")
     return _write(tmp_path_factory.mktemp("steady") / "net.pth.tar", {"state_dict": state})
+
+
+@pytest.fixture
+def released_checkpoint(steady_checkpoint, tmp_path, monkeypatch):
+    """Makes a local file in the format of the authors' code the released checkpoint."""
+    from keras_dsnet.applications.ds_mobilenet import PRESETS
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    preset = dataclasses.replace(PRESETS["imagenet"], url=steady_checkpoint.as_uri(), classes=20)
+    monkeypatch.setitem(PRESETS, "imagenet", preset)

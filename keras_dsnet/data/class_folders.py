@@ -7,6 +7,7 @@ import pathlib
 import unicodedata
 
 from keras_dsnet.data.encoded_image import read_header
+from keras_dsnet.utils.shown_names import first_names
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp")
 # Files with these endings are left out even if they hold an image.
@@ -17,7 +18,6 @@ _WRITTEN_BY_PROGRAMS = (
     *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "#recycle", "lost+found", "thumbs.db"),
     *("ehthumbs.db", "desktop.ini", "picasa.ini", "icon\r"),
 )
-_NAMES_SHOWN = 3
 _BLOCK = 256
 _THREADS = 16
 
@@ -238,8 +238,7 @@ def _is_ignored(name):
 
 def some_names(paths):
     """Returns the first names of a list of paths as text."""
-    names = [readable_name(path) for path in paths[:_NAMES_SHOWN]]
-    return ", ".join(names if len(paths) <= _NAMES_SHOWN else [*names, "..."])
+    return first_names([readable_name(path) for path in paths])
 
 
 def readable_name(path):

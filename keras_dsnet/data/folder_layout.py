@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from keras_dsnet.data.class_folders import holds_images, subfolders
+from keras_dsnet.utils.shown_names import first_and_last_names
 
 _SPLIT_WORDS = {
     "train": ("train", "training", "trn", "trainval"),
@@ -312,7 +313,4 @@ def _is_filler(word):
 
 
 def _listed(names):
-    names = [f"'{name}'" for name in names]
-    if len(names) > _NAMES_SHOWN:
-        names = [*names[: _NAMES_SHOWN - 2], "...", names[-1]]
-    return ", ".join(names)
+    return first_and_last_names([f"'{name}'" for name in names], _NAMES_SHOWN)

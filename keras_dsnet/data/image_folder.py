@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -174,7 +175,7 @@ class _SplitLists:
             else:
                 listing = self._listing(key)
                 files, self._notes[key] = listing.files, listing.notes
-            self._files[key] = _shuffled(files)
+            self._files[key] = shuffled_files(files)
         return self._files[key]
 
     def _listing(self, key):
@@ -216,13 +217,14 @@ def _resolve_split(spec, lists, dataset):
     return key, chosen
 
 
-def _shuffled(files):
+def shuffled_files(files: Sequence) -> list:
+    """Returns files in the fixed order from which the split that is held out is taken."""
     order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(files))
     return [files[index] for index in order]
 
 
 def _hold_out(files, classes):
-    files = _shuffled(files)
+    files = shuffled_files(files)
     labels = np.array([label for _, label in files])
     held_out = np.zeros(len(files), bool)
     for label, folder in enumerate(classes.values()):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.data.sharding import Shard
+from keras_dsnet.utils.shown_names import first_and_last_names
 
 _NAMES_SHOWN = 12
 # 512 images of 224x224 take 308 MB.
@@ -88,9 +89,7 @@ class ImageSource:
             name if self.class_counts is None else f"{name} ({self.class_counts[index]})"
             for index, name in enumerate(self.class_names)
         ]
-        if len(names) > _NAMES_SHOWN:
-            names = [*names[: _NAMES_SHOWN - 2], "...", names[-1]]
-        return f"{line}: {', '.join(names)}"
+        return f"{line}: {first_and_last_names(names, _NAMES_SHOWN)}"
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the number of full batches in one pass over the images.

@@ -10,11 +10,11 @@ import numpy as np
 
 from keras_dsnet.data.class_folders import read_headers, readable_name, some_names
 from keras_dsnet.data.encoded_image import UPRIGHT
-from keras_dsnet.data.image_folder import HOLD_OUT_FRACTION, HOLD_OUT_SEED, readable_files
+from keras_dsnet.data.image_folder import HOLD_OUT_FRACTION, readable_files, shuffled_files
 from keras_dsnet.data.image_source import describe_splits, resolve_split
 from keras_dsnet.detection.box_source import BoxFileSource, Objects
+from keras_dsnet.utils.shown_names import first_names
 
-_NAMES_SHOWN = 3
 _TRANSPOSED_FROM = 5
 
 
@@ -66,7 +66,7 @@ def choose_split(split, specs, splits, default, root):
         ValueError: There is no such split.
     """
     # Slices and held-out images are taken from a fixed shuffled order.
-    splits = {name: _shuffled(images) for name, images in splits.items()}
+    splits = {name: shuffled_files(images) for name, images in splits.items()}
     notes: tuple[str, ...] = ()
     if "eval" not in default:
         name, train = default["train"], splits.pop(default["train"])
@@ -131,11 +131,6 @@ def _as_identifier(name):
     return re.sub(r"\W", "_", name.strip())
 
 
-def _shuffled(images):
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(images))
-    return [images[index] for index in order]
-
-
 def make_source(
     root: pathlib.Path,
     annotations: Sequence[Annotation],
@@ -191,8 +186,8 @@ def make_source(
         raise ValueError(f"the {len(kept)} images of split '{split}' of {root} have no box")
     absent = [name for name, count in zip(class_names, source.class_counts or ()) if not count]
     if absent:
-        names = ", ".join(absent[:_NAMES_SHOWN]) + ", ..." * (len(absent) > _NAMES_SHOWN)
-        source.notes += (f"split '{split}' has no box of {len(absent)} classes: {names}",)
+        line = f"split '{split}' has no box of {len(absent)} classes: {first_names(absent)}"
+        source.notes += (line,)
     return source
 
 
@@ -203,18 +198,14 @@ def _class_indices(annotations, class_names):
         for name in annotation.names:
             if name not in index_of:
                 close = difflib.get_close_matches(name, class_names, n=1)
+                known = first_names([*map(repr, class_names)])
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 raise ValueError(
                     f"image {readable_name(annotation.path)} has an object of the unknown class "
-                    f"'{name}': the classes are {_some(class_names)}{hint}"
+                    f"'{name}': the classes are {known}{hint}"
                 )
         classes.append([index_of[name] for name in annotation.names])
     return classes
-
-
-def _some(names):
-    shown = [repr(name) for name in names[:_NAMES_SHOWN]]
-    return ", ".join(shown + ["..."] * (len(names) > _NAMES_SHOWN))
 
 
 def _sizes(annotations, orientations):

@@ -203,15 +203,3 @@ def smooth_l1_loss() -> keras.losses.Loss:
     import keras_cv
 
     return keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="none")
-
-
-def focal_loss(alpha: float = 0.25, gamma: float = 2.0) -> keras.losses.Loss:
-    """Returns the focal loss (Lin et al., 2017) of logits, one value per anchor.
-
-    Args:
-        alpha: Float, weight of the positive class. Defaults to 0.25.
-        gamma: Float, exponent of the modulating factor. Defaults to 2.
-    """
-    import keras_cv
-
-    return keras_cv.losses.FocalLoss(alpha=alpha, gamma=gamma, from_logits=True, reduction="none")

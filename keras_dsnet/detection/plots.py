@@ -2,19 +2,17 @@
 
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_dsnet.detection.average_precision import average_precision
-from keras_dsnet.utils.atomic_file import atomic_file
+from keras_dsnet.utils.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DOTS_PER_INCH = 160
 # Nearly everybody can distinguish these colours (Okabe and Ito).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LABELLED_CURVES = 12
@@ -47,7 +45,7 @@ def plot_precision_recall(
     labelled = order
     if len(order) > _LABELLED_CURVES:
         labelled = [*order[: _LABELLED_CURVES // 2], *order[-_LABELLED_CURVES // 2 :]]
-    figure = _figure(6.4, 4.6)
+    figure = new_figure(6.4, 4.6)
     axes = figure.add_subplot(xlabel="Recall", ylabel="Precision", title=title)
     for name in order:
         recall, precision = known[name]
@@ -64,7 +62,7 @@ def plot_precision_recall(
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, title="AP (area, %)")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _area(curve):
@@ -105,7 +103,7 @@ def plot_detections(
             f"{len(images)} images"
         )
     rows = math.ceil(len(images) / columns)
-    figure = _figure(_INCHES * min(columns, len(images)), _INCHES * rows)
+    figure = new_figure(_INCHES * min(columns, len(images)), _INCHES * rows)
     for index, image in enumerate(images):
         axes = figure.add_subplot(rows, min(columns, len(images)), index + 1)
         axes.imshow(image)
@@ -114,7 +112,7 @@ def plot_detections(
             _draw(axes, targets[index], image.shape, lambda label, score: ("white", 0.8, None))
         style = _styles(class_names, score_threshold)
         _draw(axes, objects[index], image.shape, style)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _styles(class_names, score_threshold):
@@ -149,18 +147,3 @@ def _draw(axes, objects, shape, style_of):
         if text is not None:
             box = {"facecolor": color, "edgecolor": "none", "pad": 0.8}
             axes.text(left, top, text, color="white", fontsize=5, va="bottom", bbox=box)
-
-
-def _figure(width, height):
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure, path):
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix.lstrip(".") or "png"
-    with atomic_file(path, "wb") as file:
-        figure.savefig(file, format=kind, dpi=_DOTS_PER_INCH)
-    return figure

@@ -1,7 +1,6 @@
 """The plots of a run, in the manner of the paper's figures."""
 
 import os
-import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from keras_dsnet.runs.csv_log import EVALUATION_PREFIXES, read_log
 from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
-from keras_dsnet.utils.atomic_file import atomic_file
+from keras_dsnet.utils.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +19,6 @@ _STATIC_COLOR, _DYNAMIC_COLOR, _NEUTRAL_COLOR = "#0072B2", "#D55E00", "#555555"
 _LOSS_COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _RHO = r"$\rho$"
 _WIDTH_MAP = "viridis"
-_DOTS_PER_INCH = 160
 # Marks of the rows of `evaluate_paths` that belong to no path of the routes, by name.
 _MARKS = {
     "gate": {"color": "#CC79A7", "marker": "D", "markersize": 7},
@@ -80,7 +78,7 @@ def plot_accuracy_against_madds(
     if metric not in _MEASURES:
         raise ValueError(f"`metric` must be 'top1' or 'map'. Received: metric={metric!r}")
     rows = [{**row, "top1": row[metric]} for row in rows]
-    figure = _figure(6.4, 4.6)
+    figure = new_figure(6.4, 4.6)
     axes = figure.add_subplot(
         xlabel="Multiply-adds per image (M MAdds)", ylabel=_MEASURES[metric], title=title
     )
@@ -111,7 +109,7 @@ def plot_accuracy_against_madds(
     axes.margins(x=0.1, y=0.15)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_confidence_curve(
@@ -137,7 +135,7 @@ def plot_confidence_curve(
     """
     if not rows:
         raise ValueError(f"A plot of a confidence curve needs rows. Received: rows={rows}")
-    figure = _figure(6.4, 4.6)
+    figure = new_figure(6.4, 4.6)
     axes = figure.add_subplot(
         xlabel="Mean multiply-adds per image (M MAdds)", ylabel="Top-1 accuracy (%)", title=title
     )
@@ -160,7 +158,7 @@ def plot_confidence_curve(
     axes.margins(x=0.1, y=0.15)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_reliability(
@@ -201,7 +199,7 @@ def plot_reliability(
     accuracy = np.bincount(index, right, bins)[filled] / counts[filled]
     mean = np.bincount(index, values, bins)[filled] / counts[filled]
     error = float(np.abs(accuracy - mean) @ counts[filled] / counts.sum())
-    figure = _figure(5.2, 5.4)
+    figure = new_figure(5.2, 5.4)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.bar(edges[:-1][filled], 100 * accuracy, 1 / bins, align="edge", edgecolor="white")
     axes.plot([0, 1], [0, 100], color=_NEUTRAL_COLOR, linestyle="--", linewidth=1)
@@ -209,7 +207,7 @@ def plot_reliability(
     axes.set(ylabel="Top-1 accuracy (%)", ylim=(0, 100), xlim=(0, 1), title=title)
     below.bar(edges[:-1], 100 * counts / counts.sum(), 1 / bins, align="edge", edgecolor="white")
     below.set(xlabel="Confidence", ylabel="Images (%)")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_gallery(
@@ -253,7 +251,7 @@ def plot_gallery(
             f"Received: {', '.join(str(len(array)) for array in arrays)} values"
         )
     taken = np.unique(widths)
-    figure = _figure(1.35 * columns + 0.8, 1.75 * len(taken) + 0.5)
+    figure = new_figure(1.35 * columns + 0.8, 1.75 * len(taken) + 0.5)
     grid = figure.subplots(len(taken), columns, squeeze=False)
     for row, width in zip(grid, taken):
         chosen = np.flatnonzero(widths == width)
@@ -273,7 +271,7 @@ def plot_gallery(
             axes.set_title(text, fontsize=8, color="black" if right else "#C00000")
             axes.set_xlabel(f"{confidence[index]:.0%} sure", fontsize=8)
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _class_name(index, class_names):
@@ -308,7 +306,7 @@ def plot_width_shares(
     labels = labels or [f"gate {number}" for number in range(1, len(shares) + 1)]
     if len(labels) != len(shares):
         raise ValueError(f"{len(shares)} shares need as many labels. Received: labels={labels}")
-    figure = _figure(2.6 + 1.1 * len(shares), 4.6)
+    figure = new_figure(2.6 + 1.1 * len(shares), 4.6)
     axes = figure.add_subplot(ylabel="Share of images (%)", title=title)
     colors = _width_colors(len(ratios))
     bottoms = [0.0] * len(shares)
@@ -332,7 +330,7 @@ def plot_width_shares(
     axes.spines[["top", "right"]].set_visible(False)
     # Reversed, so that the legend is in the order of the bars.
     axes.legend(reverse=True, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_training_curves(
@@ -359,7 +357,7 @@ def plot_training_curves(
     if not losses and not accuracies:
         raise ValueError(f"{csv_path} has no epochs with losses or accuracies to draw")
     panels = [panel for panel in (accuracies, losses) if panel]
-    figure = _figure(7.2, 1.0 + 3.2 * len(panels))
+    figure = new_figure(7.2, 1.0 + 3.2 * len(panels))
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, panel in zip(all_axes, panels):
         if panel is accuracies:
@@ -371,7 +369,7 @@ def plot_training_curves(
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     all_axes[-1].set_xlabel("Epoch")
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_accuracies(axes, rows, names):
@@ -431,14 +429,6 @@ def _annotate(axes, row, text, offset, color, side="center"):
     axes.annotate(text, (x, y), offset, textcoords="offset points", color=color, ha=side)
 
 
-def _figure(width, height):
-    # Not pyplot, which would choose a backend for the user's whole process. Imported here to keep
-    # `import keras_dsnet` fast.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _width_colors(count):
     """Returns a colour per width, from dark to light, ordered also in colour-blind vision."""
     from matplotlib import colormaps
@@ -449,10 +439,3 @@ def _width_colors(count):
 def _readable_on(color):
     red, green, blue = color[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-
-
-def _save(figure, path):
-    path = pathlib.Path(path)
-    with atomic_file(path, "wb") as file:
-        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=_DOTS_PER_INCH)
-    return figure

@@ -345,11 +345,6 @@ def ends_of(results: StepResults, thresholds: Sequence[float]) -> np.ndarray:
     return np.sum(np.cumprod(unsure, axis=1), axis=1)
 
 
-def stops_of(results: StepResults, thresholds: Sequence[float]) -> np.ndarray:
-    """Returns the number of images that stop at each step, int `[steps]`."""
-    return np.bincount(ends_of(results, thresholds), minlength=len(results.widths))
-
-
 def score(results: StepResults, thresholds: Sequence[float]) -> tuple[float, float]:
     """Returns the mean MAdds of an image and top-1 with some thresholds.
 

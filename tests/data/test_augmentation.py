@@ -19,6 +19,7 @@ from keras_dsnet.data.augmentation import (
 )
 from keras_dsnet.data.auto_augment import AUTO_AUGMENT_POLICIES, _operations, _parse
 
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 KINDS = [
     {"randaugment": 2},
     {"auto_augment": "imagenet"},
@@ -97,15 +98,45 @@ def test_op_determinism_is_no_obstacle(image):
 
 
 @pytest.mark.parametrize("name", AUTO_AUGMENT_POLICIES)
-def test_policies_are_25_pairs_of_known_operations(name):
+def test_policies_are_the_published_pairs_of_operations(name):
+    lines = (GOLDEN / "auto_augment.txt").read_text().splitlines()
+    lines = [line.split() for line in lines if line.startswith(f"{name} ")]
     policy = _parse(AUTO_AUGMENT_POLICIES[name])
-    assert len(policy) == 25
-    for sub_policy in policy:
-        assert len(sub_policy) == 2
-        for operation, probability, level in sub_policy:
-            assert operation in _operations({})
-            assert 0 <= probability <= 1
-            assert 0 <= level <= 9
+    assert len(policy) == len(lines) == 25
+    for (first, second), (_, *published) in zip(policy, lines, strict=True):
+        chances, levels = published[1::3], published[2::3]
+        assert [first[0], second[0]] == published[::3]
+        assert [first[1], second[1]] == [float(chance) for chance in chances]
+        assert [first[2], second[2]] == [float(level) for level in levels]
+
+
+def test_the_drawn_pair_is_applied_in_order_at_its_levels(image):
+    augment = _traced({"auto_augment": "cifar10"})
+    (augmentation,) = image_augmentations(auto_augment="cifar10")
+    operations = _operations(augmentation.keywords["library"])
+    policy, applied = _parse(AUTO_AUGMENT_POLICIES["cifar10"]), 0
+    for seed in range(20):
+        choice, chance, sign = tf.unstack(tf.random.split(_key(seed), 3))
+        row = policy[int(tf.random.stateless_uniform([], choice, 0, 25, tf.int32))]
+        chances = tf.random.stateless_uniform([2], chance).numpy()
+        signs = np.where(tf.random.stateless_uniform([2], sign) < 0.5, -1.0, 1.0)
+        expected = image
+        for slot, (operation, probability, level) in enumerate(row):
+            if chances[slot] < probability:
+                level = tf.constant(level / 9, tf.float32)
+                sign = tf.constant(signs[slot], tf.float32)
+                expected = operations[operation](expected, level, sign)
+                applied += 1
+        np.testing.assert_allclose(augment(image, _key(seed)), expected, atol=0.05)
+    assert applied > 10
+
+
+def test_randaugment_makes_the_number_of_changes_of_the_magnitude_asked_for(image):
+    (augmentation,) = image_augmentations(randaugment=3, randaugment_magnitude=0.7)
+    (layer,) = augmentation.layers
+    assert (layer.augmentations_per_image, layer.magnitude) == (3, 0.7)
+    (usual,) = image_augmentations(randaugment=1)
+    assert usual.layers[0].magnitude == 0.5
 
 
 def _operation(name, image, level, sign=1.0):
@@ -206,13 +237,24 @@ def test_inception_windows_fill_the_range_of_areas_and_aspects():
     assert aspect.max() < 1.36
 
 
-def test_erasing_fills_one_rectangle_of_the_stated_area():
+def test_erasing_fills_one_rectangle_of_any_stated_area_and_aspect():
     image = tf.zeros([64, 64, 3])
-    for seed in range(20):
-        erased = random_erasing(image, tf.constant([0, seed]), 1.0).numpy()[..., 0] > 0
-        rows, columns = np.flatnonzero(erased.any(axis=1)), np.flatnonzero(erased.any(axis=0))
-        assert erased.sum() == len(rows) * len(columns)
-        assert 0.015 < erased.mean() < 0.34
+    erase = tf.function(lambda seed: random_erasing(image, seed, 1.0))
+    areas, aspects = [], []
+    for seed in range(150):
+        erased = erase(tf.constant([0, seed])).numpy()[..., 0]
+        assert set(np.unique(erased)) == {0, 114}
+        height, width = (np.flatnonzero(erased.any(axis=axis)).size for axis in (1, 0))
+        assert np.count_nonzero(erased) == height * width
+        areas.append(height * width / 64**2)
+        aspects.append(height / width)
+    # Zhong et al.: 2 to 33 % of the area, and an aspect ratio of 0.3 to 3.33. Sides are rounded.
+    assert 0.015 < min(areas) < 0.04
+    assert 0.31 < max(areas) < 0.34
+    assert 0.27 < min(aspects) < 0.35
+    assert 2.9 < max(aspects) < 3.7
+    # The logarithm of the aspect is drawn uniformly.
+    assert 0.8 < np.median(aspects) < 1.25
 
 
 def test_erasing_happens_as_often_as_asked():

@@ -290,6 +290,28 @@ def test_distortion_keeps_the_range_and_sometimes_the_image():
     assert 0 < sum(unchanged) < 15
 
 
+def test_distortion_is_that_of_ssd_by_its_draws():
+    image = tf.constant(np.random.default_rng(0).uniform(0, 255, (8, 8, 3)), tf.float32)
+    kinds = set()
+    for index in range(60):
+        seed = tf.constant([4, index], tf.int64)
+        used, amounts = tf.random.stateless_uniform([2, 4], seed).numpy()
+        used = used < 0.5
+        first = bool(tf.random.stateless_uniform([], tf.random.fold_in(seed, 1)) < 0.5)
+        kinds |= {(place, bool(is_used)) for place, is_used in enumerate(used)}
+        kinds |= {("contrast first", first)} if used[1] and used[2:].any() else set()
+        # Liu et al. change brightness by up to 32 of 255, contrast and saturation by up to a half,
+        # and the hue by up to 18 degrees.
+        brightness = 64 * amounts[0] - 32 if used[0] else 0
+        contrast, saturation = (0.5 + amounts[place] if used[place] else 1 for place in (1, 2))
+        hue = (36 * amounts[3] - 18) / 360 if used[3] else 0
+        expected = np.clip((image + brightness) * (contrast if first else 1), 0, 255) / 255
+        expected = tf.image.adjust_hue(tf.image.adjust_saturation(expected, saturation), hue)
+        expected = np.clip(expected * 255 * (1 if first else contrast), 0, 255)
+        np.testing.assert_allclose(photometric_distortion(image, seed), expected, atol=0.05)
+    assert len(kinds) == 10
+
+
 def test_a_flip_mirrors_boxes_and_pixels(voc_folder):
     source = load_detection_source(voc_folder)
     plain = _batches(source, 8, augmentation="none")

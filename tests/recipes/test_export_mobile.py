@@ -1,6 +1,5 @@
 """The export program: what it prints and writes, and one line for each mistake."""
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -17,7 +16,7 @@ from absl.testing import flagsaver
 from ai_edge_litert.interpreter import Interpreter
 from detection_data import write_voc, xml
 from keras_dsnet.applications import DSMobileNet
-from keras_dsnet.applications.ds_mobilenet import PRESETS, preprocess_input
+from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from programs import run_program
 from routed_networks import SHORT_SPEC, SIZE, random_images, small_network
 from tiny_detectors import tiny_detector
@@ -379,15 +378,7 @@ def test_a_network_of_any_image_size_asks_for_one(export, network, tmp_path):
     assert image["shape"].tolist() == [1, SIZE, SIZE, 3]
 
 
-@pytest.fixture
-def released(steady_checkpoint, tmp_path, monkeypatch):
-    """Makes a local file in the format of the authors' code the released checkpoint."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    preset = dataclasses.replace(PRESETS["imagenet"], url=steady_checkpoint.as_uri(), classes=20)
-    monkeypatch.setitem(PRESETS, "imagenet", preset)
-
-
-def test_released_weights_route_by_confidence(program, released, capsys):
+def test_released_weights_route_by_confidence(program, released_checkpoint, capsys):
     with flagsaver.as_parsed(weights="imagenet"):
         flags.FLAGS.mark_as_parsed()
         network, _ = program.load_network()
@@ -414,7 +405,7 @@ def test_released_weights_route_by_confidence(program, released, capsys):
     ids=["default", "routes", "steps", "thresholds", "gate", "path"],
 )
 def test_what_is_told_of_weights_without_a_gate_is_what_the_file_does(
-    given, told, program, released, capsys
+    given, told, program, released_checkpoint, capsys
 ):
     with flagsaver.as_parsed(weights="imagenet", **given):
         program.load_network()
@@ -425,7 +416,7 @@ def test_what_is_told_of_weights_without_a_gate_is_what_the_file_does(
 
 
 def test_a_gate_that_is_not_trained_is_named_by_the_flag_of_its_weights(
-    program, released, tmp_path, capsys
+    program, released_checkpoint, tmp_path, capsys
 ):
     with flagsaver.as_parsed(weights="imagenet", routing="gate"):
         network, _ = program.load_network()
@@ -437,7 +428,7 @@ def test_a_gate_that_is_not_trained_is_named_by_the_flag_of_its_weights(
 
 @pytest.mark.long
 def test_one_command_writes_a_dynamic_file_of_the_released_weights(
-    export, released, tmp_path, capsys
+    export, released_checkpoint, tmp_path, capsys
 ):
     export(weights="imagenet", output=tmp_path / "m.tflite", image_size=32)
     assert "mean nothing" not in capsys.readouterr().out

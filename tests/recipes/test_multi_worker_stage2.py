@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from programs import run_program
+from programs import run_program, state_of
 from routed_networks import SHORT_SPEC, small_network
 from worker_processes import Workers
 
@@ -29,11 +29,6 @@ def arguments(tmp_path_factory):
 def workers(tmp_path):
     with Workers(PROGRAM, tmp_path) as started:
         yield started
-
-
-def state_of(folder):
-    with np.load(folder / "checkpoint.npz") as archive:
-        return {name: archive[name] for name in archive.files if "/" in name}
 
 
 def check_end(workers):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from keras_dsnet.applications import DSResNet50
-from programs import run_program, start_program
+from programs import run_program, start_program, state_of
 from routed_networks import SHORT_SPEC, SIZE, small_network
 
 from keras_dsnet.models.routing_settings import ROUTINGS
@@ -37,11 +37,6 @@ STAGE_2 = (*STAGE_1[:3], "--batch_size=64", "--epochs=1", "--variant=S")
 
 def run(name, *arguments):
     return run_program(RECIPES / name, *arguments)
-
-
-def state_of(workdir):
-    with np.load(workdir / "checkpoint.npz") as archive:
-        return {name: archive[name] for name in archive.files if "/" in name}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from detection_data import write_voc, xml
 from detection_squares import CLASSES, SIZE, make_classifier, scenes
-from programs import run_program, start_program
+from programs import run_program, start_program, state_of
 from worker_processes import Workers
 
 from keras_dsnet.runs import read_log
@@ -70,11 +70,6 @@ def run(name, *arguments):
     done = run_program(RECIPES / name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def state_of(workdir):
-    with np.load(workdir / "checkpoint.npz") as archive:
-        return {name: archive[name] for name in archive.files if "/" in name}
 
 
 @pytest.fixture(scope="module")

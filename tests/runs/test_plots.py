@@ -36,7 +36,7 @@ def legend_words(legend):
 
 
 def test_static_widths_are_a_line_and_the_dynamic_network_a_point(tmp_path):
-    path = tmp_path / "accuracy.png"
+    path = tmp_path / "not_there_yet" / "accuracy.png"
     figure = plot_accuracy_against_madds(ROWS, path, title="digits")
     (axes,) = figure.axes
     assert lines(axes) == {
@@ -54,7 +54,7 @@ def test_static_widths_are_a_line_and_the_dynamic_network_a_point(tmp_path):
     }
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_average_precision_is_drawn_like_accuracy(tmp_path):

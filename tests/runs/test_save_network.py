@@ -1,11 +1,11 @@
 import keras
 import numpy as np
 import pytest
+from trainers import make_batch, make_network, make_trainer, values_of
 
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.runs import SaveNetwork
 from keras_dsnet.training import GateTrainer
-from tests.training.test_supernet_trainer import make_batch, make_network, make_trainer, values_of
 
 BATCH = make_batch()
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import tqdm
 from tiny_families import TINY_RESNET, tiny_images, tiny_network
+from trainers import gate_batch, gate_network
 
 from keras_dsnet.models import DynamicSlimmableNetwork, with_dtype
 from keras_dsnet.training import (
@@ -14,12 +15,11 @@ from keras_dsnet.training import (
     evaluate_paths,
     recalibrate_batch_norm,
 )
-from tests.training.test_gate_trainer import make_batch, make_network
 
 
 def test_rows_are_the_accuracy_and_madds_of_each_path():
-    network = make_network()
-    images, labels = make_batch()
+    network = gate_network()
+    images, labels = gate_batch()
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
     rows = evaluate_paths(network, dataset, paths=[0, "widest", "largest"])
     assert [row["path"] for row in rows] == [0, "widest", "largest"]
@@ -37,9 +37,9 @@ def test_paths_can_be_those_that_route_returned():
 
 
 def test_dynamic_row_counts_the_chosen_paths_and_the_gate():
-    network = make_network()
+    network = gate_network()
     network.gates_trained = True
-    images, labels = make_batch()
+    images, labels = gate_batch()
     rows = evaluate_paths(network, [(images, labels)])
     widths = network.route(images).numpy()[:, 0]
     assert len(set(widths)) > 1
@@ -51,9 +51,9 @@ def test_dynamic_row_counts_the_chosen_paths_and_the_gate():
 
 
 def test_rows_have_the_hits_of_each_image_where_asked():
-    network = make_network()
+    network = gate_network()
     network.gates_trained = True
-    images, labels = make_batch()
+    images, labels = gate_batch()
     batches = [(images[:5], labels[:5]), (images[5:], labels[5:])]
     rows = evaluate_paths(network, batches, per_image=True)
     for row in rows:
@@ -81,9 +81,9 @@ def test_several_gates_have_the_shares_of_their_paths_too():
 
 def test_empty_data_is_an_error():
     with pytest.raises(ValueError, match="no images"):
-        evaluate_paths(make_network(), [])
+        evaluate_paths(gate_network(), [])
     with pytest.raises(ValueError, match="no batches"):
-        recalibrate_batch_norm(make_network(), [], verbose=False)
+        recalibrate_batch_norm(gate_network(), [], verbose=False)
 
 
 def norms_of(network, section):
@@ -91,8 +91,8 @@ def norms_of(network, section):
 
 
 def test_recalibrated_statistics_are_the_means_over_the_batches():
-    network = make_network()
-    images, _ = make_batch()
+    network = gate_network()
+    images, _ = gate_batch()
     norm = norms_of(network, 0)[0]
     batches = [images[:20], images[20:]]
     assert recalibrate_batch_norm(network, batches, verbose=False) == 2
@@ -105,7 +105,7 @@ def test_recalibrated_statistics_are_the_means_over_the_batches():
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float64"])
 def test_statistics_are_means_in_every_precision(dtype):
-    network, images = make_network(), make_batch(60)[0]
+    network, images = gate_network(), gate_batch(60)[0]
     other = with_dtype(network, dtype)
     for model in (network, other):
         recalibrate_batch_norm(model, [images[:20], images[20:40], images[40:]], verbose=False)
@@ -117,8 +117,8 @@ def test_statistics_are_means_in_every_precision(dtype):
 
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
 def test_recalibration_restores_destroyed_statistics_and_touches_nothing_else(trainable):
-    network = make_network(dropout=0.5)
-    images, labels = make_batch(60)
+    network = gate_network(dropout=0.5)
+    images, labels = gate_batch(60)
     batches = [(images, labels)]
     recalibrate_batch_norm(network, batches, verbose=False)
     expected = [network(images, path=k).numpy() for k in range(4)]
@@ -140,8 +140,8 @@ def test_recalibration_restores_destroyed_statistics_and_touches_nothing_else(tr
 
 
 def test_only_the_paths_asked_for_are_recalibrated():
-    network = make_network()
-    images, _ = make_batch()
+    network = gate_network()
+    images, _ = gate_batch()
     norm = norms_of(network, 1)[0]
     before = norm.moving_mean.numpy().copy()
     recalibrate_batch_norm(network, [images], paths=[1, "largest"], verbose=False)
@@ -153,7 +153,7 @@ def pairs_of(images, labels):
     return tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
 
 
-IMAGES, LABELS = make_batch()
+IMAGES, LABELS = gate_batch()
 EVALUATED = {
     "column": (IMAGES, LABELS[:, None]),
     "one-hot": (IMAGES, tf.one_hot(LABELS, 4)),
@@ -168,7 +168,7 @@ EVALUATED = {
 @pytest.fixture(scope="module")
 def network():
     """A network that no test changes."""
-    return make_network()
+    return gate_network()
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_an_unbatched_data_set_after_a_batched_one_is_refused(network, expected_
     ],
 )
 def test_images_are_checked_alike_by_evaluation_and_recalibration(batch, received):
-    network = make_network()
+    network = gate_network()
     before = [v.numpy() for v in network.variables]
     data = [(IMAGES, LABELS), batch]
     for function in (evaluate_paths, recalibrate_batch_norm):
@@ -243,8 +243,8 @@ def test_labels_that_are_none_are_refused(network, labels):
 
 
 def test_an_open_size_is_counted_at_the_sizes_that_were_seen():
-    network = DynamicSlimmableNetwork(make_network().spec, (None, None, 3), classes=4)
-    network.set_weights(make_network().get_weights())
+    network = DynamicSlimmableNetwork(gate_network().spec, (None, None, 3), classes=4)
+    network.set_weights(gate_network().get_weights())
     network.gates_trained = True
     larger = tf.image.resize(IMAGES, (32, 24))
     data = [(IMAGES, LABELS), (larger[:15], LABELS[:15])]
@@ -278,7 +278,7 @@ def test_what_is_no_network_or_no_list_of_paths_is_refused(network):
 
 
 def test_recalibration_takes_data_of_unknown_length_and_shows_what_is_done(monkeypatch):
-    network, other = make_network(), make_network()
+    network, other = gate_network(), gate_network()
     shown, done = [], []
 
     class Bar(tqdm.tqdm):

@@ -4,11 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from trainers import gate_batch, gate_network
 
 from keras_dsnet.models import (
     DynamicSlimmableNetwork,
-    MobileNetSpec,
-    MobileNetStage,
     with_dtype,
 )
 from keras_dsnet.training import (
@@ -23,38 +22,9 @@ from keras_dsnet.training.losses import gate_cross_entropy
 ROUTES = (0, 2, 3)
 
 
-def make_network(**options):
-    keras.utils.set_random_seed(0)
-    spec = MobileNetSpec(
-        stem=(4, 6),
-        stages=(
-            MobileNetStage(1, 2, (6, 8)),
-            MobileNetStage(1, 2, (8, 12, 16, 24), gated=True),
-            MobileNetStage(1, 1, (12, 16, 24, 32)),
-        ),
-        **options,
-    )
-    network = DynamicSlimmableNetwork(
-        spec, input_shape=(16, 16, 3), classes=4, classifier_activation=None
-    )
-    generator = np.random.default_rng(0)
-    for variable in network.weights:
-        noise = generator.normal(scale=0.3, size=variable.shape)
-        if "variance" in variable.name:
-            noise = np.abs(noise)
-        variable.assign_add(noise.astype("float32"))
-    return network
-
-
-def make_batch(count=40):
-    generator = np.random.default_rng(1)
-    images = generator.normal(size=(count, 16, 16, 3)).astype("float32")
-    return tf.constant(images), tf.constant(generator.integers(0, 4, count), tf.int32)
-
-
 def make_trainer(network=None, learning_rate=0.1, eagerly=True, **options):
     """Runs eagerly by default, because a trace takes longer than a few steps."""
-    trainer = GateTrainer(network or make_network(), **{"routes": ROUTES, **options})
+    trainer = GateTrainer(network or gate_network(), **{"routes": ROUTES, **options})
     trainer.compile(keras.optimizers.SGD(learning_rate, momentum=0.9), run_eagerly=eagerly)
     return trainer
 
@@ -68,8 +38,8 @@ def chosen_of(results):
 
 
 def test_the_rate_of_the_log_is_the_rate_of_the_step():
-    images, labels = make_batch(8)
-    trainer = GateTrainer(make_network(), routes=ROUTES)
+    images, labels = gate_batch(8)
+    trainer = GateTrainer(gate_network(), routes=ROUTES)
     trainer.compile(keras.optimizers.SGD(exponential_schedule(0.05, 2)), run_eagerly=True)
     rates = [
         float(trainer.train_on_batch(images, labels, return_dict=True)["learning_rate"])
@@ -79,13 +49,13 @@ def test_the_rate_of_the_log_is_the_rate_of_the_step():
 
 
 def test_a_network_of_open_image_size_counts_the_images_it_is_told():
-    fixed = make_network()
+    fixed = gate_network()
     config = {**fixed.get_config(), "input_shape": (None, None, 3)}
     network = DynamicSlimmableNetwork.from_config(config)
     network.set_weights(fixed.get_weights())
     with pytest.raises(ValueError, match=r"pass `input_shape=\(height, width, 3\)`"):
         make_trainer(network)
-    images, labels = make_batch(8)
+    images, labels = gate_batch(8)
     trainer = make_trainer(network, input_shape=(16, 16, 3))
     expected = make_trainer(fixed)
     logs, same = (
@@ -97,8 +67,8 @@ def test_a_network_of_open_image_size_counts_the_images_it_is_told():
 
 @pytest.mark.parametrize("options", [{}, {"share_encoder": False}, {"slimming_head": "scalar"}])
 def test_only_the_slimming_head_moves(options):
-    network = make_network(**options)
-    images, labels = make_batch()
+    network = gate_network(**options)
+    images, labels = gate_batch()
     trainer = make_trainer(network)
     before = {v.path: v.numpy().copy() for v in network.variables}
     for _ in range(3):
@@ -109,8 +79,8 @@ def test_only_the_slimming_head_moves(options):
 
 
 def test_losses_are_those_of_the_equations():
-    network = make_network()
-    images, labels = make_batch()
+    network = gate_network()
+    images, labels = gate_batch()
     trainer = make_trainer(network, loss_weights=(1, 0.5, 1))
     losses, results = trainer.losses(images, labels)
     chosen = chosen_of(results)
@@ -130,9 +100,9 @@ def test_losses_are_those_of_the_equations():
 
 
 def test_a_perfect_gate_scores_zero():
-    network = make_network()
+    network = gate_network()
     trainer = make_trainer(network)
-    images, labels = make_batch()
+    images, labels = gate_batch()
     easy = right(network, images, labels, 0)
     (gate,) = network.slimming_gates
     scores = np.zeros((40, 4), "float32")
@@ -142,8 +112,8 @@ def test_a_perfect_gate_scores_zero():
 
 @pytest.mark.parametrize("strategy", ["try_best", "give_up"])
 def test_soft_targets_are_how_sure_the_slimmest_route_is(strategy):
-    network = make_network()
-    images, labels = make_batch()
+    network = gate_network()
+    images, labels = gate_batch()
     trainer = make_trainer(network, strategy=strategy, soft_targets=True)
     losses, results = trainer.losses(images, labels)
     doubt = 1 - tf.nn.softmax(network(images, path=0)).numpy().max(axis=1)
@@ -160,8 +130,8 @@ def test_soft_targets_are_how_sure_the_slimmest_route_is(strategy):
 
 
 def test_soft_targets_of_a_scalar_head_are_its_sigmoid():
-    network = make_network(slimming_head="scalar")
-    images, labels = make_batch()
+    network = gate_network(slimming_head="scalar")
+    images, labels = gate_batch()
     losses, _ = make_trainer(network, soft_targets=True).losses(images, labels)
     doubt = 1 - tf.nn.softmax(network(images, path=0)).numpy().max(axis=1)
     scores = network.run_section(0, None, (0, 0), images)[1].numpy()[:, 0]
@@ -171,8 +141,8 @@ def test_soft_targets_of_a_scalar_head_are_its_sigmoid():
 
 
 def test_reported_madds_are_the_mean_of_the_chosen_paths_exactly():
-    network = make_network()
-    images, labels = make_batch()
+    network = gate_network()
+    images, labels = gate_batch()
     trainer = make_trainer(network)
     _, results = trainer.losses(images, labels)
     expected = np.mean([network.madds(int(k)) for k in chosen_of(results)], dtype="float64")
@@ -181,8 +151,8 @@ def test_reported_madds_are_the_mean_of_the_chosen_paths_exactly():
 
 
 def test_try_best_sends_hard_images_wide_and_give_up_sends_them_slim():
-    network = make_network()
-    images, labels = make_batch()
+    network = gate_network()
+    images, labels = gate_batch()
     easy = right(network, images, labels, ROUTES[0])
     solvable = right(network, images, labels, ROUTES[-1])
     assert np.any(~easy & ~solvable)
@@ -195,7 +165,7 @@ def test_try_best_sends_hard_images_wide_and_give_up_sends_them_slim():
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_any_loss_alone_trains_the_gate(kept):
-    images, labels = make_batch()
+    images, labels = gate_batch()
     trainer = make_trainer(loss_weights=[float(i == kept) for i in range(3)])
     before = [v.numpy().copy() for v in trainer.optimized_variables]
     trainer.train_on_batch(images, labels)
@@ -203,8 +173,8 @@ def test_any_loss_alone_trains_the_gate(kept):
 
 
 def test_complexity_loss_alone_ends_at_the_slimmest_route():
-    images, labels = make_batch()
-    network = make_network()
+    images, labels = gate_batch()
+    network = gate_network()
     trainer = make_trainer(network, 10.0, eagerly=False, loss_weights=(0, 1, 0))
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
     trainer.fit(dataset, steps_per_epoch=150, epochs=1, shuffle=False, verbose=0)
@@ -213,8 +183,8 @@ def test_complexity_loss_alone_ends_at_the_slimmest_route():
 
 
 def test_sgs_loss_learns_to_tell_easy_images_it_can_tell():
-    network = make_network()
-    images, _ = make_batch()
+    network = gate_network()
+    images, _ = gate_batch()
     # Labels that make the bright half of the images easy.
     images = images + np.repeat([1.5, -1.5], 20)[:, None, None, None].astype("float32")
     slim = np.argmax(network(images, path=0), axis=1)
@@ -229,14 +199,14 @@ def test_sgs_loss_learns_to_tell_easy_images_it_can_tell():
 
 
 def test_routes_are_given_to_the_model():
-    network = make_network()
+    network = gate_network()
     make_trainer(network)
     assert network.routes == ROUTES
 
 
 def test_noise_is_a_function_of_the_seed():
-    network = make_network()
-    images, labels = make_batch()
+    network = gate_network()
+    images, labels = gate_batch()
     trainer = make_trainer(network)
     draws = [trainer.losses(images, labels, tf.constant([s, 5]))[1] for s in (0, 0, 1)]
     first, same, other = (chosen_of(draw) for draw in draws)
@@ -256,12 +226,12 @@ def test_noise_is_a_function_of_the_seed():
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        GateTrainer(make_network(), **options)
+        GateTrainer(gate_network(), **options)
 
 
 def test_a_collapsed_gate_is_reported_in_words():
-    images, labels = make_batch()
-    network = make_network()
+    images, labels = gate_batch()
+    network = gate_network()
     network.gates_trained = True
     network.routes = (1,)
     rows = evaluate_paths(network, [(images, labels)], paths=[0])
@@ -273,8 +243,8 @@ def test_a_collapsed_gate_is_reported_in_words():
 
 @pytest.mark.parametrize("options", [{}, {"share_encoder": False}, {"slimming_head": "scalar"}])
 def test_the_exact_estimator_is_the_expectation_over_the_routes(options):
-    network = make_network(**options)
-    images, labels = make_batch()
+    network = gate_network(**options)
+    images, labels = gate_batch()
     trainer = make_trainer(network, estimator="exact", temperature=2.0)
     (gate,) = network.slimming_gates
     variables = [variable.value for variable in trainer.optimized_variables]
@@ -304,8 +274,8 @@ def test_the_exact_estimator_is_the_expectation_over_the_routes(options):
 
 def test_the_exact_estimator_follows_what_a_route_is_worth():
     """The gradient of a gate at either end points to the route with the smaller loss."""
-    network = make_network()
-    images, labels = make_batch()
+    network = gate_network()
+    images, labels = gate_batch()
     routes = (0, 3)
     entropies = [
         float(
@@ -351,7 +321,7 @@ def test_the_gain_is_over_the_line_between_neighbouring_static_paths():
 
 
 def test_a_network_of_float64_trains_as_one_of_float32_does():
-    network, (images, labels) = make_network(), make_batch()
+    network, (images, labels) = gate_network(), gate_batch()
     losses = [
         GateTrainer(model).losses(tf.cast(images, model.dtype), labels)[0]["loss"]
         for model in (network, with_dtype(network, "float64"))

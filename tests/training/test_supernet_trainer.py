@@ -7,49 +7,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from trainers import SPEC, make_batch, make_network, make_trainer, values_of
 
-from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetSpec, MobileNetStage
+from keras_dsnet.models import DynamicSlimmableNetwork, MobileNetStage
 from keras_dsnet.training import L2SGD, SupernetTrainer
-
-SPEC = MobileNetSpec(
-    stem=(4, 6),
-    stages=(
-        MobileNetStage(1, 2, (6, 8)),
-        MobileNetStage(1, 2, (8, 12, 16), gated=True),
-        MobileNetStage(1, 1, (12, 16, 24)),
-    ),
-)
-
-
-def make_network(seed=0, **options):
-    keras.utils.set_random_seed(seed)
-    network = DynamicSlimmableNetwork(
-        SPEC, input_shape=(16, 16, 3), classes=5, classifier_activation=None, **options
-    )
-    generator = np.random.default_rng(seed)
-    for variable in network.variables:
-        noise = generator.normal(scale=0.1, size=variable.shape)
-        if "variance" in variable.name:
-            noise = np.abs(noise)
-        variable.assign_add(noise.astype("float32"))
-    return network
-
-
-def make_trainer(network=None, optimizer=None, eagerly=True, **options):
-    """Runs eagerly by default, because a trace takes longer than a few steps."""
-    trainer = SupernetTrainer(network or make_network(), **options)
-    trainer.compile(optimizer or L2SGD(0.1, weight_decay=0.0), run_eagerly=eagerly)
-    return trainer
-
-
-def make_batch(count=12):
-    generator = np.random.default_rng(1)
-    images = generator.normal(size=(count, 16, 16, 3)).astype("float32")
-    return tf.constant(images), tf.constant(generator.integers(0, 5, count), tf.int32)
-
-
-def values_of(variables):
-    return [variable.numpy().copy() for variable in variables]
 
 
 def softmax_cross_entropy(targets, logits):
@@ -88,6 +49,23 @@ def test_a_step_has_the_losses_and_gradients_of_the_papers_equations(target):
     for name, gradient in zip(names, expected):
         scale = np.abs(gradient).max() + 1e-6
         np.testing.assert_allclose(by_path[name], gradient, atol=1e-4 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("sandwich", [True, False])
+def test_smoothing_spreads_a_part_of_each_label_over_all_classes(smoothing, sandwich):
+    images, labels = make_batch()
+    network = make_network()
+    logits = network(images, path="widest", training=True).numpy().astype("float64")
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = np.full((12, 5), smoothing / 5)
+    targets[np.arange(12), labels] += 1 - smoothing
+    expected = -np.mean(np.sum(targets * logs, axis=1))
+    options = {"sandwich": sandwich, "label_smoothing": smoothing, "target": "in_place"}
+    for given in (labels, tf.one_hot(labels, 5)):
+        trainer = make_trainer(make_network(), **options)
+        losses, *_ = trainer._gradients(images, given, trainer._subnetworks(tf.constant([[1]])))
+        assert float(losses[0]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_statistics_move_once_for_every_subnetwork():

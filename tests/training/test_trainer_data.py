@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tiny_families import TINY_RESNET, tiny_network
+from trainers import make_network, values_of
 
 from keras_dsnet.training import L2SGD, GateTrainer, SupernetTrainer
-from tests.training.test_supernet_trainer import make_network, values_of
 
 TRAINERS = [SupernetTrainer, GateTrainer]
 GENERATOR = np.random.default_rng(1)

@@ -1,11 +1,8 @@
 """The weights that the authors released as a dynamic network, without training."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from keras_dsnet.applications import DSMobileNet
-from keras_dsnet.applications.ds_mobilenet import PRESETS
 
 from keras_dsnet.export import DynamicInterpreter
 from keras_dsnet.training import calibrate_confidence
@@ -13,20 +10,12 @@ from keras_dsnet.training import calibrate_confidence
 IMAGES = np.random.default_rng(0).normal(size=(12, 32, 32, 3)).astype("float32")
 
 
-@pytest.fixture
-def release(steady_checkpoint, tmp_path, monkeypatch):
-    """Makes a local file in the format of the authors' code the released checkpoint."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    preset = dataclasses.replace(PRESETS["imagenet"], url=steady_checkpoint.as_uri(), classes=20)
-    monkeypatch.setitem(PRESETS, "imagenet", preset)
-
-
 def dynamic_network():
     arguments = {"routing": "confidence", "confidence_steps": (0, 13)}
     return DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), **arguments)
 
 
-def test_released_weights_route_by_confidence_and_can_be_calibrated(release, recwarn):
+def test_released_weights_route_by_confidence_and_can_be_calibrated(released_checkpoint, recwarn):
     model = dynamic_network()
     settings = model.routing, model.confidence_steps, model.gates_trained
     assert settings == ("confidence", (0, 13), False)
@@ -49,7 +38,7 @@ def test_a_wrong_routing_is_refused_before_a_download(routing, monkeypatch, tmp_
 
 
 @pytest.mark.long
-def test_a_file_of_the_released_weights_routes_by_confidence(release, tmp_path):
+def test_a_file_of_the_released_weights_routes_by_confidence(released_checkpoint, tmp_path):
     model = dynamic_network()
     model.export(tmp_path / "m.tflite", format="litert", verbose=False)
     interpreter = DynamicInterpreter(tmp_path / "m.tflite")

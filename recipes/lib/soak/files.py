@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pathlib
+import shutil
 import zipfile
 
 _TEMPORARY = "partial-"
@@ -67,6 +68,12 @@ def result_files(folder):
 def temporary_files(folder):
     """Returns the names of the temporary files in a folder."""
     return sorted(path.name for path in pathlib.Path(folder).rglob(f"{_TEMPORARY}*"))
+
+
+def make_empty(folder):
+    """Makes a folder that is empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _is_result(path):

@@ -5,7 +5,12 @@ import shutil
 
 import numpy as np
 from keras_dsnet_recipes.lib.soak import save
-from keras_dsnet_recipes.lib.soak.files import damaged_files, differences, temporary_files
+from keras_dsnet_recipes.lib.soak.files import (
+    damaged_files,
+    differences,
+    make_empty,
+    temporary_files,
+)
 from keras_dsnet_recipes.lib.soak.programs import SUBJECTS, Programs, command_of, make_inputs
 
 KILLED = -9
@@ -70,7 +75,7 @@ class _Rounds:
         """Runs the program to its end without a kill, and returns its processor time."""
         row = self.results.find("kills", self.subject, -1)
         if row is None or not self.expected.exists():
-            _clear(self.expected)
+            make_empty(self.expected)
             output = self.folder / "expected.txt"
             code, seconds = self.programs.run(self._command(self.expected), output)
             if code:
@@ -86,7 +91,7 @@ class _Rounds:
     def _round(self, index, kills, whole, generator):
         """Returns the row of one run that is killed some times."""
         workdir, output = self.folder / f"round{index}", self.folder / f"round{index}.txt"
-        _clear(workdir)
+        make_empty(workdir)
         problems, killed, in_write = [], 0, 0
         for number in range(kills):
             at_write = bool(generator.random() < 0.5)
@@ -153,8 +158,3 @@ def kill_at(running, workdir, moment, at_write):
     if code is None:
         code = running.kill()
     return code, bool(set(temporary_files(workdir)) - before)
-
-
-def _clear(folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)

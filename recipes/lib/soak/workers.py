@@ -13,7 +13,7 @@ import time
 import numpy as np
 from keras_dsnet_recipes.lib import supervisor
 from keras_dsnet_recipes.lib.cluster import free_addresses
-from keras_dsnet_recipes.lib.soak.files import damaged_files, differences
+from keras_dsnet_recipes.lib.soak.files import damaged_files, differences, make_empty
 from keras_dsnet_recipes.lib.soak.kills import KILLS_OF_A_ROUND, kill_at, random_moment
 from keras_dsnet_recipes.lib.soak.programs import command_of, make_inputs, processor_seconds
 
@@ -50,7 +50,7 @@ def _run_rounds(results, inputs, folder, subject, share, seed):
     expected = folder / "expected"
     row = results.find("workers", subject, -1)
     if row is None or not expected.exists():
-        _clear(expected)
+        make_empty(expected)
         with Workers(subject, inputs, expected, folder / "expected") as workers:
             whole, trainer = 0.0, Victim(workers, 0, "trainer")
             while trainer.poll(_LOOK_SECONDS) is None:
@@ -76,7 +76,7 @@ def _run_rounds(results, inputs, folder, subject, share, seed):
 def _round(subject, inputs, folder, index, kills, whole, generator):
     """Returns the row of one run of two workers, of which one is killed some times."""
     workdir, output = folder / f"round{index}", folder / f"round{index}"
-    _clear(workdir)
+    make_empty(workdir)
     problems, killed, in_write, longest = [], 0, 0, 0.0
     for number in range(kills):
         victim, of_trainer = int(generator.integers(WORKERS)), bool(generator.integers(2))
@@ -230,8 +230,3 @@ def children_of(pid):
     except FileNotFoundError:
         return []
     return [int(number) for number in text.split()]
-
-
-def _clear(folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
