@@ -1,5 +1,7 @@
 """Tiny networks of the families that the authors did not release."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
@@ -29,6 +31,15 @@ TINY_EFFICIENTNET = EfficientNetSpec(
     top=20,
     attention_ratio=2.0,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedStage:
+    """A stage of families that a test makes."""
+
+    strides: int
+    channels: tuple
+    gated: bool = True
 
 
 def tiny_network(spec, **options):

@@ -4,19 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny_families import tiny_images, tiny_network
+from tiny_families import GatedStage, tiny_images, tiny_network
 
 from keras_dsnet.export import DynamicInterpreter
 from keras_dsnet.models import NetworkSpec, register_family
 
 IMAGES = tiny_images()[:3]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-    strides: int
-    channels: tuple
-    gated: bool = True
 
 
 @register_family
@@ -26,9 +19,9 @@ class _FreeNormSpec(NetworkSpec):
 
     stem: tuple = (8,)
     stem_strides: int = 2
-    stages: tuple = (_Stage(1, (8, 16, 24)),)
+    stages: tuple = (GatedStage(1, (8, 16, 24)),)
     activation: str = "relu"
-    stage_class = _Stage
+    stage_class = GatedStage
 
     def features(self, build, input_channels):
         channels = self.stages[0].channels

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
+from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, GatedStage, tiny_images, tiny_network
 
 from keras_dsnet.models import EfficientNetSpec, EfficientNetStage, NetworkSpec, register_family
 from keras_dsnet.models.costs import section_costs
@@ -111,13 +111,6 @@ def test_saving_brings_back_outputs_routes_and_gates(networks, family, tmp_path)
     np.testing.assert_array_equal(loaded(IMAGES, path=1), network(IMAGES, path=1))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-    strides: int
-    channels: tuple
-    gated: bool = True
-
-
 @register_family
 @dataclasses.dataclass(frozen=True)
 class _NormOfTheShortcutSpec(NetworkSpec):
@@ -125,9 +118,9 @@ class _NormOfTheShortcutSpec(NetworkSpec):
 
     stem: tuple = (16,)
     stem_strides: int = 2
-    stages: tuple = (_Stage(1, (16, 32, 48)),)
+    stages: tuple = (GatedStage(1, (16, 32, 48)),)
     activation: str = "relu"
-    stage_class = _Stage
+    stage_class = GatedStage
 
     def features(self, build, input_channels):
         (stage,) = self.stages
