@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import keras
+import numpy as np
 import pytest
 from exported import kind_of
 from programs import run_program
@@ -11,6 +12,7 @@ from routed_networks import small_network
 from tiny_families import TINY_RESNET, tiny_network
 
 from keras_dsnet.data import evaluation_pipeline, load_source
+from keras_dsnet.export import DynamicInterpreter
 from keras_dsnet.export.tflite_model import operators_of, parse
 from keras_dsnet.models.costs import section_costs
 from keras_dsnet.training import evaluate_paths
@@ -65,12 +67,27 @@ def test_every_file_of_every_path_has_a_row(workdir, tmp_path):
         if row["file"] == "float32":
             assert row["top1"] == pytest.approx(expected[row["path"][0]])
         assert row["agreement"] == 1 if row["file"] == "float32" else row["agreement"] > 0.5
+    assert_measured(rows, "shared int8", tmp_path / "shared.tflite", network, batches)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("confidence_shared.tflite", "confidence_fast.tflite"),
         *("shared.tflite", "fast.tflite", "static_0.tflite", "static_2.tflite"),
         *("int8.json", "int8.csv"),
     }
     assert "compared on 40 test images of digits" in result.stdout
+
+
+def assert_measured(rows, name, filename, network, batches):
+    """Asserts that the rows of a routed file are what the app's interpreter measures."""
+    interpreter = DynamicInterpreter(filename)
+    images, labels = zip(*((image.numpy(), int(label[0])) for image, label in batches))
+    measured = [row for row in rows if row["file"] == name]
+    assert len(measured) == 2
+    for row in measured:
+        (width,) = row["path"]
+        classes = [interpreter.run(image[0], width, width)[0].argmax() for image in images]
+        expected = [network(image, path=width).numpy().argmax() for image in images]
+        assert row["top1"] == np.mean(np.array(classes) == labels)
+        assert row["agreement"] == np.mean(np.array(classes) == expected)
 
 
 def norm_types(filename):
