@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from exported import Exported, assert_nearly_the_same_choices, kind_of, largest_difference
+from exported import Exported, kind_of, largest_difference
 from tiny_families import TINY_EFFICIENTNET, TINY_RESNET, tiny_images, tiny_network
 from weight_cache import assert_same_with_cache
 
@@ -175,7 +175,7 @@ def test_int8_keeps_norms_in_float_and_convolutions_in_int8(int8):
             if name in ("MAX_POOL_2D", "TANH", "FULLY_CONNECTED"):
                 assert kinds == {"INT8"}
     _, paths = int8.choose_paths(IMAGES)
-    assert_nearly_the_same_choices(int8.network, IMAGES, paths)
+    assert np.mean(paths == int8.network.route(IMAGES).numpy()) > 0.8
 
 
 def test_the_files_of_an_efficientnet_give_its_outputs_and_choices(tmp_path):
