@@ -95,12 +95,13 @@ def check_flags():
         saved.check_path(path, "path", separator=",")
     if FLAGS.image_size is None and FLAGS.model is not None:
         saved.check_image_size(None)
-    if FLAGS.crop_fraction and (saved.is_detector or FLAGS.path is not None):
-        why = (
-            "detectors see whole images" if saved.is_detector else "--path writes no metadata of it"
-        )
+    unused = FLAGS.path is not None and FLAGS.quantize != "int8"
+    if FLAGS.crop_fraction and (saved.is_detector or unused):
+        why = "detectors see whole images"
+        if not saved.is_detector:
+            why = "the file of one --path does not name it, and only int8 is measured on images"
         raise ValueError(
-            f"--crop_fraction is for classifiers with all routes: {why}. "
+            f"--crop_fraction does not apply: {why}. "
             f"Received: --crop_fraction={FLAGS.crop_fraction:g}"
         )
     data.check_representative_flags(folder, FLAGS.quantize == "int8", saved.is_detector)

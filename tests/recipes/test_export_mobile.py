@@ -204,6 +204,13 @@ def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
         export(model=tmp_path, path="0,two,1", output=tmp_path / "m.tflite")
 
 
+def test_the_crop_is_refused_where_nothing_reads_it(export, workdir, tmp_path):
+    with pytest.raises(ValueError, match=r"of one --path does not name it.*--crop_fraction=0\.9$"):
+        export(model=workdir, path=0, crop_fraction=0.9, output=tmp_path / "m.tflite")
+    export(model=workdir, path=0, crop_fraction=0.9, quantize="int8", output=tmp_path / "m.tflite")
+    assert (tmp_path / "m.tflite").is_file()
+
+
 def test_a_path_of_a_supernet_in_int8_is_measured_on_images_too(export, workdir, tmp_path, capsys):
     (tmp_path / "supernet.keras").write_bytes((workdir / "model.keras").read_bytes())
     (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
