@@ -129,8 +129,8 @@ def build_network(  # noqa: D417
     Args:
         family: Str, the name of the constructor, for messages.
         spec_class: Subclass of `NetworkSpec` whose fields all have defaults.
-        presets: Dict that maps the names of weights to `Preset` objects. A family with presets also
-            loads checkpoints of the authors' code.
+        presets: Dict that maps the names of weights to `Preset` objects. A family that the authors
+            released, which has a preset with an address, also loads checkpoints of their code.
         scaling: Dict of the arguments of `NetworkSpec.scaled`. None stands for the default.
         options: Dict of other fields of the spec.
 
@@ -224,8 +224,9 @@ def _check_arguments(input_shape, classes, include_top, pooling, dtype):
 
 def _open_weights(family, weights, presets, ema):
     """Returns the `WeightsFile` of the argument `weights`, or None without weights."""
+    is_released = any(preset.url for preset in presets.values())
     if ema is not None:
-        if not presets:
+        if not is_released:
             raise ValueError(f"`{family}` has no argument 'ema'. Received: ema={ema!r}")
         check_bool("ema", ema)
     if weights is None:
@@ -234,7 +235,8 @@ def _open_weights(family, weights, presets, ema):
         return None
     if isinstance(weights, str) and weights in presets:
         preset = presets[weights]
-        return WeightsFile(preset.filepath(), ema, class_names=preset.class_names)
+        facts = {"class_names": preset.class_names, "crop_fraction": preset.crop_fraction}
+        return WeightsFile(preset.filepath(), ema, **facts)
     if weights in _PRESET_NAMES:
         raise ValueError(
             f"There are no {weights!r} weights of {family}: train the network and pass the path of "
@@ -242,7 +244,7 @@ def _open_weights(family, weights, presets, ema):
         )
     is_path = isinstance(weights, (str, os.PathLike)) and pathlib.Path(weights).suffix
     if not is_path:
-        endings = ".weights.h5, .keras or .pth.tar" if presets else ".weights.h5 or .keras"
+        endings = ".weights.h5, .keras or .pth.tar" if is_released else ".weights.h5 or .keras"
         known = "".join(f"{name!r}, " for name in presets)
         raise ValueError(
             f"`weights` must be None, {known}or the path of a {endings} file. "
@@ -352,7 +354,7 @@ def _load_network(
     stored_classes, stored_top = config["classes"], config["include_top"]
     shape = tuple(input_shape or config["input_shape"])
     classes = stored_classes if classes is None else classes
-    facts = {name: config.get(name) for name in ("class_names", "normalization")}
+    facts = {name: config.get(name) for name in ("class_names", "crop_fraction", "normalization")}
     _check_normalization(file.path, normalization, facts["normalization"])
     stored = DynamicSlimmableNetwork(
         spec,
@@ -367,7 +369,8 @@ def _load_network(
     if include_top == stored_top and classes == stored_classes:
         return stored
     if classes != stored_classes:
-        facts["class_names"] = None
+        # They are of the images of the old classes.
+        facts["class_names"] = facts["crop_fraction"] = None
     network = DynamicSlimmableNetwork(
         spec, shape, classes, include_top, pooling=pooling, **facts, **arguments
     )

@@ -84,6 +84,9 @@ def source_flags(folder):
 def warn_of_training_images(values, folder, source):
     """Prints a warning if the images have trained the network, as far as its run tells.
 
+    Stage II trains only gates. What its images chose does not make the widths too sure, but those
+    of the supernet, which is the run that counts if its folder is known.
+
     Args:
         values: Dict of `source_flags`.
         folder: Path of the folder of the network's file.
@@ -92,7 +95,7 @@ def warn_of_training_images(values, folder, source):
     from keras_dsnet.data.image_source import resolve_split
 
     try:
-        trained = json.loads((folder / "config.json").read_text("utf-8"))
+        trained = _training_of_the_widths(folder)
         known, split = trained["dataset"], trained["train_split"] or "train"
         place = trained.get("places", {}).get("dataset")
         # Slices of another split have nothing in common with the images, whatever its size.
@@ -111,6 +114,17 @@ def warn_of_training_images(values, folder, source):
                 f"images of --eval_split={values['eval_split']}: the thresholds become too low",
                 flush=True,
             )
+
+
+def _training_of_the_widths(folder):
+    """Returns the flags of the run that trained the widths of a network, with its places."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    supernet = pathlib.Path(config.get("places", {}).get("supernet", ""))
+    # The place is that of the folder, or of the network in it.
+    for place in (supernet, supernet.parent):
+        if config.get("supernet") and (place / "config.json").is_file():
+            return json.loads((place / "config.json").read_text("utf-8"))
+    return config
 
 
 def choose_steps(network, batches, shape):
@@ -162,7 +176,7 @@ def main(_):
     values = source_flags(model_file.parent)
     source = data.load_evaluation_source(network, values, "calibrating on")
     warn_of_training_images(values, model_file.parent, source)
-    crop = data.crop_of_run(model_file.parent)
+    crop = network.crop_fraction = data.crop_of_network(network, model_file.parent)
     batches = data.evaluation_dataset(network, source, size, crop)
     choose_steps(network, batches, (*size, 3))
     with warnings.catch_warnings(record=True) as caught:
@@ -189,8 +203,6 @@ def main(_):
         f"--workdir={workdir}_evaluated",
         run.flag("dataset", values["dataset"]),
         run.flag("data_dir", values["data_dir"]),
-        # The folder of the calibrated network is not that of a run, which would tell it.
-        run.flag("crop_fraction", crop),
         run.flag("image_size", FLAGS.image_size),
     )
     written = [workdir / "model.keras", workdir / "tables" / "curve.csv", plots]

@@ -84,7 +84,7 @@ def main(_):
     workdir = pathlib.Path(FLAGS.workdir)
     for name in ("tables", "plots"):
         (workdir / name).mkdir(parents=True, exist_ok=True)
-    crop = data.crop_of_run(model_file.parent)
+    crop = data.crop_of_network(network, model_file.parent)
     batches = data.evaluation_dataset(network, source, size, crop)
     if FLAGS.steps:
         network.confidence_steps = FLAGS.steps

@@ -69,7 +69,7 @@ def test_images(network, folder, image_size):
         image_size=image_size,
         batch_size=1,
         preprocess=network.normalization,
-        crop_fraction=data.crop_of_run(folder),
+        crop_fraction=data.crop_of_network(network, folder),
     )
     pairs = [(image.numpy()[0], int(label[0])) for image, label in batches.take(count)]
     images, labels = zip(*pairs)

@@ -171,17 +171,6 @@ def load_network():
     return network, None
 
 
-def choose_crop(network, folder):
-    """Returns the fraction of an image that evaluations keep, or None for a detector."""
-    from keras_dsnet.applications.ds_mobilenet import PRESETS
-
-    if hasattr(network, "anchors"):
-        return None
-    if FLAGS.weights in PRESETS and not FLAGS.crop_fraction:
-        return PRESETS[FLAGS.weights].crop_fraction
-    return data.crop_of_run(folder)
-
-
 def tell_of_confidence(network):
     """Prints that the file routes by confidence because --weights have no trained gate."""
     if FLAGS.path is not None or FLAGS.routing not in (None, "confidence"):
@@ -208,7 +197,7 @@ def main(_):
     options = {"input_shape": shape, "input_type": FLAGS.input_type}
     if FLAGS.quantize != "none":
         options["quantize"] = FLAGS.quantize
-    crop = choose_crop(network, folder)
+    crop = None if hasattr(network, "anchors") else data.crop_of_network(network, folder)
     if FLAGS.quantize == "int8":
         options["representative_data"] = data.representative_data(
             network, folder, shape[:2], FLAGS.input_type, crop

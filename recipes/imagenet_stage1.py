@@ -389,6 +389,7 @@ def main(_):
         trainer = make_trainer(model, FLAGS.epochs * steps_per_epoch, steps_per_epoch)
     if train.num_classes == model.classes:
         model.class_names = train.class_names
+    model.crop_fraction = data.crop_of_flags()
     size = model.input_shape[1:3]
     # If one width is trained alone, the results of the others mean nothing.
     paths = None if FLAGS.alone is None else [FLAGS.alone]

@@ -294,6 +294,7 @@ def main(_):
                 flush=True,
             )
             model.class_names = train.class_names
+        model.crop_fraction = data.crop_of_flags()
         workdir = run.open_workdir()
         steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
         compile_trainer(trainer, steps_per_epoch)

@@ -12,5 +12,4 @@ if __name__ == "__main__":
     pathlib.Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)
     # Routing by confidence has thresholds as well as widths, so the page shows all its sliders.
     network = DSMobileNet(weights="cifar10", routing="confidence", confidence_steps=(0, 6, 13))
-    # It was trained and evaluated on whole images.
-    network.export(sys.argv[1], format="litert", crop_fraction=1.0, verbose=False)
+    network.export(sys.argv[1], format="litert", verbose=False)

@@ -134,7 +134,8 @@ def export_routed(
             one does not write is removed. Defaults to `False`.
         crop_fraction: Float above 0 and at most 1, the fraction of each side of a resized
             photograph that an app keeps, as in `keras_dsnet.data.evaluation_pipeline`. It stands in
-            the metadata. Defaults to 0.875, and to 1 for detectors, which see whole images.
+            the metadata. Defaults to that of the network, to 0.875 where it is not known, and to 1
+            for detectors, which see whole images.
 
     Returns:
         `RoutedReport`, a dict.

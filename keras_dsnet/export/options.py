@@ -12,9 +12,9 @@ from keras_dsnet.export.confidence import ConfidencePlan
 from keras_dsnet.export.conversion import QUANTIZATIONS
 from keras_dsnet.export.file_task import task_of
 from keras_dsnet.models import DynamicSlimmableNetwork
+from keras_dsnet.models.image_settings import check_crop_fraction
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.models.routing_settings import DEFAULT_THRESHOLD, ROUTINGS, check_thresholds
-from keras_dsnet.utils.argument_checks import check_number
 
 INPUT_TYPES = ("float32", "uint8")
 
@@ -80,10 +80,8 @@ def check_crop(network: Any, crop_fraction: float | None) -> float:
     """
     is_detector = hasattr(network, "anchors")
     if crop_fraction is None:
-        return 1.0 if is_detector else 0.875
-    fraction = check_number(
-        "crop_fraction", crop_fraction, "above 0 and at most 1", lambda value: 0 < value <= 1
-    )
+        return 1.0 if is_detector else network.crop_fraction or 0.875
+    fraction = check_crop_fraction(crop_fraction)
     if is_detector and fraction != 1:
         raise ValueError(
             "`crop_fraction` is for classifiers: detectors see whole images. "

@@ -10,6 +10,7 @@ from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.atomic_saving import AtomicSaving
 from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
 from keras_dsnet.models.eager_prediction import EagerPrediction
+from keras_dsnet.models.image_settings import ImageSettings
 from keras_dsnet.models.level_features import LevelFeatures
 from keras_dsnet.models.path import Path, PathLike, check_path, path_argument, resolve_path
 from keras_dsnet.models.predictions import (
@@ -17,7 +18,7 @@ from keras_dsnet.models.predictions import (
     check_number_of_classes,
     decode_predictions,
 )
-from keras_dsnet.models.preprocessing import Normalization, as_normalization
+from keras_dsnet.models.preprocessing import Normalization
 from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.routing_settings import (
     RoutingSettings,
@@ -31,7 +32,7 @@ from keras_dsnet.utils.argument_checks import check_bool
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class DynamicSlimmableNetwork(
-    RoutingSettings, LevelFeatures, EagerPrediction, AtomicSaving, keras.Model
+    RoutingSettings, ImageSettings, LevelFeatures, EagerPrediction, AtomicSaving, keras.Model
 ):
     """A network that chooses for each image how many of its filters to run.
 
@@ -57,6 +58,8 @@ class DynamicSlimmableNetwork(
             Defaults to the narrowest and the widest of `routes`.
         thresholds: Tuple of floats in [0, 1], one for each step except the last. An image goes on
             to the next step where its confidence is at most the threshold. Defaults to 0.7 each.
+        crop_fraction: Float above 0 and at most 1, the fraction of each side of a resized image
+            that the network is evaluated on. Exported files repeat it. Defaults to None, not known.
         **kwargs: Further arguments of `keras.Model`. `dtype` may be a policy such as
             "mixed_bfloat16".
 
@@ -109,6 +112,7 @@ class DynamicSlimmableNetwork(
         routing: str = "gate",
         confidence_steps: Sequence[int] | None = None,
         thresholds: Sequence[float] | None = None,
+        crop_fraction: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -126,6 +130,7 @@ class DynamicSlimmableNetwork(
         self._image_shape = arguments.check_image_shape(input_shape)
         self.class_names = class_names
         self.normalization = normalization
+        self.crop_fraction = crop_fraction
         steps = spec.build(
             self._image_shape[-1], self.classes, self.include_top, self.dtype_policy, self.pooling
         )
@@ -334,26 +339,6 @@ class DynamicSlimmableNetwork(
     def class_names(self, names: Sequence[str] | None) -> None:
         self._class_names = check_class_names(names, self.classes)
 
-    @property
-    def normalization(self) -> Normalization:
-        """The `Normalization` of images before the network. Settable; None sets ImageNet's."""
-        return self._normalization
-
-    @normalization.setter
-    def normalization(self, normalization: Normalization | dict | None) -> None:
-        self._normalization = as_normalization(normalization)
-
-    def preprocess_input(self, images: Any) -> Any:
-        """Normalises images with the `normalization` of the network.
-
-        Args:
-            images: RGB `[..., height, width, 3]`, pixels from 0 to 255; see `Normalization`.
-
-        Returns:
-            float32 of the same shape.
-        """
-        return self.normalization(images)
-
     def decode_predictions(self, probabilities: Any, top: int = 5) -> list:
         """Names the most probable classes of each image with the network's `class_names`.
 
@@ -469,12 +454,12 @@ class DynamicSlimmableNetwork(
         serialization.load_facts(self, store)
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        before = self.routing_config(), self.class_names, self.normalization
+        before = self.get_config()
         try:
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         except Exception:
             # Keras reads the settings of the file before the layers, which may not fit.
-            serialization.restore_facts(self, *before)
+            serialization.restore_facts(self, before)
             raise
         if str(filepath).endswith((".h5", ".hdf5")) and not str(filepath).endswith(".weights.h5"):
             serialization.load_facts_of_h5_model(self, filepath)
@@ -490,6 +475,7 @@ class DynamicSlimmableNetwork(
             **self.routing_config(),
             "class_names": self.class_names,
             "normalization": self.normalization.get_config(),
+            "crop_fraction": self.crop_fraction,
             "name": self.name,
             "trainable": self.trainable,
             "frozen_layers": tuple(x.name for x in self.supernet_layers if not x.trainable),

@@ -1,8 +1,8 @@
 """Serialization of a network.
 
 A weights file holds the facts that belong to its weights: routes, whether the gates are trained,
-class names and normalization. A copy of a network is made from a changed config. Keras writes the
-export formats other than TFLite.
+class names, normalization and crop. A copy of a network is made from a changed config. Keras writes
+the export formats other than TFLite.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 from keras_dsnet.models.spec import spec_config
 from keras_dsnet.utils.argument_checks import check_bool
 
+_IMAGE_FACTS = ("class_names", "crop_fraction", "normalization")
 _EXPORT_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
 
 
@@ -49,19 +50,16 @@ def load_facts(network: Any, store: Any) -> None:
     _restore(network, {**config, "routes": routes, "gates_trained": trained})
 
 
-def restore_facts(network: Any, routing: dict, class_names: Any, normalization: Any) -> None:
+def restore_facts(network: Any, config: dict) -> None:
     """Gives a network back the facts that it had before a file of weights failed to load.
 
     Args:
         network: A `DynamicSlimmableNetwork`.
-        routing: Dict of its `routing_config`.
-        class_names: Its `class_names`.
-        normalization: Its `normalization`.
+        config: Dict, its configuration of before.
     """
-    network.replace_routes(routing["routes"])
-    for name in ("gates_trained", "confidence_steps", "thresholds", "routing"):
-        setattr(network, name, routing[name])
-    network.class_names, network.normalization = class_names, normalization
+    network.replace_routes(config["routes"])
+    for name in ("gates_trained", "confidence_steps", "thresholds", "routing", *_IMAGE_FACTS):
+        setattr(network, name, config[name])
 
 
 def load_facts_of_h5_model(network: Any, filepath: Any) -> None:
@@ -98,10 +96,10 @@ def _restore(network, config):
         network.thresholds = config.get("thresholds")
         # Features have no confidence. Older files have only routing by the gate.
         network.routing = config.get("routing", "gate") if network.include_top else "gate"
-    if config.get("class_names") is not None and not other_classes:
-        network.class_names = config["class_names"]
-    if config.get("normalization") is not None:
-        network.normalization = config["normalization"]
+    for name in _IMAGE_FACTS:
+        # The names and the crop are those of the images of other classes.
+        if config.get(name) is not None and (name == "normalization" or not other_classes):
+            setattr(network, name, config[name])
 
 
 def with_dtype(network: Any, dtype: Any) -> Any:
@@ -113,7 +111,7 @@ def with_dtype(network: Any, dtype: Any) -> Any:
 
     Returns:
         `network` itself if it has that policy. Otherwise a copy with the same weights, routes,
-        trained gates, class names, normalization and frozen layers.
+        trained gates, class names, normalization, crop and frozen layers.
 
     Raises:
         ValueError: If there is no such policy, or networks do not support it.

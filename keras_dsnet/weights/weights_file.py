@@ -37,6 +37,8 @@ class WeightsFile:
             Defaults to the average if the checkpoint has one.
         class_names: Tuple of str, the class names to use if the file does not hold any, as older
             files do not. Defaults to None for unknown names.
+        crop_fraction: Float, the fraction of an image that the network is evaluated on, to use if
+            the file does not hold it. Defaults to None, not known.
 
     Attributes:
         path: `pathlib.Path` of the file.
@@ -70,6 +72,7 @@ class WeightsFile:
         path: str | os.PathLike,
         ema: bool | None = None,
         class_names: tuple[str, ...] | None = None,
+        crop_fraction: float | None = None,
     ) -> None:
         self.path = pathlib.Path(path)
         name = self.path.name
@@ -87,8 +90,10 @@ class WeightsFile:
         else:
             self.tensors = read_checkpoint(path, ema)
             self.config = self._checkpoint_config()
-        if self.config is not None and self.config.get("class_names") is None:
-            self.config["class_names"] = class_names
+        facts = {"class_names": class_names, "crop_fraction": crop_fraction}
+        for name, value in facts.items():
+            if self.config is not None and self.config.get(name) is None:
+                self.config[name] = value
 
     def _read_config(self):
         with self.path.open("rb"):

@@ -122,8 +122,9 @@ def load_images(network):
     data.check_names(network, source)
     data.print_source("cross-fitting on", source)
     size = image_size(network, source)
-    folder = checks.find_model(FLAGS.model).parent if FLAGS.model else "."
-    return data.evaluation_dataset(network, source, size, data.crop_of_run(folder)), (*size, 3)
+    folder = checks.find_model(FLAGS.model).parent if FLAGS.model else None
+    crop = data.crop_of_network(network, folder)
+    return data.evaluation_dataset(network, source, size, crop), (*size, 3)
 
 
 def image_size(network, source):

@@ -75,12 +75,13 @@ def load_evaluation_source(network, values, purpose):
     return source
 
 
-def check_apart(source, dataset):
+def check_apart(source, dataset, in_classes=True):
     """Raises a ValueError if the next load of the data set would read --workdir as images.
 
     Args:
         source: An `ImageSource`.
         dataset: Str, the name or folder that it was loaded from.
+        in_classes: Bool, whether any folder beside those of classes is read as another class.
     """
     from keras_dsnet.data.folder_layout import split_kind
 
@@ -92,7 +93,7 @@ def check_apart(source, dataset):
         return
     top = workdir.relative_to(folder.resolve()).parts[:1]
     # The loader skips hidden folders, and any other folder next to split folders.
-    is_class = any(split_kind(part) is None for (part,) in tops)
+    is_class = in_classes and any(split_kind(part) is None for (part,) in tops)
     if not top or top in tops or (is_class and not top[0].startswith(".")):
         raise ValueError(
             f"--workdir={FLAGS.workdir} lies among the images of --dataset={dataset}, and the "
@@ -150,7 +151,7 @@ def evaluation_dataset(model, source, image_size, crop_fraction=None):
         model: `DynamicSlimmableNetwork`, whose preprocessing is applied.
         source: An `ImageSource`.
         image_size: Tuple `(height, width)` in pixels.
-        crop_fraction: Float, see `crop_of_run`. Defaults to that of `crop_of_flags`.
+        crop_fraction: Float, see `crop_of_network`. Defaults to that of `crop_of_flags`.
     """
     from keras_dsnet.data import evaluation_pipeline
 
@@ -169,14 +170,16 @@ def crop_of_flags():
     return crop_of_config({name: FLAGS[name].value for name in names})
 
 
-def crop_of_run(folder):
+def crop_of_network(network, folder):
     """Returns the fraction of an image that the evaluation of a saved network keeps.
 
+    It is --crop_fraction, or else what the network or, in files of older versions, its run says.
+
     Args:
-        folder: Folder of the network's file. If it is that of a run, the run decides, unless
-            --crop_fraction is given. None for weights that have a name.
+        network: `DynamicSlimmableNetwork`.
+        folder: Folder of the network's file, or None for weights that have a name.
     """
-    given = getattr(FLAGS, "crop_fraction", None)
+    given = getattr(FLAGS, "crop_fraction", None) or network.crop_fraction
     if given or folder is None:
         return given or _CROP_FRACTION
     try:
@@ -257,7 +260,8 @@ def representative_data(network, workdir, image_size, input_type, crop_fraction=
         workdir: Folder of the network's file.
         image_size: Tuple `(height, width)` in pixels.
         input_type: Str, "float32" for preprocessed images or "uint8" for raw pixels.
-        crop_fraction: Float, see `crop_of_run`, which it defaults to. Detectors see whole images.
+        crop_fraction: Float, see `crop_of_network`, which it defaults to. Detectors see whole
+            images.
 
     Yields:
         Array `[1, height, width, 3]` of type `input_type`.
@@ -273,7 +277,9 @@ def representative_data(network, workdir, image_size, input_type, crop_fraction=
     print(f"ranges of int8 are measured on {count} training images of {source.name}", flush=True)
     raw = input_type == "uint8"
     is_detector = hasattr(network, "anchors")
-    crop = {} if is_detector else {"crop_fraction": crop_fraction or crop_of_run(workdir)}
+    crop = (
+        {} if is_detector else {"crop_fraction": crop_fraction or crop_of_network(network, workdir)}
+    )
     images = evaluation_pipeline(
         source,
         image_size=image_size,

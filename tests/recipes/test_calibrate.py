@@ -123,6 +123,31 @@ def test_images_that_trained_the_network_are_warned_of(
     assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
 
 
+@pytest.mark.parametrize("place", ["supernet", "supernet/supernet.keras"])
+@pytest.mark.parametrize(
+    ("split", "warned"), [("train[:5000]", True), ("train[40000:45000]", False)]
+)
+def test_gates_are_judged_by_the_images_of_their_supernet(
+    place, split, warned, tmp_path, capsys, monkeypatch
+):
+    gate, supernet = tmp_path / "gate", tmp_path / "supernet"
+    for folder, trained in ((gate, "train[40000:45000]"), (supernet, "train[:40000]")):
+        folder.mkdir()
+        config = {"dataset": "cifar10", "train_split": trained}
+        if folder == gate:
+            config |= {"supernet": place, "places": {"supernet": str(tmp_path / place)}}
+        (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
+    source = types.SimpleNamespace(split_size=50_000)
+    values = {"dataset": "cifar10", "eval_split": split}
+    calibrate.warn_of_training_images(values, gate, source)
+    assert ("was trained on train[:40000]" in capsys.readouterr().out) == warned
+    # Where the supernet is gone, the images of the gates are all that is known.
+    (supernet / "config.json").unlink()
+    calibrate.warn_of_training_images(values, gate, source)
+    assert ("was trained on train[40000:45000]" in capsys.readouterr().out) == (not warned)
+
+
 def test_training_images_of_a_folder_are_known_by_its_place(tmp_path, capsys, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -56,9 +56,14 @@ def test_an_enlarged_image_keeps_its_frame_if_training_saw_it(flags, has_frame):
 def test_the_run_decides_what_its_evaluations_keep(config, fraction, tmp_path, monkeypatch):
     assert data.crop_of_config(json.loads(json.dumps(config))) == fraction
     (tmp_path / "config.json").write_text(json.dumps(config))
+    # A network of an older version does not know its crop.
+    old, new = (types.SimpleNamespace(crop_fraction=known) for known in (None, 0.6))
     for flags in ({}, {"crop_fraction": None}):
         monkeypatch.setattr(data, "FLAGS", types.SimpleNamespace(**flags))
-        assert data.crop_of_run(tmp_path) == fraction
-        assert data.crop_of_run(tmp_path / "elsewhere") == 0.875
+        assert data.crop_of_network(old, tmp_path) == fraction
+        assert data.crop_of_network(new, tmp_path) == 0.6
+        for folder, known in ((tmp_path / "elsewhere", 0.875), (None, 0.875)):
+            assert data.crop_of_network(old, folder) == known
+            assert data.crop_of_network(new, folder) == 0.6
     monkeypatch.setattr(data, "FLAGS", types.SimpleNamespace(crop_fraction=0.5))
-    assert data.crop_of_run(tmp_path) == 0.5
+    assert data.crop_of_network(new, tmp_path) == 0.5

@@ -282,20 +282,12 @@ def test_int8_without_images_asks_for_a_data_set(export, workdir, tmp_path):
         export(model=alone, quantize="int8", output=tmp_path / "m.tflite")
 
 
-def test_the_run_in_the_present_folder_is_not_that_of_weights(
-    program, export, tmp_path, monkeypatch
-):
+def test_the_run_in_the_present_folder_is_not_that_of_weights(export, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = {"dataset": "digits", "data_dir": None, "train_split": None, "crop_fraction": 0.5}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"training images: name their data set by --dataset$"):
         export(weights="cifar10", quantize="int8", path="slimmest", output="m.tflite")
-    network = small_network()
-    for weights, crop in (("imagenet", 0.875), ("cifar10", 1.0), ("other.weights.h5", 0.875)):
-        with flagsaver.as_parsed(weights=weights):
-            assert program.choose_crop(network, None) == crop
-    with flagsaver.as_parsed(weights="cifar10", crop_fraction="0.75"):
-        assert program.choose_crop(network, None) == 0.75
 
 
 @pytest.mark.parametrize(("augmentation", "crop"), [("cifar", 1.0), ("imagenet", 0.875)])

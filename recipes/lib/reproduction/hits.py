@@ -24,7 +24,7 @@ WEIGHTS = ("saved", "online")
 _ROUTINGS = ("gate", "confidence", "gate+confidence", "dynamic", "largest")
 # Settings of a network and of its spec that change neither its static widths nor their confidence.
 _OF_ROUTING = ("routes", "gates_trained", "routing", "confidence_steps", "thresholds")
-_OF_ROUTING += ("class_names", "name", "trainable", "frozen_layers")
+_OF_ROUTING += ("class_names", "crop_fraction", "name", "trainable", "frozen_layers")
 _OF_HEADS = ("slimming_head", "share_encoder", "gate_encoder")
 
 
@@ -289,15 +289,17 @@ def load_images(config, split, data_dir, input_shape, normalization, kind="eval"
     from keras_dsnet.data import evaluation_pipeline, load_source
 
     folder, size = data_dir or config["data_dir"], config["eval_batch_size"]
+    crop = data.crop_of_config(config)
     source = load_source(config["dataset"], folder, kind, **{f"{kind}_split": split})
     batches = evaluation_pipeline(
         source,
         image_size=input_shape[1:3],
         batch_size=size,
         preprocess=normalization,
-        crop_fraction=data.crop_of_config(config),
+        crop_fraction=crop,
     )
-    return Images(batches, source.num_examples, (config["dataset"], folder, kind, split, size))
+    facts = (config["dataset"], folder, kind, split, size, crop)
+    return Images(batches, source.num_examples, facts)
 
 
 def _measure(run, folder, config, split, weights, data_dir):
