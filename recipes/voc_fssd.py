@@ -42,6 +42,7 @@ FLAGS = flags.FLAGS
 # The batch size of the paper's learning rate.
 BASE_BATCH = 128
 detection.define_data()
+detection.define_training()
 training_flags.define_machine()
 shared.define_workdir()
 detection.define_detector()

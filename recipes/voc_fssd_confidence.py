@@ -1,7 +1,7 @@
 r"""Chooses the confidence by which a detector routes images, for a budget of multiply-adds.
 
     python recipes/voc_fssd_confidence.py --detector=runs/pets --dataset=pets/ --eval_split=val \
-        --max_madds=200e6 --workdir=runs/pets_confidence
+        --max_madds=700e6 --workdir=runs/pets_confidence
 
 The slimmest of --steps runs on every image, and the images of which it is unsure run the widest
 too. The program measures for each confidence (the largest score, the number of scores that are
@@ -58,6 +58,7 @@ def check_flags():
 
 def main(_):
     from keras_dsnet.detection import calibrate_detector, compare_confidences
+    from keras_dsnet.detection.calibrate_detector import confidence_costs
     from keras_dsnet.runs import write_table
 
     detector = detection.load_detector()
@@ -66,6 +67,9 @@ def main(_):
     data.print_source("choosing on", source)
     if FLAGS.steps:
         detector.confidence_steps = FLAGS.steps
+    if FLAGS.max_madds is not None:
+        # A budget that cannot be kept is found before the images are read.
+        confidence_costs(detector, FLAGS.max_madds)
     first = detector.confidence_steps[0]
     workdir = pathlib.Path(FLAGS.workdir)
     batches = detection.evaluation_dataset(detector, source)

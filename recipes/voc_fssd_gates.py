@@ -21,6 +21,7 @@ from keras_dsnet_recipes.lib.start import start
 
 FLAGS = flags.FLAGS
 detection.define_data()
+detection.define_training()
 training_flags.define_machine()
 shared.define_workdir()
 shared.define_path(

@@ -82,6 +82,8 @@ def choose_split(split, specs, splits, default, root):
     spec, held_out = specs if split == "train" else specs[::-1]
     if spec:
         return spec, _images_of(spec, splits, root), notes
+    if split not in default:
+        raise _nothing_to_train_on(root, splits)
     name, images = default[split], splits[default[split]]
     if split == "train":
         other = held_out or default["eval"]
@@ -94,6 +96,13 @@ def choose_split(split, specs, splits, default, root):
             )
             images = [image for image in images if image not in shared]
     return name, images, notes
+
+
+def _nothing_to_train_on(root, names):
+    return ValueError(
+        f"{root} must have a list of images for training, such as 'train' or 'trainval'. "
+        f"Received: {', '.join(names)}"
+    )
 
 
 def _images_of(spec, splits, root):
@@ -307,15 +316,20 @@ def default_splits(names: Sequence[str], kind_of: Callable, root: str) -> Mappin
     """Returns the splits to train on and to evaluate on.
 
     Training takes `train` before `trainval`. Evaluation takes the validation split if training took
-    `train`, else the test split. The only split there is, by any name, is trained on.
+    `train`, else the test split. The only split there is, by a name that tells nothing, is trained
+    on.
 
     Args:
         names: Sequence of str, the names of the splits.
         kind_of: Function of a name that returns "train", "validation", "test" or None.
         root: Str, path of the data set, for messages.
 
+    Returns:
+        Dict from "train" and "eval" to names of splits. One of them is missing if there is no such
+        split.
+
     Raises:
-        ValueError: No split is for training.
+        ValueError: The names tell nothing.
     """
     kinds: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for name in names:
@@ -325,11 +339,10 @@ def default_splits(names: Sequence[str], kind_of: Callable, root: str) -> Mappin
         # CVAT calls the list of a task without subsets `default`.
         kinds["train"] = list(names)
     train = sorted(kinds["train"], key=lambda name: (name != "train", name == "trainval", name))
+    if not train and any(kinds.values()):
+        return {"eval": (kinds["validation"] + kinds["test"])[0]}
     if not train:
-        raise ValueError(
-            f"{root} must have a list of images for training, such as 'train' or 'trainval'. "
-            f"Received: {', '.join(names)}"
-        )
+        raise _nothing_to_train_on(root, names)
     chosen = {"train": train[0]}
     others = kinds["test"] if train[0] == "trainval" else kinds["validation"] + kinds["test"]
     if others:

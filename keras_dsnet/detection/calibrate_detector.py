@@ -10,7 +10,7 @@ from keras_dsnet.detection.confidence import CONFIDENCES
 from keras_dsnet.detection.fssd import FSSD
 from keras_dsnet.models.costs import dynamic_madds
 from keras_dsnet.utils.argument_checks import check_number
-from keras_dsnet.utils.batches import check_num_batches
+from keras_dsnet.utils.batches import check_num_batches, refuse_endless
 
 
 def calibrate_detector(
@@ -33,8 +33,8 @@ def calibrate_detector(
         mean of all that runs for an image.
 
     Raises:
-        ValueError: If the data set is empty, the detector has more steps, or the first step costs
-            more than the budget.
+        ValueError: If the data set is empty or never ends, the detector has not two steps, or the
+            first step costs more than the budget.
 
     Example:
 
@@ -61,6 +61,30 @@ def calibrate_detector(
             f"Received: a {type(detector).__name__}"
         )
     check_num_batches(num_batches)
+    first, both = confidence_costs(detector, max_madds)
+    refuse_endless(dataset, num_batches)
+    step = detector.confidence_steps[0]
+    read, values = CONFIDENCES[detector.confidence], []
+    for batch in itertools.islice(dataset, num_batches):
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        values.append(np.asarray(read(detector(images, path=step)["scores"])))
+    if not values:
+        raise ValueError("`dataset` must have one image or more. Received: none")
+    threshold, share = _threshold(np.concatenate(values), (max_madds - first) / (both - first))
+    detector.thresholds = (threshold,)
+    return {"threshold": threshold, "share": share, "madds": first + share * (both - first)}
+
+
+def confidence_costs(detector: Any, max_madds: float) -> tuple[int, int]:
+    """Returns the multiply-adds of an image that stays at the first step, and of one that goes on.
+
+    Args:
+        detector: `FSSD`.
+        max_madds: Number, the largest mean of the multiply-adds of an image.
+
+    Raises:
+        ValueError: If the detector has not two steps, or the first one costs more than the budget.
+    """
     steps = detector.confidence_steps
     if len(steps) != 2:
         raise ValueError(
@@ -74,15 +98,7 @@ def calibrate_detector(
             f"`max_madds` must be {first} or more, the multiply-adds of width {steps[0]}. "
             f"Received: max_madds={max_madds}"
         )
-    read, values = CONFIDENCES[detector.confidence], []
-    for batch in itertools.islice(dataset, num_batches):
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        values.append(np.asarray(read(detector(images, path=steps[0])["scores"])))
-    if not values:
-        raise ValueError("`dataset` must have one image or more. Received: none")
-    threshold, share = _threshold(np.concatenate(values), (max_madds - first) / (both - first))
-    detector.thresholds = (threshold,)
-    return {"threshold": threshold, "share": share, "madds": first + share * (both - first)}
+    return first, both
 
 
 def _pairs(steps):

@@ -75,7 +75,8 @@ def load_coco_json(
     with _unreadable(path):
         known = class_names or _class_names(content)
     images = images or path.parent
-    annotations, notes = _annotations(path, content, images, on_bad_image)
+    annotations, notes, missing = _annotations(path, content, images)
+    notes += left_out(missing, "images are missing", on_bad_image)
     _check_some(annotations, content, path, images)
     by_path = {annotation.path: annotation for annotation in annotations}
     is_full = [(spec or "").strip().startswith("full") for spec in specs]
@@ -100,7 +101,7 @@ def load_coco_folder(
 ) -> BoxFileSource:
     """Opens a folder of COCO json files, one for each split.
 
-    The classes are those of the training split, by name.
+    The classes are those of the training split, or of the evaluation split where there is none.
 
     Args:
         root: Path of the folder.
@@ -119,22 +120,22 @@ def load_coco_folder(
     """
     default = default_splits(list(files), split_kind, str(root))
     contents = {name: _read(path) for name, (path, _) in files.items()}
-    with _unreadable(files[default["train"]][0]):
-        known = class_names or _class_names(contents[default["train"]])
-    opened = _split_of(specs[split == "eval"], files) or default.get(split, default["train"])
-    splits, by_path, notes = {}, {}, {}
+    trained = default.get("train") or default["eval"]
+    with _unreadable(files[trained][0]):
+        known = class_names or _class_names(contents[trained])
+    opened = _split_of(specs[split == "eval"], files) or default.get(split, trained)
+    splits, by_path = {}, {}
+    lines: tuple[str, ...] = ()
     # An image of several files has the objects that its split gives it.
     for name in sorted(files, key=lambda name: name == opened):
         path, images = files[name]
-        annotations, notes[name] = _annotations(path, contents[name], images, "skip")
+        annotations, notes, missing = _annotations(path, contents[name], images)
         if name == opened:
+            lines = (*notes, *left_out(missing, "images are missing", on_bad_image))
             _check_some(annotations, contents[name], path, images)
         by_path |= {annotation.path: annotation for annotation in annotations}
         splits[name] = [annotation.path for annotation in annotations]
     name, chosen, more = choose_split(split, specs, splits, default, root)
-    lines = [line for key, value in notes.items() for line in value if name.startswith(key)]
-    if lines and on_bad_image == "raise":
-        raise ValueError(lines[0])
     kept = [by_path[image] for image in chosen]
     return make_source(root, kept, known, on_bad_image, name, (*lines, *more))
 
@@ -196,8 +197,8 @@ def _number_of(annotation):
     return annotation.get("id") if isinstance(annotation, dict) else annotation
 
 
-def _annotations(path, content, images, on_bad_image):
-    """Returns the `Annotation` of every image that exists, and lines about the others."""
+def _annotations(path, content, images):
+    """Returns the `Annotation` of every image that exists, notes, and the missing files."""
     with _unreadable(path):
         names = {category["id"]: category["name"] for category in content["categories"]}
         known = {}
@@ -240,8 +241,8 @@ def _annotations(path, content, images, on_bad_image):
             )
         )
     twice = [file for file, keys in keys_of.items() if len(keys) > 1]
-    notes = [f"{len(twice)} images are listed more than once: {some_names(twice)}"] if twice else []
-    return found, (*notes, *left_out(missing, "images are missing", on_bad_image))
+    line = f"{len(twice)} images are listed more than once: {some_names(twice)}"
+    return found, ((line,) if twice else ()), missing
 
 
 def _object(annotation, names):

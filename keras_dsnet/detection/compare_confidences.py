@@ -12,7 +12,7 @@ from keras_dsnet.detection.confidence import CONFIDENCES
 from keras_dsnet.detection.detection_gate_trainer import found_every_box
 from keras_dsnet.detection.target_checks import check_near, needed_classes
 from keras_dsnet.models.path import PathLike
-from keras_dsnet.utils.batches import check_num_batches
+from keras_dsnet.utils.batches import check_num_batches, refuse_endless
 
 
 def compare_confidences(
@@ -47,9 +47,10 @@ def compare_confidences(
         number.
 
     Raises:
-        ValueError: If the data set is empty.
+        ValueError: If the data set is empty or never ends.
     """
     check_num_batches(num_batches)
+    refuse_endless(dataset, num_batches)
     found, values = [], {name: [] for name in CONFIDENCES}
     for images, target in itertools.islice(dataset, num_batches):
         outputs = detector(images, path=path)

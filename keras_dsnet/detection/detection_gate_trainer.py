@@ -62,6 +62,11 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
         **kwargs: Any,
     ):
         self._check_model(detector)
+        for name in ("soft_targets", "input_shape"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"`{name}` is for gates of classifiers. Received: {name}={kwargs[name]!r}"
+                )
         super().__init__(
             detector,
             routes=routes,

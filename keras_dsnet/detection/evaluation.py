@@ -11,7 +11,7 @@ from keras_dsnet.detection.average_precision import METRICS, DetectionMetric
 from keras_dsnet.detection.boxes import BOX_FORMAT, convert_boxes
 from keras_dsnet.detection.target_checks import check_near
 from keras_dsnet.training.evaluation import OFF_ROUTE_ROWS
-from keras_dsnet.utils.batches import check_num_batches
+from keras_dsnet.utils.batches import check_num_batches, refuse_endless
 
 # Of the detections that are counted: a higher threshold would cut the curves of precision short.
 _SCORE_THRESHOLD = 0.01
@@ -63,13 +63,14 @@ def evaluate_detection(
         static paths.
 
     Raises:
-        ValueError: There is no such metric, or the data set is empty.
+        ValueError: There is no such metric, or the data set is empty or never ends.
     """
     if metric not in METRICS:
         raise ValueError(
             f"`metric` must be {', '.join(map(repr, METRICS))}. Received: metric={metric!r}"
         )
     check_num_batches(num_batches)
+    refuse_endless(dataset, num_batches)
     if paths is None:
         routes = detector.gates_trained or getattr(detector, "routing", None) == "confidence"
         paths = [*range(detector.num_widths), *([_DYNAMIC] if routes else [])]

@@ -88,7 +88,8 @@ def _open(dataset, data_dir, split, specs, names, on_bad_image, ranges):
             raise FileNotFoundError(f"COCO file {dataset} does not exist")
         images = None if data_dir is None else _image_folder(data_dir)
         return load_coco_json(path, images, split, specs, names, on_bad_image)
-    folder = None if is_joined_name(dataset) else existing_folder(dataset)
+    is_folder = pathlib.Path(dataset).expanduser().is_dir()
+    folder = None if is_joined_name(dataset) and not is_folder else existing_folder(dataset)
     if folder is None:
         source = load_box_records(dataset, data_dir, split, specs)
         if names is not None and tuple(names) != source.class_names:

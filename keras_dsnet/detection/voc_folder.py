@@ -82,6 +82,7 @@ def load_voc_folder(
     elif "" in places:
         lists = _read_lists(places[""].root / _LISTS, known, {*annotated, *images})
         splits = lists or {"train": splits[""]}
+    is_listed = ranges is not None or ("" in places and bool(lists))
     default = default_splits(list(splits), split_kind, str(root))
     name, chosen, notes = choose_split(split, specs, splits, default, root)
     kept = [parsed[key] for key in chosen if parsed.get(key) and parsed[key].path]
@@ -94,6 +95,7 @@ def load_voc_folder(
             else []
         ),
         *_missing(chosen, parsed, places, on_bad_image),
+        *([] if is_listed else _without_annotation(images, annotated, name, places, on_bad_image)),
     )
     return make_source(root, kept, known, on_bad_image, name, notes)
 
@@ -279,12 +281,34 @@ def _object(element):
 
 
 def _missing(chosen, parsed, places, on_bad_image):
-    place = next(iter(places.values()))
-    without_file = [str(place.annotations / f"{key}.xml") for key in chosen if key not in parsed]
+    def path_of(key, kind):
+        # Names of images have the folder of their split before them.
+        prefix, _, stem = key.rpartition("/")
+        return getattr(places[prefix], kind) / stem
+
+    without_file = [f"{path_of(key, 'annotations')}.xml" for key in chosen if key not in parsed]
     without_image = [
-        str(place.images / key) for key in chosen if parsed.get(key) and not parsed[key].path
+        str(path_of(key, "images")) for key in chosen if parsed.get(key) and not parsed[key].path
     ]
     return (
         *left_out(without_file, "annotations are missing", on_bad_image),
         *left_out(without_image, "images are missing", on_bad_image),
     )
+
+
+def _without_annotation(images, annotated, split, places, on_bad_image):
+    """Returns a line about images that no list and no annotation names.
+
+    Args:
+        images: Dict from names to paths of images.
+        annotated: Dict from names to paths of annotations.
+        split: Str, the split that is opened, which is that of a folder where folders have splits.
+        places: Dict of `_find_places`.
+        on_bad_image: `"skip"` or `"raise"`.
+    """
+    inside = max((key for key in places if split.startswith(key)), key=len, default="")
+    prefix = f"{inside}/" if inside else ""
+    found = [paths[0] for key, paths in images.items() if key not in annotated]
+    names = [key for key in images if key not in annotated]
+    paths = [path for key, path in zip(names, found, strict=True) if key.startswith(prefix)]
+    return left_out(paths, "images have no annotation", on_bad_image)

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import numbers
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -148,7 +149,28 @@ def is_endless(data: Any) -> bool | None:
         return _num_batches(data) is None
     if isinstance(data, (itertools.cycle, itertools.count)):
         return True
+    if isinstance(data, itertools.repeat):
+        # Only one that ends has a length.
+        return operator.length_hint(data, -1) < 0
     return False if hasattr(data, "__len__") else None
+
+
+def refuse_endless(
+    data: Any, num_batches: int | None, name: str = "dataset", count_name: str = "num_batches"
+) -> None:
+    """Raises a ValueError if all batches of an endless data set are asked for.
+
+    Args:
+        data: As in `labelled_batches`.
+        num_batches: Int, the number of batches to read, or None for all.
+        name: String, the name of the caller's argument.
+        count_name: String, the name of the caller's argument of the number.
+    """
+    if num_batches is None and is_endless(data):
+        raise ValueError(
+            f"`{name}` never ends: pass `{count_name}`, the number of batches to read, or leave "
+            f"out `repeat`. Received: {describe_value(data)} without `{count_name}`"
+        )
 
 
 def _batches(data, num_batches, name, count_name="num_batches"):
@@ -162,11 +184,7 @@ def _batches(data, num_batches, name, count_name="num_batches"):
             f"`{name}` must be a tf.data.Dataset, a keras.utils.PyDataset, arrays or another "
             f"iterable of batches. Received: {describe_value(data)}"
         )
-    if num_batches is None and is_endless(data):
-        raise ValueError(
-            f"`{name}` never ends: pass `{count_name}`, the number of batches to read, or leave "
-            f"out `repeat`. Received: {describe_value(data)} without `{count_name}`"
-        )
+    refuse_endless(data, num_batches, name, count_name)
 
     def read():
         if arrays is not None:

@@ -21,7 +21,7 @@ _SHOWN = 16
 
 
 def define_data():
-    """Defines the flags of images with boxes and of their evaluation."""
+    """Defines the flags of images with boxes."""
     shared.define_path(
         "dataset",
         "voc/2007+2012",
@@ -37,9 +37,13 @@ def define_data():
     shared.define_path(
         "ranges", None, "File with the splits of a folder, as ranges of frames. Defaults to none."
     )
-    shared.define_train_split()
     shared.define_eval_split()
     shared.define_evaluation(16)
+
+
+def define_training():
+    """Defines the flags of a training on images with boxes and of its evaluations."""
+    shared.define_train_split()
     flags.DEFINE_integer(
         "validation_images",
         500,
@@ -101,7 +105,11 @@ def check_data():
         checks.check_source({name: FLAGS[name].value for name in ("data_dir", "dataset")})
     if FLAGS.ranges is not None and not pathlib.Path(FLAGS.ranges).is_file():
         raise FileNotFoundError(f"--ranges={FLAGS.ranges}: there is no such file")
-    if FLAGS.metric == "coco" and importlib.util.find_spec("pycocotools") is None:
+    if (
+        "metric" in FLAGS
+        and FLAGS.metric == "coco"
+        and importlib.util.find_spec("pycocotools") is None
+    ):
         raise ValueError(
             "--metric=coco needs pycocotools, which is not installed: pip install pycocotools"
         )
@@ -183,7 +191,7 @@ def check_saved_detector(widths="routes"):
         raise ValueError(f"--detector: {path} holds a {saved}, not an FSSD")
     network = checks.SavedNetwork(backbone, "detector")
     network.check_widths(FLAGS[widths].value, widths)
-    for each in FLAGS.paths or ():
+    for each in (FLAGS.paths if "paths" in FLAGS else None) or ():
         network.check_path(each, "paths")
     return network
 
@@ -265,7 +273,7 @@ def load_sources():
     data.print_source("training on", train)
     data.print_source("evaluating on", evaluation, known_notes=train.notes)
     for source in (train, evaluation):
-        data.check_apart(source, FLAGS.dataset)
+        data.check_apart(source, FLAGS.dataset, in_classes=False)
     if FLAGS.batch_size > train.num_examples:
         raise ValueError(
             f"--batch_size must be at most the {train.num_examples} training images. "

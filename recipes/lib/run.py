@@ -41,7 +41,7 @@ def open_workdir(check_only=False):
     config = run_flags.configuration()
     try:
         return make(
-            FLAGS.workdir, config, run_flags.EXEMPT, growing=("epochs",), paths=run_flags.PATHS
+            FLAGS.workdir, config, run_flags.exempt(), growing=("epochs",), paths=run_flags.PATHS
         )
     except ConfigMismatchError as error:
         raise ValueError(error.describe("--{name}")) from None

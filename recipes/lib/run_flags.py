@@ -9,7 +9,7 @@ FLAGS = flags.FLAGS
 PACKAGE = "keras_dsnet_recipes"
 # Its flags, such as --debug, are no part of a run.
 _START = f"{PACKAGE}.lib.start"
-# These flags do not change the training, so they can differ at every start of a run.
+# These flags do not change the training, so they can differ at every start of a run; see `exempt`.
 EXEMPT = (
     "checkpoint_steps",
     "crop_fraction",
@@ -38,6 +38,16 @@ PATHS = (
 )
 
 
+def exempt():
+    """Returns the names of the flags that do not change the training of this program.
+
+    Images that a detector is evaluated on are left out of its training, so that there --eval_split
+    changes it.
+    """
+    has_boxes = "box_augmentation" in FLAGS
+    return tuple(name for name in EXEMPT if name != "eval_split" or not has_boxes)
+
+
 def own_modules():
     """Returns the names of the modules that define the flags of the program."""
     modules = FLAGS.flags_by_module_dict()
@@ -57,7 +67,8 @@ def shared_configuration():
 
     Of a path only its last part counts, since the folders of machines differ.
     """
-    shared = {name: value for name, value in configuration().items() if name not in EXEMPT}
+    free = exempt()
+    shared = {name: value for name, value in configuration().items() if name not in free}
     for name in PATHS:
         if isinstance(shared.get(name), str):
             shared[name] = pathlib.PurePath(shared[name]).name

@@ -60,6 +60,36 @@ def test_one_file_with_a_folder_of_images(tmp_path):
         load_detection_source(path, data_dir="nowhere")
 
 
+def test_one_file_of_a_validation_split_is_evaluated(tmp_path):
+    path = _write(tmp_path / "val2017", coco_content(8))
+    (tmp_path / "annotations").mkdir()
+    path.rename(tmp_path / "annotations" / "instances_val2017.json")
+    assert load_detection_source(tmp_path, split="eval").num_examples == 8
+    splits = {"train_split": "val2017[:50%]", "eval_split": "val2017[50%:]"}
+    assert load_detection_source(tmp_path, **splits).num_examples == 4
+    with pytest.raises(ValueError, match=r"a list of images for training, .* Received: val2017"):
+        load_detection_source(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_only_missing_images_raise(tmp_path, split):
+    content = coco_content(20)
+    # The boxes of an image that is listed twice are joined, and nothing is missing.
+    content["images"].append({**content["images"][1], "id": 99})
+    path = _write(tmp_path / "train2017", content)
+    (tmp_path / "annotations").mkdir()
+    path = path.rename(tmp_path / "annotations" / "instances_train2017.json")
+    source = load_detection_source(tmp_path, split=split, on_bad_image="raise")
+    assert any("1 images are listed more than once" in note for note in source.notes)
+    (tmp_path / "train2017" / "2.jpg").unlink()
+    assert any(
+        note.startswith("1 images are missing: ") and note.endswith("; left out")
+        for note in load_detection_source(tmp_path, split=split).notes
+    )
+    with pytest.raises(ValueError, match=r"1 images are missing: [^;]*2\.jpg$"):
+        load_detection_source(tmp_path, split=split, on_bad_image="raise")
+
+
 def test_a_missing_image_is_left_out_or_raises(tmp_path):
     path = _write(tmp_path, coco_content(5))
     (tmp_path / "2.jpg").unlink()

@@ -100,5 +100,8 @@ def test_wrong_arguments_are_refused():
         make_trainer(score_threshold=1)
     with pytest.raises(ValueError, match="`routes` must be ascending widths from 0 to 2"):
         make_trainer(routes=(0, 3))
+    for name, value in (("soft_targets", True), ("input_shape", (32, 32, 3))):
+        with pytest.raises(ValueError, match=f"`{name}` is for gates of classifiers"):
+            make_trainer(**{name: value})
     with pytest.raises(ValueError, match="`detector` must be a detector"):
         DetectionGateTrainer(keras.Sequential())

@@ -1,5 +1,7 @@
 """Routing of a detector by the confidence in its scores."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -146,6 +148,8 @@ def test_confidences_are_compared_by_the_images_with_missed_boxes(detector):
     assert nothing[0]["auc"] is None
     with pytest.raises(ValueError, match="`dataset` must have one image or more"):
         compare_confidences(detector, [])
+    with pytest.raises(ValueError, match="`dataset` never ends: pass `num_batches`"):
+        compare_confidences(detector, itertools.cycle(batches))
 
 
 def test_a_threshold_keeps_the_budget(detector):
@@ -179,6 +183,8 @@ def test_a_budget_that_cannot_be_kept_is_refused(detector):
         calibrate_detector(detector, [], 5)
     with pytest.raises(ValueError, match="`dataset` must have one image or more"):
         calibrate_detector(detector, [], 1e12)
+    with pytest.raises(ValueError, match="`dataset` never ends: pass `num_batches`"):
+        calibrate_detector(detector, itertools.repeat(detector_images(2)), 1e12)
 
 
 @pytest.mark.parametrize("kind", CONFIDENCES)

@@ -123,6 +123,8 @@ def test_mistakes_are_named(batches):
         evaluate_detection(Detector(batches), batches, metric="map")
     with pytest.raises(ValueError, match="`dataset` must have one image or more"):
         evaluate_detection(Detector(batches), [])
+    with pytest.raises(ValueError, match="`dataset` never ends: pass `num_batches`"):
+        evaluate_detection(Detector(batches), batches.repeat())
 
 
 def test_boxes_in_pixels_are_not_taken_for_fractions(voc_folder):

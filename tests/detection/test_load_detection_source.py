@@ -46,6 +46,11 @@ def test_a_mistake_is_named_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_an_existing_folder_may_have_a_plus_in_its_name(voc_folder):
+    joined = voc_folder.rename(voc_folder.parent / "cats+dogs")
+    assert load_detection_source(joined).class_names == ("cat", "dog")
+
+
 @pytest.mark.needs_shared
 def test_voc_of_tfds(shared_voc):
     train = load_detection_source("voc/2007", shared_voc)

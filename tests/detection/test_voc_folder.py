@@ -12,6 +12,10 @@ from keras_dsnet.detection import load_detection_source, voc_folder
 CAT = ("cat", (2, 5, 22, 35))
 
 
+SPLITS = ("train", "eval")
+SPLITS_OF_FOLDERS = ("test", "train", "valid")
+
+
 def _boxes(source):
     return np.concatenate([image.boxes for image in source.objects])
 
@@ -131,6 +135,43 @@ def test_without_lists_a_tenth_is_held_out(tmp_path):
     assert (train.num_examples, test.num_examples) == (18, 2)
     assert not {*train.paths} & {*test.paths}
     assert "2 of 20 images are held out" in train.notes[0]
+
+
+def test_without_lists_an_image_without_annotation_is_named(tmp_path):
+    write_voc(tmp_path, {str(number): xml(CAT) for number in range(20)})
+    for name in ("x", "y"):
+        (tmp_path / "JPEGImages" / f"{name}.jpg").write_bytes(picture(0))
+    source = load_detection_source(tmp_path)
+    assert source.num_examples == 18
+    assert any(note.startswith("2 images have no annotation: ") for note in source.notes)
+    with pytest.raises(ValueError, match=r"2 images have no annotation: .*x\.jpg"):
+        load_detection_source(tmp_path, on_bad_image="raise")
+
+
+def test_a_folder_of_one_split_needs_no_training_images_to_evaluate(tmp_path):
+    names = [str(number) for number in range(10)]
+    write_voc(tmp_path, dict.fromkeys(names, xml(CAT)), {"test": names})
+    assert load_detection_source(tmp_path, split="eval").num_examples == 10
+    splits = {"train_split": "test[:80%]", "eval_split": "test[80%:]"}
+    counts = [load_detection_source(tmp_path, split=s, **splits).num_examples for s in SPLITS]
+    assert counts == [8, 2]
+    with pytest.raises(ValueError, match=r"a list of images for training, .* Received: test$"):
+        load_detection_source(tmp_path)
+
+
+def test_missing_files_of_a_split_folder_are_named_by_their_place(tmp_path):
+    for name in SPLITS_OF_FOLDERS:
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.jpg").write_bytes(picture(number))
+            (tmp_path / name / f"{number}.xml").write_text(xml(CAT))
+    (tmp_path / "valid" / "0.jpg").unlink()
+    (tmp_path / "valid" / "1.xml").unlink()
+    train, valid = (load_detection_source(tmp_path, split=split) for split in SPLITS)
+    assert (train.notes, valid.num_examples) == ((), 1)
+    missing, unlabelled = valid.notes
+    assert missing == f"1 images are missing: {tmp_path / 'valid' / '0'}; left out"
+    assert unlabelled == f"1 images have no annotation: {tmp_path / 'valid' / '1.jpg'}; left out"
 
 
 def test_split_folders_with_images_beside_their_annotations(tmp_path):

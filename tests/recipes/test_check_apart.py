@@ -14,9 +14,18 @@ flags.DEFINE_string("workdir", None, "")
 paths = [f"data/{part}/1.png" for part in sys.argv[2].split()]
 source = types.SimpleNamespace(paths=paths, class_names=("cat", "dog"))
 data.FLAGS(["program", "--workdir=" + sys.argv[1]])
-data.check_apart(source, "data")
+data.check_apart(source, "data", sys.argv[3:] != ["boxes"])
 data.check_apart(types.SimpleNamespace(), "digits")
 """
+
+
+@pytest.mark.parametrize(
+    ("workdir", "is_apart"), [("data/runs/x", True), ("data/JPEGImages/x", False)]
+)
+def test_folders_of_boxes_have_no_classes_beside_them(workdir, is_apart, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, workdir, "JPEGImages", "boxes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode == 0) == is_apart, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -34,3 +34,11 @@ def test_the_interval_of_the_gate_decides(tmp_path, low, high, verdict):
     row = write(tmp_path, fod_a_light=STATIC, fod_a_gates=[*STATIC, routed])
     assert "gate 58.00 % at 300M" in row[3]
     assert row[4] == f"**{verdict}**"
+
+
+def test_a_gate_that_costs_more_than_the_widest_has_no_gain(tmp_path):
+    gain = dict.fromkeys(("static_line", "gain", "gain_low", "gain_high"))
+    routed = {"path": "dynamic", "map": 0.6, "madds": 4.1e8, **gain}
+    row = write(tmp_path, fod_a_light=STATIC, fod_a_gates=[*STATIC, routed])
+    assert "gate 60.00 % at 410M, beyond its line" in row[3]
+    assert row[4] == "**undecided**"

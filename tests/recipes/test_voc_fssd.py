@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 import time
 
@@ -151,13 +152,17 @@ def test_the_gate_of_a_detector_is_trained(command, trained, tmp_path):
 
 
 def test_the_confidence_of_a_detector_is_chosen(command, trained, tmp_path):
-    output = run(
-        "voc_fssd_confidence.py",
-        command[0],
-        f"--detector={trained}",
-        f"--workdir={tmp_path}",
-        "--max_madds=1e9",
-    )
+    detector = keras.models.load_model(trained / "detector.keras")
+    slimmest, widest = detector.madds("slimmest"), detector.madds("widest")
+    flags = (command[0], f"--detector={trained}", f"--workdir={tmp_path}")
+    done = run_program(RECIPES / "voc_fssd_confidence.py", *flags, f"--max_madds={slimmest // 2}")
+    assert (done.returncode, done.stderr.count("error: `max_madds` must be ")) == (1, 1)
+    assert not list(tmp_path.iterdir())
+    budget = slimmest + widest / 2
+    output = run("voc_fssd_confidence.py", *flags, f"--max_madds={budget:.0f}")
+    share, madds = re.search(r"([\d.]+)% of the images go on .* at ([\d.]+)M", output).groups()
+    assert float(share) < 100
+    assert float(madds) <= budget / 1e6 + 0.05
     rows = json.loads((tmp_path / "tables" / "confidences.json").read_text())
     assert {row["confidence"] for row in rows} == {"largest_score", "clear_scores", "low_entropy"}
     assert "of the images go on from width 0" in output

@@ -73,6 +73,7 @@ ENDLESS = {
     "tf.data": lambda: of_array((IMAGES, LABELS)).batch(2).repeat(),
     "PyDataset": lambda: Items(None),
     "itertools": lambda: itertools.cycle(list(pairs())),
+    "repeat": lambda: itertools.repeat(next(iter(pairs()))),
 }
 
 
