@@ -212,6 +212,8 @@ class DynamicInterpreter:
                     text = f"at most {widest}, the widest route within {budget_ms!r} ms. Received: "
                     raise ValueError(f"`min_width` must be {text}min_width={min_width!r}")
                 high = np.minimum(high, widest)
+                if self._worst_latency(widest, max(low)) > budget_ms:
+                    low = np.maximum(low, np.minimum(high, widest))  # no narrower, slower route
             inputs.update(min_width=low, max_width=high)
         stored = self.metadata.get("thresholds")
         if limits is not None and limits.tolist() != np.float32(stored).tolist():
@@ -242,8 +244,7 @@ class DynamicInterpreter:
         _check_counts(rounds=rounds, runs=runs)
         image = np.zeros(self.metadata["input_shape"], self.metadata["input_type"])
         ways: dict[Any, dict] = {k: {"min_width": k, "max_width": k} for k in self.routes}
-        if self.steps:
-            ways["all"] = {"thresholds": 1}
+        ways |= {"all": {"thresholds": 1}} if self.steps else {}
         latencies: dict[Any, list[float]] = {way: [] for way in ways}
         for turn in range(rounds + 1):
             for way, options in ways.items():
@@ -253,8 +254,7 @@ class DynamicInterpreter:
                 if turn:  # The first turn allocates memory.
                     latencies[way].append((time.perf_counter() - start) * 1e3 / runs)
         medians = {way: statistics.median(each) for way, each in latencies.items()}
-        if self.steps:
-            self.trunk_ms = self._trunk_of(medians, image)
+        self.trunk_ms = self._trunk_of(medians, image) if self.steps else 0.0
         self.latency_ms = {route: medians[route] for route in self.routes}
         return self.latency_ms
 
@@ -268,10 +268,10 @@ class DynamicInterpreter:
         return max(0.0, min(shared, *(medians[route] for route in ran)))
 
     def widest_within(self, budget_ms: float, min_width: int | None = None) -> int:
-        """Returns the widest route whose measured latency is at most `budget_ms`.
+        """Returns the widest route up to which every route takes at most `budget_ms`.
 
-        In a file that routes by confidence it is the widest one up to which an image may run all
-        steps in `budget_ms`. If none fits, it is the fastest route, with a warning.
+        In a file that routes by confidence, an image may run all steps up to it in `budget_ms`. If
+        none fits, it is the fastest route, with a warning if that takes longer too.
 
         Args:
             budget_ms: Milliseconds.
@@ -291,24 +291,25 @@ class DynamicInterpreter:
             return max(fitting)
         fastest = min(self.latency_ms, key=lambda route: self.latency_ms[route])
         if min_width is not None and min_width > fastest:
-            raise ValueError(
-                f"No route from min_width={min_width} on takes {budget_ms!r} ms or less"
+            text = f"No route from min_width={min_width} on takes {budget_ms!r} ms or less"
+            raise ValueError(text)
+        if self.latency_ms[fastest] > budget_ms:
+            warnings.warn(
+                f"No route fits `budget_ms`. The fastest, {fastest}, runs instead and takes "
+                f"{self.latency_ms[fastest]:.2f} ms. Received: budget_ms={budget_ms!r}",
+                stacklevel=3,
             )
-        warnings.warn(
-            f"No route fits `budget_ms`. The fastest, {fastest}, runs instead and takes "
-            f"{self.latency_ms[fastest]:.2f} ms. Received: budget_ms={budget_ms!r}",
-            stacklevel=3,
-        )
         return fastest
 
     def _worst_latency(self, route, min_width):
         """Returns the milliseconds of the longest run from a bound to a route."""
-        if not self.steps:
-            return self.latency_ms[route]
         low = 0 if min_width is None else min_width
+        if not self.steps:
+            # Routes that are nearly equal can measure in another order than that of their widths.
+            between = {route, *(each for each in self.latency_ms if low <= each <= route)}
+            return max(self.latency_ms[each] for each in between)
         gated = self.metadata["routing"] == "gate+confidence"
-        starts = self.routes if gated else self.steps
-        starts = [start for start in starts if low <= start <= route] or [route]
+        starts = [s for s in (self.routes if gated else self.steps) if low <= s <= route] or [route]
         rests = {step: self.latency_ms[step] - self.trunk_ms for step in self.steps}
         return max(
             self.latency_ms[start]

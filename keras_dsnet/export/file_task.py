@@ -114,7 +114,8 @@ class FileTask:
     @property
     def metadata(self) -> dict[str, Any]:
         """What the metadata of a file say of the task, a dict for JSON."""
-        return {}
+        # Apps that show classes refuse files of features.
+        return {} if self.network.include_top else {"include_top": False}
 
     def in_float32(self) -> "FileTask":
         """Returns the task of the network in float32."""

@@ -85,8 +85,9 @@ def make_server(
         web_dir: Folder of the built page. Defaults to `None`, "web/dist" of the checkout.
 
     Raises:
-        OSError: If the file or one of its parts cannot be read, or the port is in use.
-        UserError: If the page was not built, or the port is out of range.
+        OSError: If the file cannot be read.
+        UserError: If the page was not built, one of the file's parts is not beside it, or the port
+            is out of range or in use.
         ValueError: If the file is not a TFLite file with routes.
     """
     if not 0 <= port <= _MOST_PORT:

@@ -45,11 +45,14 @@ _FIELDS = {
     "Dense": ("units", "use_bias"),
     "GroupNormalization": ("groups", "epsilon"),
     "ZeroPadding2D": ("padding",),
+    "MaxPooling2D": ("pool_size", "strides", "padding"),
     "GlobalAveragePooling2D": ("keepdims",),
     "Rescaling": ("scale", "offset"),
     "Multiply": (),
     "Add": (),
 }
+# Their outputs have the range of their inputs, and TFLite's kernels need the same scale for both.
+_KEEP_RANGES = ("ZeroPadding2D", "MaxPooling2D")
 _ACTIVATIONS = ("relu", "sigmoid", "tanh")
 # The name of the kernel, and its axis of output channels.
 _KERNELS = {
@@ -184,8 +187,7 @@ def _configs(model, batches):
     def is_measured(layer):
         kind = type(layer).__name__
         joins_relu = kind in _FUSES_RELU and id(layer.output) in fused
-        # Padding with zeros does not change the range.
-        return not (joins_relu or kind == "ZeroPadding2D" or _activation(layer) in _FIXED_RANGES)
+        return not (joins_relu or kind in _KEEP_RANGES or _activation(layer) in _FIXED_RANGES)
 
     measured = [layer for layer in layers if is_measured(layer)]
     ranges = _measure(model, measured, batches)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import IO
@@ -43,8 +44,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     It serves libraries that open files by name and require a suffix. The file is flushed to the
     disk before it is renamed, so that a crash of the process or the machine leaves either the old
-    file or the new one. Processes that write the same file use different temporary paths, and the
-    file of the last one stays.
+    file or the new one. Processes and threads that write the same file use different temporary
+    paths, and the file of the last one stays.
 
     Args:
         path: Path of the file. Its folder must exist.
@@ -65,7 +66,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     remove_leftovers(path)
     beside = temporary_path(path)
     try:
-        # A killed process can have had the same process id.
+        # A killed process can have had the same ids.
         beside.unlink(missing_ok=True)
         yield beside
         _flush(beside)
@@ -82,14 +83,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def temporary_path(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the path of this process's temporary file for `path`."""
+    """Returns the path of this thread's temporary file for `path`."""
     path = pathlib.Path(path)
-    return path.with_name(f"partial-{os.getpid()}@{platform.node()}-{path.name}")
+    writer = f"{os.getpid()}.{threading.get_native_id()}@{platform.node()}"
+    return path.with_name(f"partial-{writer}-{path.name}")
 
 
 def is_temporary(path: str | os.PathLike) -> bool:
     """Returns whether a path is that of a temporary file of this process."""
-    return pathlib.Path(path).name.startswith(f"partial-{os.getpid()}@{platform.node()}-")
+    pattern = rf"partial-{os.getpid()}\.\d+@{re.escape(platform.node())}-"
+    return re.match(pattern, pathlib.Path(path).name) is not None
 
 
 def remove_leftovers(path: str | os.PathLike) -> None:
@@ -106,7 +109,7 @@ def remove_leftovers(path: str | os.PathLike) -> None:
 
 def remove_leftovers_of_the_dead(folder: str | os.PathLike) -> None:
     """Removes the temporary files in a folder of killed processes of this machine."""
-    prefix = re.compile(rf"partial-(\d+@{re.escape(platform.node())})-")
+    prefix = re.compile(rf"partial-([\d.]+@{re.escape(platform.node())})-")
     for beside in pathlib.Path(folder).glob("partial-*@*-*"):
         match = prefix.match(beside.name)
         with contextlib.suppress(OSError):
@@ -118,10 +121,11 @@ def _is_gone(writer, written):
     """Returns whether a process that wrote on this machine has ended.
 
     Args:
-        writer: String, process id and machine, as in `temporary_path`.
+        writer: String, ids of process and thread, and machine, as in `temporary_path`.
         written: Float, the time of its last write, in seconds since 1970.
     """
-    number, _, machine = writer.partition("@")
+    ids, _, machine = writer.partition("@")
+    number = ids.partition(".")[0]
     if machine != platform.node() or not number.isdecimal():
         return False
     try:

@@ -6,6 +6,9 @@ python -m keras_dsnet.weights SOURCE.pth.tar TARGET.weights.h5
 python -m keras_dsnet.weights SOURCE.keras TARGET.weights.h5 --float16
 """
 
+import contextlib
+import importlib
+import re
 import signal
 import sys
 
@@ -71,7 +74,7 @@ def write_weights(files: list[str]) -> str:
         if FLAGS.ema is not None or not FLAGS.gates_trained:
             name = "--nogates_trained" if FLAGS.ema is None else "--ema"
             raise UserError(f"{name} is for a checkpoint (.pth.tar). Received: {source}")
-        model = keras.models.load_model(source, compile=False)
+        model = _load(source)
         if not isinstance(model, DynamicSlimmableNetwork):
             raise UserError(
                 "a .keras file must hold a DynamicSlimmableNetwork. "
@@ -89,6 +92,21 @@ def write_weights(files: list[str]) -> str:
         f"{target}: {model.name}, {model.num_widths} widths, {model.classes} classes, "
         f"routes {model.routes}"
     )
+
+
+def _load(source):
+    # A detector is named as what it is, where its packages are installed.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("keras_dsnet.detection")
+    try:
+        return keras.models.load_model(source, compile=False)
+    except TypeError as error:
+        # Keras's message has the whole configuration of the file.
+        unknown = re.search(r"Could not locate class '[^']*'", str(error))
+        reason = unknown[0] if unknown else str(error).splitlines()[0]
+        raise UserError(
+            f"a .keras file must hold a DynamicSlimmableNetwork. Received: {source} ({reason})"
+        ) from error
 
 
 if __name__ == "__main__":

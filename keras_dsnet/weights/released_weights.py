@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import ssl
 
 import keras
 import numpy as np
@@ -122,10 +123,12 @@ def _download(url, partial, checkpoint):
         raise PermissionError(None, "Permission denied", str(partial.parent))
     try:
         keras.utils.get_file(partial.name, url, cache_subdir=str(partial.parent.resolve()))
-    except OSError:
-        raise
     except Exception as error:
-        # Keras raises a bare `Exception` when the network fails.
+        # Keras raises a bare `Exception` when the network fails, but lets the errors of a
+        # connection through that breaks after it was made.
+        broken = (ConnectionError, TimeoutError, ssl.SSLError)
+        if isinstance(error, OSError) and not isinstance(error, broken):
+            raise
         reason = str(error).rsplit("--", 1)[-1].strip()
         raise UserError(
             f"cannot download {url} ({reason}): put the file at {checkpoint} and try again"

@@ -180,7 +180,8 @@ def test_staged_outputs_have_the_names_that_the_app_reads(files, several):
 
 def test_metadata_have_the_keys_and_types_that_the_app_reads(files):
     kinds = {"Int": int, "Double": float, "String": str, "JSONArray": list, "JSONObject": dict}
-    reads = re.findall(r'(get|opt)(Int|Double|String|JSONArray|JSONObject)\("(\w+)"', FILE)
+    kinds["Boolean"] = bool
+    reads = re.findall(rf'(get|opt)({"|".join(kinds)})\("(\w+)"', FILE)
     assert len(reads) > 15
     for metadata, _ in files.values():
         places = (metadata, metadata["preprocessing"], metadata["routes"][0])
@@ -192,7 +193,8 @@ def test_metadata_have_the_keys_and_types_that_the_app_reads(files):
     everything = [
         name for metadata, _ in files.values() for name in json.dumps(metadata).split('"')
     ]
-    assert {name for _, _, name in reads} <= set(everything)
+    # Only files of features have the other name.
+    assert {name for _, _, name in reads} <= {*everything, "include_top"}
     assert '"staged" -> StagedModel' in SOURCES["OpenedModel.kt"]
     # Only files of detectors name their outputs, and the app refuses those.
     assert not any("outputs" in metadata for metadata, _ in files.values())

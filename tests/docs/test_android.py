@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import pathlib
 import re
 import types
@@ -13,7 +14,7 @@ from ai_edge_litert.interpreter import Interpreter
 from keras_dsnet.applications.ds_mobilenet import preprocess_input
 from routed_networks import SHORT_SPEC, small_network
 
-from keras_dsnet.export import best_path, export_routed, export_subnetwork
+from keras_dsnet.export import DynamicInterpreter, export_routed, export_subnetwork
 from keras_dsnet.export.metadata import OLDEST_RUNTIMES
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -207,31 +208,44 @@ def test_one_version_of_the_runtime_is_named():
     assert len(set(versions)) == 1
 
 
-def widest_within(budget_ms, medians):
+def bounds_within(budget_ms, medians):
     """What the Kotlin's function does with medians, put together from its expressions."""
-    body = re.search(r"^fun widestWithin\(.*?^\}", TEXT, re.DOTALL | re.MULTILINE)[0]
-    fits = re.search(r"medians\.filterValues \{ it (\S+) budgetMs \}", body)[1]
-    fitting = [route for route, ms in medians.items() if eval(f"{ms} {fits} {budget_ms}")]
+    body = re.search(r"^fun routesWithin\(.*?^\}", TEXT, re.DOTALL | re.MULTILINE)[0]
+    fits = re.search(
+        r"routes\.sorted\(\)\.takeWhile \{ medians\.getValue\(it\) (\S+) budgetMs \}", body
+    )
     cheapest = re.search(r"val fastest = medians\.(min|max)ByOrNull \{ it\.value \}!!", body)[1]
     empty = re.search(r"if \(fitting\.isEmpty\(\)\) \{(.*?)\n    \}", body, re.DOTALL)[1]
-    assert "Log.w(" in empty
-    assert "return fastest.key" in empty
+    warns = re.search(r"if \(fastest\.value (\S+) budgetMs\) \{\n\s+Log\.w\(", empty)[1]
+    fitting = list(
+        itertools.takewhile(
+            lambda route: eval(f"{medians[route]} {fits[1]} {budget_ms}"), sorted(medians)
+        )
+    )
     if not fitting:
-        return {"min": min, "max": max}[cheapest](medians, key=medians.get)
-    last = re.search(r"return fitting\.(min|max)OrNull\(\)!!\n\}", body)[1]
-    return {"min": min, "max": max}[last](fitting)
+        assert "return fastest.key..fastest.key" in empty
+        fastest = {"min": min, "max": max}[cheapest](medians, key=medians.get)
+        return (fastest, fastest), eval(f"{medians[fastest]} {warns} {budget_ms}")
+    first, last = re.search(r"return fitting\.(\w+)\(\)\.\.fitting\.(\w+)\(\)\n\}", body).groups()
+    places = {"first": 0, "last": -1}
+    return (fitting[places[first]], fitting[places[last]]), False
 
 
-@pytest.mark.parametrize("budget_ms", [0.5, 2.0, 2.5, 9.0])
-def test_a_budget_in_the_kotlin_gives_what_best_path_gives(budget_ms):
-    network = small_network(CLASSES, input_shape=SHAPE, spec=SHORT_SPEC)
+@pytest.mark.parametrize("budget_ms", [0.5, 1.5, 2.0, 2.5, 9.0])
+def test_a_budget_in_the_kotlin_bounds_what_the_interpreter_bounds(budget_ms):
     # The narrowest route is not the fastest one here.
     medians = {0: 2.0, 1: 1.0, 2: 4.0}
+    interpreter = object.__new__(DynamicInterpreter)
+    interpreter.latency_ms, interpreter.steps = medians, ()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        expected = best_path(network, max_latency_ms=budget_ms, latency_table=medians)
-    assert widest_within(budget_ms, medians) == expected
-    assert bool(caught) == (budget_ms < min(medians.values()))
+        widest = interpreter.widest_within(budget_ms)
+    bounds, warned = bounds_within(budget_ms, medians)
+    assert bounds[1] == widest
+    assert warned == bool(caught) == (budget_ms < min(medians.values()))
+    # No route within the bounds takes longer, where one fits at all.
+    slowest = max(medians[route] for route in range(bounds[0], bounds[1] + 1))
+    assert slowest <= budget_ms or warned
 
 
 def test_the_table_of_runtimes_is_that_of_the_files():

@@ -206,6 +206,19 @@ def test_a_budget_that_nothing_fits_takes_the_fastest_route_with_a_warning(timed
             assert timed.run(image, budget_ms=0.5)[1] == (0,)
 
 
+def test_a_budget_holds_where_a_narrower_route_measured_slower(interpreter, monkeypatch):
+    def paths(latencies, **options):
+        monkeypatch.setattr(interpreter, "latency_ms", dict(zip(ROUTES, latencies, strict=True)))
+        return {interpreter.run(image, **options)[1][0] for image in IMAGES}
+
+    assert paths((1.0, 5.0, 4.0), budget_ms=4.5) == {0}
+    assert paths((1.0, 5.0, 4.0), budget_ms=4.5, min_width=3) == {3}
+    assert paths((2.0, 1.0, 4.0), budget_ms=2.5) == {0, 2}
+    assert paths((2.0, 1.0, 4.0), budget_ms=1.5) == {2}
+    with pytest.warns(UserWarning, match=r"fastest, 2, .* 1\.00 ms"):
+        assert paths((2.0, 1.0, 4.0), budget_ms=0.5) == {2}
+
+
 def test_a_budget_and_a_bound_both_hold(timed):
     assert {timed.run(image, max_width=2, budget_ms=9)[1][0] for image in IMAGES} == {0, 2}
     assert {timed.run(image, max_width=3, budget_ms=2)[1][0] for image in IMAGES} == {0, 2}

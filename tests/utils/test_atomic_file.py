@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -141,6 +142,24 @@ def test_processes_write_the_same_file_under_names_of_their_own(tmp_path, monkey
             with atomic_file(path) as other:
                 other.write("second")
         assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "a.txt"
+
+    def write_meanwhile():
+        with atomic_file(path) as other:
+            other.write("second")
+
+    with atomic_file(path) as file:
+        file.write("fir")
+        thread = threading.Thread(target=write_meanwhile)
+        thread.start()
+        thread.join()
+        assert path.read_text() == "second"
+        file.write("st")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
 

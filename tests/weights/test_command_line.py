@@ -1,5 +1,7 @@
 """`python -m keras_dsnet.weights`, which converts checkpoints."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -72,13 +74,25 @@ def test_the_converter_leaves_nothing_half_written(checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cut.pth.tar"]
 
 
-def test_the_converter_takes_networks_only(tmp_path):
-    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "plain.keras")
+@keras.saving.register_keras_serializable(package="tests")
+class OfAnotherProgram(keras.layers.Dense):
+    """A layer that only this process knows."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (keras.layers.Dense, "a .keras file must hold a DynamicSlimmableNetwork. .*a Sequential$"),
+        (OfAnotherProgram, "a .keras file must hold .*Could not locate class 'OfAnotherProgram'"),
+    ],
+)
+def test_the_converter_takes_networks_only(tmp_path, layer, message):
+    keras.Sequential([keras.Input((2,)), layer(1)]).save(tmp_path / "plain.keras")
     folder = tmp_path / "program"
     folder.mkdir()
     files = tmp_path / "plain.keras", tmp_path / "net.weights.h5"
     result = run_module(folder, "keras_dsnet.weights", *files)
     assert result.returncode == 1
-    assert "plain.keras, a Sequential" in result.stderr.splitlines()[-1]
+    assert re.search(message, result.stderr.splitlines()[-1])
     assert "Traceback" not in result.stderr
     assert not files[1].exists()

@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import os
+import socket
+import struct
+import threading
 import time
 
 import keras
@@ -165,6 +168,27 @@ def test_downloads_at_the_same_time_do_not_disturb_each_other(checkpoint, cache,
     monkeypatch.setattr(keras.utils, "get_file", as_another_process_does_the_same)
     assert released_weights(url).exists()
     assert {path.name for path in cache.iterdir()} == {"net.pth.tar", "net.weights.h5"}
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"])
+def test_a_connection_that_breaks_is_no_fault_of_the_cache(cache, answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer_and_reset, args=(server, answer))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/net.pth.tar"
+        with pytest.raises(UserError, match=r"cannot download http.*: put the file at .*net\.pth"):
+            released_weights(url)
+        thread.join()
+    assert not list(cache.iterdir())
+
+
+def _answer_and_reset(server, answer):
+    connection, _ = server.accept()
+    connection.recv(1 << 16)
+    connection.sendall(answer)
+    # The connection is reset instead of closed.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, checkpoint):

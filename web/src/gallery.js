@@ -14,6 +14,8 @@ export class Gallery {
   #entries = [];
   // Numbers the passes, so that a newer one ends an older one.
   #pass = 0;
+  // Counts how often the list was cleared, which ends what is being added.
+  #clears = 0;
 
   /**
    * @param {HTMLElement} list The list of the photographs.
@@ -30,10 +32,14 @@ export class Gallery {
 
   /** Adds photographs, and runs them if a file is open. */
   async add(blobs, file, options) {
+    const clears = this.#clears;
     for (const blob of blobs) {
       const name = blob.name || "pasted image";
       try {
         const entry = await entryOf(blob, name, file);
+        if (clears !== this.#clears) {
+          return;
+        }
         this.#list.append(entry.item);
         this.#entries.push(entry);
         this.#clear.hidden = false;
@@ -44,6 +50,9 @@ export class Gallery {
         this.#showError(loggedLineOf(error));
       }
       await nextFrame();
+      if (clears !== this.#clears) {
+        return;
+      }
     }
     this.#summarise(file);
   }
@@ -79,6 +88,7 @@ export class Gallery {
   /** Removes all photographs. */
   clear() {
     this.#pass++;
+    this.#clears++;
     this.#entries = [];
     this.#list.replaceChildren();
     this.#clear.hidden = true;

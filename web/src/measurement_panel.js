@@ -1,5 +1,6 @@
 /** The section of the page that measures the device and saves the table. */
 
+import { deviceName } from "./device_name.js";
 import { latencyChart } from "./latency_chart.js";
 import { latencyTable, measureRoutes } from "./measure.js";
 
@@ -17,7 +18,7 @@ export class Measurement {
   constructor(section, engine, attempt) {
     this.#section = section;
     this.#engine = engine;
-    this.#find("#device").value = deviceName();
+    this.#find("#device").value = deviceName(navigator);
     this.#find("#start").addEventListener("click", () => attempt(() => this.#measure()));
     this.#find("#save").addEventListener("click", () => this.#save());
   }
@@ -48,7 +49,7 @@ export class Measurement {
       if (file !== this.#file) {
         return;
       }
-      const device = this.#find("#device").value.trim() || deviceName();
+      const device = this.#find("#device").value.trim() || deviceName(navigator);
       this.#table = latencyTable(file.metadata, rows, device, this.#engine);
       this.#find("#chart").replaceChildren(latencyChart(rows));
       this.#find("#table").replaceChildren(tableOf(rows));
@@ -96,10 +97,4 @@ function rowOf(cells, tag) {
   const row = document.createElement("tr");
   row.append(...cells.map((cell) => Object.assign(document.createElement(tag), { textContent: cell })));
   return row;
-}
-
-function deviceName() {
-  const platform = navigator.userAgentData?.platform || navigator.platform || "unknown device";
-  const browser = /(Edg|OPR|Firefox|Chrome|Safari)\/(\d+)/.exec(navigator.userAgent);
-  return browser ? `${platform}, ${browser[1]} ${browser[2]}` : platform;
 }

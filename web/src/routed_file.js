@@ -126,6 +126,7 @@ export class RoutedFile {
         }
         await checkDigest(content, sha256, this.name);
         opened.set(name, await this.#open(liteRt, content));
+        this.bytes += content.bytes.length;
       }
       parts.set(signature, opened.get(name));
     }

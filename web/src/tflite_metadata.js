@@ -49,6 +49,9 @@ export function readMetadata(bytes, name) {
   if (metadata.outputs?.includes("boxes")) {
     throw new PageError(`${name} is the file of a detector; this page runs classifiers`);
   }
+  if (metadata.include_top === false) {
+    throw new PageError(`${name} is the file of a network without a classifier; this page shows classes`);
+  }
   const fraction = cropFractionOf(metadata);
   if (!(typeof fraction === "number" && fraction > 0 && fraction <= 1)) {
     throw new PageError(

@@ -60,13 +60,16 @@ function fileWith(metadata) {
   return bytes;
 }
 
-test("the file of a detector or of another version is refused in one line", () => {
+test("the file of a detector, of features or of another version is refused in one line", () => {
   const fields = { input_shape: [8, 8, 3], input_type: "float32", preprocessing: {}, num_widths: 2 };
   const metadata = { ...fields, format: 1, routes: [{ path: [0] }] };
   assert.deepEqual(readMetadata(fileWith(metadata), "x.tflite"), metadata);
   const outputs = ["boxes", "scores"];
   assert.throws(() => readMetadata(fileWith({ ...metadata, outputs }), "x.tflite"), {
     message: "x.tflite is the file of a detector; this page runs classifiers",
+  });
+  assert.throws(() => readMetadata(fileWith({ ...metadata, include_top: false }), "x.tflite"), {
+    message: "x.tflite is the file of a network without a classifier; this page shows classes",
   });
   assert.throws(() => readMetadata(fileWith({ ...metadata, format: 2 }), "x.tflite"), {
     message: "x.tflite is of another version of keras_dsnet; export it again",

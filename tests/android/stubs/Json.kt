@@ -23,6 +23,8 @@ class JSONObject internal constructor(private val entries: Map<String, Any?>) {
 
     fun getJSONArray(name: String) = get(name) as JSONArray
 
+    fun optBoolean(name: String, fallback: Boolean) = entries[name] as? Boolean ?: fallback
+
     fun optString(name: String, fallback: String) = entries[name] as? String ?: fallback
 
     fun optJSONObject(name: String) = entries[name] as? JSONObject

@@ -100,6 +100,9 @@ class RoutedFile private constructor(
                 require(!metadata.has("outputs")) {
                     "The model is a detector; the app shows classifiers"
                 }
+                require(metadata.optBoolean("include_top", true)) {
+                    "The model has no classifier; the app shows classes"
+                }
                 return RoutedFile(metadata, signaturesOf(model))
             } catch (error: JSONException) {
                 throw IllegalArgumentException("The model is damaged: ${error.message}", error)
