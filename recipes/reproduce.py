@@ -168,9 +168,9 @@ def print_list():
         table = TABLES[name]
         print(f"--table={name}: {table.title}. {table.claim}")
         runs = plan(table)
-        for arm in dict.fromkeys(run.arm for run in runs):
+        for arm, ships in dict.fromkeys((run.arm, run.ships) for run in runs):
             seeds = sum(run.arm == arm for run in runs)
-            if arm.ships:
+            if ships:
                 print(f"    {arm.name}: comes with the package")
                 continue
             print(
@@ -189,7 +189,7 @@ def train(run, workdir):
     With --jax_tasks a supernet only becomes a task, and a run that needs it has to wait.
     """
     folder = workdir / run.name
-    if run.arm.ships and not FLAGS.quick:
+    if run.ships and not FLAGS.quick:
         from keras_dsnet_recipes.lib.reproduction.shipped import save_shipped
 
         path = save_shipped(run.arm.ships, run.data, folder)
@@ -239,7 +239,7 @@ def train(run, workdir):
 def is_ready(run, workdir):
     """Returns whether a run has ended, or its network comes with the package and is there."""
     folder = workdir / run.name
-    return is_finished(folder) or (run.arm.ships and (folder / "supernet.keras").is_file())
+    return is_finished(folder) or (run.ships and (folder / "supernet.keras").is_file())
 
 
 def _record(folder, arguments, seconds, task):
@@ -340,7 +340,8 @@ def main(_):
         print_list()
         return
     workdir = pathlib.Path(FLAGS.workdir)
-    written = []
+    # Test images are read only once all that was asked for is trained.
+    ready = []
     for table, runs in plans():
         if not FLAGS.collect_only:
             for run in runs:
@@ -352,7 +353,8 @@ def main(_):
                     flush=True,
                 )
                 continue
-        written.append(write_results(table, runs, workdir))
+        ready.append((table, runs))
+    written = [write_results(table, runs, workdir) for table, runs in ready]
     if FLAGS.publish and written:
         publish(written)
     if written:

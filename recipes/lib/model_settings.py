@@ -39,7 +39,7 @@ MODELS = {
         "DSEfficientNetB0", "EfficientNetSpec", 1, 20, 8, 0.2, {"S": 5, "L": 10}
     ),
 }
-# Names of weights, which belong to ds_mobilenet.
+# Names of weights. All belong to ds_mobilenet, and "cifar10" to ds_resnet50 too.
 PRESETS = ("imagenet", "cifar10", "tiny_imagenet")
 # Number of widths of --widths=paper, and of those that its variants route over.
 PAPER_WIDTHS = 18

@@ -25,7 +25,7 @@ STAGE_1_RUNS = {
     "cifar10_resnet_short": (2, 1, 64, 0.05, 5e-4),
     "cifar10_table5": (15, 1, 64, 0.05, 5e-4),
     "cifar10_table8": (15, 1, 64, 0.05, 5e-4),
-    "cifar10_ds_resnet_supernet": (54, 1, 64, 0.05, 5e-4),
+    "cifar10_ds_resnet_supernet": (45, 1, 64, 0.05, 5e-4),
     "cifar10_ds_resnet_transfer": (14, 3, 64, 0.04375, 5e-4),
     "tiny_imagenet_ds_resnet_supernet": (12, 1, 64, 0.05, 1e-4),
     "tiny_imagenet_at_48": (15, 1, 64, 0.05, 1e-4),

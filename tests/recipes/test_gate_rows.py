@@ -6,10 +6,11 @@ import types
 import numpy as np
 import pytest
 from keras_dsnet_recipes.lib.reproduction import collection, gate_rows, hits
-from keras_dsnet_recipes.lib.reproduction.paper_tables import TABLES, Arm, Contrast, Table
+from keras_dsnet_recipes.lib.reproduction.paper_tables import TABLES
 from keras_dsnet_recipes.lib.reproduction.pictures import draw_pictures
 from keras_dsnet_recipes.lib.reproduction.planned_runs import plan
 from keras_dsnet_recipes.lib.reproduction.result_page import section
+from keras_dsnet_recipes.lib.reproduction.table_parts import Arm, Contrast, Table
 
 IMAGES = 1000
 
@@ -200,9 +201,9 @@ def test_the_line_of_networks_trained_alone():
 
 def test_an_arm_of_own_images_reads_those_of_the_supernet():
     assert Arm("name", "program", "config").own_images is False
-    runs = plan(TABLES["9"], arms=["ds_resnet_gate_own_images"], seeds=[0])
+    runs = plan(TABLES["9"], arms=["ds_resnet_s_gate_own_images"], seeds=[0])
     assert "--train_split=train[:5000]" in runs[-1].arguments
-    (quick,) = plan(TABLES["9"], arms=["ds_resnet_gate_own_images"], seeds=[0], quick=True)[1:]
+    (quick,) = plan(TABLES["9"], arms=["ds_resnet_s_gate_own_images"], seeds=[0], quick=True)[1:]
     # The last one of several flags counts.
     splits = [flag for flag in quick.arguments if flag.startswith("--train_split")]
     assert splits[-1] == "--train_split=train[:20%]"

@@ -55,13 +55,23 @@ def test_every_claim_has_a_row_and_says_what_is_missing():
 
 
 def test_five_seeds_of_gates_share_two_supernets():
-    runs = plan(TABLES["7"], arms=["one_hot_shared"])
+    runs = plan(TABLES["3"], arms=["without_transfer"])
     assert [r.name for r in runs if r.arm.program == STAGE_1] == [
-        "tableresnet_supernet_s0",
-        "tableresnet_supernet_s1",
+        "tablepretraining_tiny_imagenet_supernet_s0",
+        "table3_supernet_s0",
+        "table3_supernet_s1",
     ]
     gates = [r for r in runs if r.arm.program == STAGE_2]
     assert [r.supernet.name[-1] for r in gates] == ["0", "1", "0", "1", "0"]
+
+
+def test_a_network_ships_for_some_data_only():
+    for data, ships in (("cifar10", True), ("tiny_imagenet", False)):
+        supernet, gate = plan(TABLES["9"], data, arms=["ds_resnet_s_gate"], seeds=[3])
+        assert (supernet.ships, gate.ships) == (ships, False)
+        assert gate.supernet == supernet
+        (supernet, _) = plan(TABLES["9"], data, arms=["ds_mbnet_gate"], seeds=[0])
+        assert supernet.ships
 
 
 def test_an_arm_of_two_tables_is_run_once():
@@ -449,7 +459,7 @@ def test_a_page_says_what_is_missing_and_which_gates_choose_nothing():
     }
     text = result_page.section(result)
     assert "9_x_s0: JAX 9.8.7 on a GPU." in text
-    assert "Not run yet: ds resnet gate, ds resnet gate own images." in text
+    assert "Not run yet: ds mbnet s gate, ds resnet s gate, ds resnet s gate own images." in text
     assert "--arms=ds_mbnet_gate,ds_mbnet_gate_chosen " in text
     assert "The gates of ds mbnet gate take the path 0-3 for every image: they" in text
     assert "The gates of ds mbnet gate chosen take" not in text

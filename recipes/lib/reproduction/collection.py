@@ -404,20 +404,30 @@ def _record(run, workdir, config):
 
 def versions():
     """Returns the commit of the checkout, and the versions of what computes."""
-    root = pathlib.Path(__file__).resolve().parents[3]
-    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        commit = done.stdout.strip() or None
-    except OSError:
-        commit = None
     packages = ("keras-dsnet", "keras", "tensorflow", "numpy")
     return {
-        "commit": commit,
+        "commit": _commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         **{name: _version(name) for name in packages},
     }
+
+
+def _commit():
+    """Returns the commit of the checkout, with "-dirty" where code that runs is not committed."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    code = ("keras_dsnet", "applications", "recipes")
+    return f"{commit}-dirty" if commit and _git("status", "--porcelain", "--", *code) else commit
+
+
+def _git(*arguments):
+    root = pathlib.Path(__file__).resolve().parents[3]
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _version(name):

@@ -6,13 +6,8 @@ Nothing here imports TensorFlow.
 import dataclasses
 import pathlib
 
-from keras_dsnet_recipes.lib.reproduction.paper_tables import (
-    EARLY_EXIT,
-    STAGE_1,
-    STAGE_2,
-    TABLES,
-    Arm,
-)
+from keras_dsnet_recipes.lib.reproduction.paper_tables import EARLY_EXIT, STAGE_1, STAGE_2, TABLES
+from keras_dsnet_recipes.lib.reproduction.table_parts import Arm
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # The images that the final collection reads once, by the name of the data.
@@ -60,6 +55,11 @@ class Run:
     needs: tuple[tuple[str, "Run"], ...] = ()
     data: str = "cifar10"
     flags: tuple[str, ...] = ()
+
+    @property
+    def ships(self) -> bool:
+        """Whether the network of this run comes with the package."""
+        return self.data in self.arm.ships_on
 
 
 def plan(table, data="cifar10", arms=None, seeds=None, quick=False):
