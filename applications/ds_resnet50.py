@@ -1,9 +1,11 @@
 """DS-ResNet-50: ResNet-50 as a dynamic slimmable network."""
 
 import os
+import pathlib
 from typing import Any
 
 from keras_dsnet.applications.build_network import (
+    CIFAR10_CLASSES,
     Variant,
     build_network,
     decode_predictions,
@@ -16,8 +18,20 @@ from keras_dsnet.weights import Preset
 
 __all__ = ["DSResNet50", "decode_predictions", "preprocess_input"]
 
-# The authors released no weights of this family.
-PRESETS: dict[str, Preset] = {}
+# Inside the package: a trained supernet with a calibrated threshold. Its gates are not trained.
+CIFAR10_WEIGHTS = pathlib.Path(__file__).parent / "weights" / "ds_resnet50_cifar10.weights.h5"
+# The authors released no weights of this family. docs/results/cifar10_resnet.md has the training
+# and all figures.
+PRESETS = {
+    "cifar10": Preset(
+        file=CIFAR10_WEIGHTS,
+        sha256="f2d7c2209fb954ea269e45891ba15731fc4e6f27ee6a7f3efd72076af80dd9d2",
+        classes=10,
+        class_names=CIFAR10_CLASSES,
+        accuracy={0: 0.7653, 1: 0.7829, 2: 0.7987, 3: 0.8134, "dynamic": 0.8076},
+        crop_fraction=1.0,
+    ),
+}
 
 # Table 6 of the paper: S, M and L have all routes, and differ in their loss weights.
 VARIANTS = {
@@ -55,9 +69,11 @@ def DSResNet50(
     norms are group norms, and the stride of a stage is that of its first 3x3 convolution.
 
     Args:
-        weights: Path of a `.weights.h5` file that `save_weights` wrote, or of a `.keras` file that
-            `save` wrote, or None for random weights.
-            The authors released no weights of this family. Defaults to None.
+        weights: One of None for random weights; `"cifar10"`, which come with the package: a network
+            for the 32x32 images of CIFAR-10 that routes by confidence, and whose gates are not
+            trained; or the path of a `.weights.h5` file that `save_weights` wrote, or of a `.keras`
+            file that `save` wrote. The authors released no weights of this family. Defaults to
+            None.
         input_shape: {input_shape}
         classes: {classes}
         include_top: {include_top}
@@ -97,9 +113,11 @@ def DSResNet50(
     from keras_dsnet.applications import DSResNet50
     from keras_dsnet.applications.ds_resnet50 import preprocess_input
 
-    model = DSResNet50(input_shape=(32, 32, 3), classes=10, alpha=0.25, output_stride=8)
+    model = DSResNet50(weights="cifar10")
     images = np.zeros((1, 32, 32, 3), "uint8")
+    probabilities = model(preprocess_input(images))  # its confidence chooses a path
     probabilities = model(preprocess_input(images), path=(0, 2, 3, 1))
+    print(model.decode_predictions(probabilities, top=3))
     ```
     """
     return build_network(

@@ -134,7 +134,7 @@ _ALL = [
                 "supernet",
                 STAGE_1,
                 "{data}_ds_resnet_supernet",
-                hours=4.0,
+                hours=4.8,
                 measured=True,
                 ships="DSResNet50",
                 ships_on=("cifar10",),
