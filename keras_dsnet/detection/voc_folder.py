@@ -282,8 +282,8 @@ def _object(element):
 
 def _missing(chosen, parsed, places, on_bad_image):
     def path_of(key, kind):
-        # Names of images have the folder of their split before them.
-        prefix, _, stem = key.rpartition("/")
+        # Where folders have splits, names of images have that folder before them.
+        prefix, _, stem = ("", "", key) if "" in places else key.rpartition("/")
         return getattr(places[prefix], kind) / stem
 
     without_file = [f"{path_of(key, 'annotations')}.xml" for key in chosen if key not in parsed]
@@ -308,7 +308,5 @@ def _without_annotation(images, annotated, split, places, on_bad_image):
     """
     inside = max((key for key in places if split.startswith(key)), key=len, default="")
     prefix = f"{inside}/" if inside else ""
-    found = [paths[0] for key, paths in images.items() if key not in annotated]
-    names = [key for key in images if key not in annotated]
-    paths = [path for key, path in zip(names, found, strict=True) if key.startswith(prefix)]
-    return left_out(paths, "images have no annotation", on_bad_image)
+    names = [key for key in images if key not in annotated and key.startswith(prefix)]
+    return left_out([images[key][0] for key in names], "images have no annotation", on_bad_image)

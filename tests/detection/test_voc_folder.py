@@ -221,6 +221,11 @@ def test_missing_files_are_left_out_with_a_note_or_raise(voc_folder):
     assert source.num_examples == 7
     assert "1 annotations are missing" in source.notes[0]
     assert "im 1.xml; left out" in source.notes[0]
+    # A name in a list may have a folder before it, which is no folder of a split.
+    with (voc_folder / "ImageSets/Main/train.txt").open("a") as file:
+        file.write("batch/im 99\n")
+    assert "2 annotations are missing" in load_detection_source(voc_folder).notes[0]
+    (voc_folder / "ImageSets/Main/train.txt").write_text("\n".join(f"im {i}" for i in range(9)))
     assert "1 images are missing" in source.notes[1]
     with pytest.raises(ValueError, match=r"1 annotations are missing: .*im 1\.xml"):
         load_detection_source(voc_folder, on_bad_image="raise")
