@@ -131,11 +131,14 @@ def test_multiply_adds_that_a_peer_lacks_are_named(saved, monkeypatch):
     assert "Not compared" in result_page.section({**result, "read_test": True})
 
 
-def test_a_claim_without_a_figure_has_a_verdict(saved):
+def test_a_claim_has_a_verdict_with_a_figure_and_without(saved):
     result = collect(saved)
     rows = result["contrasts"]
-    assert all(row["paper"] is None for row in rows)
+    figures = {(row["second"], row["path"]): row["paper"] for row in rows if row["paper"]}
+    half = "within 0.5 of the widest"
+    assert figures == {("mobilenet_v1", half): 0.044, ("us_net", half): 0.033}
     claimed = [row for row in rows if row["verdict"]]
+    assert len(claimed) > len(figures)
     assert result["verdict"] == comparison.joint_verdict(
         [row["verdict"] for row in claimed], len(claimed)
     )
