@@ -12,6 +12,14 @@ import warnings
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+import keras
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        "keras_dsnet needs Keras on TensorFlow, its default: unset KERAS_BACKEND, or set 'backend' "
+        f"in ~/.keras/keras.json to 'tensorflow'. Received: backend {keras.config.backend()!r}"
+    )
+
 from keras_dsnet import layers, models
 
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
 import configparser
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -60,6 +61,19 @@ def test_import_is_cheap_silent_and_brings_no_optional_package(tmp_path):
         if report["seconds"] <= 0.3:
             return
     pytest.fail(f"import keras_dsnet took {report['seconds']:.2f} s more than keras and tensorflow")
+
+
+def test_another_backend_is_refused_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-c", "import keras_dsnet"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "KERAS_BACKEND": "numpy", "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(r"ImportError: .* needs Keras on TensorFlow.*: backend 'numpy'", last), last
 
 
 def test_subpackages_are_there_without_being_imported(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from documentation import PAGES, code_of
 from light_programs import run_light_program
 
+import keras_dsnet
 from keras_dsnet.export import DynamicInterpreter
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -48,6 +49,24 @@ def test_the_family_of_ones_own_trains_routes_and_loads_as_written(tmp_path, mon
         output, taken = interpreter.run(images[0], min_width=path, max_width=path)
         assert taken == path
         np.testing.assert_allclose(output, model(images[:1], path=path)[0], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DSMobileNet", "DSResNet50", "DSEfficientNetB0"])
+def test_the_table_of_networks_has_their_figures(name):
+    model = getattr(keras_dsnet.applications, name)()
+    row = re.search(rf"^\| `{name}` \|(.*)$", README, re.M).group(1).split("|")
+    table = model.width_table()
+    ends = [
+        (round(table[0][key] / unit, digits), round(table[-1][key] / unit, digits))
+        for key, unit, digits in (("madds", 1e6, None), ("parameters", 1e6, 1))
+    ]
+    assert [cell.strip() for cell in row[:4]] == [
+        str(model.num_gates),
+        str(model.num_widths),
+        *(f"{low}M to {high}M" for low, high in ends),
+    ]
+    assert f"{model.count_params() / 1e6:.1f}M" in README.split("All widths together store")[1]
 
 
 def _commands(text, pattern):

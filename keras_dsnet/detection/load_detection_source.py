@@ -4,6 +4,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from keras_dsnet.data.digits import NAMES as DIGITS
 from keras_dsnet.data.image_source import ImageSource, check_classes
 from keras_dsnet.data.load_source import existing_folder
 from keras_dsnet.detection.coco_json import find_coco_files, load_coco_folder, load_coco_json
@@ -91,6 +92,11 @@ def _open(dataset, data_dir, split, specs, names, on_bad_image, ranges):
     is_folder = pathlib.Path(dataset).expanduser().is_dir()
     folder = None if is_joined_name(dataset) and not is_folder else existing_folder(dataset)
     if folder is None:
+        if dataset in DIGITS:
+            raise ValueError(
+                f"data set '{dataset}' has no boxes; a detector needs a TFDS data set with boxes, "
+                "such as 'voc/2007', a folder in PASCAL VOC form or a COCO json file"
+            )
         source = load_box_records(dataset, data_dir, split, specs)
         if names is not None and tuple(names) != source.class_names:
             raise ValueError(

@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from keras_dsnet.models import arguments, serialization
 from keras_dsnet.models.atomic_saving import AtomicSaving
-from keras_dsnet.models.costs import CostCounter, count_costs, features_shape, width_table
+from keras_dsnet.models.costs import CostCounter, count_costs, width_table
 from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.image_settings import ImageSettings
 from keras_dsnet.models.level_features import LevelFeatures
+from keras_dsnet.models.output_shapes import OutputShapes
 from keras_dsnet.models.path import Path, PathLike, check_path, path_argument, resolve_path
 from keras_dsnet.models.predictions import (
     check_class_names,
@@ -32,7 +33,13 @@ from keras_dsnet.utils.argument_checks import check_bool
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
 class DynamicSlimmableNetwork(
-    RoutingSettings, ImageSettings, LevelFeatures, EagerPrediction, AtomicSaving, keras.Model
+    RoutingSettings,
+    ImageSettings,
+    OutputShapes,
+    LevelFeatures,
+    EagerPrediction,
+    AtomicSaving,
+    keras.Model,
 ):
     """A network that chooses for each image how many of its filters to run.
 
@@ -301,19 +308,6 @@ class DynamicSlimmableNetwork(
         if isinstance(path, Path):
             return check_path(path, self.num_gates, self.num_widths)
         return resolve_path(path, self.num_gates, self.num_widths, self.spec.has_wide_front)
-
-    @property
-    def input_shape(self) -> tuple:
-        """Shape of the input, `(None, height, width, channels)`."""
-        return (None, *self._image_shape)
-
-    @property
-    def output_shape(self) -> tuple:
-        """Shape of the output at the widest of `routes`, `(None, classes)` with the top."""
-        if self.include_top:
-            return (None, self.classes)
-        path = self.resolve_path((self.routes[-1],) * self.num_gates)
-        return (None, *features_shape(self.sections, path, self._image_shape))
 
     @property
     def sections(self) -> tuple:

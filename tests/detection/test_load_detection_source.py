@@ -27,6 +27,7 @@ from keras_dsnet.detection import (
             "'voc/2007' is not prepared in .*run `tfds build voc/2007",
         ),
         ("cifar1", {}, ValueError, "unknown data set 'cifar1'"),
+        ("digits", {}, ValueError, "^data set 'digits' has no boxes; .* 'voc/2007'"),
         ("", {}, ValueError, "a data set must have a name"),
         ("pets", {"split": "test"}, ValueError, "split must be 'train' or 'eval'"),
         ("pets", {"on_bad_image": "stop"}, ValueError, "on_bad_image must be"),

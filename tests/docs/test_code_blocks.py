@@ -44,6 +44,12 @@ def _folder_of_flowers():
     return {}
 
 
+def _photograph():
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), "uint8")
+    keras.utils.save_img("photo.jpg", pixels, scale=False)
+    return {}
+
+
 def _folder_of_pets():
     boxes = [("cat", (2, 5, 22, 35)), ("dog", (1, 40, 11, 55))]
     names = [f"im{number}" for number in range(12)]
@@ -70,6 +76,7 @@ def _table_of_a_browser():
 # What a page takes for granted: returns its names, and makes its files in the current folder.
 PREPARATIONS = {
     "docs/android.md": _network_and_pixels,
+    "docs/guides/first_steps.md": _photograph,
     "docs/guides/in_the_browser.md": _table_of_a_browser,
     "docs/guides/training.md": _network_and_data,
     "docs/guides/which_routing.md": _network_and_data,

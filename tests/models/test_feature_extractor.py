@@ -107,3 +107,24 @@ def test_pooling_is_saved(pooled, tmp_path):
         loaded = keras.models.load_model(tmp_path / "net.keras")
         assert loaded.pooling == pooling
         np.testing.assert_array_equal(loaded(IMAGES), network(IMAGES))
+
+
+@pytest.mark.parametrize("frames", [4, None])
+def test_a_network_takes_the_frames_of_a_video(pooled, frames):
+    network = pooled["avg"]
+    images = keras.Input((frames, 16, 16, 3))
+    model = keras.Model(images, keras.layers.TimeDistributed(network)(images))
+    found = model.predict(IMAGES.reshape(4, 4, 16, 16, 3), verbose=0)
+    assert model.output_shape == (None, frames, *found.shape[2:])
+    expected = network.predict(IMAGES, verbose=0).reshape(found.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_output_shapes_are_known_without_a_run(features, pooled):
+    for path in (None, 0, "widest"):
+        found = features.compute_output_spec(keras.Input((32, 48, 3)), path=path)
+        assert features.compute_output_shape((None, 32, 48, 3), path) == tuple(found.shape)
+    assert features.compute_output_shape((None, None, 16, 3))[:2] == (None, None)
+    half = small_network(spec=SHORT_SPEC, dtype="mixed_bfloat16")
+    assert half(keras.Input((16, 16, 3))).dtype == "float32"
+    assert half.compute_output_shape((None, 16, 16, 3)) == half.output_shape == (None, half.classes)
