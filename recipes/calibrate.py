@@ -92,28 +92,22 @@ def warn_of_training_images(values, folder, source):
         folder: Path of the folder of the network's file.
         source: The `ImageSource` of the images.
     """
-    from keras_dsnet.data.image_source import resolve_split
-
     try:
         trained = _training_of_the_widths(folder)
         known, split = trained["dataset"], trained["train_split"] or "train"
         place = trained.get("places", {}).get("dataset")
-        # Slices of another split have nothing in common with the images, whatever its size.
-        lengths = {name.split("[")[0]: source.split_size for name in (split, values["eval_split"])}
-        ranges = [resolve_split(name, lengths, known) for name in (split, values["eval_split"])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # The network is of no run, or the images are those of the data set's evaluation.
+        # The network is of no run.
         return
-    (name, first), (other, second) = ranges
     # A folder can be spelled in several ways.
     given = str(pathlib.Path(values["dataset"]).expanduser().resolve())
-    if (known == values["dataset"] or place == given) and name == other:
-        if max(first.start, second.start) < min(first.stop, second.stop):
-            print(
-                f"warning: --model={FLAGS.model} was trained on {split} of {known}, which may have "
-                f"images of --eval_split={values['eval_split']}: the thresholds become too low",
-                flush=True,
-            )
+    is_same = known == values["dataset"] or place == given
+    if is_same and data.may_share_images(split, values["eval_split"], source.split_size, known):
+        print(
+            f"warning: --model={FLAGS.model} was trained on {split} of {known}, which may have "
+            f"images of --eval_split={values['eval_split']}: the thresholds become too low",
+            flush=True,
+        )
 
 
 def _training_of_the_widths(folder):

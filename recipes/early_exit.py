@@ -84,12 +84,15 @@ def main(_):
         collect_exits,
         exit_rows,
         recalibrate_exits,
+        split_at_exits,
     )
 
     from keras_dsnet.runs import TrainingRun, write_table
 
     run.open_workdir(check_only=True)
     run.prepare_machine()
+    # Before the images are read and the folder is made.
+    split_at_exits(make_network(FLAGS.classes or 2), FLAGS.exits)
     train, evaluation = data.load_sources()
     workdir = run.open_workdir()
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
@@ -115,13 +118,18 @@ def main(_):
         num_images=train.num_examples,
     )
 
+    file = workdir.path / "model.keras"
+    was_complete = training.is_complete()
+
     def save():
-        run.save_model(model, workdir.path / "model.keras")
+        # The file of a finished run is recalibrated, and this network is not yet.
+        if not (was_complete and file.is_file()):
+            run.save_model(model, file)
 
     run.fit(training, save)
     batches = data.training_dataset(network, train, 0, size)
     recalibrate_exits(model, batches, min(FLAGS.recalibration_steps, steps_per_epoch))
-    save()
+    run.save_model(model, file)
     print(write_table(evaluate(), workdir.path / "tables", "paths"), flush=True)
 
 

@@ -407,17 +407,22 @@ def main(_):
         ),
     )
 
+    file = workdir.path / "supernet.keras"
+    was_complete = training.is_complete()
+
     def save():
         trainer.load_teacher()
         run.write_labels(model, workdir.path)
-        run.save_model(model, workdir.path / "supernet.keras")
+        # The file of a finished run is recalibrated, and this network is not yet.
+        if not (was_complete and file.is_file()):
+            run.save_model(model, file)
 
     if FLAGS.jax_task is not None and not train_by_jax(training, train):
         return
     if not run.fit(training, save):
         return
     recalibrate(model, train, min(FLAGS.recalibration_steps, steps_per_epoch), paths)
-    run.save_model(model, workdir.path / "supernet.keras")
+    run.save_model(model, file)
     batches = data.evaluation_dataset(model, evaluation, size)
     # Routing by confidence needs no gate. It means nothing if one width is trained alone.
     steps = model.confidence_steps if paths is None else None

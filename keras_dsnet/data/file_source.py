@@ -26,6 +26,9 @@ from keras_dsnet.utils import UserError
 
 _log = logging.getLogger(__name__)
 
+# Unreadable files that any data set may have, as long as they are not half of it.
+_FEW = 20
+
 
 class FileSource(ImageSource):
     """Image files (JPEG, PNG, BMP, GIF, WebP), read by index.
@@ -33,7 +36,8 @@ class FileSource(ImageSource):
     A file that becomes unreadable while batches are made does not end the run, unless
     `on_bad_image="raise"`. Training replaces it by a gray image, so that the other images stay in
     their batches. Evaluation leaves it out and logs the number of such files at its end. Both log
-    the name of the file.
+    the name of the file. Where the folder of a file is gone too, or training has met a tenth of the
+    files unreadable, a `UserError` ends the run.
 
     Args:
         name: Str, name of the data set, for messages.
@@ -120,7 +124,9 @@ class FileSource(ImageSource):
         epoch_size = self.steps_per_epoch(batch_size) * batch_size
         example_at = self._example_function()
         unreadable_paths: dict[bytes, bool] = {}
-        report = functools.partial(self._report, unreadable_paths=unreadable_paths)
+        # So many gray images are no training on the data set.
+        most = max(self.num_examples // 10, min(_FEW, self.num_examples // 2))
+        report = functools.partial(self._report, unreadable_paths=unreadable_paths, most=most)
 
         @tf.function
         def make(position, index):
@@ -200,8 +206,8 @@ class FileSource(ImageSource):
         batches = batches.concatenate(end).scan(tf.constant(0, tf.int64), check)
         return batches.filter(lambda images, _: tf.shape(images)[0] > 0)
 
-    def _report(self, path, unreadable_paths):
-        """Logs an unreadable file once, or raises the error for it."""
+    def _report(self, path, unreadable_paths, most=None):
+        """Logs an unreadable file once, or raises the error for it or for too many of them."""
         try:
             decode_image(tf.io.read_file(path))
         except tf.errors.OpError as error:
@@ -211,6 +217,18 @@ class FileSource(ImageSource):
             if path not in unreadable_paths:
                 _log.warning("%s; skipped", line)
             unreadable_paths[path] = True
+            folder = pathlib.Path(os.fsdecode(path)).parent
+            # Unlike `Path.is_dir`, this is false where a file server does not answer any more.
+            if not os.path.isdir(folder):  # noqa: PTH112
+                raise UserError(
+                    f"{line}, nor does its folder: is the disk of {self.name} still there?"
+                ) from error
+            if most is not None and len(unreadable_paths) > most:
+                raise UserError(
+                    f"{len(unreadable_paths)} of the {self.num_examples} images in {self.name} "
+                    f"cannot be read any more, such as {readable_name(os.fsdecode(path))}: restore "
+                    "or remove them, and start the run again"
+                ) from error
             return np.True_
         raise RuntimeError(
             f"image {readable_name(os.fsdecode(path))} can be read, but preparing it failed"

@@ -1,5 +1,6 @@
 """Data sets, opened by name or by folder."""
 
+import json
 import os
 import pathlib
 
@@ -63,7 +64,10 @@ def load_source(
     spec = train_split if split == "train" else eval_split
     dataset = str(dataset)
     if dataset in digits.NAMES:
-        return digits.open_digits(dataset, split, spec, classes)
+        source = digits.open_digits(dataset, split, spec, classes)
+        if pathlib.Path(dataset).is_dir():
+            source.notes = (*source.notes, f"the folder of this name is '{dataset}/'")
+        return source
     folder = existing_folder(dataset)
     if folder is not None:
         return load_folder(folder, split, spec, classes, on_bad_image)
@@ -86,7 +90,13 @@ def existing_folder(dataset):
     is_path = dataset.startswith((".", "~")) or folder.is_absolute() or "\\" in dataset
     is_path = is_path or dataset.endswith("/")
     if folder.is_dir():
-        return folder if is_path or not _is_prepared_by_tfds(folder) else None
+        prepared = _prepared_by_tfds(folder)
+        if prepared and is_path:
+            raise ValueError(
+                f"folder {dataset} was prepared by TFDS: use the data set '{prepared[0]}' with the "
+                f"data_dir '{prepared[1]}'"
+            )
+        return None if prepared else folder
     if folder.exists() and (is_path or folder.suffix):
         raise ValueError(
             f"data set '{dataset}' is a file: expected a folder of class folders. An archive must "
@@ -97,10 +107,21 @@ def existing_folder(dataset):
     return None
 
 
-def _is_prepared_by_tfds(folder):
-    return any(
-        any(folder.glob(pattern)) for pattern in ("*/dataset_info.json", "*/*/dataset_info.json")
-    )
+def _prepared_by_tfds(folder):
+    """Returns `(name, data_dir)` of a data set that TFDS prepared in a folder, or None."""
+    for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json"):
+        # The files are data_dir/name/version/dataset_info.json, or have a configuration between.
+        for file in sorted(folder.resolve().glob(pattern)):
+            try:
+                info = json.loads(file.read_text("utf-8"))
+                name, config = info["name"], info.get("configName")
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            for place in file.parents:
+                if place.name == name:
+                    has_config = config and (place / config).is_dir()
+                    return f"{name}/{config}" if has_config else name, str(place.parent)
+    return None
 
 
 def _missing_part(folder):

@@ -55,8 +55,9 @@ def training_pipeline(
         preprocess: Function from images `[..., height, width, 3]`, RGB from 0 to 255, to inputs of
             the network.
         start_step: Int, index of the first batch. Defaults to 0.
-        augmentation: `"none"` for the whole image, `"cifar"` for 4 pixels of padding, a random crop
-            and a flip, or `"imagenet"` for an inception crop and a flip. Defaults to `"none"`.
+        augmentation: `"none"` for the largest centred part of the shape of `image_size`, `"cifar"`
+            for 4 pixels of padding, a random crop and a flip, or `"imagenet"` for an inception crop
+            and a flip. Defaults to `"none"`.
         hflip: Bool, whether to mirror images at random. Defaults to True with augmentation, unless
             the data set shows written characters.
         randaugment: Int, number of RandAugment operations per image. Defaults to 0.

@@ -258,8 +258,14 @@ class TrainingRun:
                 callbacks=callbacks,
             )
             return
+        batches = self.make_dataset(step)
+        if isinstance(batches, tf.data.Dataset) and int(batches.cardinality()) >= 0:
+            raise ValueError(
+                "`make_dataset` must return a data set without an end, such as one that `repeat()` "
+                f"makes. Received: a data set of {int(batches.cardinality())} batches"
+            )
         self.trainer.fit(
-            self.make_dataset(step),
+            batches,
             initial_epoch=first_epoch,
             epochs=last_epoch,
             steps_per_epoch=steps,
@@ -294,6 +300,7 @@ class TrainingRun:
         )
         return progress, [
             TerminateOnNaN(start),
+            _WholeEpochs(start, self.steps_per_epoch),
             progress,
             *evaluation,
             CsvLog(self.workdir.log),
@@ -301,6 +308,23 @@ class TrainingRun:
             save,
             *raise_failure,
         ]
+
+
+class _WholeEpochs(GlobalStepCallback):
+    """Raises an error at the end of an epoch of too few steps, which Keras only warns of."""
+
+    def __init__(self, start_step, steps_per_epoch):
+        super().__init__(start_step)
+        self._steps_per_epoch = steps_per_epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        missing = (epoch + 1) * self._steps_per_epoch - self.step
+        if missing:
+            raise ValueError(
+                "`make_dataset` must return a data set without an end. Received: a data set that "
+                f"ended {missing} of {self._steps_per_epoch} steps before the end of epoch "
+                f"{epoch + 1}"
+            )
 
 
 class _Evaluation(GlobalStepCallback):

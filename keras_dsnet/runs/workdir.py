@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from keras_dsnet.runs.run_checkpoint import RunCheckpoint
 from keras_dsnet.utils.atomic_file import atomic_file, remove_leftovers_of_the_dead
 
 _CONFIG = "config.json"
@@ -223,6 +224,8 @@ class WorkDir:
         for name in [*self.config, *before]:
             old, new = before.get(name), self.config.get(name)
             can_grow = name in growing and None not in (old, new)
+            if can_grow and new < old:
+                old = self._trained_with(name, old)
             if name in paths and None not in (old, new):
                 unchanged = self._is_same_place(name, old, places)
             else:
@@ -230,6 +233,18 @@ class WorkDir:
             if not unchanged and name not in exempt:
                 was, now = (old, places.get(name)), (new, self._places.get(name))
                 raise ConfigMismatchError(self.path, name, was, now, can_grow)
+
+    def _trained_with(self, name, old):
+        """Returns a setting as the last checkpoint knows it: a start may have ended before a step.
+
+        Args:
+            name: String, name of the setting.
+            old: The value of the last start.
+        """
+        try:
+            return (RunCheckpoint(self.checkpoint).read_meta() or {}).get(name, old)
+        except ValueError:
+            return old
 
     def _is_same_place(self, name, old, places):
         """Returns whether a path leads to the same place as before.

@@ -176,19 +176,14 @@ class GateTrainer(NetworkTrainer):
             optimizer = keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)
         super().compile(optimizer, **kwargs)
 
-    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains the gates, as `NetworkTrainer.fit`.
-
-        Raises:
-            ValueError: Also if the model has other routes by now.
-        """
+    def _before_training(self):
+        super()._before_training()
         if tuple(self.model.routes) != self.routes:
             raise ValueError(
                 f"The gates are trained to choose among the routes {self.routes}, and the model "
                 "was given others since: make a new trainer. "
                 f"Received: model.routes={tuple(self.model.routes)}"
             )
-        return super().fit(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Runs one step of stage II: one gradient step of the slimming heads on the loss of Eq. 12.
@@ -209,7 +204,7 @@ class GateTrainer(NetworkTrainer):
         gradients = tape.gradient(scaled, variables)
         # The step moves a schedule on.
         rate = tf.identity(self.optimizer.learning_rate)
-        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
+        self.apply_gradients(gradients)
         return {**self._report(losses, results), "learning_rate": rate}
 
     def after_step(self):

@@ -2,7 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -168,6 +169,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
                 a data set is endless and the number of steps is not given; or if all variables
                 that this stage trains are frozen.
         """
+        self._before_training()
         bound = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
         options = bound.arguments
         self._check_data("x", _parts(options), options.get("steps_per_epoch"), "steps_per_epoch")
@@ -291,13 +293,16 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             weights[number] = check_number(f"class_weight[{number}]", weight, "a finite number")
         return tuple(weights)
 
-    def make_train_function(self, force=False):
+    def _before_training(self):
+        """Checks and prepares what the first training step needs, however it is called."""
         if not self.optimized_variables:
             raise ValueError(
                 f"`{type(self).__name__}` has nothing to train: every layer that this stage trains "
                 "is frozen. Set `trainable = True` on the network or on some of its layers, and "
                 "compile the trainer again. Received: a frozen network"
             )
+
+    def make_train_function(self, force=False):
         if self.train_function is None or force:
             super().make_train_function(force)
             self.train_function = self._with_plain_errors(self.train_function, self.after_step)
@@ -330,6 +335,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
         return run
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._before_training()
         self._is_evaluating = False
         return super().train_on_batch(*args, **kwargs)
 
@@ -348,6 +354,7 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             wants to stop. It runs a step and returns `(logs, stop)`: a dict of floats, the means
             over all replicas, and whether any worker wants to stop.
         """
+        self._before_training()
         strategy, names = self.distribute_strategy, []
 
         def replica_step(batch, stop):
@@ -370,6 +377,18 @@ class NetworkTrainer(OptimizerBuild, keras.Model):
             return dict(zip(names, means, strict=True)), wishes > 0
 
         return run
+
+    def apply_gradients(self, gradients: Sequence[tf.Tensor | None]) -> None:
+        """Changes `optimized_variables` by the gradients of a step.
+
+        Args:
+            gradients: List of tensors, or None where a variable has no gradient, in the order of
+                `optimized_variables`.
+        """
+        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        if scales and self.distribute_strategy.num_replicas_in_sync > 1:
+            gradients = _overflowed_everywhere(gradients)
+        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
 
     def saved_weights(self, teacher: bool = True) -> contextlib.AbstractContextManager:
         """Returns a context in which the network has the weights to save.
@@ -454,6 +473,19 @@ def check_network(model: Any, with_classifier: bool = True) -> None:
             "`model` must have a classifier, whose outputs are compared with labels. "
             "Received: a network with include_top=False"
         )
+
+
+def _overflowed_everywhere(gradients):
+    """Makes the gradients of all replicas NaN if one of them is not finite on any replica.
+
+    Keras asks only the first replica whether a step in float16 has overflowed and must be left out.
+    """
+    known = [gradient for gradient in gradients if gradient is not None]
+    overflows = [tf.reduce_any(~tf.math.is_finite(gradient)) for gradient in known]
+    count = tf.cast(tf.reduce_any(overflows), tf.float32)
+    count = tf.distribute.get_replica_context().all_reduce("SUM", count)
+    factor = tf.where(count > 0, math.nan, 1.0)
+    return [None if g is None else g * tf.cast(factor, g.dtype) for g in gradients]
 
 
 def _parts(options):

@@ -142,7 +142,7 @@ class SupernetTrainer(NetworkTrainer):
         tested = ["loss", f"{self._label_name}_loss", f"{self._label_name}_accuracy"]
         tested += ["slimmest_label_loss", "slimmest_accuracy"] * sandwich
         self._set_metrics(names, tested)
-        self._was_fitted = False
+        self._has_teacher = False
 
     def _set_metrics(self, trained, tested):
         """Makes the metrics of a training step and of an evaluation, from lists of their names."""
@@ -214,14 +214,20 @@ class SupernetTrainer(NetworkTrainer):
                 "keras_dsnet.training.GateTrainer, or set `model.gates_trained = False`.",
                 stacklevel=2,
             )
-        if self.compiled and not self._was_fitted and not self._steps_done():
-            # Weights may have been loaded since the trainer was made.
-            self._average.reset()
-        self._was_fitted = True
         return super().fit(*args, **kwargs)
 
-    def _steps_done(self):
-        return int(tf.convert_to_tensor(self.optimizer.iterations))
+    def _before_training(self):
+        super()._before_training()
+        if self.compiled and not self._has_teacher:
+            if not int(tf.convert_to_tensor(self.optimizer.iterations)):
+                # Weights may have been loaded since the trainer was made.
+                self._average.reset()
+            self._has_teacher = True
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)
+        # The teacher of the file goes on, also with a new optimizer, which counts from 0.
+        self._has_teacher = True
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Runs one step of stage I.
@@ -241,7 +247,7 @@ class SupernetTrainer(NetworkTrainer):
         losses, outputs, gradients = self._gradients(images, labels, subnetworks, weights)
         # The step moves a schedule on.
         rate = tf.identity(self.optimizer.learning_rate)
-        self.optimizer.apply_gradients(zip(gradients, self.optimized_variables))
+        self.apply_gradients(gradients)
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._average.update(self.optimizer.iterations, replicas)
         logs = self._report(self._training_values(losses, outputs, labels), images)

@@ -26,7 +26,21 @@ def image_size(default=PHOTOGRAPH):
     Args:
         default: Int, for data sets of photographs, or None.
     """
-    return FLAGS.image_size or (32 if FLAGS.dataset in SMALL_IMAGES else default)
+    return FLAGS.image_size or (32 if _without_version(FLAGS.dataset) in SMALL_IMAGES else default)
+
+
+def default_augmentation(dataset):
+    """Returns the augmentation that a data set has by default.
+
+    Args:
+        dataset: Str, the value of --dataset.
+    """
+    return AUGMENTATIONS.get(_without_version(dataset), "imagenet")
+
+
+def _without_version(dataset):
+    """Returns "cifar10" of "cifar10:3.0.2", which is the same data set in TFDS."""
+    return (dataset or "").partition(":")[0]
 
 
 def load_sources():
@@ -44,12 +58,39 @@ def load_sources():
     print_source("evaluating on", sources[1], known_notes=sources[0].notes)
     for source in sources:
         check_apart(source, FLAGS.dataset)
+    trained, evaluated = (source.split for source in sources)
+    if may_share_images(trained, evaluated, sources[0].split_size, FLAGS.dataset):
+        print(
+            f"warning: the evaluation on '{evaluated}' has images of '{trained}', which is trained "
+            "on: its accuracies are too high. --train_split and --eval_split choose both",
+            flush=True,
+        )
     if FLAGS.batch_size > sources[0].num_examples:
         raise ValueError(
             f"--batch_size must be at most the {sources[0].num_examples} training images. "
             f"Received: --batch_size={FLAGS.batch_size}"
         )
     return sources
+
+
+def may_share_images(first, second, size, dataset):
+    """Returns whether two splits of a data set have images in common, as far as this is known.
+
+    Args:
+        first: Str, a split in TFDS syntax, such as "train[:90%]".
+        second: Str, another one.
+        size: Int, the number of images of the whole split that both may be slices of.
+        dataset: Str, name of the data set.
+    """
+    from keras_dsnet.data.image_source import resolve_split
+
+    try:
+        lengths = {split.split("[")[0]: size for split in (first, second)}
+        (name, one), (other, two) = (resolve_split(x, lengths, dataset) for x in (first, second))
+    except (ValueError, TypeError, AttributeError):
+        # The split is of no name, or of several.
+        return False
+    return name == other and max(one.start, two.start) < min(one.stop, two.stop)
 
 
 def load_evaluation_source(network, values, purpose):
@@ -134,7 +175,8 @@ def training_dataset(model, source, start_step, image_size, **shard):
         seed=FLAGS.seed,
         preprocess=model.normalization,
         start_step=start_step,
-        augmentation=FLAGS.augmentation or AUGMENTATIONS.get(FLAGS.dataset, "imagenet"),
+        augmentation=FLAGS.augmentation or default_augmentation(FLAGS.dataset),
+        hflip=FLAGS.hflip,
         randaugment=FLAGS.randaugment,
         randaugment_magnitude=FLAGS.randaugment_magnitude,
         auto_augment=FLAGS.auto_augment,
@@ -198,7 +240,7 @@ def crop_of_config(config):
     """
     if config.get("crop_fraction"):
         return config["crop_fraction"]
-    default = AUGMENTATIONS.get(config.get("dataset"), "imagenet")
+    default = default_augmentation(config.get("dataset"))
     whole = (config.get("augmentation") or default) in ("none", "cifar")
     return 1.0 if whole else _CROP_FRACTION
 

@@ -39,7 +39,7 @@ def build_early_exit(network, exits):
     executor, counter = PlainExecutor(path, fold_batch_norm=False), CostCounter(path)
     shape = network.input_shape[1:]
     x = inputs = keras.Input(shape, name="image")
-    segments = _split(network, exits)
+    segments = split_at_exits(network, exits)
     outputs, madds = [], []
     for name, steps in zip([f"exit_{number}" for number in exits], segments):
         x, before = executor.run(steps, x), counter.madds + counter.pooling
@@ -54,8 +54,16 @@ def build_early_exit(network, exits):
     return keras.Model(inputs, outputs, name="early_exit"), np.array(madds, "int64")
 
 
-def _split(network, exits):
-    """Returns the steps of a network, split after the blocks of the exits."""
+def split_at_exits(network, exits):
+    """Returns the steps of a network, split after the blocks of the exits.
+
+    Args:
+        network: `DynamicSlimmableNetwork` of the family of MobileNet.
+        exits: Tuple of ascending ints, the numbers of the blocks that an exit follows.
+
+    Raises:
+        ValueError: If the network does not have a block.
+    """
     steps = [step for section in network.sections for step in section]
     names = [step.layer.name if step.layer is not None else "" for step in steps]
     ends = []
@@ -65,8 +73,8 @@ def _split(network, exits):
         if name not in names or f"block_{number + 1}_pointwise_norm" not in names:
             most = sum(name.endswith("_pointwise_norm") for name in names) - 1
             raise ValueError(
-                f"`exits` must be blocks from 1 to {most} of {network.name}. "
-                f"Received: exits={tuple(exits)}"
+                f"--exits must be blocks from 1 to {most}. "
+                f"Received: --exits={','.join(map(str, exits))}"
             )
         ends.append(names.index(name) + 1)
     return [steps[a:b] for a, b in zip([0, *ends], [*ends, len(steps)])]

@@ -212,7 +212,7 @@ def write_labels(model, folder):
 def data_flags():
     """Returns the given flags of data set, augmentation and machine, for the next command."""
     names = ("dataset", "data_dir", "train_split", "eval_split", "strict_images", "augmentation")
-    names += ("randaugment", "randaugment_magnitude", "auto_augment", "color_jitter")
+    names += ("hflip", "randaugment", "randaugment_magnitude", "auto_augment", "color_jitter")
     names += ("random_erasing", "crop_fraction", "strategy", "mixed_precision")
     given = [name for name in names if FLAGS[name].value != FLAGS[name].default]
     return [flag(name, FLAGS[name].value) for name in given]

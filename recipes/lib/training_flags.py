@@ -124,6 +124,12 @@ def define_training():
         "By default digits have none, cifar10 and cifar100 have cifar, other data sets have "
         "imagenet.",
     )
+    flags.DEFINE_bool(
+        "hflip",
+        None,
+        "Mirror images at random; --nohflip keeps letters and signs as they are. Defaults to true "
+        "with augmentation, except for digits.",
+    )
     flags.DEFINE_integer(
         "randaugment", 0, "Number of RandAugment operations per image.", lower_bound=0
     )

@@ -1,5 +1,6 @@
 """Folders of class folders opened as data sets."""
 
+import itertools
 import logging
 import pathlib
 import shutil
@@ -216,13 +217,38 @@ def test_a_batch_without_a_readable_image_is_gray_and_evaluation_says_so(
     image_folder, to_float, caplog
 ):
     source = load_source(image_folder)
+    for path in source.paths[:13]:
+        pathlib.Path(path).write_bytes(b"broken")
+    settings = {"image_size": 16, "preprocess": to_float}
+    batches = training_pipeline(source, batch_size=1, seed=1, **settings).take(27)
+    gray = [np.array_equal(image, np.full((1, 16, 16, 3), 127.5)) for image, _ in batches]
+    assert sum(gray) == 13
     for path in source.paths:
         pathlib.Path(path).write_bytes(b"broken")
-    settings = {"image_size": 16, "batch_size": 9, "preprocess": to_float}
-    (images, _) = next(iter(training_pipeline(source, seed=1, **settings)))
-    np.testing.assert_array_equal(images, np.full((9, 16, 16, 3), 127.5, np.float32))
     with pytest.raises(tf.errors.OpError, match=r"none of the 27 images in .* can be read"):
-        list(evaluation_pipeline(source, **settings))
+        list(evaluation_pipeline(source, batch_size=9, **settings))
+
+
+def test_training_ends_where_the_folder_of_an_image_is_gone(image_folder, to_float):
+    source = load_source(image_folder)
+    image_folder.rename(image_folder.with_name("unmounted"))
+    batches = training_pipeline(source, image_size=16, batch_size=9, preprocess=to_float, seed=1)
+    with pytest.raises(
+        tf.errors.OpError, match=r"UserError: image .* is the disk of .* still there"
+    ):
+        next(iter(batches))
+
+
+def test_training_ends_once_half_of_a_small_folder_cannot_be_read(image_folder, to_float):
+    source = load_source(image_folder)
+    for path in source.paths[::2]:
+        pathlib.Path(path).write_bytes(b"broken")
+    settings = {"image_size": 16, "batch_size": 9, "preprocess": to_float}
+    batches = iter(training_pipeline(source, seed=1, **settings))
+    with pytest.raises(
+        tf.errors.OpError, match=r"UserError: 14 of the 27 images .* any more, such"
+    ):
+        list(itertools.islice(batches, 20))
 
 
 @pytest.mark.parametrize("broken", [[0], [26], [8, 9, 10], [25, 26]], ids=str)

@@ -1,5 +1,8 @@
 """Data sets opened by name or by folder."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 
@@ -27,6 +30,30 @@ def test_a_data_set_that_is_not_prepared_says_how_to_get_it(tmp_path):
 def test_imagenet_says_that_its_files_are_fetched_by_hand(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"downloads/manual .*ILSVRC2012_img_train.tar"):
         load_source("imagenet2012", str(tmp_path))
+
+
+def test_a_folder_that_tfds_prepared_is_named_with_its_data_set(tmp_path):
+    for parts, config in ((("cats", "1.0.0"), None), (("voc", "2007", "5.0.0"), "2007")):
+        folder = tmp_path.joinpath(*parts)
+        folder.mkdir(parents=True)
+        info = {"name": parts[0], "configName": config}
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+    for folder, name in (
+        ("cats", "cats"),
+        ("cats/1.0.0", "cats"),
+        ("voc", "voc/2007"),
+        ("voc/2007", "voc/2007"),
+    ):
+        message = f"prepared by TFDS: use the data set '{name}' with the data_dir '{tmp_path}'"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_source(tmp_path / folder)
+
+
+def test_a_folder_named_as_the_digits_is_named_in_a_note(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_source("digits").notes == ()
+    (tmp_path / "digits").mkdir()
+    assert load_source("digits").notes == ("the folder of this name is 'digits/'",)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +102,7 @@ def test_the_home_folder_is_found(tmp_path, monkeypatch):
 def test_a_folder_that_tfds_prepared_is_not_one_of_class_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
-    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text("{}")
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").write_text('{"name": "mnist"}')
     with pytest.raises(FileNotFoundError, match="tfds build mnist"):
         load_source("mnist", str(tmp_path / "elsewhere"))
 

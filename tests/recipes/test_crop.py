@@ -28,6 +28,7 @@ print(float((images.numpy() > 200).mean()))
     ("flags", "has_frame"),
     [
         ([], True),  # the augmentation of cifar10 is "cifar"
+        (["--dataset=cifar10:3.*.*"], True),
         (["--augmentation=none"], True),
         (["--augmentation=imagenet"], False),
         (["--crop_fraction=0.75"], False),
@@ -46,6 +47,7 @@ def test_an_enlarged_image_keeps_its_frame_if_training_saw_it(flags, has_frame):
     ("config", "fraction"),
     [
         ({"dataset": "cifar10"}, 1.0),
+        ({"dataset": "cifar10:3.0.2"}, 1.0),
         ({"dataset": "digits", "augmentation": None}, 1.0),
         ({"dataset": "flowers"}, 0.875),
         ({"dataset": "flowers", "augmentation": "cifar"}, 1.0),

@@ -54,7 +54,9 @@ def _exit_madds(shape, classes):
 
 @pytest.mark.parametrize("exits", [(0,), (4,), (1, 9)])
 def test_an_exit_after_no_block_is_refused(network, exits):
-    with pytest.raises(ValueError, match=r"blocks from 1 to 3 of small\. Received: exits="):
+    with pytest.raises(
+        ValueError, match=r"--exits must be blocks from 1 to 3\. Received: --exits="
+    ):
         build_early_exit(network, exits)
 
 

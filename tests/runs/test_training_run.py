@@ -63,6 +63,23 @@ def test_an_evaluation_that_fails_loses_no_epoch(tmp_path):
     assert make_run(tmp_path, 2, fail).fit() == 2 * STEPS
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_data_set_that_ends_is_refused_or_ends_the_run(tmp_path, is_known):
+    run = make_run(tmp_path, 2)
+    endless = run.make_dataset
+    run.make_dataset = lambda step: endless(step).take(1 if is_known else 3 - step)
+    if not is_known:
+        finite = run.make_dataset
+        run.make_dataset = lambda step: finite(step).filter(lambda *_: True)
+    found = "data set of 1 batches" if is_known else "ended 1 of 2 steps before the end of epoch 2"
+    with pytest.raises(ValueError, match=f"data set without an end.* Received: .*{found}"):
+        run.fit()
+    # What was trained is kept, and the unfinished epoch is not in the log.
+    epochs = [] if is_known else [1]
+    assert [row["epoch"] for row in read_log(tmp_path / "log.csv")] == epochs
+
+
 def test_a_run_that_has_ended_trains_on_where_its_epochs_grow(tmp_path, capsys, caplog):
     caplog.set_level("INFO", "keras_dsnet")
     make_run(tmp_path / "grown", 2).fit()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from keras_dsnet.runs.run_checkpoint import RunCheckpoint
 from keras_dsnet.runs.training_run import TensorBoardLog
 from keras_dsnet.runs.workdir import ConfigMismatchError, WorkDir, read_config
 
@@ -230,6 +231,16 @@ def test_a_number_that_may_grow_is_refused_only_where_it_shrinks(tmp_path):
         with pytest.raises(ValueError, match=r"epochs=5, which may grow, and now .*epochs=4"):
             make(tmp_path, {"epochs": 4}, growing=("epochs",))
     assert read_config(tmp_path)["epochs"] == 5
+
+
+def test_a_start_that_trained_no_step_leaves_the_number_of_the_checkpoint(tmp_path):
+    workdir = WorkDir(tmp_path, {"epochs": 3}, growing=("epochs",))
+    RunCheckpoint(workdir.checkpoint).save({}, 6, {"epochs": 3})
+    WorkDir(tmp_path, {"epochs": 1000}, growing=("epochs",))
+    WorkDir(tmp_path, {"epochs": 3}, growing=("epochs",))
+    assert read_config(tmp_path)["epochs"] == 3
+    with pytest.raises(ValueError, match=r"epochs=3, which may grow, and now .*epochs=2"):
+        WorkDir(tmp_path, {"epochs": 2}, growing=("epochs",))
 
 
 def test_the_same_folder_spelled_otherwise_is_the_same(tmp_path, monkeypatch):

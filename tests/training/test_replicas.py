@@ -193,6 +193,30 @@ refused("rest", lambda: two.fit(rest, **options), "0 images in a training batch"
 refused("empty", lambda: two.evaluate(rest, verbose=0), "0 images in an evaluation batch")
 """
 
+OVERFLOW = """
+keras.config.set_dtype_policy("mixed_float16")
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+generator = np.random.default_rng(0)
+images = generator.normal(size=(8, 16, 16, 3)).astype("float32")
+labels = generator.integers(0, 5, 8)
+for kind in (SupernetTrainer, GateTrainer):
+    for replica in range(2):
+        with strategy.scope():
+            trainer = kind(make_model())
+            trainer.compile(L2SGD(0.1))
+        before = [v.numpy() for v in trainer.optimized_variables]
+        weights = np.ones(8, "float32")
+        weights[4 * replica] = 1e30
+        trainer.fit(images, labels, sample_weight=weights, shuffle=False, verbose=0)
+        pairs = zip(trainer.optimized_variables, before)
+        name = f"{kind.__name__}{replica}"
+        print(name + "_moved", max(np.abs(v.numpy() - b).max() for v, b in pairs))
+        print(name + "_scale", float(trainer.optimizer.dynamic_scale.numpy()))
+        trainer.fit(images, labels, shuffle=False, verbose=0)
+        pairs = zip(trainer.optimized_variables, before)
+        print(name + "_then", max(np.abs(v.numpy() - b).max() for v, b in pairs))
+"""
+
 
 def run(folder, mode, stage=STAGE_1):
     program = folder / "program.py"
@@ -237,6 +261,16 @@ def test_replicas_weigh_images_as_one_device_and_stop_before_a_wrong_label(tmp_p
     assert figures["model"] < 1e-4
     assert [figures[name] for name in ("fit", "evaluate", "rest", "empty")] == [1] * 4
     assert figures["moved"] == 0
+
+
+@pytest.mark.slow
+def test_a_step_that_overflows_on_any_replica_is_left_out_on_all(tmp_path):
+    figures = run(tmp_path, "local", OVERFLOW)
+    for name in ("SupernetTrainer0", "SupernetTrainer1", "GateTrainer0", "GateTrainer1"):
+        assert figures[f"{name}_moved"] == 0, name
+        # Keras begins with 2 ** 15, and halves it after an overflow.
+        assert figures[f"{name}_scale"] == 2**14, name
+        assert 0 < figures[f"{name}_then"] < 10, name
 
 
 def test_what_was_made_outside_of_the_scope_is_refused_in_one_line(tmp_path):

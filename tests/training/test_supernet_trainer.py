@@ -296,6 +296,34 @@ def test_the_teacher_begins_with_weights_that_are_loaded_after_it_is_made(warmup
     np.testing.assert_allclose(kernel, expected, atol=1e-6)
 
 
+def test_the_teacher_begins_with_loaded_weights_in_a_single_batch_too():
+    trainer = make_trainer(ema_warmup=False)
+    trainer.model.set_weights(make_network(seed=1).get_weights())
+    trainer.optimizer.learning_rate = 0.0
+    weights = values_of(trainer.optimized_variables)
+    for _ in range(2):
+        trainer.train_on_batch(*make_batch())
+    trainer.load_teacher()
+    for before, after in zip(weights, trainer.optimized_variables):
+        np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_the_teacher_of_a_saved_trainer_goes_on_with_another_optimizer(tmp_path):
+    trainer = make_trainer(ema_warmup=False)
+    trainer.fit(*make_batch(), epochs=2, verbose=0)
+    teacher = values_of(trainer.teacher_variables)
+    assert any(
+        np.abs(a - v).max() > 1e-3 for a, v in zip(teacher, values_of(trainer._average.variables))
+    )
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.models.load_model(tmp_path / "trainer.keras")
+    loaded.compile(L2SGD(0.0, weight_decay=0.0))
+    loaded._average._momentum = 1.0
+    loaded.fit(*make_batch(), verbose=0)
+    for before, after in zip(teacher, loaded.teacher_variables):
+        np.testing.assert_allclose(after, before, atol=1e-6)
+
+
 def test_adafactor_is_refused():
     trainer = SupernetTrainer(make_network())
     with pytest.raises(ValueError, match=r"must not be Adafactor.*optimizer='adafactor'$"):

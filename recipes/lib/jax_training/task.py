@@ -41,7 +41,7 @@ def check_flags():
 
 def chosen_augmentation():
     """Returns the augmentation of the run."""
-    return FLAGS.augmentation or data.AUGMENTATIONS.get(FLAGS.dataset, "imagenet")
+    return FLAGS.augmentation or data.default_augmentation(FLAGS.dataset)
 
 
 def is_trained(folder):
@@ -122,6 +122,7 @@ def _settings(training, source, augmentation, step):
     optimizer = trainer.optimizer
     names = ("target", "num_random", "temperature", "scale_distillation", "ema_momentum")
     names += ("ema_warmup", "sandwich", "label_smoothing", "seed")
+    mirrors = augmentation != "none" and source.mirrorable
     return {name: getattr(trainer, name) for name in names} | {
         # Tasks of another learning rate or normalisation are other tasks.
         "constants": files.checksum(_constants(training).values()),
@@ -141,7 +142,7 @@ def _settings(training, source, augmentation, step):
         "epochs": training.epochs,
         "batch_size": training.batch_size,
         "padding": _PADDINGS[augmentation],
-        "hflip": augmentation != "none" and source.mirrorable,
+        "hflip": mirrors if FLAGS.hflip is None else FLAGS.hflip,
     }
 
 

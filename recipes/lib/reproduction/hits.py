@@ -339,7 +339,7 @@ def _restore_online(model, run, config, data_dir):
         for number, variable in enumerate(model.variables):
             variable.assign(stored[f"model/{number}"])
     train = load_source(config["dataset"], data_dir, "train", train_split=config["train_split"])
-    augmentation = data.AUGMENTATIONS.get(config["dataset"], "imagenet")
+    augmentation = data.default_augmentation(config["dataset"])
     batches = training_pipeline(
         train,
         image_size=model.input_shape[1:3],
