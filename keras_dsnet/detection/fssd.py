@@ -27,6 +27,7 @@ from keras_dsnet.models.eager_prediction import EagerPrediction
 from keras_dsnet.models.level_features import level_shapes, sections_up_to
 from keras_dsnet.models.path import Path, PathLike
 from keras_dsnet.models.predictions import check_class_names
+from keras_dsnet.models.refusals import Refusals
 from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.subnetwork import DTYPE, PlainExecutor
 from keras_dsnet.models.topology import StepBuilder, split_levels, walk
@@ -36,7 +37,7 @@ _PYRAMID_CHANNELS = 256
 
 
 @keras.saving.register_keras_serializable(package="keras_dsnet")
-class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, keras.Model):
+class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, Refusals, keras.Model):
     """Feature fusion single shot detector (arXiv 1712.00960) on a dynamic slimmable backbone.
 
     A 1x1 convolution gives each source level of the backbone the same number of channels. The
@@ -171,6 +172,9 @@ class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, keras
         )
         # Keras tracks layers in attributes. The wiring holds the same ones, and is not searched.
         self.head_layers = fssd_head.layers
+        # `tf.train.Checkpoint` does not look into the lists of Keras.
+        self._checkpointed = tf.Module()
+        self._checkpointed.layers = [*self.head_layers]
         self._wiring = _Wiring(backbone, self.levels, fssd_head)
         self._runner = SectionRunner(self._wiring.steps, image_shape, self._wiring.run_steps)
         self.supports_jit = False
@@ -183,6 +187,7 @@ class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, keras
             # `keras.Model` set `trainable` before there were layers to pass it on to.
             for layer in (backbone, *self.head_layers):
                 layer.trainable = False
+        self._is_made = True
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         inputs = arguments.check_images(inputs, self.input_shape[1:])

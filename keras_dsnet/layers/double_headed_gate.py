@@ -1,5 +1,6 @@
 """The double-headed dynamic gate: channel attention with a choice of width."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -210,6 +211,7 @@ class DoubleHeadedGate(keras.layers.Layer):
         Raises:
             ValueError: If the widths are not in ascending order, or not among the choices.
         """
+        routes = tuple(map(operator.index, routes))
         ascending = all(a < b for a, b in zip(routes, routes[1:]))
         if not routes or not ascending or routes[0] < 0 or routes[-1] >= (self.num_choices or 0):
             raise ValueError(

@@ -159,6 +159,11 @@ def check_images(images: Any, image_shape: tuple) -> Any:
     """
     if isinstance(images, (list, tuple)):
         images = stack_images(images)
+    if tf.is_tensor(images) and not hasattr(images, "numpy") and is_dense(images):
+        # In a traced function sizes may be known only when it runs.
+        wanted = tf.TensorShape((None, *image_shape))
+        if wanted.is_compatible_with(images.shape) and not _knows(images.shape, wanted):
+            images = tf.ensure_shape(images, wanted.merge_with(images.shape))
     if not is_dense(images):
         raise ValueError(
             "Images must be a dense tensor of one size. "
@@ -181,6 +186,28 @@ def check_images(images: Any, image_shape: tuple) -> Any:
         raise ValueError(
             "Images must be floats, as `preprocess_input` of the application returns them. "
             f"Received: images of dtype {dtype}"
+        )
+    return images
+
+
+def _knows(shape, wanted):
+    """Returns whether a shape has every size that is wanted."""
+    if shape.rank is None:
+        return False
+    return all(size is not None or right is None for size, right in zip(shape, wanted))
+
+
+def refuse_symbolic(images: Any) -> Any:
+    """Returns images that are not those of a functional model under construction.
+
+    Raises:
+        ValueError: If the images are a `keras.KerasTensor`.
+    """
+    if isinstance(images, keras.KerasTensor):
+        raise ValueError(
+            "`features`, `route` and `run_dynamic` take arrays or tensors. In a functional model "
+            "call the network itself, or these methods in the `call` of a layer around it. "
+            f"Received: a KerasTensor of shape {tuple(images.shape)}"
         )
     return images
 

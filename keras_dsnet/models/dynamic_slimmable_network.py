@@ -20,6 +20,7 @@ from keras_dsnet.models.predictions import (
     decode_predictions,
 )
 from keras_dsnet.models.preprocessing import Normalization
+from keras_dsnet.models.refusals import Refusals
 from keras_dsnet.models.routing import SectionRunner
 from keras_dsnet.models.routing_settings import (
     RoutingSettings,
@@ -39,6 +40,7 @@ class DynamicSlimmableNetwork(
     LevelFeatures,
     EagerPrediction,
     AtomicSaving,
+    Refusals,
     keras.Model,
 ):
     """A network that chooses for each image how many of its filters to run.
@@ -144,6 +146,9 @@ class DynamicSlimmableNetwork(
         # Keras tracks layers in attributes and names them by it in weights files. The steps hold
         # the same layers, so they stay inside an object that Keras does not search.
         self.supernet_layers = [step.layer for step in walk(steps) if step.layer is not None]
+        # `tf.train.Checkpoint` does not look into the lists of Keras.
+        self._checkpointed = tf.Module()
+        self._checkpointed.layers = [*self.supernet_layers]
         self._runner = SectionRunner(steps, self._image_shape)
         self.supports_jit = False
         self.built = True
@@ -151,6 +156,7 @@ class DynamicSlimmableNetwork(
         if not self.trainable:
             # `keras.Model` set `trainable` before there were layers to pass it on to.
             self._freeze(trainable=False)
+        self._is_made = True
 
     def __call__(self, inputs, *args, path=None, **kwargs):
         inputs = arguments.check_images(inputs, self._image_shape)
@@ -252,7 +258,7 @@ class DynamicSlimmableNetwork(
         )
 
     def _images(self, inputs):
-        images = arguments.check_images(inputs, self._image_shape)
+        images = arguments.check_images(arguments.refuse_symbolic(inputs), self._image_shape)
         return tf.cast(tf.convert_to_tensor(images), self.compute_dtype)
 
     def run_sections(
@@ -449,6 +455,7 @@ class DynamicSlimmableNetwork(
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         before = self.get_config()
+        serialization.check_weights_fit(self, filepath, skip_mismatch)
         try:
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
         except Exception:

@@ -14,7 +14,7 @@ from typing import Any
 from keras_dsnet.models.costs import worst_case_madds
 from keras_dsnet.models.path import check_routes
 from keras_dsnet.utils.argument_checks import check_bool, check_number
-from keras_dsnet.utils.private_names import in_symbolic_scope
+from keras_dsnet.utils.private_names import in_symbolic_scope, was_called_symbolically
 
 ROUTINGS = ("gate", "confidence", "gate+confidence")
 DEFAULT_THRESHOLD = 0.7
@@ -108,6 +108,14 @@ class RoutingSettings:
     def routes(self, routes: Sequence[int]) -> None:
         before = self._routes
         self.replace_routes(routes)
+        is_wider_or_narrower = self._routes[-1] != before[-1]
+        if is_wider_or_narrower and not self.include_top and was_called_symbolically(self):
+            warnings.warn(
+                "The features have the channels of the widest route, and a functional model was "
+                f"built around those of width {before[-1]}: build it again around those of width "
+                f"{self._routes[-1]}, or keep {before[-1]} among the routes.",
+                stacklevel=_level_of_caller(),
+            )
         if self.gates_trained and self._routes != before and not self._warned_of_routes:
             self._warned_of_routes = True
             new = [width for width in self._routes if width not in before]
@@ -259,10 +267,14 @@ class RoutingSettings:
         # a file that holds trained gates.
         if not self._warned_of_gates and not in_symbolic_scope():
             self._warned_of_gates = True
+            instead = "Pass `path=`, or use a network whose gates are trained."
+            if self.include_top:
+                instead = "Train them with keras_dsnet.training.GateTrainer, or pass `path=`."
+                if self.routing == "gate":
+                    instead = instead.replace(", or", ", set `routing` to 'confidence', or")
             warnings.warn(
                 "The gates of this network are not trained: every image takes the widest route "
-                f"({self.routes[-1]}). Train them with keras_dsnet.training.GateTrainer, set "
-                "`routing` to 'confidence', or pass `path=`.",
+                f"({self.routes[-1]}). {instead}",
                 stacklevel=_level_of_caller(),
             )
         return self.routes[-1:]

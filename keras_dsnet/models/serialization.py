@@ -6,17 +6,22 @@ the export formats other than TFLite.
 """
 
 import dataclasses
+import io
 import json
+import warnings
+import zipfile
 from typing import Any
 
 import h5py
 import keras
 import numpy as np
 
-from keras_dsnet.models.spec import spec_config
+from keras_dsnet.models.spec import spec_config, spec_from_config
 from keras_dsnet.utils.argument_checks import check_bool
 
 _IMAGE_FACTS = ("class_names", "crop_fraction", "normalization")
+# Settings of a spec that another network with the same weights may have.
+_NOT_IN_WEIGHTS = ("dropout", "synchronized", "strides")
 _EXPORT_FORMATS = ("tf_saved_model", "onnx", "openvino", "torch")
 
 
@@ -48,6 +53,74 @@ def load_facts(network: Any, store: Any) -> None:
     routes = [int(width) for width in store["routes"]]
     trained = bool(np.array(store["gates_trained"]))
     _restore(network, {**config, "routes": routes, "gates_trained": trained})
+
+
+def check_weights_fit(network: Any, filepath: Any, skip_mismatch: bool) -> None:
+    """Refuses a file of weights that describes another network, before anything is loaded.
+
+    Weights with another activation or attention would fit by their shapes and mean nothing.
+
+    Args:
+        network: A `DynamicSlimmableNetwork`.
+        filepath: Path of the file. Files without a description, such as those of Keras's older
+            formats, are not checked.
+        skip_mismatch: Bool, whether layers of another shape may be left out. A difference is then
+            only warned of.
+
+    Raises:
+        ValueError: If the file is of another network.
+    """
+    difference = _difference(_stored_config(filepath), network)
+    if difference is None:
+        return
+    name, theirs, ours = difference
+    line = (
+        f"The weights are of a network with {name}={theirs!r}. "
+        f"Received: a network with {name}={ours!r}"
+    )
+    if not skip_mismatch:
+        raise ValueError(line)
+    if name != "classes":
+        warnings.warn(line, stacklevel=3)
+
+
+def _stored_config(filepath):
+    """Returns the config in a file of weights, or None if it has none that can be read."""
+    name = str(filepath)
+    try:
+        if name.endswith(".keras"):
+            with zipfile.ZipFile(filepath) as archive:
+                filepath = io.BytesIO(archive.read("model.weights.h5"))
+        elif not name.endswith(".weights.h5"):
+            return None
+        with h5py.File(filepath) as file:
+            return json.loads(bytes(np.array(file["vars"]["config"])))
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
+        # Keras says what is wrong with the file.
+        return None
+
+
+def _difference(config, network):
+    """Returns `(name, theirs, ours)` of the first setting that the weights depend on, or None."""
+    if not config or not {"spec", "classes", "include_top"} <= set(config):
+        return None
+    ours = network.spec
+    theirs = spec_from_config(config["spec"])
+    if type(theirs) is not type(ours):
+        return "family", type(theirs).__name__, type(ours).__name__
+    if len(theirs.stages) != len(ours.stages):
+        return "stages", len(theirs.stages), len(ours.stages)
+    pairs = [("", theirs, ours)]
+    pairs += [(f"stages[{i}].", *pair) for i, pair in enumerate(zip(theirs.stages, ours.stages))]
+    left_out = {"stages", *ours.stride_fields, *_NOT_IN_WEIGHTS}
+    for prefix, old, new in pairs:
+        for name in [field.name for field in dataclasses.fields(new) if field.name not in left_out]:
+            if getattr(old, name) != getattr(new, name):
+                return prefix + name, getattr(old, name), getattr(new, name)
+    both = config["include_top"] and network.include_top
+    if both and config["classes"] != network.classes:
+        return "classes", config["classes"], network.classes
+    return None
 
 
 def restore_facts(network: Any, config: dict) -> None:

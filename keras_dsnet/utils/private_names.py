@@ -28,6 +28,7 @@ __all__ = [
     "set_random_generator",
     "strategy_of_optimizer",
     "variable_index",
+    "was_called_symbolically",
 ]
 
 
@@ -38,6 +39,14 @@ def in_layer_call() -> bool:
     this global attribute. Only a layer's own `call` sees them publicly.
     """
     return get_global_attribute("current_call_ctx") is not None
+
+
+def was_called_symbolically(layer: keras.Layer) -> bool:
+    """Returns whether a functional model was built around a layer.
+
+    Publicly only `layer.input` tells, which fails too where there are several such calls.
+    """
+    return bool(layer._inbound_nodes)
 
 
 def flatten_layers(layer: keras.Layer) -> list[keras.Layer]:
