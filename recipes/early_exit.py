@@ -90,9 +90,9 @@ def main(_):
     from keras_dsnet.runs import TrainingRun, write_table
 
     run.open_workdir(check_only=True)
-    run.prepare_machine()
-    # Before the images are read and the folder is made.
+    # Before the images are read and the folder is made. The seed is set after it.
     split_at_exits(make_network(FLAGS.classes or 2), FLAGS.exits)
+    run.prepare_machine()
     train, evaluation = data.load_sources()
     workdir = run.open_workdir()
     steps_per_epoch = train.steps_per_epoch(FLAGS.batch_size)
