@@ -259,10 +259,12 @@ class TrainingRun:
             )
             return
         batches = self.make_dataset(step)
-        if isinstance(batches, tf.data.Dataset) and int(batches.cardinality()) >= 0:
+        needed = steps * (last_epoch - first_epoch)
+        if isinstance(batches, tf.data.Dataset) and 0 <= int(batches.cardinality()) < needed:
             raise ValueError(
-                "`make_dataset` must return a data set without an end, such as one that `repeat()` "
-                f"makes. Received: a data set of {int(batches.cardinality())} batches"
+                "`make_dataset` must return a data set with a batch for every step, such as one "
+                f"that `repeat()` makes. Received: {int(batches.cardinality())} batches for "
+                f"{needed} steps"
             )
         self.trainer.fit(
             batches,
@@ -321,9 +323,9 @@ class _WholeEpochs(GlobalStepCallback):
         missing = (epoch + 1) * self._steps_per_epoch - self.step
         if missing:
             raise ValueError(
-                "`make_dataset` must return a data set without an end. Received: a data set that "
-                f"ended {missing} of {self._steps_per_epoch} steps before the end of epoch "
-                f"{epoch + 1}"
+                "`make_dataset` must return a data set with a batch for every step. Received: a "
+                f"data set that ended {missing} of {self._steps_per_epoch} steps before the end of "
+                f"epoch {epoch + 1}"
             )
 
 

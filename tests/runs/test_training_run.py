@@ -72,8 +72,8 @@ def test_a_data_set_that_ends_is_refused_or_ends_the_run(tmp_path, is_known):
     if not is_known:
         finite = run.make_dataset
         run.make_dataset = lambda step: finite(step).filter(lambda *_: True)
-    found = "data set of 1 batches" if is_known else "ended 1 of 2 steps before the end of epoch 2"
-    with pytest.raises(ValueError, match=f"data set without an end.* Received: .*{found}"):
+    found = "1 batches for 4 steps" if is_known else "ended 1 of 2 steps before the end of epoch 2"
+    with pytest.raises(ValueError, match=f"batch for every step.* Received: .*{found}"):
         run.fit()
     # What was trained is kept, and the unfinished epoch is not in the log.
     epochs = [] if is_known else [1]
