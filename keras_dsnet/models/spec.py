@@ -247,16 +247,16 @@ class NetworkSpec:
                     f"{family}: `{name}` must be a tuple of ints, the channel options. "
                     f"Received: {name}={channels!r}"
                 )
+        if not self.num_gates:
+            raise ValueError(f"{family} needs a gated stage. Received: stages={self.stages!r}")
         most, front = 1 + self.wide_front, ("stem", *list(options)[: self._gated_index])
         for name, channels in {"stem": self.stem, **options}.items():
-            if name in front and self.num_gates and len(channels) > most:
+            if name in front and len(channels) > most:
                 second = ", and a second one for the path 'largest'" if self.wide_front else ""
                 raise ValueError(
                     f"{family}: layers before the first gated stage have one channel option"
                     f"{second}. Received: {name}={channels!r}"
                 )
-        if not self.num_gates:
-            raise ValueError(f"{family} needs a gated stage. Received: stages={self.stages!r}")
         for index in range(self._gated_index, len(self.stages)):
             stage, widths = self.stages[index], self.num_widths
             if len(stage.channels) != widths and (stage.gated or len(stage.channels) > 1):
