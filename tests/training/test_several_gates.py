@@ -266,8 +266,8 @@ def test_a_section_that_paths_share_is_recalibrated_once(gates, paths, same):
 
     def means(paths):
         keras.utils.set_random_seed(0)
-        stages = [MobileNetStage(1, 2, (4, 6, 8), gated=gate) for gate in [False] + gates * [True]]
-        spec = MobileNetSpec(stem=(4, 6, 8), stages=tuple(stages))
+        gated = [MobileNetStage(1, 2, (4, 6, 8), gated=True)] * gates
+        spec = MobileNetSpec(stem=(4, 6), stages=(MobileNetStage(1, 2, (4, 6)), *gated))
         network = DynamicSlimmableNetwork(spec, input_shape=(16, 16, 3), classes=5)
         recalibrate_batch_norm(network, batches, paths, verbose=False)
         tables = {v.path: v.numpy() for v in network.variables if "moving_mean" in v.path}
@@ -288,8 +288,8 @@ def test_statistics_that_different_features_share_are_the_mean_over_all():
 
     def last_means(paths):
         keras.utils.set_random_seed(0)
-        stages = [MobileNetStage(1, 2, (4, 6, 8), gated=gate) for gate in (False, True, True)]
-        spec = MobileNetSpec(stem=(4, 6, 8), stages=tuple(stages))
+        gated = [MobileNetStage(1, 2, (4, 6, 8), gated=True)] * 2
+        spec = MobileNetSpec(stem=(4, 6), stages=(MobileNetStage(1, 2, (4, 6)), *gated))
         network = DynamicSlimmableNetwork(spec, input_shape=(16, 16, 3), classes=5)
         recalibrate_batch_norm(network, [images, 2 * images], paths, verbose=False)
         tables = [v.numpy() for v in network.variables if "moving_mean" in v.path]
