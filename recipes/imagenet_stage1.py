@@ -328,8 +328,8 @@ def recalibrate(model, train, steps, paths):
         recalibrate_batch_norm(model, batches, paths, steps=steps)
     except BaseException:
         print(
-            f"{FLAGS.workdir}/supernet.keras has no recalibrated batch norm yet: the same command "
-            "recalibrates it without training again",
+            f"the recalibration of {FLAGS.workdir}/supernet.keras did not end: the same command "
+            "does it again without training",
             flush=True,
         )
         raise
@@ -339,10 +339,11 @@ def train_by_jax(training, source):
     """Takes the result of --jax_task over, or writes the task. Returns whether it is trained."""
     if training.is_complete():
         return True
+    images = task.chosen_augmentation(), FLAGS.hflip
     if task.is_trained(FLAGS.jax_task):
-        task.take_result(FLAGS.jax_task, training, source, task.chosen_augmentation())
+        task.take_result(FLAGS.jax_task, training, source, *images)
         return True
-    task.write_task(FLAGS.jax_task, training, source, task.chosen_augmentation())
+    task.write_task(FLAGS.jax_task, training, source, *images)
     print(
         f"\nwritten: {FLAGS.jax_task}\nnext, to train it where JAX has an accelerator, and then "
         f"this command again:\n    python recipes/jax_stage1.py --tasks={FLAGS.jax_task}",

@@ -49,7 +49,7 @@ def is_trained(folder):
     return (pathlib.Path(folder) / files.RESULT).is_file()
 
 
-def write_task(folder, training, source, augmentation):
+def write_task(folder, training, source, augmentation, hflip=None):
     """Writes the state of a run as a task, and its images beside the folder of the task.
 
     Args:
@@ -57,13 +57,14 @@ def write_task(folder, training, source, augmentation):
         training: `TrainingRun` of a `SupernetTrainer`.
         source: `ImageSource` of the training images.
         augmentation: Str, "none" or "cifar".
+        hflip: Bool or None, the value of --hflip.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trainer, variables = training.trainer, training.variables()
     state = training.checkpoint.restore(variables)
     images, labels = _pixels(source, trainer.model.input_shape[1:3])
-    settings = _settings(training, source, augmentation, state["step"] if state else 0)
+    settings = _settings(training, source, augmentation, hflip, state["step"] if state else 0)
     settings["images"] = files.write_images(folder.parent, images, labels)
     arrays = _constants(training)
     for index, variable in enumerate(trainer.model.variables):
@@ -115,7 +116,7 @@ def _pixels(source, size):
     return images[:start], labels[:start]
 
 
-def _settings(training, source, augmentation, step):
+def _settings(training, source, augmentation, hflip, step):
     trainer, model = training.trainer, training.trainer.model
     indices = {id(variable): index for index, variable in enumerate(model.variables)}
     undecayed = {id(variable) for variable in trainer._undecayed_variables()}
@@ -142,7 +143,7 @@ def _settings(training, source, augmentation, step):
         "epochs": training.epochs,
         "batch_size": training.batch_size,
         "padding": _PADDINGS[augmentation],
-        "hflip": mirrors if FLAGS.hflip is None else FLAGS.hflip,
+        "hflip": mirrors if hflip is None else hflip,
     }
 
 
@@ -193,7 +194,7 @@ def describe_steps(steps, indices):
     return described
 
 
-def take_result(folder, training, source, augmentation):
+def take_result(folder, training, source, augmentation, hflip=None):
     """Assigns the result of a task to a run, and saves it as the checkpoint of its last step.
 
     Args:
@@ -201,6 +202,7 @@ def take_result(folder, training, source, augmentation):
         training: `TrainingRun` with which the task was written.
         source: `ImageSource` of the training images.
         augmentation: Str, "none" or "cifar".
+        hflip: Bool or None, the value of --hflip.
 
     Raises:
         ValueError: If the result is of another network, of other images, or of another number of
@@ -212,7 +214,7 @@ def take_result(folder, training, source, augmentation):
     settings, trainer = result["settings"], training.trainer
     variables = training.variables()
     steps = training.epochs * training.steps_per_epoch
-    expected = json.loads(json.dumps(_settings(training, source, augmentation, steps)))
+    expected = json.loads(json.dumps(_settings(training, source, augmentation, hflip, steps)))
     expected["images"] = files.name_of_images(*_pixels(source, trainer.model.input_shape[1:3]))
     differing = [name for name, value in expected.items() if value != settings[name]]
     if differing:
