@@ -52,6 +52,8 @@ def trainer(new_tiny_network, step, precision):
         trainer.teacher_variables, new_tiny_network(64, ema=True).variables
     ):
         average.assign(variable)
+    # As after a saved trainer was loaded: the first step would begin the teacher anew.
+    trainer._has_teacher = True
     optimizer = L2SGD(
         float(step["lr"]), float(step["momentum"]), weight_decay=float(step["weight_decay"])
     )
