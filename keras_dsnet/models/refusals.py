@@ -62,6 +62,6 @@ class Refusals:
         except AttributeError:
             raise AttributeError(
                 f"'{self.name}' has no symbolic {name}, because it was not called on one "
-                "`keras.Input`: call it so, take `features(images)`, or take that of a plain Keras "
-                f"model of one path, `subnetwork(path).{name}`"
+                "`keras.Input`: call it so, or take that of a plain Keras model of one path, "
+                f"`subnetwork(path).{name}`"
             ) from None
