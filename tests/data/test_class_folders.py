@@ -271,8 +271,16 @@ def test_training_goes_on_without_a_deleted_file(folder, to_float):
 
 def test_an_evaluation_that_can_read_nothing_is_an_error(folder, to_float):
     source = load_source(folder, split="eval")
-    shutil.rmtree(folder / "val")
+    for path in source.paths:
+        pathlib.Path(path).unlink()
     with pytest.raises(Exception, match="none of the 6 images"):
+        _evaluate(source, to_float)
+
+
+def test_an_evaluation_whose_folder_is_gone_is_an_error(folder, to_float):
+    source = load_source(folder, split="eval")
+    shutil.rmtree(folder / "val")
+    with pytest.raises(Exception, match="nor does its folder: is the disk of .* still there"):
         _evaluate(source, to_float)
 
 
