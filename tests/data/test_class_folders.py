@@ -280,7 +280,7 @@ def test_an_evaluation_that_can_read_nothing_is_an_error(folder, to_float):
 def test_an_evaluation_whose_folder_is_gone_is_an_error(folder, to_float):
     source = load_source(folder, split="eval")
     shutil.rmtree(folder / "val")
-    with pytest.raises(Exception, match="nor does its folder: is the disk of .* still there"):
+    with pytest.raises(Exception, match=r"nor does its folder: is the disk of .* still there"):
         _evaluate(source, to_float)
 
 

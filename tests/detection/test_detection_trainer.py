@@ -26,7 +26,8 @@ def values_of(variables):
     return [variable.numpy() for variable in variables]
 
 
-@pytest.mark.parametrize("target", ["boxes", pytest.param("ema", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["boxes", "ema"])
 def test_small_training_finds_the_squares_at_every_width(target):
     trainer = make_trainer(num_random=1, target=target, ema_momentum=0.9)
     validation = scenes(32, 1)

@@ -245,6 +245,7 @@ def test_the_report_is_json(shared):
     assert json.loads(json.dumps(shared.report)) == shared.report
 
 
+@pytest.mark.long
 def test_graphs_that_are_converted_one_by_one_make_the_same_file(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(convert_graphs, "MOST_CONSTANTS", 0)
     apart = Exported(small_network(), tmp_path)

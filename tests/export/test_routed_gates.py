@@ -51,7 +51,7 @@ def test_every_path_can_be_forced_and_gives_the_outputs_of_the_network(exported)
         assert largest_difference(outputs, exported.network(IMAGES[::8], path=path)) <= 1e-4
 
 
-@pytest.mark.parametrize("routes", [(1,), (0, 1, 2)])
+@pytest.mark.parametrize("routes", [(1,), pytest.param((0, 1, 2), marks=pytest.mark.long)])
 def test_every_path_of_one_and_of_three_routes(routes, tmp_path):
     network = tiny_network(TINY_RESNET)
     network.routes = routes
@@ -152,6 +152,7 @@ def test_the_report_has_a_row_for_every_checked_path(exported):
         assert [cuts[-1] for cuts in row["cuts"]] == list(row["path"])
 
 
+@pytest.mark.long
 def test_int8_of_every_path_is_as_near_as_its_file_alone(int8, tmp_path):
     for path in ((0, 0, 0), (2, 0, 2)):
         outputs, taken = run_path(int8, IMAGES, path)

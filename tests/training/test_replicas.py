@@ -199,22 +199,22 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 generator = np.random.default_rng(0)
 images = generator.normal(size=(8, 16, 16, 3)).astype("float32")
 labels = generator.integers(0, 5, 8)
-for kind in (SupernetTrainer, GateTrainer):
-    for replica in range(2):
-        with strategy.scope():
-            trainer = kind(make_model())
-            trainer.compile(L2SGD(0.1))
-        before = [v.numpy() for v in trainer.optimized_variables]
-        weights = np.ones(8, "float32")
-        weights[4 * replica] = 1e30
-        trainer.fit(images, labels, sample_weight=weights, shuffle=False, verbose=0)
-        pairs = zip(trainer.optimized_variables, before)
-        name = f"{kind.__name__}{replica}"
-        print(name + "_moved", max(np.abs(v.numpy() - b).max() for v, b in pairs))
-        print(name + "_scale", float(trainer.optimizer.dynamic_scale.numpy()))
-        trainer.fit(images, labels, shuffle=False, verbose=0)
-        pairs = zip(trainer.optimized_variables, before)
-        print(name + "_then", max(np.abs(v.numpy() - b).max() for v, b in pairs))
+for replica, kind in enumerate((SupernetTrainer, GateTrainer)):
+    with strategy.scope():
+        trainer = kind(make_model())
+        trainer.compile(L2SGD(0.1))
+    before = [v.numpy() for v in trainer.optimized_variables]
+    weights = np.ones(8, "float32")
+    # Keras asks the first replica only: the overflow of the second is the harder case.
+    weights[4 * (1 - replica)] = 1e30
+    trainer.fit(images, labels, sample_weight=weights, shuffle=False, verbose=0)
+    pairs = zip(trainer.optimized_variables, before)
+    name = kind.__name__
+    print(name + "_moved", max(np.abs(v.numpy() - b).max() for v, b in pairs))
+    print(name + "_scale", float(trainer.optimizer.dynamic_scale.numpy()))
+    trainer.fit(images, labels, shuffle=False, verbose=0)
+    pairs = zip(trainer.optimized_variables, before)
+    print(name + "_then", max(np.abs(v.numpy() - b).max() for v, b in pairs))
 """
 
 
@@ -266,7 +266,7 @@ def test_replicas_weigh_images_as_one_device_and_stop_before_a_wrong_label(tmp_p
 @pytest.mark.slow
 def test_a_step_that_overflows_on_any_replica_is_left_out_on_all(tmp_path):
     figures = run(tmp_path, "local", OVERFLOW)
-    for name in ("SupernetTrainer0", "SupernetTrainer1", "GateTrainer0", "GateTrainer1"):
+    for name in ("SupernetTrainer", "GateTrainer"):
         assert figures[f"{name}_moved"] == 0, name
         # Keras begins with 2 ** 15, and halves it after an overflow.
         assert figures[f"{name}_scale"] == 2**14, name

@@ -78,6 +78,7 @@ def test_a_step_of_stage_1_has_the_gradients_of_the_papers_equations():
         np.testing.assert_allclose(by_path[name], gradient, atol=1e-3 * scale, err_msg=name)
 
 
+@pytest.mark.long
 def test_stage_1_lowers_every_loss_and_leaves_the_slimming_heads():
     network = tiny_network(dataclasses.replace(TINY_RESNET, stages=TINY_RESNET.stages[1:]))
     heads = [gate.w2.numpy() for gate in network.slimming_gates]
