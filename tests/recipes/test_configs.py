@@ -21,8 +21,6 @@ DETECTION = {
 # Epochs, epochs of warm-up, batch size, highest learning rate, weight decay.
 STAGE_1_RUNS = {
     "cifar10_stage1": (80, 2, 64, 0.05, 5e-4),
-    "cifar10_resnet_stage1": (10, 1, 64, 0.05, 5e-4),
-    "cifar10_resnet_short": (2, 1, 64, 0.05, 5e-4),
     "cifar10_table5": (15, 1, 64, 0.05, 5e-4),
     "cifar10_table8": (15, 1, 64, 0.05, 5e-4),
     "cifar10_ds_resnet_supernet": (45, 1, 64, 0.05, 5e-4),
@@ -40,8 +38,6 @@ STAGE_1_RUNS = {
 }
 NETWORKS = {
     "cifar10_stage1": ("DSMobileNet", 0.325, 0.75, None, [1, 1, 2, 1, 2, 2]),
-    "cifar10_resnet_stage1": ("DSResNet50", 0.25, 1, None, [2, 1, 1, 2, 2, 2]),
-    "cifar10_resnet_short": ("DSResNet50", 0.25, 1, None, [2, 1, 1, 2, 2, 2]),
     "cifar10_table5": ("DSMobileNet", 0.25, 0.75, None, [1, 1, 2, 1, 2, 2]),
     "cifar10_ds_resnet_supernet": ("DSResNet50", 0.25, 1, None, [1, 2, 1, 2, 2, 2]),
     "cifar10_ds_resnet_transfer": ("DSResNet50", 0.25, 1, None, [2, 2, 1, 2, 2, 2]),
@@ -59,7 +55,6 @@ NETWORKS = {
 # Epochs, batch size, first learning rate, routes, loss weights.
 STAGE_2_RUNS = {
     "cifar10_stage2": (16, 128, 0.05, [0, 13], [1, 0.025, 0]),
-    "cifar10_resnet_stage2": (1, 128, 0.05, [0, 1], [1, 0.06, 0]),
     "cifar10_gates_stage2": (8, 128, 0.05, [0, 1, 2, 3], [1, 0.5, 1]),
     "cifar10_ds_resnet_transfer_stage2": (8, 128, 0.05, [0, 1, 2, 3], [1, 0.5, 1]),
     "tiny_imagenet_gates_stage2": (8, 128, 0.05, [0, 1, 2, 3], [1, 0.5, 1]),
