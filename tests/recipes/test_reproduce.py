@@ -463,3 +463,30 @@ def test_a_page_says_what_is_missing_and_which_gates_choose_nothing():
     assert "--arms=ds_mbnet_gate,ds_mbnet_gate_chosen " in text
     assert "The gates of ds mbnet gate take the path 0-3 for every image: they" in text
     assert "The gates of ds mbnet gate chosen take" not in text
+    shares["table9_ds_mbnet_gate_chosen_s1"] = [{"0": 0.9689, "3": 0.0311}]
+    text = result_page.section(result)
+    assert (
+        "The gates of ds mbnet gate chosen take width 0 for 96.8 % or more of the images at each "
+        "gate: they choose next to nothing."
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ours"),
+    [
+        (("give_up", "give_up"), "try best gate +1.00 (one seed); all gate +2.00 (one seed)"),
+        (
+            ("give_up", "line"),
+            "try best - give up gate +1.00 (one seed); all - line gate +2.00 (one seed)",
+        ),
+    ],
+)
+def test_the_first_table_names_both_arms_where_they_are_compared_with_several(seconds, ours):
+    contrasts = [
+        {"first": first, "second": second, "path": "gate", "value": value, "low": None}
+        for first, second, value in zip(("try_best", "all"), seconds, (0.01, 0.02), strict=True)
+    ]
+    contrasts = [{**contrast, "verdict": "undecided", "high": None} for contrast in contrasts]
+    arms = {arm.name for arm in TABLES["6"].arms}
+    result = {"table": "6", "contrasts": contrasts, "rows": [{"arm": arm} for arm in arms]}
+    assert result_page._ours(result) == ours

@@ -1,6 +1,7 @@
 """The Markdown page of a reproduction, which opens with one table over all tables."""
 
 import json
+import math
 import pathlib
 
 from keras_dsnet_recipes.lib.reproduction.detection_row import detection_row
@@ -73,8 +74,8 @@ _MORE = {
     "parameters": ("parameters stored", lambda rows, name: f"{rows[0][name]:,}"),
     "ms": ("ms", lambda rows, name: _mean_of(rows, name)),
 }
-# The share of the images from which on a gate is said to choose nothing.
-_ONE_PATH = 0.999
+# The shares of the images from which on a gate is said to choose nothing, or next to nothing.
+_ONE_PATH, _NEARLY_ONE_PATH = 0.999, 0.95
 _EMPTY = ("not run yet", "-", "not run yet")
 
 
@@ -120,8 +121,14 @@ def section(result):
     if "easy" in more:
         has_confidence = any(row["path"] == "confidence" for row in result["rows"])
         parts += ["", f"{_EASY} {_THRESHOLDS}" if has_confidence else _EASY]
-    for arm, path in _without_choice(result):
-        parts += ["", f"The gates of {arm} take {path} for every image: they choose nothing."]
+    for arm, path, least in _without_choice(result):
+        images, what = "every image", "nothing"
+        if least < _ONE_PATH:
+            images, what = (
+                f"{math.floor(1000 * least) / 10} % or more of the images at each gate",
+                "next to nothing",
+            )
+        parts += ["", f"The gates of {arm} take {path} for {images}: they choose {what}."]
     if table.peers and not result.get("read_test"):
         parts += ["", _CHOSEN_HERE]
     if result["contrasts"]:
@@ -166,18 +173,24 @@ def _missing(result):
 
 
 def _without_choice(result):
-    """Returns the arms whose gates take one path for nearly all images, with the path of a seed."""
-    constant = {}
+    """Returns the arms whose gates take one path for nearly all images.
+
+    Returns:
+        List of the arm, the paths of its seeds, and the smallest share that a gate of any seed
+        gives to its part of the path.
+    """
+    found = {}
     for name, gates in result.get("shares", {}).items():
         path = [max(gate, key=gate.get) for gate in gates]
-        one = all(gate[width] >= _ONE_PATH for gate, width in zip(gates, path))
         shown = "the path " + "-".join(map(str, path)) if len(path) > 1 else f"width {path[0]}"
-        constant.setdefault(arm_of(name), []).append(shown if one else None)
-    return [
-        (arm.replace("_", " "), " or ".join(dict.fromkeys(shown)))
-        for arm, shown in constant.items()
-        if None not in shown
-    ]
+        least = min(gate[width] for gate, width in zip(gates, path))
+        found.setdefault(arm_of(name), []).append((shown, least))
+    arms = []
+    for arm, seeds in found.items():
+        paths, shares = zip(*seeds)
+        if min(shares) >= _NEARLY_ONE_PATH:
+            arms.append((arm.replace("_", " "), " or ".join(dict.fromkeys(paths)), min(shares)))
+    return arms
 
 
 def _overview(results, detection):
@@ -214,9 +227,12 @@ def _commands():
 
 def _ours(result):
     rows = [row for row in result["contrasts"] if row["verdict"] is not None]
+    # Where all differences are to one arm, the claim names it.
+    is_one = len({row["second"] for row in rows}) == 1 and "madds" not in rows[0]
+    names = [row["first"] if is_one else f"{row['first']} - {row['second']}" for row in rows]
     parts = [
-        f"{_name(row)} {_path_of(row)}{_points(row['value'])} {_interval(row)}".replace("_", " ")
-        for row in rows
+        f"{name} {_path_of(row)}{_points(row['value'])} {_interval(row)}".replace("_", " ")
+        for name, row in zip(names, rows)
     ]
     parts += [f"{name} {_EMPTY[0]}" for name in _missing(result)]
     if result.get("not_tested"):
@@ -226,11 +242,6 @@ def _ours(result):
 
 def _path_of(row):
     return "" if row["first"].endswith(row["path"]) else f"{row['path']} "
-
-
-def _name(row):
-    """Returns the arm that a claim favours, or both peers, of which one has many contrasts."""
-    return f"{row['first']} - {row['second']}" if "madds" in row else row["first"]
 
 
 def _arm_rows(rows, more=()):
