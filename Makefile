@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lowest test-runtimes kotlin parity lint format docs web web-tests clean
+.PHONY: help demo test test-slow test-all test-lowest test-runtimes kotlin parity lint format docs web web-tests clean
 
 # The first interpreter that runs (a pyenv shim may exist and not run), of a version below the given
 # one, and able to make an environment.
@@ -27,7 +27,8 @@ PYTEST_FLAGS ?= --numprocesses=$(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) -
 
 help:
 	@echo "make demo         train, gate, calibrate, evaluate, export and time on digits (runs/demo)"
-	@echo "make test         run the tests, all but those that take long"
+	@echo "make test         run the quick tests"
+	@echo "make test-slow    run the slow tests too, all but those that take long"
 	@echo "make test-all     run every test, those that take long or install packages among them"
 	@echo "make test-lowest  run the quick tests on the lowest supported versions"
 	@echo "make kotlin       install a Kotlin compiler, with which make test-all compiles examples/android"
@@ -66,6 +67,9 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python recipes/demo.py --workdir=runs/demo
 
 test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m "not slow and not long" $(PYTEST_FLAGS)
+
+test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m "not long" $(PYTEST_FLAGS)
 
 test-all: $(VENV)/installed web-tests

@@ -26,7 +26,7 @@ def test_first_use_runs_as_written(tmp_path, monkeypatch):
     assert (tmp_path / "model.keras").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_family_of_ones_own_trains_routes_and_loads_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = "docs/guides/a_family_of_your_own.md"

@@ -97,6 +97,7 @@ def test_strides_may_differ_from_those_of_the_weights(small, arguments, strides)
         np.testing.assert_array_equal(value, expected)
 
 
+@pytest.mark.slow
 def test_pooled_features_of_weights(small, tmp_path):
     model, path = small
     features = DSMobileNet(weights=path, include_top=False)
@@ -115,6 +116,7 @@ def test_pooled_features_of_weights(small, tmp_path):
     assert (whole.routes, whole.gates_trained) == (tuple(range(14)), False)
 
 
+@pytest.mark.slow
 def test_features_get_a_classifier_with_dropout(small, tmp_path):
     _, path = small
     DSMobileNet(weights=path, include_top=False).save_weights(tmp_path / "features.weights.h5")
@@ -125,6 +127,7 @@ def test_features_get_a_classifier_with_dropout(small, tmp_path):
         np.testing.assert_array_equal(features, expected[level])
 
 
+@pytest.mark.slow
 def test_class_names_and_normalization(tmp_path):
     names = tuple("abcde")
     model = DSMobileNet(**SMALL, class_names=names, normalization=HALF)
@@ -198,6 +201,7 @@ def test_another_number_of_classes_loads_all_but_the_classifier(small, caplog):
     assert "all 14 widths are routes" in message
 
 
+@pytest.mark.slow
 def test_without_the_classifier(small, caplog):
     model, path = small
     features = DSMobileNet(weights=path, include_top=False)(IMAGES, path=3)
@@ -209,6 +213,7 @@ def test_without_the_classifier(small, caplog):
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_a_file_without_its_network_needs_the_arguments(small, tmp_path):
     h5py = pytest.importorskip("h5py")
     old = tmp_path / "old.weights.h5"

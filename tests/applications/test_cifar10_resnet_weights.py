@@ -38,6 +38,7 @@ def test_a_network_of_ten_named_classes_with_a_threshold_and_untrained_gates(net
     assert network.routes == (0, 1, 2, 3)
 
 
+@pytest.mark.long
 @pytest.mark.needs_shared
 def test_it_tells_photographs_apart_at_all_widths(network, shared_dir):
     source = load_source("cifar10", str(shared_dir / "tfds"), "eval", eval_split="test[:1000]")
@@ -52,6 +53,7 @@ def test_it_tells_photographs_apart_at_all_widths(network, shared_dir):
     assert rows["dynamic"]["madds"] < 0.6 * rows[3]["madds"]
 
 
+@pytest.mark.long
 def test_gates_start_from_it(network, tmp_path):
     model = keras.models.load_model(save_shipped("DSResNet50", "cifar10", tmp_path))
     assert (model.gates_trained, model.routing) == (False, "gate")

@@ -25,6 +25,7 @@ def test_the_file_is_small():
     assert CIFAR10_WEIGHTS.stat().st_size < 5e6
 
 
+@pytest.mark.slow
 def test_loading_takes_seconds_at_most(network):
     times = []
     for _ in range(3):
@@ -56,6 +57,7 @@ def test_other_classes_take_all_but_the_classifier(network, caplog):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.needs_shared
 def test_it_tells_photographs_apart_with_half_of_the_work(network, shared_dir):
     source = load_source("cifar10", str(shared_dir / "tfds"), "eval", eval_split="test[:1000]")

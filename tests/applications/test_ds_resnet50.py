@@ -96,6 +96,7 @@ def test_bad_arguments_are_named(application, options, message):
         application(**options)
 
 
+@pytest.mark.slow
 def test_small_images():
     features = DSResNet50(input_shape=(32, 32, 3), include_top=False, alpha=0.25, output_stride=8)
     assert features(IMAGES, path=0).shape == (2, 4, 4, 128)

@@ -43,6 +43,7 @@ def test_a_network_of_200_named_classes_with_a_threshold(network):
     assert (network.gates_trained, network.routes) == (False, tuple(range(14)))
 
 
+@pytest.mark.long
 @pytest.mark.needs_shared
 def test_it_knows_the_photographs_of_another_data_set(network, shared_dir):
     source = load_source("cifar10", str(shared_dir / "tfds"), "eval", eval_split="test[:1500]")

@@ -86,6 +86,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [10_000, 0])
 def test_every_image_that_tensorflow_decodes_is_used(folder, limit, monkeypatch, to_float):
     monkeypatch.setattr("keras_dsnet.data.image_folder.FULL_CHECK_FILES", limit)

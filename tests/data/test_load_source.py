@@ -113,6 +113,7 @@ def test_a_file_is_not_a_data_set(tmp_path):
         load_source(tmp_path / "a.jpg")
 
 
+@pytest.mark.slow
 @pytest.mark.needs_shared
 def test_cifar10_has_its_official_sizes_and_classes(shared_tfds):
     source = load_source("cifar10", shared_tfds, "eval")

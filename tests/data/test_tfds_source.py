@@ -112,6 +112,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(prepared, start):
         np.testing.assert_array_equal(labels, other_labels)
 
 
+@pytest.mark.slow
 def test_a_small_window_still_shuffles_files_and_resumes(prepared, monkeypatch):
     monkeypatch.setattr("keras_dsnet.data.tfds_source.SHUFFLE_BUFFER_BYTES", 1)
     source = load_source("grays", prepared)

@@ -48,6 +48,7 @@ def test_what_is_no_network_is_refused():
         as_backbone(make_classifier(), (SIZE, SIZE, 3), strides=(1, 2))
 
 
+@pytest.mark.slow
 def test_recalibration_gives_each_width_the_statistics_of_its_batches():
     backbone = as_backbone(randomised(make_classifier()), (SIZE, SIZE, 3))
     detector = FSSD(backbone, classes=2, channels=8, pyramid=(16,), scales=(0.3, 0.5))

@@ -41,6 +41,7 @@ def test_small_training_finds_the_squares_at_every_width(target):
     assert all(row["map"] > 0.5 for row in rows), [row["map"] for row in rows]
 
 
+@pytest.mark.slow
 def test_eight_images_are_learned_by_heart():
     """A fault of matching, offsets, decoding or suppression would leave boxes unfound."""
     trainer = make_trainer(num_random=0)
@@ -107,6 +108,7 @@ def test_trainer_is_rebuilt_from_its_config():
     assert copy.model.class_names == ("red", "green")
 
 
+@pytest.mark.long
 def test_slimming_heads_stay_as_they_are():
     trainer = make_trainer()
     gates = trainer.model.backbone.slimming_gates
@@ -117,6 +119,7 @@ def test_slimming_heads_stay_as_they_are():
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
 def test_one_path_alone_is_trained_without_the_others():
     trainer = make_trainer(sandwich=False, label_path=1)
     logs = trainer.fit(batches(), steps_per_epoch=2, verbose=0).history

@@ -78,6 +78,7 @@ def check_detections(found, expected):
         assert np.abs(expected["boxes"][same] - box).max(1).min() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_file_returns_the_boxes_and_scores_of_every_route(gated):
     detector, filename, report = gated
     runner = Interpreter(str(filename)).get_signature_runner("bounded")
@@ -108,6 +109,7 @@ def test_a_gate_in_the_file_chooses_as_that_of_the_detector(gated):
     assert 0 < len(found["scores"]) <= 5
 
 
+@pytest.mark.slow
 def test_an_image_goes_on_by_the_confidence_of_the_detector(confident):
     detector, filename, _ = confident
     interpreter = DynamicInterpreter(filename)

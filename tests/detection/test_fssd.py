@@ -32,6 +32,7 @@ def designed(request):
     return request.param[0], tiny_detector(*request.param)
 
 
+@pytest.mark.slow
 def test_plain_subnetworks_have_the_same_outputs(designed):
     family, detector = designed
     images, path = detector_images(3), PATHS[family]
@@ -63,6 +64,7 @@ def test_one_trace_serves_every_width(designed):
         assert_equal_outputs(run(tf.constant(gates)), detector(images, path=gates))
 
 
+@pytest.mark.slow
 def test_a_routed_batch_equals_each_image_on_its_path(designed):
     _, detector = designed
     images = detector_images(8)
@@ -91,6 +93,7 @@ def test_masked_outputs_equal_those_of_the_chosen_path(designed):
     assert_equal_outputs(outputs, detector(images, path=path))
 
 
+@pytest.mark.slow
 def test_sections_run_like_the_whole(designed):
     family, detector = designed
     images, path = detector_images(2), detector.resolve_path(PATHS[family])
@@ -122,6 +125,7 @@ def test_madds_equal_those_of_the_layers_of_the_plain_model(designed):
     assert detector.madds("widest") > detector.madds("slimmest")
 
 
+@pytest.mark.slow
 def test_a_saved_detector_loads_without_custom_objects(designed, tmp_path):
     family, detector = designed
     detector.save(tmp_path / "d.keras")
@@ -158,6 +162,7 @@ def detector():
     return tiny_detector()
 
 
+@pytest.mark.slow
 def test_a_plain_subnetwork_needs_no_code_of_this_package(detector, tmp_path):
     images = detector_images(2)
     expected = detector(images, path="largest")

@@ -70,6 +70,7 @@ def test_a_batch_is_a_function_of_seed_and_step(voc_folder):
     assert not np.array_equal(whole[0][0], _batches(source, 1, seed=2)[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.needs_shared
 def test_a_stream_of_records_resumes(shared_voc):
     source = load_detection_source("voc/2007", shared_voc, train_split="validation")
@@ -118,6 +119,7 @@ def test_difficult_objects_can_be_left_out_of_training(voc_folder):
     assert counts == {True: 3, False: 2}
 
 
+@pytest.mark.slow
 def test_training_keeps_the_flags_of_difficult_objects(voc_folder):
     source = load_detection_source(voc_folder)
     for augmentation, count in (("none", 9), ("flip", 9), ("ssd", 90)):
@@ -169,6 +171,7 @@ def test_a_shorter_evaluation_takes_images_at_equal_distances(voc_folder, caplog
         evaluation(source, every=0)
 
 
+@pytest.mark.slow
 def test_a_file_that_becomes_unreadable_is_replaced_without_its_boxes(voc_folder, caplog):
     source = load_detection_source(voc_folder)
     for path in source.paths[:4]:
@@ -184,6 +187,7 @@ def test_a_file_that_becomes_unreadable_is_replaced_without_its_boxes(voc_folder
     )
 
 
+@pytest.mark.slow
 def test_one_unreadable_file_changes_nothing_else_of_its_batch(voc_folder, caplog):
     source = load_detection_source(voc_folder)
     ((images, target),) = _batches(source, 1, batch_size=9)

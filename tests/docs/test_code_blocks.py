@@ -99,6 +99,7 @@ RUN_HERE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -51,6 +51,7 @@ def _examples():
                 yield pytest.param(module, name, code, session, id=f"{module}.{name}", marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name", "code", "session"), list(_examples()))
 def test_the_example_runs(module, name, code, session, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

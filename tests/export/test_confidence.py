@@ -104,6 +104,7 @@ def exported(request, network, tmp_path_factory):
     return exported
 
 
+@pytest.mark.slow
 def test_images_go_on_by_their_confidence(exported):
     network = exported.network
     images, thresholds = IMAGES[network.num_gates], THRESHOLDS[network.num_gates]
@@ -112,6 +113,7 @@ def test_images_go_on_by_their_confidence(exported):
     assert_same(network, images, run(exported.content, "serving_default", images), expected)
 
 
+@pytest.mark.slow
 def test_thresholds_can_be_given_for_each_call(exported):
     network, count = exported.network, 8
     images = IMAGES[network.num_gates][:count]
@@ -140,6 +142,7 @@ def test_tuned_returns_the_confidence_of_its_output(exported):
         np.testing.assert_allclose(result["confidence"], softmax(logits.numpy()).max(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(0, 2), (0, 1), (1, 2), (1, 1), (2, 0), (2, 2), (0, 0)])
 def test_bounds_give_the_first_and_the_last_step(exported, low, high):
     network = exported.network
@@ -207,6 +210,7 @@ def gated(request, tmp_path_factory):
     return exported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
 def test_gates_choose_the_start(gated, threshold):
     network = gated.network
@@ -365,6 +369,7 @@ def test_a_file_that_does_not_go_on_as_it_should_is_refused(exported):
         check_routed(content, network, (0, 1, 2), network.input_shape[1:], confidence=wrong)
 
 
+@pytest.mark.slow
 def test_a_file_takes_the_settings_of_the_network(tmp_path):
     network = small_network()
     network.routing, network.confidence_steps, network.thresholds = "confidence", (1, 3), 0.24

@@ -183,6 +183,7 @@ def check(content, run, network, width):
     assert np.abs(outputs - expected).max() < 0.1 * expected.max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["shared", "fast"])
 def test_a_routed_file_with_dead_units_runs(network, layout, tmp_path):
     path = tmp_path / "m.tflite"

@@ -71,6 +71,7 @@ def timed(interpreter):
     return interpreter
 
 
+@pytest.mark.slow
 def test_it_runs_without_tensorflow_keras_and_this_package(exported, repository, tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     module = repository / "keras_dsnet/export/dynamic_interpreter.py"
@@ -126,6 +127,7 @@ def test_raw_pixels_are_normalised_as_in_training(interpreter):
     np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_file_that_takes_pixels_gives_what_one_of_floats_gives(interpreter, raw_filename):
     raw = DynamicInterpreter(raw_filename)
     assert (raw.routes, raw.metadata["input_type"]) == ((2,), "uint8")

@@ -148,6 +148,7 @@ def test_a_shared_file_holds_each_weight_once(shared):
     assert all(set(own[0]) <= set(kernels) for kernels in own)
 
 
+@pytest.mark.slow
 def test_a_depthwise_kernel_behind_one_that_narrows_is_there_once(tmp_path):
     spec = MobileNetSpec(
         stem=(4,),

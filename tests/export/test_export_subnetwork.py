@@ -111,6 +111,7 @@ def test_a_network_of_any_image_size_needs_a_size(tmp_path):
     assert image["shape"].tolist() == [1, 64, 32, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make_network, functools.partial(tiny_network, TINY_RESNET)])
 def test_a_network_of_low_precision_is_checked_without_its_rounding(make, tmp_path):
     report = export_subnetwork(make(dtype="mixed_bfloat16"), 0, tmp_path / "m.tflite")

@@ -52,6 +52,7 @@ def network():
     return tiny_network(_FreeNormSpec())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["shared", "fast", "staged"])
 def test_a_routed_file_applies_them_at_every_width(network, tmp_path, layout):
     network.export(
@@ -65,6 +66,7 @@ def test_a_routed_file_applies_them_at_every_width(network, tmp_path, layout):
             np.testing.assert_allclose(outputs, network(image[None], path=width)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", [None, "float16", "int8"])
 def test_a_file_of_one_path_applies_them(network, tmp_path, quantize):
     from keras_dsnet.export import export_subnetwork

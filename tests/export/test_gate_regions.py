@@ -60,6 +60,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "quantize"), FILES)
 def test_a_file_chooses_what_the_network_chooses(network_and_images, layout, quantize, tmp_path):
     network, images = network_and_images

@@ -110,6 +110,7 @@ def described(content):
     return graph.tables(2), graph.tables(3)
 
 
+@pytest.mark.slow
 def test_tensors_have_the_names_of_the_signature(routed, subnetworks):
     for name in ("serving_default", "bounded"):
         graph = routed.main(name)

@@ -141,6 +141,7 @@ def run_plan(network, plan, route, images):
     return np.concatenate([result["output"] for result in outputs])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["mobilenet", "efficientnet"])
 def test_every_cut_of_every_span_gives_the_outputs_of_the_network(family, efficientnet):
     network, images = efficientnet, tiny_images()[::12]
@@ -159,6 +160,7 @@ def test_every_cut_of_every_span_gives_the_outputs_of_the_network(family, effici
             assert largest_difference(outputs, network(images, path=route)) <= 1e-5, (cuts, route)
 
 
+@pytest.mark.slow
 def test_a_section_of_several_gates_may_have_several_spans():
     stages = (
         ResNetStage(1, 1, (8, 16, 24)),

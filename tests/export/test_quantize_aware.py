@@ -147,6 +147,7 @@ def test_a_rebuilt_network_that_computes_something_else_is_refused():
         legacy_model(keras.Model(image, dilated(image)), (SIZE, SIZE, 3))
 
 
+@pytest.mark.slow
 def test_the_file_computes_the_path_in_int8_between_float_images_and_outputs(network, trained):
     content, filename, *_ = trained
     assert filename.read_bytes() == content
@@ -204,12 +205,14 @@ def test_the_network_and_the_process_stay_what_they_were(trained):
     assert tf.keras.version() == keras.version()
 
 
+@pytest.mark.slow
 def test_export_loads_tf_keras_only_for_a_training():
     code = "import sys, keras_dsnet.export; print({'tf_keras'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 
 
+@pytest.mark.long
 def test_labels_alone_are_learned_and_logits_stay_logits():
     network = small_network(
         CLASSES, spec=SPEC, classifier_activation=None, input_shape=(None, None, 3)

@@ -64,6 +64,7 @@ def test_the_best_score_of_those_allowed_is_chosen(network, routes):
         assert position.numpy().tolist() == [own.argmax()]
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_free_chooses_in_few_operators(exported):
     """LiteRT runs these outside of XNNPACK, so bounds become masks once, and only in "bounded"."""
     serving, bounded = (exported.main(key) for key in ("serving_default", "bounded"))

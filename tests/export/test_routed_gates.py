@@ -44,6 +44,7 @@ def run_path(exported, images, path):
     return np.concatenate([result["output"] for result in results]), taken
 
 
+@pytest.mark.slow
 def test_every_path_can_be_forced_and_gives_the_outputs_of_the_network(exported):
     for path in PATHS:
         outputs, taken = run_path(exported, IMAGES[::8], path)
@@ -179,6 +180,7 @@ def test_int8_keeps_norms_in_float_and_convolutions_in_int8(int8):
     assert np.mean(paths == int8.network.route(IMAGES).numpy()) > 0.8
 
 
+@pytest.mark.long
 def test_the_files_of_an_efficientnet_give_its_outputs_and_choices(tmp_path):
     network = tiny_network(TINY_EFFICIENTNET)
     exported = Exported(network, tmp_path)

@@ -70,6 +70,7 @@ def float_outputs(exported, graph):
     ]
 
 
+@pytest.mark.slow
 def test_outputs_of_every_route_are_near_the_networks(exported):
     assert_near(exported, IMAGES)
     assert all(row["difference"] < 0.2 for row in exported.report["routes"])
@@ -128,6 +129,7 @@ def test_branches_use_the_same_int8_weights(exported):
         assert any(set(one) & set(other) for one, other in itertools.combinations(own, 2))
 
 
+@pytest.mark.slow
 def test_pixels_go_in_as_they_are(raw):
     (image,) = raw.interpreter.get_input_details()
     assert image["dtype"] == np.uint8

@@ -22,6 +22,7 @@ def assert_routes_agree(exported, network, images):
         assert largest_difference(outputs, network(images, path=route)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_scalar_head_a_sigmoid_and_encoders_apart(tmp_path):
     spec = dataclasses.replace(
         SHORT_SPEC, slimming_head="scalar", attention="sigmoid", share_encoder=False
@@ -75,6 +76,7 @@ def test_raw_pixels_equal_preprocessing_outside(tmp_path):
     assert largest_difference(outputs, network(preprocess_input(pixels), path=1)) <= 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("quantize", "kind"), [("float16", "FLOAT16"), ("dynamic", "INT8")])
 def test_weights_in_float16_or_int8_give_nearly_the_networks_outputs(tmp_path, quantize, kind):
     network = small_network()
@@ -88,6 +90,7 @@ def test_weights_in_float16_or_int8_give_nearly_the_networks_outputs(tmp_path, q
     assert image["dtype"] == np.float32
 
 
+@pytest.mark.long
 def test_ratios_in_float16_are_multiplications_that_xnnpack_takes(tmp_path):
     exported = Exported(
         small_network(), tmp_path, routes=(1, 2, 3), quantize="float16", verbose=False

@@ -111,6 +111,7 @@ def int8(network, tmp_path_factory):
     return export_both(network, tmp_path_factory.mktemp("int8"), **options)
 
 
+@pytest.mark.slow
 def test_one_gate_has_a_trunk_and_a_signature_for_each_route(one):
     (_, staged), _ = one
     assert signatures(staged) == {
@@ -129,6 +130,7 @@ def test_one_gate_has_a_trunk_and_a_signature_for_each_route(one):
     assert shape[0] == 1
 
 
+@pytest.mark.slow
 def test_several_gates_have_signatures_for_each_segment_and_pair_of_widths(several):
     _, staged = several
     found = signatures(staged)
@@ -169,6 +171,7 @@ def test_every_path_of_several_gates_gives_the_outputs_of_the_network(several_ga
         assert largest_difference(outputs, several_gates(images, path=path)) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one", "confident", "int8"])
 def test_runs_are_those_of_the_fast_layout(kind, request):
     (_, staged), (_, fast) = request.getfixturevalue(kind)
@@ -221,6 +224,7 @@ def assert_signatures_suit_gpu_delegates(filename):
     assert all(not name.startswith("serving") for name in signatures(filename))
 
 
+@pytest.mark.slow
 def test_a_network_of_another_family_suits_gpu_delegates(tmp_path):
     _, filename = export(
         with_routes(GPU_NETWORKS["efficientnet"]()), tmp_path / "m.tflite", layout="staged"
@@ -366,6 +370,7 @@ def test_split_files_are_opened_when_they_are_first_needed(network, one, tmp_pat
         DynamicInterpreter(filename, runtime=runtime).run(image, 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The gate of this network was trained")
 def test_a_new_export_leaves_no_parts_of_the_last_one_beside_it(network, tmp_path):
     filename = tmp_path / "m.tflite"
@@ -379,6 +384,7 @@ def test_a_new_export_leaves_no_parts_of_the_last_one_beside_it(network, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == [changed.name, filename.name]
 
 
+@pytest.mark.slow
 def test_a_split_export_that_fails_leaves_the_files_of_the_last_one(network, tmp_path, monkeypatch):
     _, filename = export(network, tmp_path / "m.tflite", layout="staged", split=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -39,6 +39,7 @@ def madds_of(network, start, ran):
     return network.madds(start) + sum(network.madds(width) - trunk for width in ran)
 
 
+@pytest.mark.slow
 def test_the_metadata_name_steps_thresholds_and_shared_madds(interpreter, exported):
     metadata = interpreter.metadata
     assert metadata["routing"] == "confidence"
@@ -153,6 +154,7 @@ def test_a_threshold_is_between_its_neighbours_in_float32():
     assert [int((confidence <= t).sum()) for t in candidates[1:3]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_one_threshold_may_lead_over_two_steps(tmp_path):
     network = small_network(routes=(0, 1))
     options = {"routing": "gate+confidence", "steps": (1, 3), "verbose": False}
@@ -224,6 +226,7 @@ def test_wrong_arguments_of_a_calibration_are_refused(interpreter, arguments, me
     assert interpreter.thresholds == (0.27, 0.23)
 
 
+@pytest.mark.slow
 def test_a_file_that_routes_by_its_gates_has_no_thresholds(tmp_path):
     network = small_network(routes=(0,))
     interpreter = DynamicInterpreter(Exported(network, tmp_path, verbose=False).filename)

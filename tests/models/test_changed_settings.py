@@ -22,6 +22,7 @@ def loss_of(network):
     return float(-np.log(probabilities).mean())
 
 
+@pytest.mark.slow
 def test_evaluate_follows_every_setting_as_predict_does(network):
     network.compile(loss="sparse_categorical_crossentropy")
     losses = set()
@@ -112,6 +113,7 @@ def test_a_scope_is_no_part_of_a_transfer():
         np.testing.assert_array_equal(network.supernet_layers[0].kernel, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -98,6 +98,7 @@ def test_an_image_goes_on_until_it_is_sure(network):
     np.testing.assert_allclose(tf.nn.softmax(logits), network(IMAGES), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_graphs_and_functional_models_route_by_confidence(network):
     paths = network.route(IMAGES).numpy()
     outputs, traced = tf.function(lambda x: (network(x), network.route(x)))(IMAGES)
@@ -122,6 +123,7 @@ def test_data_pipelines_and_models_that_train_route_by_confidence(network):
         np.testing.assert_array_equal(variable, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(0, 3), (1, 2), (2,), STEPS])
 def test_the_gate_chooses_where_an_image_starts(steps):
     mixed = small_network(spec=SHORT_SPEC)
@@ -135,6 +137,7 @@ def test_the_gate_chooses_where_an_image_starts(steps):
     np.testing.assert_array_equal(mixed.run_routed(tf.constant(IMAGES))[2], starts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["confidence", "gate+confidence"])
 @pytest.mark.parametrize("spec", [TINY_RESNET, TINY_EFFICIENTNET], ids=["resnet", "efficientnet"])
 def test_several_gates_go_along_paths_of_one_width(spec, routing):

@@ -123,6 +123,7 @@ def test_a_subnetwork_of_stock_layers_has_the_outputs_of_its_path(network, path,
     assert bool(norms) != fold
 
 
+@pytest.mark.slow
 def test_a_subnetwork_loads_where_this_package_is_not(network, tmp_path):
     network.subnetwork(1).save(tmp_path / "plain.keras")
     np.save(tmp_path / "images.npy", IMAGES)
@@ -256,6 +257,7 @@ def test_features_of_any_batch_have_the_channels_of_the_widest_route(features):
         features.replace_routes(WIDTHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [None, "slimmest", np.int64(2)], ids=repr)
 def test_a_model_around_the_network_is_saved_and_loaded(features, path, tmp_path):
     images = keras.Input((16, 16, 3))

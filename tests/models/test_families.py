@@ -209,6 +209,7 @@ def test_a_row_of_what_route_returns_is_a_path(networks, family):
             network(IMAGES[:1], path=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SPECS)
 def test_the_global_image_format_changes_nothing(networks, family):
     keras.config.set_image_data_format("channels_first")

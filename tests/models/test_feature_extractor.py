@@ -33,6 +33,7 @@ def around(network, **call):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [{}, {"training": False}], ids=["plain", "training=False"])
 def test_a_frozen_network_routes_in_fit_and_only_the_head_learns(call):
     network = backbone(pooling="avg")
@@ -73,6 +74,7 @@ def test_training_that_is_asked_for_is_refused_of_a_frozen_network_too():
             network(images, training=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [None, 0, 3])
 @pytest.mark.parametrize("pooling", ["avg", "max"])
 def test_pooled_features(features, pooled, pooling, path):
@@ -109,6 +111,7 @@ def test_pooling_is_saved(pooled, tmp_path):
         np.testing.assert_array_equal(loaded(IMAGES), network(IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [4, None])
 def test_a_network_takes_the_frames_of_a_video(pooled, frames):
     network = pooled["avg"]

@@ -13,6 +13,7 @@ from keras_dsnet.models import MobileNetSpec, Path
 from keras_dsnet.models.executors import MaskedExecutor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("application", "strides", "default"),
     [
@@ -63,6 +64,7 @@ def images(network):
     return random_images(8) if isinstance(network.spec, MobileNetSpec) else tiny_images(8)
 
 
+@pytest.mark.slow
 def test_features_of_a_routed_batch_are_those_of_each_path(network, images):
     paths = network.route(images).numpy()
     assert len(np.unique(paths, axis=0)) > 1
@@ -76,6 +78,7 @@ def test_features_of_a_routed_batch_are_those_of_each_path(network, images):
             assert not np.any(routed[name][index, ..., channels:])
 
 
+@pytest.mark.slow
 def test_tensor_widths_and_masks_give_the_features_of_a_path(network, images):
     gates = network.route(images).numpy()[0]
     expected = network.features(images, path=gates)
@@ -119,6 +122,7 @@ def test_training_needs_a_path():
         small_network().features(random_images(1), training=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "strides"),
     [

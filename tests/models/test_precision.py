@@ -8,6 +8,7 @@ from tiny_families import TINY_RESNET, tiny_images, tiny_network
 from keras_dsnet.models import with_dtype
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("given", ["mixed_bfloat16", keras.DTypePolicy("mixed_bfloat16")])
 def test_weights_routes_and_trained_gates_stay(given):
     network = tiny_network(TINY_RESNET, routes=(0, 2))

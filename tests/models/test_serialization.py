@@ -174,6 +174,7 @@ def flags(network):
     return network.trainable, [layer.trainable for layer in network.supernet_layers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [freeze_all, freeze_some, freeze_all_but_the_last])
 def test_frozen_layers_stay_frozen(network, freeze, tmp_path):
     frozen = make_network()
@@ -202,6 +203,7 @@ def test_weights_freeze_nothing(network, tmp_path):
     assert flags(filled) == flags(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("container", "suffix"), [("functional", ".h5"), ("sequential", ".keras")])
 def test_a_frozen_backbone_does_not_train_after_loading(tmp_path, container, suffix):
     backbone = make_network(include_top=False, pooling="max")

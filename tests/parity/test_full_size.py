@@ -109,6 +109,7 @@ def network():
     return model, state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [64, 224])
 def test_full_size_networks_of_any_weights_are_theirs(network, size):
     model, state = network

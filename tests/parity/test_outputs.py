@@ -10,6 +10,7 @@ from keras_dsnet.models.executors import SlicedExecutor
 LARGEST = 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64])
 def test_logits_of_every_path(tiny_network, shared_numbers, to_images, size):
     io, model = shared_numbers("tiny_io"), tiny_network
@@ -21,6 +22,7 @@ def test_logits_of_every_path(tiny_network, shared_numbers, to_images, size):
         np.testing.assert_allclose(model(images, path=path), expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_logits_of_the_moving_average(new_tiny_network, shared_numbers, to_images):
     io, model = shared_numbers("tiny_io"), new_tiny_network(32, ema=True)
     images = to_images(io["img32"])
@@ -85,6 +87,7 @@ def test_madds_are_exact(tiny_network, shared_numbers):
     assert model.madds("largest", shape) == expected[LARGEST]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "least"),
     [

@@ -88,6 +88,7 @@ def test_losses_and_logits(trainer, step, batch, tolerance):
         np.testing.assert_allclose(outputs, step["student_logits"][index], atol=tolerance)
 
 
+@pytest.mark.slow
 def test_teacher_probabilities(trainer, step, batch, tolerance):
     paths = trainer._subnetworks(trainer.draw_widths()).paths
     probabilities = trainer.teacher_probabilities(batch[0], paths)

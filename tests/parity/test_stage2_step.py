@@ -51,6 +51,7 @@ def sgs_of_the_authors(trainer, batch, targets):
     return loss, tape.gradient(loss, w2.value)[:, :ROUTES]
 
 
+@pytest.mark.slow
 def test_what_the_step_sees(trainer, step, batch):
     model = trainer.model
     np.testing.assert_allclose(model(batch[0], path=0), step["smallest_logits"], atol=1e-3)

@@ -49,6 +49,7 @@ def routed(network, tmp_path_factory):
     return filename
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ROUTES)
 def test_a_forced_file_takes_one_route_for_every_image(network, routed, width):
     runner = Interpreter(
@@ -109,6 +110,7 @@ def test_files_of_one_type_and_name_share_the_static_files_and_have_a_table_each
     assert sorted(row["path"][0] for row in table.rows) == list(range(network.num_widths))
 
 
+@pytest.mark.long
 def test_files_of_one_type_with_images_of_two_shapes_are_refused(network, routed, tmp_path):
     config = {**network.get_config(), "input_shape": (None, None, 3)}
     larger = DynamicSlimmableNetwork.from_config(config)
@@ -235,6 +237,7 @@ def test_every_graph_of_a_routed_file_has_run_before_it_is_timed():
     assert taken == usual - {(1, False, 0, width) for width in range(3)} | narrow
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_HUGE_PAGES, reason="no huge pages for those who ask")
 def test_huge_pages_hold_most_of_a_file(tmp_path):
     # Eight kernels of 1 MB: each alone is less than a huge page of 2 MiB.
@@ -264,6 +267,7 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path):
         TimedProcess(broken)
 
 
+@pytest.mark.slow
 def test_naive_export_gives_the_outputs_of_the_route_that_the_gate_chooses(network, tmp_path):
     path = MobileFiles(network, ROUTES, None, tmp_path).naive()
     runner = Interpreter(str(path)).get_signature_runner("serving_default")
@@ -319,6 +323,7 @@ def test_a_file_without_its_network_has_no_paths(tmp_path):
     assert (files.paths, files.shape) == ([], (16, 16, 3))
 
 
+@pytest.mark.slow
 def test_a_network_of_any_image_size_is_counted_by_its_file(network, tmp_path):
     config = {**network.get_config(), "input_shape": (None, None, 3)}
     several = type(network).from_config(config)

@@ -39,11 +39,13 @@ def stack():
     return benchmark.ResNetStack(TINY)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ways_to_run_a_quarter_agree(engine, stack, image):
     assert list(benchmark.prepare_runs(engine, stack, image, METHODS)) == list(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", CHOOSING)
 def test_other_channels_are_noticed(engine, method, image):

@@ -42,6 +42,7 @@ def calibrated(saved, tmp_path_factory):
     return workdir, done.stdout
 
 
+@pytest.mark.slow
 def test_the_saved_network_routes_by_the_chosen_thresholds(calibrated, saved):
     workdir, told = calibrated
     network = keras.models.load_model(workdir / "model.keras")
@@ -60,6 +61,7 @@ def test_the_saved_network_routes_by_the_chosen_thresholds(calibrated, saved):
     assert keras.models.load_model(saved).routing == "gate"
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_the_calibrated_network(calibrated, tmp_path):
     workdir, _ = calibrated
     arguments = (f"--model={workdir}", f"--workdir={tmp_path}", "--thresholds=0.9")

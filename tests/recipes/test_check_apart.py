@@ -52,6 +52,7 @@ def errors(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", range(len(CASES)), ids=lambda number: "-".join(CASES[number][:2])
 )

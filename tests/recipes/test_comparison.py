@@ -139,6 +139,7 @@ def test_claim_with_several_differences_has_one_verdict(verdicts, expected):
     assert comparison.joint_verdict(verdicts, claimed=2) == expected
 
 
+@pytest.mark.slow
 def test_gates_that_share_supernets_are_compared_for_these_supernets():
     # Five gates, of which three and two share a supernet: the accuracy of a gate is that of its
     # supernet and its own. The interval covers the mean for these supernets in 95 % of the cases.

@@ -99,7 +99,7 @@ def _cosine(epoch, epochs, warmup, rate):
     return rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_config_has_expectations_here(stage_1, stage_2):
     assert set(stage_1) == set(STAGE_1_RUNS) == set(NETWORKS)
     assert set(stage_2) == set(STAGE_2_RUNS) == STAGE_2

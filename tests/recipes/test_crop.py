@@ -36,6 +36,7 @@ for flags, _ in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.long
 def test_an_enlarged_image_keeps_its_frame_if_training_saw_it():
     command = [sys.executable, "-c", PROGRAM, json.dumps(CASES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -60,6 +60,7 @@ def test_an_exit_after_no_block_is_refused(network, exits):
         build_early_exit(network, exits)
 
 
+@pytest.mark.slow
 def test_all_exits_are_trained_saved_and_measured(built, tmp_path):
     model, madds = built
     trainer = EarlyExitTrainer(model)

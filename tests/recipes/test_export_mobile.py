@@ -80,6 +80,7 @@ def program():
     spec = importlib.util.spec_from_file_location("export_mobile", PROGRAM)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    flags.FLAGS.mark_as_parsed()
     yield module
     for name in names:
         delattr(flags.FLAGS, name)
@@ -93,7 +94,6 @@ def export(program):
 
     def main(**arguments):
         with flagsaver.as_parsed(**{name: str(value) for name, value in arguments.items()}):
-            flags.FLAGS.mark_as_parsed()
             program.check_flags()
             program.main([])
 
@@ -106,6 +106,7 @@ def digits(count):
     return images.reshape(count, SIZE, 2, SIZE, 2, 3).mean((2, 4)).round().astype("uint8")
 
 
+@pytest.mark.slow
 def test_the_file_routes_each_image_as_the_network_does(export, network, workdir, tmp_path):
     export(model=workdir, output=tmp_path / "m.tflite")
     interpreter = DynamicInterpreter(tmp_path / "m.tflite")
@@ -119,6 +120,7 @@ def test_the_file_routes_each_image_as_the_network_does(export, network, workdir
     np.testing.assert_allclose(outputs, network(images), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_int8_is_measured_on_what_the_network_was_trained_on(
     export, network, workdir, tmp_path, capsys, recwarn
 ):
@@ -175,6 +177,7 @@ def test_a_path_writes_one_sub_network_and_says_so(export, network, workdir, tmp
     assert 0 <= float(line.removeprefix(start)) <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_path_takes_raw_pixels_where_they_are_asked_for(export, network, workdir, tmp_path):
     export(model=workdir, path=1, input_type="uint8", output=tmp_path / "m.tflite")
     interpreter = Interpreter(str(tmp_path / "m.tflite"))
@@ -204,6 +207,7 @@ def test_a_path_has_a_width_for_each_of_several_gates(export, tmp_path, capsys):
         export(model=tmp_path, path="0,two,1", output=tmp_path / "m.tflite")
 
 
+@pytest.mark.slow
 def test_the_crop_is_refused_where_nothing_reads_it(export, workdir, tmp_path):
     with pytest.raises(ValueError, match=r"of one --path does not name it.*--crop_fraction=0\.9$"):
         export(model=workdir, path=0, crop_fraction=0.9, output=tmp_path / "m.tflite")
@@ -211,6 +215,7 @@ def test_the_crop_is_refused_where_nothing_reads_it(export, workdir, tmp_path):
     assert (tmp_path / "m.tflite").is_file()
 
 
+@pytest.mark.slow
 def test_a_path_of_a_supernet_in_int8_is_measured_on_images_too(export, workdir, tmp_path, capsys):
     (tmp_path / "supernet.keras").write_bytes((workdir / "model.keras").read_bytes())
     (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
@@ -290,6 +295,7 @@ def test_the_run_in_the_present_folder_is_not_that_of_weights(export, tmp_path, 
         export(weights="cifar10", quantize="int8", path="slimmest", output="m.tflite")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("augmentation", "crop"), [("cifar", 1.0), ("imagenet", 0.875)])
 def test_the_crop_of_the_run_stands_in_the_file(export, network, tmp_path, augmentation, crop):
     network.save(tmp_path / "model.keras")
@@ -362,6 +368,7 @@ def test_an_output_that_cannot_be_written_is_named(export, workdir, tmp_path, mo
         export(model=workdir, output=tmp_path / "m.tflite")
 
 
+@pytest.mark.slow
 def test_a_network_of_any_image_size_asks_for_one(export, network, tmp_path):
     config = {**network.get_config(), "input_shape": (None, None, 3)}
     DynamicSlimmableNetwork.from_config(config).save(tmp_path / "open.keras")
@@ -377,6 +384,7 @@ def test_a_network_of_any_image_size_asks_for_one(export, network, tmp_path):
     assert image["shape"].tolist() == [1, SIZE, SIZE, 3]
 
 
+@pytest.mark.slow
 def test_released_weights_route_by_confidence(program, released_checkpoint, capsys):
     with flagsaver.as_parsed(weights="imagenet"):
         flags.FLAGS.mark_as_parsed()
@@ -391,6 +399,7 @@ def test_released_weights_route_by_confidence(program, released_checkpoint, caps
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -456,6 +465,7 @@ def detector(tmp_path_factory):
     return detector, folder
 
 
+@pytest.mark.slow
 def test_a_detector_is_exported_by_the_same_flags(export, detector, tmp_path, capsys):
     detector, folder = detector
     output = tmp_path / "d.tflite"

@@ -135,6 +135,7 @@ def test_the_supernet_itself_shares_its_static_widths(tmp_path, pretended):
     assert list(gates) == [*WIDTHS, "dynamic"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kernel", "moving_variance", "gate/w3"])
 def test_a_run_with_another_supernet_is_measured_itself(name, tmp_path, pretended):
     network = gated_network()

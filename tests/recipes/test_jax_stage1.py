@@ -146,7 +146,7 @@ def compare(arrays, trainer):
         np.testing.assert_allclose(arrays[name], value, atol=1e-3 * scale, err_msg=message)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trained_task_ends_the_run(tmp_path, capsys):
     training = make_training(tmp_path / "run", target="in_place", num_random=1)
     folder, source = tmp_path / "tasks" / "a", make_source()

@@ -24,6 +24,7 @@ def test_plain_topology_has_the_parameters_of_keras_mobilenet():
     assert ours.subnetwork(0).count_params() == theirs.count_params()
 
 
+@pytest.mark.slow
 def test_plain_topology_has_the_parameters_of_keras_efficientnet():
     fields = plain_fields("ds_efficientnet_b0")
     ours = DSEfficientNetB0(classes=1000, attention="sigmoid", **fields)

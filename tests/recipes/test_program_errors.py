@@ -161,6 +161,7 @@ def _is_tensorflow_log(line):
     return re.match(r"[IWE]\d{4} |WARNING: All log messages|\d{4}-\d\d-\d\d ", line)
 
 
+@pytest.mark.long
 def test_main_gets_what_is_left_of_the_command_line(outcomes):
     assert outcomes["nothing"] == (0, "argv ['file']\n", [])
 

@@ -7,6 +7,7 @@ from keras_dsnet.applications import DSMobileNet
 from keras_dsnet_recipes.lib.reproduction.shipped import save_shipped
 
 
+@pytest.mark.slow
 def test_gates_start_untrained_on_the_trained_widths(tmp_path):
     path = save_shipped("DSMobileNet", "cifar10", tmp_path / "run")
     model, trained = keras.models.load_model(path), DSMobileNet(weights="cifar10")
@@ -22,6 +23,7 @@ def test_gates_start_untrained_on_the_trained_widths(tmp_path):
     assert save_shipped("DSMobileNet", "cifar10", tmp_path / "run").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -60,6 +60,7 @@ def test_threads_share_an_interpreter_or_have_their_own(tmp_path):
     assert len(rows) == 8
 
 
+@pytest.mark.long
 def test_a_wrong_prediction_a_new_trace_and_an_error_are_found(network, monkeypatch, results):
     call = predictions._Network(network)
     batches = [np.zeros((1, 16, 16, 3), "float32"), np.ones((2, 16, 16, 3), "float32")]
@@ -94,6 +95,7 @@ class Traced:
         return outputs, tf.cast(outputs, tf.int32)
 
 
+@pytest.mark.long
 def test_traces_made_twice_are_found_after_those_of_other_routings(monkeypatch, results):
     # The first one is the reference, which one thread calls.
     copies = iter([Traced(2), Traced(2), Traced(3), Traced(2)])

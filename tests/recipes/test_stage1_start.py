@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys, types
 from keras_dsnet_recipes import imagenet_stage1 as stage
@@ -53,6 +55,7 @@ print(stage.run.data_flags())
 """
 
 
+@pytest.mark.slow
 def test_splits_that_overlap_and_images_that_must_not_be_mirrored():
     done = subprocess.run([sys.executable, "-c", DATA], capture_output=True, text=True, check=True)
     *sources, mirrored, kept, flags = done.stdout.splitlines()

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
 PROGRAM = """
@@ -29,6 +31,7 @@ for more in [], [gates], ["--routes=0,2"], [gates, "--routes=0,2"]:
 """
 
 
+@pytest.mark.long
 def test_gates_keep_the_routes_that_they_were_trained_for(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]

@@ -66,6 +66,7 @@ def begin(workers, *arguments):
 
 
 # The process and the worker that are killed, and what the line of the other worker says of it.
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(
     ("process", "reason"),
@@ -135,6 +136,7 @@ def test_a_worker_that_native_code_aborts_names_the_one_that_was_lost(workers):
     assert f"worker 0 ({workers.addresses[0]}) was lost" in workers.error(1).splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_late_is_waited_for_and_all_end_with_worker_0(workers):
     arguments = "--workdir=run", "--seconds=1"
     workers.start(0, *arguments)

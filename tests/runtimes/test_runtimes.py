@@ -38,6 +38,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_right_wrong_and_damaged_files_are_told_apart(folder):
     command = [sys.executable, str(PROGRAM), "interpreter"]
     rows = run_all(command, folder, [WRONG, "int8-damaged", RIGHT])

@@ -29,6 +29,7 @@ def test_rows_are_the_accuracy_and_madds_of_each_path():
         assert row["madds"] == network.madds(row["path"])
 
 
+@pytest.mark.slow
 def test_paths_can_be_those_that_route_returned():
     network = tiny_network(TINY_RESNET)
     path = network.route(tiny_images())[0]
@@ -66,6 +67,7 @@ def test_rows_have_the_hits_of_each_image_where_asked():
     assert all("hits" not in row for row in evaluate_paths(network, batches))
 
 
+@pytest.mark.slow
 def test_several_gates_have_the_shares_of_their_paths_too():
     network, images = tiny_network(TINY_RESNET), tiny_images(32)
     rows = evaluate_paths(network, [(images, np.zeros(32, "int32"))])
@@ -103,6 +105,7 @@ def test_recalibrated_statistics_are_the_means_over_the_batches():
         np.testing.assert_allclose(table.numpy()[0, :4], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float64"])
 def test_statistics_are_means_in_every_precision(dtype):
     network, images = gate_network(), gate_batch(60)[0]
@@ -115,6 +118,7 @@ def test_statistics_are_means_in_every_precision(dtype):
             np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
 def test_recalibration_restores_destroyed_statistics_and_touches_nothing_else(trainable):
     network = gate_network(dropout=0.5)
@@ -176,6 +180,7 @@ def expected_rows(network):
     return evaluate_paths(network, pairs_of(IMAGES, LABELS), paths=[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", EVALUATED.values(), ids=EVALUATED)
 def test_labels_and_data_sets_of_every_form_give_the_same_rows(network, expected_rows, dataset):
     assert evaluate_paths(network, dataset, paths=[0]) == expected_rows
@@ -214,6 +219,7 @@ def test_an_unbatched_data_set_after_a_batched_one_is_refused(network, expected_
     assert evaluate_paths(network, pairs_of(IMAGES, LABELS), paths=[0]) == expected_rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "received"),
     [

@@ -272,6 +272,7 @@ def test_the_exact_estimator_is_the_expectation_over_the_routes(options):
     assert all(tape.gradient(losses["classification_loss"], v) is not None for v in variables)
 
 
+@pytest.mark.slow
 def test_the_exact_estimator_follows_what_a_route_is_worth():
     """The gradient of a gate at either end points to the route with the smaller loss."""
     network = gate_network()

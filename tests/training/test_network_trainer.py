@@ -67,6 +67,7 @@ CONFIGURED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer_class", TRAINERS)
 def test_a_saved_trainer_goes_on_training_as_if_it_had_not_been(trainer_class, tmp_path):
     images, labels = make_batch()
@@ -118,6 +119,7 @@ def float16_run(folder, epochs):
     return start, {name: values_of(group) for name, group in run.variables().items()}
 
 
+@pytest.mark.slow
 def test_a_run_with_a_scaled_loss_goes_on_where_it_stopped(tmp_path):
     _, expected = float16_run(tmp_path / "whole", epochs=3)
     float16_run(tmp_path / "cut", epochs=2)

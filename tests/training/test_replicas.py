@@ -263,7 +263,7 @@ def test_replicas_weigh_images_as_one_device_and_stop_before_a_wrong_label(tmp_p
     assert figures["moved"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_that_overflows_on_any_replica_is_left_out_on_all(tmp_path):
     figures = run(tmp_path, "local", OVERFLOW)
     for name in ("SupernetTrainer", "GateTrainer"):

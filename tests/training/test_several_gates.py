@@ -48,6 +48,7 @@ def test_random_paths_draw_every_width_at_every_gate(network):
     assert len(pairs) == 9, "steps up and down between any two widths are trained"
 
 
+@pytest.mark.slow
 def test_a_step_of_stage_1_has_the_gradients_of_the_papers_equations():
     network = tiny_network(TINY_RESNET)
     middle = (0, 2, 1)
@@ -114,6 +115,7 @@ def test_expected_madds_of_soft_choices_are_the_sum_over_all_paths(network, gate
     np.testing.assert_allclose(relative, expected / network.madds("widest"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_and_reports_are_those_of_the_chosen_paths(network, gate_trainer):
     losses, results = gate_trainer.losses(IMAGES, LABELS)
     chosen = np.argmax(results["choices"], axis=2).T
@@ -152,6 +154,7 @@ def brute_force(network):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, (0, 5)], ids=["greedy", "sampled"])
 def test_exact_gradients_of_one_gate_at_a_time_are_those_of_brute_force(network, seed):
     trainer = GateTrainer(network, ROUTES, estimator="exact", loss_weights=(1, 0.5, 0))

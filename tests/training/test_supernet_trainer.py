@@ -51,6 +51,7 @@ def test_a_step_has_the_losses_and_gradients_of_the_papers_equations(target):
         np.testing.assert_allclose(by_path[name], gradient, atol=1e-4 * scale, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("sandwich", [True, False])
 def test_smoothing_spreads_a_part_of_each_label_over_all_classes(smoothing, sandwich):
@@ -197,6 +198,7 @@ def test_the_wide_front_has_statistics_of_its_own():
     np.testing.assert_array_equal(moved, [True, True, False, True])
 
 
+@pytest.mark.slow
 def test_a_width_alone_is_trained_as_a_network_of_that_width():
     images, labels = make_batch()
     network = make_network()
@@ -218,6 +220,7 @@ def test_a_width_alone_is_trained_as_a_network_of_that_width():
     assert np.all(np.isfinite(network(images, path=1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label_path", "sandwich"), [("widest", True), ("largest", True), (1, False)]
 )
@@ -258,6 +261,7 @@ def test_bad_arguments_are_named(name, value):
         SupernetTrainer(make_network(), **{name: value})
 
 
+@pytest.mark.slow
 def test_mixed_float16_trains_with_loss_scaling():
     images, labels = make_batch()
     network = make_network(dtype="mixed_float16")
@@ -308,6 +312,7 @@ def test_the_teacher_begins_with_loaded_weights_in_a_single_batch_too():
         np.testing.assert_allclose(after, before, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_teacher_of_a_saved_trainer_goes_on_with_another_optimizer(tmp_path):
     trainer = make_trainer(ema_warmup=False)
     trainer.fit(*make_batch(), epochs=2, verbose=0)

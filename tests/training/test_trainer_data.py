@@ -45,6 +45,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", FORMS.values(), ids=FORMS)
 def test_labels_of_every_form_mean_the_same(trainer, labels):
     expected = trainer.test_on_batch(IMAGES, LABELS, return_dict=True)
@@ -52,6 +53,7 @@ def test_labels_of_every_form_mean_the_same(trainer, labels):
     assert logs == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer_class", TRAINERS)
 def test_one_trainer_takes_labels_of_one_form_after_another(trainer_class):
     trainer = make_trainer(trainer_class, eagerly=False)
@@ -151,6 +153,7 @@ def test_data_sets_that_do_not_fit_are_refused_before_the_first_step(trainer, da
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer_class", "options"),
     [
@@ -223,6 +226,7 @@ def plain_and_trainer(width=1):
     return plain, make_trainer(network=network, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weights", [{"sample_weight": WEIGHTS}, {"class_weight": {0: 3.0, 2: 0.0, 4: 0.5}}]
 )
@@ -392,6 +396,7 @@ def test_fit_takes_the_arguments_of_keras_again_and_again():
     assert trainer.optimizer.iterations == 3
 
 
+@pytest.mark.slow
 def test_several_steps_run_in_one_call():
     trainer = SupernetTrainer(make_network(), sandwich=False)
     trainer.compile(L2SGD(0.1), steps_per_execution=2)

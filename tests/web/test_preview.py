@@ -66,6 +66,7 @@ def open_client(files):
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "kind"),
     [

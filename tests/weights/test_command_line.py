@@ -20,6 +20,7 @@ def run_module(folder, module, *arguments):
     return run_program(program, *arguments)
 
 
+@pytest.mark.slow
 def test_the_converter(checkpoint, tmp_path, tmp_path_factory):
     target = tmp_path / "net.weights.h5"
     folder = tmp_path_factory.mktemp("converter")

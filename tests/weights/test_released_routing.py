@@ -15,6 +15,7 @@ def dynamic_network():
     return DSMobileNet(weights="imagenet", input_shape=(32, 32, 3), **arguments)
 
 
+@pytest.mark.slow
 def test_released_weights_route_by_confidence_and_can_be_calibrated(released_checkpoint, recwarn):
     model = dynamic_network()
     settings = model.routing, model.confidence_steps, model.gates_trained
