@@ -87,7 +87,6 @@ def calls():
     return found
 
 
-@pytest.mark.slow
 def test_the_app_runs_every_signature_of_a_file_with_its_names(files):
     assert set(calls()) == {"serving_default", "bounded", "tuned"}
     for kind in ("gate", "confidence"):
@@ -139,7 +138,6 @@ def signatures_of(segments, gates, before, width, narrowest):
     return both[:1] if before == width == narrowest else both
 
 
-@pytest.mark.slow
 def test_the_app_runs_every_signature_of_a_staged_file(files, several):
     (trunk,) = re.findall(r'signatures\.run\("(\w+)", mapOf\("image" to image\)\)', STAGED)
     for kind, widths in {"gate-staged": ROUTES, "confidence-staged": (0, 1, 2)}.items():

@@ -94,7 +94,6 @@ def array_of(interpreter, variable, raw):
     return np.zeros(shape, kind)
 
 
-@pytest.mark.slow
 def test_the_kotlin_runs_every_signature_of_the_file(exported):
     _, interpreter = exported
     signatures = interpreter.get_signature_list()

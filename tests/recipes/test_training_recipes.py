@@ -47,7 +47,6 @@ def supernet(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_with_the_same_weights(supernet, tmp_path):
     recipe = RECIPES / "imagenet_stage1.py"
     arguments = (*STAGE_1, f"--workdir={tmp_path}")
