@@ -65,6 +65,12 @@ def check_flags():
             f"--workdir={FLAGS.workdir} is the folder of --model, which keeps its own network: "
             "name another folder"
         )
+    checks.check_no_run(FLAGS.workdir)
+    if FLAGS.propose_steps is None and FLAGS.steps is None and len(saved.steps) == 1:
+        raise ValueError(
+            f"--model={FLAGS.model} has one confidence step, {saved.steps[0]}, and no threshold to "
+            "choose: give --steps or --propose_steps"
+        )
     checks.check_workdir(FLAGS.workdir, folders=["tables", "plots"], files=["model.keras"])
     if (FLAGS.max_drop is None) == (FLAGS.max_madds is None):
         raise ValueError(
@@ -100,12 +106,12 @@ def warn_of_training_images(values, folder, source):
         # The network is of no run.
         return
     # A folder can be spelled in several ways.
-    given = str(pathlib.Path(values["dataset"]).expanduser().resolve())
-    is_same = known == values["dataset"] or place == given
-    if is_same and data.may_share_images(split, values["eval_split"], source.split_size, known):
+    given = values["dataset"]
+    is_same = known == given or place == str(pathlib.Path(given).expanduser().resolve())
+    if is_same and data.may_share_images(split, source.split, source.split_size, given):
         print(
             f"warning: --model={FLAGS.model} was trained on {split} of {known}, which may have "
-            f"images of --eval_split={values['eval_split']}: the thresholds become too low",
+            f"images of --eval_split={source.split}: the thresholds become too low",
             flush=True,
         )
 

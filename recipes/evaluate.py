@@ -48,6 +48,7 @@ def check_flags():
             f"--workdir={FLAGS.workdir} is the folder of --model, which keeps its own tables and "
             "plots: name another folder"
         )
+    checks.check_no_run(FLAGS.workdir)
     checks.check_workdir(FLAGS.workdir, folders=["tables", "plots"])
     checks.check_plots()
     checks.check_source(source_flags(model_file.parent))

@@ -47,6 +47,11 @@ def check_flags():
     saved.check_widths(FLAGS.routes, "routes")
     if None in saved.image_size:
         raise ValueError(f"--model={FLAGS.model} takes images of any size; int8 needs a fixed size")
+    if FLAGS.confidence and len(saved.steps) == 1:
+        raise ValueError(
+            f"--confidence needs two confidence steps. Received: --model={FLAGS.model}, which has "
+            f"one, {saved.steps[0]}"
+        )
     checks.check_workdir(FLAGS.workdir)
     data.check_representative_flags(model_file.parent, needed=True)
 
@@ -62,6 +67,7 @@ def test_images(network, folder, image_size):
     values = data.training_source(folder)
     source = load_source(values["dataset"], values["data_dir"], "eval", eval_split=FLAGS.eval_split)
     data.check_names(network, source)
+    data.check_apart(source, values["dataset"])
     count = min(FLAGS.images, source.num_examples)
     print(f"compared on {count} test images of {source.name}", flush=True)
     batches = evaluation_pipeline(
@@ -200,13 +206,13 @@ def main(_):
     from keras_dsnet.runs import write_table
 
     workdir = pathlib.Path(FLAGS.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     model_file = checks.find_model(FLAGS.model)
     network = keras.models.load_model(model_file, compile=False)
     shape = network.input_shape[1:]
     ranges = data.representative_data(network, model_file.parent, shape[:2], "float32")
     # Loading the test images first finds their mistakes before the ranges are measured.
     images, labels = test_images(network, model_file.parent, shape[:2])
+    workdir.mkdir(parents=True, exist_ok=True)
     options = {"quantize": "int8", "representative_data": list(ranges)}
     routes = tuple(FLAGS.routes or network.routes)
     rows = list(compare(network, routes, options, images, labels, workdir))

@@ -47,6 +47,7 @@ def check_flags():
     detection.check_data()
     detection.check_saved_detector("steps")
     detection.check_other_folder()
+    checks.check_no_run(FLAGS.workdir)
     if FLAGS.steps and len(FLAGS.steps) != 2:
         raise ValueError(
             "--steps must be two widths, of which the second is the last. "

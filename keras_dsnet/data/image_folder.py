@@ -125,6 +125,7 @@ class _SplitLists:
     """The files of the splits of a folder, each listed on first use."""
 
     def __init__(self, root, layout, folder_names):
+        self._root = root
         self._layout = layout
         self._folder_names = folder_names
         self._files = {}
@@ -159,11 +160,16 @@ class _SplitLists:
         """Returns the key of the split that a user calls `name`.
 
         Raises:
-            ValueError: The folder of the split cannot be used.
+            ValueError: There is no such split, or its folder cannot be used.
         """
         key = name if name in self._files else self._layout.key_of(name)
         if key in self._layout.problems:
             raise ValueError(self._layout.problems[key])
+        if key not in self.names:
+            splits = ", ".join(f"'{each}'" for each in self.names)
+            raise ValueError(
+                f"split '{name}' of data set '{self._root}' is not valid: it has {splits}"
+            )
         return key
 
     def files(self, key):

@@ -207,7 +207,8 @@ class DynamicInterpreter:
             low = self._as_bound(min_width, "min_width", 0)
             high = self._as_bound(max_width, "max_width", self.routes[-1])
             if budget_ms is not None:
-                widest = self.widest_within(budget_ms, None if min_width is None else max(low))
+                bounds = (None if min_width is None else max(low)), max(high)
+                widest = self.widest_within(budget_ms, *bounds)
                 if max(low) > widest:
                     text = f"at most {widest}, the widest route within {budget_ms!r} ms. Received: "
                     raise ValueError(f"`min_width` must be {text}min_width={min_width!r}")
@@ -267,7 +268,9 @@ class DynamicInterpreter:
         shared = (sum(medians[route] for route in ran) - medians["all"]) / (len(ran) - 1)
         return max(0.0, min(shared, *(medians[route] for route in ran)))
 
-    def widest_within(self, budget_ms: float, min_width: int | None = None) -> int:
+    def widest_within(
+        self, budget_ms: float, min_width: int | None = None, max_width: int | None = None
+    ) -> int:
         """Returns the widest route up to which every route takes at most `budget_ms`.
 
         In a file that routes by confidence, an image may run all steps up to it in `budget_ms`. If
@@ -276,20 +279,23 @@ class DynamicInterpreter:
         Args:
             budget_ms: Milliseconds.
             min_width: Width from which on images start. Defaults to `None`, any.
+            max_width: Widest route that may run. Defaults to `None`, any.
 
         Raises:
             ValueError: If no latency was measured, or `budget_ms` is not a positive number.
         """
         is_number = isinstance(budget_ms, numbers.Real) and not isinstance(budget_ms, bool)
         if not (is_number and budget_ms > 0):  # A comparison with NaN is false.
-            text = "`budget_ms` must be a positive number of milliseconds. Received: "
-            raise ValueError(f"{text}budget_ms={budget_ms!r}")
+            text = f"positive number of milliseconds. Received: budget_ms={budget_ms!r}"
+            raise ValueError(f"`budget_ms` must be a {text}")
         if not self.latency_ms:
             raise ValueError("`budget_ms` needs latencies: call `calibrate_latency()` first.")
-        worst = {route: self._worst_latency(route, min_width) for route in self.latency_ms}
+        widest = max(self.latency_ms) if max_width is None else max(max_width, min(self.latency_ms))
+        allowed = [route for route in self.latency_ms if route <= widest]
+        worst = {route: self._worst_latency(route, min_width) for route in allowed}
         if fitting := [route for route, latency in worst.items() if latency <= budget_ms]:
             return max(fitting)
-        fastest = min(self.latency_ms, key=lambda route: self.latency_ms[route])
+        fastest = min(allowed, key=lambda route: self.latency_ms[route])
         if min_width is not None and min_width > fastest:
             text = f"No route from min_width={min_width} on takes {budget_ms!r} ms or less"
             raise ValueError(text)
@@ -398,11 +404,10 @@ class DynamicInterpreter:
         if image.shape not in (shape, (1, *shape)):
             text = f"{shape}. Received: image.shape={image.shape}"
             raise ValueError(f"`image` must have the shape {text}")
-        is_pixels = image.dtype == np.uint8
         if input_type == "uint8":
-            if not is_pixels:
+            if image.dtype != np.uint8:
                 raise ValueError(f"The file takes raw uint8 pixels. Received: {image.dtype}")
-        elif is_pixels:
+        elif image.dtype == np.uint8:
             image = self.preprocess(image)
         elif image.dtype.kind != "f":
             text = f"Received: an image of {image.dtype}"
@@ -431,21 +436,17 @@ class DynamicInterpreter:
         widths = widths * self.num_gates if np.ndim(bound) == 0 else widths
         last = self.metadata["num_widths"] - 1
         if len(widths) != self.num_gates or min(widths) < 0 or max(widths) > last:
-            raise ValueError(
-                f"`{name}` must be a width, 0 to {last}, or one for "
-                f"each of {self.num_gates} gates. Received: {name}={bound!r}"
-            )
+            text = f"a width, 0 to {last}, or one for each of {self.num_gates} gates"
+            raise ValueError(f"`{name}` must be {text}. Received: {name}={bound!r}")
         return np.array(widths, "int32")
 
     def _as_thresholds(self, thresholds):
         """Returns thresholds as float32 `[steps - 1]`, or None without routing by confidence."""
+        if not self.steps and thresholds is None:
+            return None
         if not self.steps:
-            if thresholds is None:
-                return None
-            raise ValueError(
-                "`thresholds` are for files that route by confidence, and this one routes only by "
-                f"its gates. Received: thresholds={thresholds!r}"
-            )
+            text = "files that route by confidence, and this one routes only by its gates"
+            raise ValueError(f"`thresholds` are for {text}. Received: thresholds={thresholds!r}")
         count = len(self.steps) - 1
         try:
             values = np.array(np.nan if isinstance(thresholds, str) else thresholds, "float32")
@@ -485,8 +486,7 @@ def _sibling(name):
 
 def _check_counts(**counts):
     for name, count in counts.items():
-        is_int = isinstance(count, numbers.Integral) and not isinstance(count, bool)
-        if not is_int or count < 1:
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
             raise ValueError(f"`{name}` must be an int of at least 1. Received: {name}={count!r}")
 
 

@@ -218,7 +218,9 @@ class LatencyTable:
                     f"Received: a table of {self.network!r} with MAdds {madds}"
                 )
             latencies[path[0]] = self.latency_ms(path)
-        interpreter.latency_ms, interpreter.trunk_ms = latencies, 0.0
+        interpreter.latency_ms = _GivenLatencies(latencies)
+        interpreter.latency_ms.origin = self.device, self.engine, self.threads
+        interpreter.trunk_ms = 0.0
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the table as a JSON file, completely or not at all.
@@ -269,15 +271,17 @@ class LatencyTable:
 
     @classmethod
     def from_interpreter(
-        cls, interpreter: DynamicInterpreter, device: str = "this device"
+        cls, interpreter: DynamicInterpreter, device: str | None = None
     ) -> "LatencyTable":
         """Returns the table of a `DynamicInterpreter`'s measurements.
 
         The interpreter keeps medians only, so "min_ms" is the median too.
 
         Args:
-            interpreter: A `DynamicInterpreter`, after `calibrate_latency()`.
-            device: Name of the device. Defaults to "this device".
+            interpreter: A `DynamicInterpreter`, after `calibrate_latency()` or `give_to`, whose
+                table's runtime and threads are those of the new one.
+            device: Name of the device. Defaults to that of the table that `give_to` has given,
+                else to "this device".
 
         Raises:
             ValueError: If nothing was measured.
@@ -291,10 +295,12 @@ class LatencyTable:
             for route, median in interpreter.latency_ms.items()
             for path in [(route,) * interpreter.num_gates]
         ]
+        here = "this device", engine_of(interpreter.runtime), interpreter.num_threads
+        measured_on, engine, threads = getattr(interpreter.latency_ms, "origin", here)
         return cls(
-            device=device,
-            engine=engine_of(interpreter.runtime),
-            threads=interpreter.num_threads,
+            device=device or measured_on,
+            engine=engine,
+            threads=threads,
             network=metadata["network"],
             input_shape=tuple(metadata["input_shape"]),
             num_widths=metadata["num_widths"],
@@ -302,6 +308,16 @@ class LatencyTable:
             layout=metadata["layout"],
             rows=rows,
         )
+
+
+class _GivenLatencies(dict):
+    """What `give_to` makes the `latency_ms` of an interpreter, with its `origin`.
+
+    It is the device, the engine and the number of threads of the table. Another measurement takes
+    its place with the latencies.
+    """
+
+    origin: tuple[str, str, int]
 
 
 def engine_of(runtime: str) -> str:

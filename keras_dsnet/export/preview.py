@@ -5,6 +5,7 @@ It serves the page of web/, which `make web` builds, with one exported file:
 python -m keras_dsnet.export.preview MODEL.tflite [--port=8000] [--web_dir=web/dist]
 """
 
+import contextlib
 import functools
 import html
 import http.server
@@ -140,6 +141,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def __init__(self, *args: Any, page: dict, served: dict):
         self._page, self._served = page, served
         super().__init__(*args)
+
+    def handle(self):
+        """Answers the requests of a browser, until it closes the connection or breaks it off."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
 
     def do_GET(self):
         """Answers a GET request."""

@@ -260,8 +260,9 @@ class StagedFiles:
         open_file: Callable,
     ):
         self._parts = metadata["staged"]["files"]
-        # The parts are opened later, maybe from another working directory.
-        self._folder = pathlib.Path(filename).resolve().parent
+        # The parts are opened later, maybe from another working directory. They lie beside the name
+        # of the trunk's file, which may be a link to a folder without them.
+        self._folder = pathlib.Path(filename).absolute().parent
         self._trunk = trunk
         # A cycle of references would keep the memory of files that are no longer used.
         self._open_file: Callable = weakref.WeakMethod(open_file)

@@ -1,7 +1,6 @@
 """The plots of a run, in the manner of the paper's figures."""
 
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 # Nearly everybody can distinguish blue and vermilion (Okabe and Ito).
 _STATIC_COLOR, _DYNAMIC_COLOR, _NEUTRAL_COLOR = "#0072B2", "#D55E00", "#555555"
 _LOSS_COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_RHO = r"$\rho$"
+_RHO = "\N{GREEK SMALL LETTER RHO}"
 _WIDTH_MAP = "viridis"
 # Marks of the rows of `evaluate_paths` that belong to no path of the routes, by name.
 _MARKS = {
@@ -275,8 +274,8 @@ def plot_gallery(
 
 
 def _class_name(index, class_names):
-    name = str(index) if class_names is None else class_names[index]
-    return textwrap.shorten(name, 18, placeholder="...")
+    name = str(index) if class_names is None else " ".join(class_names[index].split())
+    return name if len(name) <= 18 else f"{name[:15].rstrip()}..."
 
 
 def plot_width_shares(

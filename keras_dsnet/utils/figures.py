@@ -29,7 +29,22 @@ def save_figure(figure: Any, path: str | os.PathLike) -> Any:
     The folder is made if it does not exist.
     """
     path = pathlib.Path(path)
+    for text in _texts(figure):
+        # The name of a class or of a data set is no formula, even if it holds two "$".
+        text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, "wb") as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=_DOTS_PER_INCH)
     return figure
+
+
+def _texts(figure):
+    """Yields the titles, the notes and the lines of the legends of a figure."""
+    yield from figure.texts
+    legends = [*figure.legends]
+    for axes in figure.axes:
+        yield axes.title
+        yield from axes.texts
+        legends += [axes.get_legend()] if axes.get_legend() else []
+    for legend in legends:
+        yield from legend.get_texts()

@@ -91,6 +91,7 @@ def check_flags():
     if FLAGS.model is not None:
         num_widths = checks.check_model(checks.find_model(FLAGS.model)).num_widths
     chosen_steps(num_widths)
+    checks.check_no_run(FLAGS.workdir)
     checks.check_workdir(FLAGS.workdir, folders=["tables", "plots"])
     checks.check_plots()
     checks.check_source({"dataset": FLAGS.dataset, "data_dir": FLAGS.data_dir})

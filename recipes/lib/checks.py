@@ -9,7 +9,8 @@ import zipfile
 from absl import flags
 
 FLAGS = flags.FLAGS
-
+# Data sets of `keras_dsnet.data.digits`.
+DIGITS = ("digits", "distorted_digits")
 # The folders and files that a run writes into its work directory.
 FOLDERS = ("tables", "plots", "tensorboard")
 _FILES = (
@@ -52,6 +53,32 @@ def check_workdir(name, flag="workdir", folders=(), files=()):
             raise IsADirectoryError(
                 f"--{flag}={name}: {folder / part} is a folder; a file goes there"
             )
+
+
+def check_no_run(name):
+    """Raises a ValueError if a folder is that of a training run, which keeps its own results.
+
+    Args:
+        name: Str, value of --workdir.
+    """
+    if (pathlib.Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"--workdir={name} is the folder of a training run, which keeps its own network, "
+            "tables and plots: name another folder"
+        )
+
+
+def is_name(dataset, place):
+    """Returns whether a data set is known by its name, even if a folder here has that name.
+
+    Args:
+        dataset: Str, value of --dataset.
+        place: Str, path that the value leads to as that of a folder.
+    """
+    patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+    return dataset in DIGITS or any(
+        next(pathlib.Path(place).glob(pattern), None) for pattern in patterns
+    )
 
 
 def check_run():
@@ -139,7 +166,7 @@ def check_source(values):
             raise FileNotFoundError(f"--{name}={value}: there is no such folder")
     if values["dataset"] is not None and not values["dataset"].strip():
         raise ValueError("--dataset must name a data set. Received: --dataset=")
-    is_digits = values["dataset"] in ("digits", "distorted_digits")
+    is_digits = values["dataset"] in DIGITS
     needs_sklearn = is_digits and importlib.util.find_spec("sklearn") is None
     if needs_sklearn:
         raise ValueError(
@@ -343,7 +370,7 @@ def source_flags(workdir, names, why):
             f"{why}: name their data set by --dataset. "
             f"{workdir} is not the folder of a training run, which would record it"
         ) from None
-    if place is not None:
+    if place is not None and not is_name(run["dataset"], place):
         if not pathlib.Path(place).exists():
             raise FileNotFoundError(
                 f"{place}, which {workdir} was trained on, does not exist any more: name the data "

@@ -3,16 +3,16 @@
 import functools
 import json
 import pathlib
+import re
 
 from absl import flags
 from keras_dsnet_recipes.lib import checks
 
 FLAGS = flags.FLAGS
-DIGITS = ("digits", "distorted_digits")
-SMALL_IMAGES = (*DIGITS, "cifar10", "cifar100")
+SMALL_IMAGES = (*checks.DIGITS, "cifar10", "cifar100")
 PHOTOGRAPH = 224  # side of the images of a folder, in pixels
 # Augmentation of data sets that are not photographs of any size.
-AUGMENTATIONS = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(DIGITS, "none")
+AUGMENTATIONS = {"cifar10": "cifar", "cifar100": "cifar"} | dict.fromkeys(checks.DIGITS, "none")
 TRAINING_SOURCE = ("dataset", "data_dir", "train_split")
 EVALUATION_SOURCE = ("dataset", "data_dir", "eval_split")
 # The default of `evaluation_pipeline`, for networks that were trained on parts of photographs.
@@ -80,17 +80,30 @@ def may_share_images(first, second, size, dataset):
         first: Str, a split in TFDS syntax, such as "train[:90%]".
         second: Str, another one.
         size: Int, the number of images of the whole split that both may be slices of.
-        dataset: Str, name of the data set.
+        dataset: Str, name or folder of the data set. The splits of a folder have several names.
     """
     from keras_dsnet.data.image_source import resolve_split
 
     try:
-        lengths = {split.split("[")[0]: size for split in (first, second)}
-        (name, one), (other, two) = (resolve_split(x, lengths, dataset) for x in (first, second))
-    except (ValueError, TypeError, AttributeError):
+        splits = [_as_in_tfds(split, dataset) for split in (first, second)]
+        lengths = {split.split("[")[0]: size for split in splits}
+        (name, one), (other, two) = (resolve_split(x, lengths, dataset) for x in splits)
+    except (ValueError, TypeError, AttributeError, OSError):
         # The split is of no name, or of several.
         return False
     return name == other and max(one.start, two.start) < min(one.stop, two.stop)
+
+
+def _as_in_tfds(split, dataset):
+    """Returns a split of a folder with one name of its folder, as TFDS can read it."""
+    from keras_dsnet.data.folder_layout import find_layout
+    from keras_dsnet.data.load_source import existing_folder
+
+    folder = None if dataset in checks.DIGITS else existing_folder(dataset)
+    if folder is None:
+        return split
+    name = re.match(r"[^\[+]*", split).group()
+    return re.sub(r"\W", "_", find_layout(folder).key_of(name.strip())) + split[len(name) :]
 
 
 def load_evaluation_source(network, values, purpose):

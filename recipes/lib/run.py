@@ -7,7 +7,7 @@ import signal
 import sys
 
 from absl import flags
-from keras_dsnet_recipes.lib import run_flags, start, supervisor
+from keras_dsnet_recipes.lib import checks, run_flags, start, supervisor
 from keras_dsnet_recipes.lib.cluster import read_cluster
 
 FLAGS = flags.FLAGS
@@ -40,11 +40,16 @@ def open_workdir(check_only=False):
         make = WorkDir.reader
     config = run_flags.configuration()
     try:
-        return make(
-            FLAGS.workdir, config, run_flags.exempt(), growing=("epochs",), paths=run_flags.PATHS
-        )
+        return make(FLAGS.workdir, config, run_flags.exempt(), growing=("epochs",), paths=_paths())
     except ConfigMismatchError as error:
         raise ValueError(error.describe("--{name}")) from None
+
+
+def _paths():
+    """Returns the names of the flags whose values are paths."""
+    if FLAGS.dataset and checks.is_name(FLAGS.dataset, pathlib.Path(FLAGS.dataset).expanduser()):
+        return [name for name in run_flags.PATHS if name != "dataset"]
+    return run_flags.PATHS
 
 
 def checks_network_first():

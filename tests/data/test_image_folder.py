@@ -129,6 +129,15 @@ def test_a_split_is_sliced_whatever_another_one_holds(image_folder):
     assert half == pytest.approx(whole / 2, abs=1)
 
 
+@pytest.mark.parametrize("name", ["foo", "all", "validation", ""])
+def test_a_split_that_is_not_there_is_one_line(image_folder, name):
+    with pytest.raises(ValueError, match=rf"split '{name}' of .* is not valid: it has 'train', "):
+        load_source(image_folder, split="eval", eval_split=f"{name}[:50%]")
+    _train_and_val(image_folder)
+    with pytest.raises(ValueError, match=r"is not valid: it has 'train', 'val'"):
+        load_source(image_folder, split="eval", eval_split="foo[:50%]")
+
+
 @pytest.mark.parametrize("kind", ["folder", "files"])
 def test_links_that_would_put_images_into_two_splits_are_refused(image_folder, kind):
     _train_and_val(image_folder)

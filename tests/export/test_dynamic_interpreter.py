@@ -219,6 +219,9 @@ def test_a_budget_holds_where_a_narrower_route_measured_slower(interpreter, monk
     assert paths((2.0, 1.0, 4.0), budget_ms=1.5) == {2}
     with pytest.warns(UserWarning, match=r"fastest, 2, .* 1\.00 ms"):
         assert paths((2.0, 1.0, 4.0), budget_ms=0.5) == {2}
+    # Route 2 fits, and may not run.
+    with pytest.warns(UserWarning, match=r"fastest, 0, .* 2\.00 ms"):
+        assert paths((2.0, 1.0, 4.0), budget_ms=1.5, max_width=0) == {0}
 
 
 def test_a_budget_and_a_bound_both_hold(timed):

@@ -314,6 +314,14 @@ def test_an_interpreter_takes_the_latencies_of_a_table(network):
     with pytest.raises(ValueError, match=r"measured on LiteRT\.js"):
         table.give_to(measured_file(network))
     table.give_to(file, runtime="LiteRT.js")
+    # The latencies stay those of the browser.
+    given = LatencyTable.from_interpreter(file)
+    assert (given.device, given.engine, given.runtime) == (table.device, BROWSER, "LiteRT.js")
+    assert LatencyTable.from_interpreter(file, device="mine").device == "mine"
+    with pytest.raises(ValueError, match=r"measured on LiteRT\.js"):
+        best_path(network, max_latency_ms=9, latency_table=file)
+    file.latency_ms = {0: 2.0, 4: 3.0}
+    assert LatencyTable.from_interpreter(file).runtime == "LiteRT"
     table, file = make_table(network, times, threads=4), measured_file(network)
     with pytest.raises(ValueError, match=r"of 4 threads.*Received: an interpreter of 1$"):
         table.give_to(file)

@@ -384,6 +384,27 @@ def test_a_new_export_leaves_no_parts_of_the_last_one_beside_it(network, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == [changed.name, filename.name]
 
 
+def test_parts_lie_beside_the_name_that_is_opened(network, tmp_path, monkeypatch):
+    image = np.zeros((1, *network.input_shape[1:]), "float32")
+    _, filename = export(network, tmp_path / "m.tflite", layout="staged", split=True)
+    # The trunk alone, and every file, as caches link them.
+    for folder, linked in (("trunk", filename.name), ("all", "")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "store").mkdir()
+        for number, path in enumerate(sorted(tmp_path.glob("*.tflite"))):
+            new = tmp_path / folder / path.name
+            stored = new.parent / "store" / f"{number}.bin"
+            new.write_bytes(path.read_bytes())
+            if linked in ("", path.name):
+                new.rename(stored)
+                new.symlink_to(stored)
+        monkeypatch.chdir(tmp_path / folder)
+        interpreter = DynamicInterpreter("m.tflite")
+        monkeypatch.chdir(tmp_path)
+        for route in interpreter.routes:
+            assert interpreter.run(image, min_width=route, max_width=route)[1][0] == route
+
+
 @pytest.mark.slow
 def test_a_split_export_that_fails_leaves_the_files_of_the_last_one(network, tmp_path, monkeypatch):
     _, filename = export(network, tmp_path / "m.tflite", layout="staged", split=True)

@@ -120,7 +120,8 @@ def test_images_that_trained_the_network_are_warned_of(
     )
     monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
     values = {"dataset": "cifar10", "eval_split": split}
-    source = types.SimpleNamespace(split_size=10_000 if split in ("test", None) else 50_000)
+    size = 10_000 if split in ("test", None) else 50_000
+    source = types.SimpleNamespace(split=split or "test", split_size=size)
     calibrate.warn_of_training_images(values, tmp_path, source)
     assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
 
@@ -140,7 +141,7 @@ def test_gates_are_judged_by_the_images_of_their_supernet(
             config |= {"supernet": place, "places": {"supernet": str(tmp_path / place)}}
         (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
-    source = types.SimpleNamespace(split_size=50_000)
+    source = types.SimpleNamespace(split=split, split_size=50_000)
     values = {"dataset": "cifar10", "eval_split": split}
     calibrate.warn_of_training_images(values, gate, source)
     assert ("was trained on train[:40000]" in capsys.readouterr().out) == warned
@@ -152,13 +153,21 @@ def test_gates_are_judged_by_the_images_of_their_supernet(
 
 def test_training_images_of_a_folder_are_known_by_its_place(tmp_path, capsys, monkeypatch):
     photos = tmp_path / "photos"
-    photos.mkdir()
+    for name in ("cat", "dog"):
+        (photos / "training_set" / name).mkdir(parents=True)
     config = {"dataset": "photos", "train_split": None, "places": {"dataset": str(photos)}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(model="runs/x"))
-    source = types.SimpleNamespace(split_size=30)
-    for dataset, warned in ((photos, True), (f"{photos}/", True), (tmp_path / "others", False)):
-        values = {"dataset": str(dataset), "eval_split": "train[20:]"}
+    for dataset, split, warned in (
+        (photos, "train[20:]", True),
+        (f"{photos}/", "train[20:]", True),
+        # Another name of the same split.
+        (photos, "training_set[20:]", True),
+        (photos, "test[20:]", False),
+        (tmp_path / "others", "train[20:]", False),
+    ):
+        source = types.SimpleNamespace(split=split, split_size=30)
+        values = {"dataset": str(dataset), "eval_split": split}
         calibrate.warn_of_training_images(values, tmp_path, source)
         assert ("warning: --model=runs/x was trained on" in capsys.readouterr().out) == warned
 
@@ -177,3 +186,23 @@ def test_a_limit_that_nothing_meets_is_one_line_and_writes_nothing(saved, tmp_pa
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "`max_madds` must be at least" in line
     assert not (workdir / "model.keras").exists()
+
+
+def test_a_network_of_one_step_and_the_folder_of_a_run_are_refused(network, tmp_path):
+    one = small_network(classes=10)
+    one.routes = (2,)
+    one.save(tmp_path / "one.keras")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    network.save(tmp_path / "all.keras")
+    for model, workdir, message in (
+        ("one.keras", tmp_path / "new", "has one confidence step, 2, and no threshold to choose"),
+        ("all.keras", run, f"--workdir={run} is the folder of a training run"),
+    ):
+        arguments = (f"--model={tmp_path / model}", f"--workdir={workdir}", "--max_drop=1")
+        done = run_program(RECIPES / "calibrate.py", *arguments, *DIGITS)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == ["config.json"]

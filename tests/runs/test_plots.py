@@ -13,6 +13,7 @@ from keras_dsnet.runs.plots import (
     plot_width_shares,
 )
 
+RHO = "\N{GREEK SMALL LETTER RHO}"
 ROWS = [
     {"path": 1, "rho": 0.8, "madds": 300_000_000, "top1": 0.8, "top5": 0.9},
     {"path": 0, "rho": 0.35, "madds": 100_000_000, "top1": 0.7, "top5": 0.9},
@@ -48,8 +49,8 @@ def test_static_widths_are_a_line_and_the_dynamic_network_a_point(tmp_path):
     assert axes.get_title() == "digits"
     assert legend_words(figure.legends[0]) == ["static sub-networks", "dynamic network"]
     assert {text.get_text() for text in axes.texts} == {
-        r"$\rho$ = 0.35",
-        r"$\rho$ = 1.20",
+        f"{RHO} = 0.35",
+        f"{RHO} = 1.20",
         "82.0 % at 220M",
     }
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -86,7 +87,7 @@ def test_shares_stack_to_a_hundred_percent(tmp_path):
     np.testing.assert_allclose(bottoms, [[0, 0], [50, 2], [50, 100]])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["gate 1", "gate 2"]
     assert axes.get_ylabel() == "Share of images (%)"
-    ratios = [rf"$\rho$ = {rho}" for rho in ("1.00", "0.50", "0.25")]
+    ratios = [f"{RHO} = {rho}" for rho in ("1.00", "0.50", "0.25")]
     assert legend_words(axes.get_legend()) == ratios
     assert [text.get_text() for text in axes.texts if text.get_text()] == ["50", "98", "50"]
     assert (tmp_path / "shares.png").stat().st_size > 5_000
@@ -210,3 +211,21 @@ def test_a_gallery_has_a_row_for_each_width_the_surest_image_first(tmp_path):
     assert figure.axes[3].get_ylabel() == "width 13\n40% of images"
     with pytest.raises(ValueError, match="Received: 5, 1, 1, 1, 1 values"):
         plot_gallery(images, [0], [0], [0], [0.5], tmp_path / "gallery.png")
+
+
+def test_names_are_drawn_as_they_are_and_only_their_ends_cut(tmp_path):
+    # What matplotlib would take for a formula, and a long name without a space.
+    names = ("$", "a$_$", "english_cocker_spaniel", "two\nlines")
+    figure = plot_gallery(
+        np.zeros((4, 8, 8, 3), "uint8"),
+        [0] * 4,
+        labels=[0, 1, 2, 3],
+        predictions=[0, 1, 2, 3],
+        confidence=[0.9, 0.8, 0.7, 0.6],
+        path=tmp_path / "gallery.png",
+        class_names=names,
+        title="a $_$ b",
+        columns=4,
+    )
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["$", "a$_$", "english_cocker_...", "two lines"]

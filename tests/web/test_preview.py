@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import socket
+import struct
 import sys
 import threading
 
@@ -104,6 +105,19 @@ def test_all_parts_of_a_split_file_are_served(open_client, files):
     assert sorted(names) == sorted(path.name for path in (files / "parts").iterdir())
     for name in names:
         assert client.get(f"/preview/{name}")[1] == (files / "parts" / name).read_bytes()
+
+
+def test_a_browser_that_breaks_off_leaves_no_traceback(open_client, files, capfd):
+    (files / "page" / "large.js").write_bytes(bytes(2**25))
+    client = open_client("my model.tflite")
+    with socket.create_connection(("127.0.0.1", client._port)) as connection:
+        connection.sendall(b"GET /large.js HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.recv(100)
+        # Closed with a reset, since what has arrived is not read.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert client.get("/main.js")[0].status == 200
+    (files / "page" / "large.js").unlink()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

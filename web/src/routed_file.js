@@ -4,7 +4,7 @@ import { CompiledFile } from "./litert_signatures.js";
 import { PageError } from "./page_error.js";
 import { probabilities } from "./probabilities.js";
 import { StagedRuntime } from "./staged_runtime.js";
-import { numGatesOf, readMetadata, routesOf } from "./tflite_metadata.js";
+import { mainOf, numGatesOf, routesOf } from "./tflite_metadata.js";
 
 export class RoutedFile {
   #compiled = [];
@@ -132,19 +132,6 @@ export class RoutedFile {
     }
     return parts;
   }
-}
-
-/** Returns the file that has the metadata. The parts of a split export have none. */
-function mainOf(contents) {
-  let firstError = null;
-  for (const main of contents) {
-    try {
-      return { main, metadata: readMetadata(main.bytes, main.name) };
-    } catch (error) {
-      firstError ??= error;
-    }
-  }
-  throw firstError ?? new PageError("No file was opened");
 }
 
 async function checkDigest({ name, bytes }, sha256, mainName) {

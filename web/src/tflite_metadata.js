@@ -37,10 +37,11 @@ export function readMetadata(bytes, name) {
     throw new PageError(`${name} is damaged: ${error.message}`);
   }
   if (metadata === null) {
-    throw new PageError(
+    const error = new PageError(
       `${name} is a TFLite file without routes; make one by ` +
         'model.export(..., format="litert")',
     );
+    throw Object.assign(error, { mayBePart: true });
   }
   const isComplete = FIELDS.every((field) => Object.hasOwn(metadata, field));
   if (!isComplete || metadata.format !== FORMAT) {
@@ -59,6 +60,27 @@ export function readMetadata(bytes, name) {
     );
   }
   return metadata;
+}
+
+/**
+ * Returns the file that has the metadata, and these. The parts of a split export have none.
+ *
+ * @param {{name: string, bytes: Uint8Array}[]} contents Files, in any order.
+ * @throws {PageError} If none has them.
+ */
+export function mainOf(contents) {
+  let shown = null;
+  for (const main of contents) {
+    try {
+      return { main, metadata: readMetadata(main.bytes, main.name) };
+    } catch (error) {
+      // What is wrong with the main file tells more than that another file is none.
+      if (shown === null || (shown.mayBePart && !error.mayBePart)) {
+        shown = error;
+      }
+    }
+  }
+  throw shown ?? new PageError("No file was opened");
 }
 
 /** Returns the fraction of the shorter side of a photograph that the network was evaluated on. */

@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { PageError, lineOf } from "../src/page_error.js";
 import { largestProbability, probabilities, topLabels } from "../src/probabilities.js";
-import { cropFractionOf, readMetadata } from "../src/tflite_metadata.js";
+import { cropFractionOf, mainOf, readMetadata } from "../src/tflite_metadata.js";
 
 test("what is not a TFLite file is refused in one line", () => {
   const content = new TextEncoder().encode("this is a photograph");
@@ -74,6 +74,18 @@ test("the file of a detector, of features or of another version is refused in on
   assert.throws(() => readMetadata(fileWith({ ...metadata, format: 2 }), "x.tflite"), {
     message: "x.tflite is of another version of keras_dsnet; export it again",
   });
+});
+
+test("what is wrong with the main file of several is told, not that a part is none", () => {
+  const part = { name: "m.route_0.tflite", bytes: fileWith(null) };
+  const main = { name: "m.tflite", bytes: fileWith({ format: 2 }) };
+  for (const contents of [[part, main], [main, part], [part, main, part]]) {
+    assert.throws(() => mainOf(contents), {
+      message: "m.tflite is of another version of keras_dsnet; export it again",
+    });
+  }
+  assert.throws(() => mainOf([part]), { message: /^m\.route_0\.tflite is .* without routes/ });
+  assert.throws(() => mainOf([]), { message: "No file was opened" });
 });
 
 test("the crop of a file is read, and a wrong one is refused in one line", () => {

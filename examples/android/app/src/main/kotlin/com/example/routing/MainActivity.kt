@@ -11,6 +11,7 @@ import androidx.activity.result.PickVisualMediaRequest
 import androidx.activity.result.contract.ActivityResultContracts
 import androidx.core.content.ContextCompat
 import java.util.concurrent.Executors
+import java.util.concurrent.atomic.AtomicBoolean
 
 /** Routes camera frames or a picked photograph, with the engine and the limits that are set. */
 class MainActivity : ComponentActivity() {
@@ -23,6 +24,13 @@ class MainActivity : ComponentActivity() {
 
     // Run again when an engine or a slider changes; null while the camera runs.
     private var photograph: Bitmap? = null
+
+    // Counts what the user asks for. A photograph that is read after the camera has started is late.
+    @Volatile
+    private var request = 0
+
+    // A slider moves faster than the model runs; one run with its last position is enough.
+    private val isQueued = AtomicBoolean()
 
     private val pick = registerForActivityResult(ActivityResultContracts.PickVisualMedia()) { uri ->
         if (uri != null) open(uri)
@@ -75,15 +83,25 @@ class MainActivity : ComponentActivity() {
 
     private fun open(uri: Uri) {
         feed.stop()
+        request += 1
+        val mine = request
         inBackground("The photograph does not open") {
             val bitmap = decodePhotograph(contentResolver, uri)
-            photograph = bitmap
-            runOnUiThread { screen.showPhotograph(bitmap) }
-            classify(bitmap)
+            if (mine == request) {
+                photograph = bitmap
+                runOnUiThread { if (mine == request) screen.showPhotograph(bitmap) }
+                classify(bitmap)
+            }
         }
     }
 
-    private fun runAgain() = inBackground("The model does not run") { photograph?.let(::classify) }
+    private fun runAgain() {
+        if (isQueued.getAndSet(true)) return
+        inBackground("The model does not run") {
+            isQueued.set(false)
+            photograph?.let(::classify)
+        }
+    }
 
     private fun askForCamera() {
         val state = ContextCompat.checkSelfPermission(this, Manifest.permission.CAMERA)
@@ -92,6 +110,7 @@ class MainActivity : ComponentActivity() {
     }
 
     private fun startCamera() {
+        request += 1
         screen.showsCamera(true)
         executor.execute { photograph = null }
         feed.start()

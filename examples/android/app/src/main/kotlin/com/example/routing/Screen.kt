@@ -25,8 +25,8 @@ class Screen(context: Context) {
     val camera = PreviewView(context)
     val cameraButton = Button(context).apply { text = "Camera" }
     val photoButton = Button(context).apply { text = "Photograph" }
-    private val photo = ImageView(context)
-    private val engines = Spinner(context)
+    private val photo = ImageView(context).apply { contentDescription = "The photograph" }
+    private val engines = Spinner(context).apply { contentDescription = "Engine" }
     private val widthText = TextView(context)
     private val widthSlider = SeekBar(context)
     private val thresholdText = TextView(context)
@@ -44,14 +44,23 @@ class Screen(context: Context) {
             addView(cameraButton)
             addView(photoButton)
         }
-        val height = context.resources.displayMetrics.heightPixels / 2
+        // The same after a turn, which makes no new screen.
+        val metrics = context.resources.displayMetrics
+        val height = minOf(metrics.heightPixels, metrics.widthPixels) * 2 / 3
         val image = ViewGroup.LayoutParams(ViewGroup.LayoutParams.MATCH_PARENT, height)
+        // Above the images, so that no size of the screen hides them.
+        column.addView(buttons)
         column.addView(camera, image)
         column.addView(photo, image)
         for (view in listOf(
-            buttons, engines, widthText, widthSlider, thresholdText, thresholdSlider, result,
+            result, engines, widthText, widthSlider, thresholdText, thresholdSlider,
         )) column.addView(view)
         addView(column)
+    }
+
+    init {
+        camera.visibility = View.GONE
+        photo.visibility = View.GONE
     }
 
     // Written by the main thread and read by that of the model.
@@ -130,6 +139,10 @@ class Screen(context: Context) {
     fun showsCamera(shown: Boolean) {
         camera.visibility = if (shown) View.VISIBLE else View.GONE
         photo.visibility = if (shown) View.GONE else View.VISIBLE
+        // A screen reader reads the result of a photograph, and not those of every frame.
+        result.accessibilityLiveRegion =
+            if (shown) View.ACCESSIBILITY_LIVE_REGION_NONE
+            else View.ACCESSIBILITY_LIVE_REGION_POLITE
     }
 
     fun showResult(file: RoutedFile, timed: TimedPrediction) {
@@ -160,5 +173,7 @@ class Screen(context: Context) {
         thresholdText.text = threshold?.let { String.format(Locale.ROOT, "Threshold: %.2f", it) }
             ?: if (routesByConfidence) "Thresholds of the file: ${fileThresholds.joinToString()}"
             else "Threshold: the file does not route by confidence"
+        widthSlider.contentDescription = widthText.text
+        thresholdSlider.contentDescription = thresholdText.text
     }
 }
