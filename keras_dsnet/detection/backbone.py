@@ -56,7 +56,9 @@ def as_backbone(
     backbone = DynamicSlimmableNetwork.from_config(config)
     values = {layer.name: layer.get_weights() for layer in network.supernet_layers}
     for layer in backbone.supernet_layers:
-        layer.set_weights(values[layer.name])
+        # The pooling of a stem, which strides bring in, has none.
+        if layer.weights:
+            layer.set_weights(values[layer.name])
     return backbone
 
 

@@ -62,6 +62,10 @@ class DetectionGateTrainer(BoxTargets, GateTrainer):
         **kwargs: Any,
     ):
         self._check_model(detector)
+        if detector.num_gates != 1:
+            raise ValueError(
+                f"`detector` must have one gate. Received: a detector of {detector.num_gates} gates"
+            )
         for name in ("soft_targets", "input_shape"):
             if kwargs.get(name):
                 raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dsnet.detection.confidence import CONFIDENCES
+from keras_dsnet.detection.detector_weights import weights_config
 from keras_dsnet.detection.fssd_arguments import one_of
 from keras_dsnet.models import DynamicSlimmableNetwork
 from keras_dsnet.models.routing import SectionRunner
@@ -69,6 +70,7 @@ class DetectorRouting(RoutingSettings):
     def save_own_variables(self, store: Any) -> None:
         # Weights files hold the settings too. Those of the backbone are beside its weights.
         facts = {**self.confidence_config(), "class_names": self.class_names}
+        facts["detector"] = weights_config(self)
         store["facts"] = np.frombuffer(json.dumps(facts).encode(), "uint8")
 
     def load_own_variables(self, store: Any) -> None:

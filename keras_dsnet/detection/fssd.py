@@ -11,6 +11,7 @@ from keras_dsnet.detection.anchors import anchors_per_position, check_anchors, l
 from keras_dsnet.detection.boxes import BOX_FORMAT, check_box_format, suppress
 from keras_dsnet.detection.detector_export import DetectorExport
 from keras_dsnet.detection.detector_routing import DetectorRouting, in_float32
+from keras_dsnet.detection.detector_weights import check_detector_weights, settings_kept
 from keras_dsnet.detection.fssd_arguments import (
     check_backbone,
     check_norm,
@@ -65,6 +66,7 @@ class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, Refus
             predictions.
         norm: "batch" or "group". Defaults to "batch" for a backbone with one gate, and to "group"
             for a backbone with several gates, whose paths are too many for separate statistics.
+            Groups need `channels` times the number of levels, and `pyramid`, in multiples of 4.
         activation: Name of the Keras activation after each norm of the head.
         class_names: Sequence of str, the name of each class by its index. None if the names are not
             known.
@@ -420,6 +422,11 @@ class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, Refus
         """
         return self.backbone.preprocess_input(images)
 
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        check_detector_weights(self, filepath, skip_mismatch)
+        with settings_kept(self):
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+
     def get_config(self) -> dict:
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
@@ -434,14 +441,21 @@ class FSSD(DetectorRouting, DetectorExport, EagerPrediction, AtomicSaving, Refus
             **self.confidence_config(),
             "name": self.name,
             "trainable": self.trainable,
+            "frozen_layers": tuple(x.name for x in self.head_layers if not x.trainable),
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
 
     @classmethod
     def from_config(cls, config: dict) -> "FSSD":
-        return cls(
-            **{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])}
-        )
+        config = dict(config)
+        # Older files have no such entry.
+        frozen_layers = config.pop("frozen_layers", ())
+        backbone = keras.saving.deserialize_keras_object(config["backbone"])
+        detector = cls(**{**config, "backbone": backbone})
+        for layer in detector.head_layers:
+            if layer.name in frozen_layers:
+                layer.trainable = False
+        return detector
 
 
 class _Wiring:

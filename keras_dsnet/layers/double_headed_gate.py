@@ -292,9 +292,8 @@ class DoubleHeadedGate(keras.layers.Layer):
     def _interpolated(self, scores, routes):
         """Returns the soft choice of a scalar head, shared by the two routes around its ratio."""
         ratios = [self.choice_ratios[width] for width in routes]
-        ratio = tf.sigmoid(scores)
         # The interpolation has no slope outside the first and the last candidate.
-        ratio += tf.stop_gradient(tf.clip_by_value(ratio, ratios[0], ratios[-1]) - ratio)
+        ratio = tf.clip_by_value(tf.sigmoid(scores), ratios[0], ratios[-1])
         gaps = [b - a for a, b in zip(ratios, ratios[1:])] or [1.0]
         left, right = tf.constant([gaps[0], *gaps]), tf.constant([*gaps, gaps[-1]])
         distance = ratio - tf.constant(ratios)[: len(routes)]

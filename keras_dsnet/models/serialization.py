@@ -70,22 +70,40 @@ def check_weights_fit(network: Any, filepath: Any, skip_mismatch: bool) -> None:
     Raises:
         ValueError: If the file is of another network.
     """
-    difference = _difference(_stored_config(filepath), network)
+    difference = find_difference(read_stored(filepath, "vars/config"), network)
+    report_difference(difference, "network", skip_mismatch)
+
+
+def report_difference(
+    difference: tuple[str, Any, Any] | None, kind: str, skip_mismatch: bool
+) -> None:
+    """Raises an error for a setting that differs, or warns of it.
+
+    Args:
+        difference: `(name, theirs, ours)`, or None if there is none.
+        kind: Str, what has the setting: "network" or "detector".
+        skip_mismatch: Bool, whether it is only warned of.
+
+    Raises:
+        ValueError: If there is a difference and `skip_mismatch` is False.
+    """
     if difference is None:
         return
     name, theirs, ours = difference
-    line = (
-        f"The weights are of a network with {name}={theirs!r}. "
-        f"Received: a network with {name}={ours!r}"
-    )
+    line = f"The weights are of a {kind} with {name}={theirs!r}. Received: a {kind} with "
     if not skip_mismatch:
-        raise ValueError(line)
+        raise ValueError(f"{line}{name}={ours!r}")
     if name != "classes":
-        warnings.warn(line, stacklevel=3)
+        warnings.warn(f"{line}{name}={ours!r}", stacklevel=4)
 
 
-def _stored_config(filepath):
-    """Returns the config in a file of weights, or None if it has none that can be read."""
+def read_stored(filepath: Any, path: str) -> dict | None:
+    """Returns a description in a file of weights, or None if it has none that can be read.
+
+    Args:
+        filepath: Path of the file.
+        path: Str, where it is in the HDF5 file.
+    """
     name = str(filepath)
     try:
         if name.endswith(".keras"):
@@ -94,14 +112,19 @@ def _stored_config(filepath):
         elif not name.endswith(".weights.h5"):
             return None
         with h5py.File(filepath) as file:
-            return json.loads(bytes(np.array(file["vars"]["config"])))
+            return json.loads(bytes(np.array(file[path])))
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
         # Keras says what is wrong with the file.
         return None
 
 
-def _difference(config, network):
-    """Returns `(name, theirs, ours)` of the first setting that the weights depend on, or None."""
+def find_difference(config: dict | None, network: Any) -> tuple[str, Any, Any] | None:
+    """Returns `(name, theirs, ours)` of the first setting that the weights depend on, or None.
+
+    Args:
+        config: Dict, the configuration of another network, or None.
+        network: A `DynamicSlimmableNetwork`.
+    """
     if not config or not {"spec", "classes", "include_top"} <= set(config):
         return None
     ours = network.spec

@@ -183,7 +183,15 @@ class StepBuilder:
 
         Returns:
             A `Step`.
+
+        Raises:
+            ValueError: If channels are no multiples of 4.
         """
+        if any(count % 4 for count in channels):
+            raise ValueError(
+                f"Channels of group normalisation must be multiples of 4. Received: {channels} "
+                f"channels for '{name}'"
+            )
         norm = SlicedGroupNormalization(
             channels,
             channels_per_group=next((s for s in (16, 8) if not any(c % s for c in channels)), 4),

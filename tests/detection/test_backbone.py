@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from detection_squares import SIZE, make_classifier, make_detector
+from tiny_families import TINY_RESNET, tiny_network
 
 from keras_dsnet.detection import FSSD, as_backbone
 from keras_dsnet.detection.backbone import detector_with_dtype
@@ -39,6 +40,17 @@ def test_backbone_of_small_images_gets_the_strides_of_large_ones():
     assert as_backbone(network, (64, 64, 3), output_stride=16).spec.strides == (1, 1, 2, 2, 2, 2)
     strides = (2, 1, 2, 1, 2, 2)
     assert as_backbone(network, (64, 64, 3), strides).spec.strides == strides
+
+
+def test_backbone_of_small_images_gets_the_pooling_of_large_ones():
+    network = tiny_network(TINY_RESNET.scaled(strides=(1,) * len(TINY_RESNET.strides)))
+    backbone = as_backbone(network, (64, 64, 3), strides=TINY_RESNET.strides)
+    ours = {layer.name: layer for layer in backbone.supernet_layers}
+    theirs = {layer.name: layer for layer in network.supernet_layers}
+    assert set(ours) - set(theirs) == {"stem_pool"}
+    for name, layer in theirs.items():
+        for new, old in zip(ours[name].get_weights() if name in ours else (), layer.get_weights()):
+            np.testing.assert_array_equal(new, old)
 
 
 def test_what_is_no_network_is_refused():

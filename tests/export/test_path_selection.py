@@ -301,7 +301,9 @@ def measured_file(network, **fields):
     rows = [{"path": [k], "madds": network.madds(k, SHAPE)} for k in (0, 4)]
     metadata = {"num_widths": network.num_widths, "input_shape": list(SHAPE), "routes": rows}
     metadata |= {"quantize": "int8", "layout": "shared", **fields}
+    metadata |= {"network": network.name}
     facts = {"latency_ms": {}, "trunk_ms": 1.0, "num_threads": 1, "runtime": "interpreter"}
+    facts |= {"num_gates": 1}
     return types.SimpleNamespace(metadata=metadata, **facts)
 
 

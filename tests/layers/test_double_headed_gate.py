@@ -86,6 +86,23 @@ def test_a_scalar_head_picks_the_nearest_ratio():
     np.testing.assert_array_equal(gate.choose(scores, (0, 3)), [0, 0, 3, 3, 3])
 
 
+def test_a_scalar_head_has_a_slope_between_its_routes_only():
+    gate = made(slimming_head="scalar", choice_ratios=(0.35, 0.55, 0.7, 1.0))
+    scores = tf.linspace(-6.0, 6.0, 400)[:, None]
+    ratio = tf.sigmoid(scores)[:, 0].numpy()
+    with tf.GradientTape() as tape:
+        tape.watch(scores)
+        soft = gate.soft_choice(scores, (1, 2), 1.0)
+        cost = tf.reduce_sum(soft * [1.0, 3.0])
+    slope = tape.gradient(cost, scores)[:, 0].numpy()
+    inside = (ratio > 0.55) & (ratio < 0.7)
+    np.testing.assert_array_equal(slope[~inside], 0)
+    # The cost rises by 2 on the way from a ratio of 0.55 to 0.7.
+    expected = 2 / 0.15 * ratio * (1 - ratio)
+    np.testing.assert_allclose(slope[inside], expected[inside], rtol=1e-4)
+    np.testing.assert_allclose(tf.reduce_sum(soft, axis=1), 1, atol=1e-6)
+
+
 def test_w1_is_shared_or_not():
     shared, separate = made(), made(share_encoder=False)
     assert [v.name for v in shared.slimming_variables] == ["w2"]
