@@ -40,14 +40,17 @@ def open_workdir(check_only=False):
         make = WorkDir.reader
     config = run_flags.configuration()
     try:
-        return make(FLAGS.workdir, config, run_flags.exempt(), growing=("epochs",), paths=_paths())
+        return make(
+            FLAGS.workdir, config, run_flags.exempt(), growing=("epochs",), paths=_paths(config)
+        )
     except ConfigMismatchError as error:
         raise ValueError(error.describe("--{name}")) from None
 
 
-def _paths():
+def _paths(config):
     """Returns the names of the flags whose values are paths."""
-    if FLAGS.dataset and checks.is_name(FLAGS.dataset, pathlib.Path(FLAGS.dataset).expanduser()):
+    dataset = config.get("dataset")
+    if dataset and checks.is_name(dataset, pathlib.Path(dataset).expanduser()):
         return [name for name in run_flags.PATHS if name != "dataset"]
     return run_flags.PATHS
 

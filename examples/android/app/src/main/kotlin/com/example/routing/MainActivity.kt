@@ -25,7 +25,7 @@ class MainActivity : ComponentActivity() {
     // Run again when an engine or a slider changes; null while the camera runs.
     private var photograph: Bitmap? = null
 
-    // Counts what the user asks for. A photograph that is read after the camera has started is late.
+    // Counts what the user asks for: the camera may have started before a photograph is read.
     @Volatile
     private var request = 0
 
