@@ -283,7 +283,7 @@ _ALL = [
                 "supernet",
                 STAGE_1,
                 "{data}_ds_resnet_supernet",
-                hours=1.1,
+                hours=2.0,
                 data="tiny_imagenet",
             ),
             Arm(
@@ -303,11 +303,11 @@ _ALL = [
         "Gates that are transferred with the weights help on another data set.",
         "without transfer of the gates 97.4 at 1.7B, with it 97.8 at 1.6B",
         (
-            _transfer_arm("supernet", hours=0.6),
-            _transfer_arm("from_scratch", pretrained=False, hours=0.6),
-            _transfer_arm("static_slimmest", "--alone=0", hours=0.15),
-            _transfer_arm("static_middle", "--alone=1", hours=0.2),
-            _transfer_arm("static_widest", "--alone=3", hours=0.3),
+            _transfer_arm("supernet", hours=1.0),
+            _transfer_arm("from_scratch", pretrained=False, hours=1.0),
+            _transfer_arm("static_slimmest", "--alone=0", hours=0.25),
+            _transfer_arm("static_middle", "--alone=1", hours=0.35),
+            _transfer_arm("static_widest", "--alone=3", hours=0.5),
             _transferred_gate("without_transfer", transfer=False),
             _transferred_gate("with_transfer"),
             # A rate of 0 leaves the gates as they came.
