@@ -75,6 +75,7 @@ def is_name(dataset, place):
         dataset: Str, value of --dataset.
         place: Str, path that the value leads to as that of a folder.
     """
+    # As `keras_dsnet.data.load_source` finds what TFDS prepared, which would import TensorFlow.
     patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
     return dataset in DIGITS or any(
         next(pathlib.Path(place).glob(pattern), None) for pattern in patterns
